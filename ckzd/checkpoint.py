@@ -1,0 +1,168 @@
+"""The nouns of a checkpoint: files, the tensors inside them, and what the optimizer says of itself.
+
+A checkpoint is bytes. Most of them are tensor storages; the rest (pickle, headers, JSON) is kept verbatim.
+A `FileLayout` says which byte ranges of a file are storages ("holes"); `assemble()` puts a file together
+again from its verbatim bytes and its payloads, in both directions: to hash what a restore will write, and to write it.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = bytes | memoryview
+RawArray = npt.NDArray[np.generic]
+
+# How a dtype name is held in memory. bfloat16 has no NumPy type: it travels as its 16 bits.
+STORED_AS = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+}
+CODED_FLOATS = frozenset({"float32", "float16", "bfloat16"})  # dtypes that a lossy preset may touch
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What a restore gives back beside the bytes."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One storage, seen as the tensor that covers it.
+
+    `path` names it inside its run ("model", "blocks.0.fc.weight"); it is unique in a checkpoint and stays the
+    same from one checkpoint to the next. `shape` is in memory order: the storage is that array, C-contiguous.
+    `dtype` is a torch name; one outside `STORED_AS` is opaque and `shape` then counts bytes.
+    """
+
+    path: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements (bytes, for an opaque dtype)."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Bytes [offset, offset + nbytes) of a file are the storage `tensors[tensor]`.
+
+    `crc_offsets` are the places where the file repeats the CRC-32 of these bytes (little-endian uint32). Each
+    lies after the hole, or between the previous hole's end and this hole's start.
+    """
+
+    tensor: int
+    offset: int
+    nbytes: int
+    crc_offsets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """One file: its name inside the checkpoint (posix, relative), its size, its holes in ascending order."""
+
+    name: str
+    size: int
+    stat: FileStat
+    holes: tuple[Hole, ...]
+
+    def verbatim_ranges(self) -> Iterator[tuple[int, int]]:
+        """The (start, stop) ranges before, between and after the holes; always one more than there are holes."""
+        start = 0
+        for hole in self.holes:
+            yield start, hole.offset
+            start = hole.offset + hole.nbytes
+        yield start, self.size
+
+
+@dataclass(frozen=True, slots=True)
+class ParamGroup:
+    """One optimizer `param_groups` entry. `ids` are the keys of its parameters in `state`, in order."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    betas: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """`path` is the path of the optimizer's state dict; its tensors are (*path, "state", id, "exp_avg")."""
+
+    path: tuple[str, ...]
+    groups: tuple[ParamGroup, ...]
+
+
+class Source(Protocol):
+    """Random access to the original bytes."""
+
+    def read(self, file: int, offset: int, nbytes: int) -> Bytes:
+        """Exactly `nbytes` bytes of file number `file`; raises SourceChanged if they are no longer there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A parsed checkpoint: everything but the tensor bytes is in memory, those are read on demand."""
+
+    name: str  # "step_100.pt", "checkpoint-100"
+    is_directory: bool
+    stat: FileStat | None  # of the directory, if it is one
+    step: int | None
+    files: tuple[FileLayout, ...]
+    tensors: tuple[TensorSpec, ...]
+    optimizers: tuple[Optimizer, ...]
+    source: Source = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files together."""
+        return sum(layout.size for layout in self.files)
+
+    def locate(self) -> dict[int, tuple[int, int, int]]:
+        """Tensor number -> (file number, offset, nbytes)."""
+        return {h.tensor: (f, h.offset, h.nbytes) for f, layout in enumerate(self.files) for h in layout.holes}
+
+    def verbatim(self, file: int) -> Iterator[Bytes]:
+        """The bytes around the holes, one piece per `FileLayout.verbatim_ranges()`."""
+        for start, stop in self.files[file].verbatim_ranges():
+            yield self.source.read(file, start, stop - start)
+
+
+def assemble(
+    layout: FileLayout, verbatim: Sequence[Bytes], payload_of: Callable[[int], Bytes]
+) -> Iterator[Bytes]:
+    """Yield the file's bytes in order: verbatim pieces and payloads in turn, CRC-32 fields patched.
+
+    `verbatim` has one piece per `layout.verbatim_ranges()`; `payload_of(tensor)` returns that tensor's bytes and is
+    called once a hole, in file order. The encoder hashes this stream and the decoder writes it.
+    """
+    patches: dict[int, bytes] = {}
+    ranges = list(layout.verbatim_ranges())
+    for position, (start, stop) in enumerate(ranges):
+        payload: Bytes = b""
+        if position < len(layout.holes):
+            hole = layout.holes[position]
+            payload = payload_of(hole.tensor)
+            if len(payload) != hole.nbytes:
+                raise AssertionError(f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}")
+            if hole.crc_offsets:
+                crc = zlib.crc32(payload).to_bytes(4, "little")
+                patches.update(dict.fromkeys(hole.crc_offsets, crc))
+        piece = bytearray(verbatim[position])
+        for offset in [offset for offset in patches if start <= offset and offset + 4 <= stop]:
+            piece[offset - start : offset - start + 4] = patches.pop(offset)
+        yield bytes(piece)
+        yield payload

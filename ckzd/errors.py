@@ -1,0 +1,94 @@
+"""Every error that ckzd raises on purpose, and the exit code each one means.
+
+CkzdError                    1   anything below; catch it to catch them all
+├── BadCheckpoint            1   the input is damaged, half-written, hostile, or no checkpoint at all
+├── SourceChanged            1   the input moved or changed while it was read; retryable
+├── VerificationFailed       1   an archive did not decode to what the encoder recorded: nothing may be replaced
+├── ConfigError              2   a setting or an argument is wrong; names the field
+├── CorruptArchive           4   an archive, pointer or cache entry has bytes that cannot be right
+├── MissingReference         5   an archive that this one depends on is not there
+├── StoreLocked              6   another process holds the store
+└── NoSpace                  7   the file system is, or would become, full
+
+Messages are lower case and say what, expected and got; `hint` says what to do.
+Exit code 0 is done, 2 is also every usage error of the command line, 3 is "some of several failed".
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_SOME_FAILED = 3
+
+
+class CkzdError(Exception):
+    """Base of all errors of ckzd: `subject` (path or name), `problem`, and a `hint` that says what to do."""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, subject: Path | str, problem: str, *, hint: str = "") -> None:
+        super().__init__(subject, problem, hint)
+        self.subject = str(subject)
+        self.problem = problem
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process boundary whole, keyword argument included."""
+        return (_rebuild, (type(self), self.subject, self.problem, self.hint))
+
+    def __str__(self) -> str:
+        text = f"{self.subject}: {self.problem}"
+        return f"{text} (hint: {self.hint})" if self.hint else text
+
+
+def _rebuild(kind: type[CkzdError], subject: str, problem: str, hint: str) -> CkzdError:
+    return kind(subject, problem, hint=hint)
+
+
+class BadCheckpoint(CkzdError):
+    """The checkpoint is damaged, incomplete, hostile or of no known format."""
+
+
+class SourceChanged(CkzdError):
+    """The checkpoint moved or changed while ckzd worked on it."""
+
+    retryable = True
+
+
+class VerificationFailed(CkzdError):
+    """An archive read back from disk did not decode to what the encoder recorded."""
+
+
+class ConfigError(CkzdError):
+    """A setting or an argument is wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+class CorruptArchive(CkzdError):
+    """Bytes of an archive, a pointer or the store cannot be right."""
+
+    exit_code = 4
+
+
+class MissingReference(CkzdError):
+    """An archive that is needed to decode this one is not there."""
+
+    exit_code = 5
+
+
+class StoreLocked(CkzdError):
+    """Another process holds the store's lock."""
+
+    exit_code = 6
+    retryable = True
+
+
+class NoSpace(CkzdError):
+    """The file system is full, or would be."""
+
+    exit_code = 7
+    retryable = True
