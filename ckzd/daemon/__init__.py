@@ -1,0 +1,1 @@
+"""The daemon: watch, settle, journal, hand to workers, replace, and tell."""
