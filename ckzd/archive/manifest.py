@@ -1,0 +1,163 @@
+"""manifest.json: what an archive says of itself. FORMAT.md has one row for every field here.
+
+It holds no clock and no host: the same checkpoint gives the same bytes. It has exactly one spelling
+(`to_json`), and `from_json` accepts no other, so that a flipped byte cannot hide in white space.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+FORMAT_VERSION: Final = 1
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Id32 = Annotated[int, Field(ge=0, lt=2**32)]
+Nanoseconds = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StatModel(_Frozen):
+    """What a restore gives back to a directory beside its files."""
+
+    mode: Id32
+    uid: Id32
+    gid: Id32
+    mtime_ns: Nanoseconds
+
+
+class FileModel(_Frozen):
+    """One file of the checkpoint. `size` holds for the original and for the restored file: they are equally long."""
+
+    name: Text
+    size: Count
+    mode: Id32
+    uid: Id32
+    gid: Id32
+    mtime_ns: Nanoseconds
+    original_sha256: Sha256
+    sha256: Sha256
+    tensors: Count
+
+
+class EntryModel(_Frozen):
+    """One entry of the container other than the manifest."""
+
+    name: Text
+    nbytes: Count
+    sha256: Sha256
+
+
+class Manifest(_Frozen):
+    """Everything an archive says of itself; validated against itself, so that no two fields contradict each other."""
+
+    format: Literal[1] = FORMAT_VERSION
+    preset: Text
+    name: Text
+    kind: Literal["file", "directory"]
+    directory: StatModel | None
+    step: int | None
+    checkpoint: Sha256
+    restored: Sha256
+    reconstruction: Sha256
+    reference: Sha256 | None
+    depth: Count
+    original_bytes: Count
+    parts: dict[str, Count]
+    coders: dict[str, Count]
+    quality: dict[str, float]
+    tools: dict[str, str]
+    files: list[FileModel]
+    entries: list[EntryModel] = []
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """The fields must not contradict each other, and no name may lead out of the place of a restore."""
+        _require(is_plain_name(self.name), f"name {self.name!r} is not one path component")
+        for file in self.files:
+            _require(is_inside(file.name), f"file name {file.name!r} is not a relative path that stays inside")
+        _require(len({file.name for file in self.files}) == len(self.files), "two files have one name")
+        _require(bool(self.files), "there is no file")
+        _require(self.kind == "directory" or len(self.files) == 1, "a file checkpoint has exactly one file")
+        _require((self.directory is not None) == (self.kind == "directory"), "directory must be there for a directory")
+        _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
+        _require(self.original_bytes == sum(file.size for file in self.files), "original_bytes is not the files' sum")
+        _require(self.checkpoint == original_digest(self.files), "checkpoint is not the hash of the original files")
+        _require(self.restored == restored_digest(self.files), "restored is not the hash of the restored files")
+        return self
+
+    def to_json(self) -> bytes:
+        """The one spelling: fields in their order here, a line each, as is every item of a list; maps sorted by key."""
+        lines = []
+        for key, value in self.model_dump(mode="json").items():
+            if isinstance(value, list) and value:
+                text = "[\n" + ",\n".join(_compact(item) for item in value) + "\n]"
+            elif key in {"parts", "coders", "quality", "tools"}:
+                text = _compact(dict(sorted(value.items())))
+            else:
+                text = _compact(value)
+            lines.append(f"{_compact(key)}:{text}")
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Parse `to_json()`'s spelling and no other; ValueError says what is wrong, in one line."""
+        try:
+            parsed = json.loads(data)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        version = parsed.get("format") if isinstance(parsed, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ValueError(f"format {version} is newer than {FORMAT_VERSION}, the newest that this ckzd reads")
+        try:
+            manifest = cls.model_validate(parsed)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"field {'.'.join(map(str, first['loc'])) or '-'}: {first['msg']}") from None
+        if manifest.to_json() != data:
+            raise ValueError("not spelled the canonical way")
+        return manifest
+
+
+def files_digest(rows: Iterable[tuple[str, int, str]]) -> str:
+    """Sha256 (hex) over the sorted lines "name NUL size NUL sha256 LF" of (name, size, sha256) rows."""
+    digest = hashlib.sha256()
+    for row in sorted("\0".join(map(str, row)) for row in rows):
+        digest.update(f"{row}\n".encode())
+    return digest.hexdigest()
+
+
+def original_digest(files: Iterable[FileModel]) -> str:
+    """What identifies the checkpoint that was compressed: `Manifest.checkpoint`."""
+    return files_digest((file.name, file.size, file.original_sha256) for file in files)
+
+
+def restored_digest(files: Iterable[FileModel]) -> str:
+    """The same over what a restore writes: `Manifest.restored`."""
+    return files_digest((file.name, file.size, file.sha256) for file in files)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is exactly one path component."""
+    return "/" not in name and is_inside(name)
+
+
+def is_inside(name: str) -> bool:
+    """Whether the relative path `name` stays inside the directory it is joined to."""
+    return "\0" not in name and all(part not in {"", ".", ".."} for part in name.split("/"))
+
+
+def _require(holds: bool, problem: str) -> None:  # noqa: FBT001 - a condition is what this function is about
+    if not holds:
+        raise ValueError(problem)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
