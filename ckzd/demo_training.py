@@ -4,7 +4,7 @@ It stands for the user's job and knows nothing of ckzd: it saves with `torch.sav
 most jobs do, and resumes with `torch.load`. Data order and learning rate depend on the step alone and it computes on
 one thread, so that two runs of the same steps from the same state agree bit for bit.
 
-    python -m ckzd.demo_training RUN --size demo --steps 300 --every 30 [--resume RUN/step_150.pt]
+    python -m ckzd.demo_training RUN --size demo --steps 300 --every 30 [--no-save] [--resume RUN/step_150.pt]
 
 It prints one JSON object a line: step, loss (training, nats a byte), and where it evaluated or saved also heldout_loss
 and checkpoint.
@@ -176,15 +176,15 @@ def report(**fields: object) -> None:
     print(json.dumps(fields), flush=True)  # noqa: T201  # this is the job's log, read by the demo
 
 
-def run_training(training: Training, run: Path, *, every: int) -> None:
-    """Train to the last step; save and evaluate after every `every` steps (0: evaluate at the end only)."""
+def run_training(training: Training, run: Path, *, every: int, save: bool) -> None:
+    """Train to the last step; evaluate after every `every` steps (0: at the end only) and, if told to, save."""
     while training.step < training.steps:
         loss = training.train_step()
         at_checkpoint = every > 0 and training.step % every == 0
         fields: dict[str, object] = {"step": training.step, "loss": loss}
         if at_checkpoint or training.step == training.steps:
             fields["heldout_loss"] = training.heldout_loss()
-        if at_checkpoint:
+        if at_checkpoint and save:
             checkpoint = run / f"step_{training.step}.pt"
             training.save(checkpoint)
             fields["checkpoint"] = checkpoint.name
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="demo")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, default=0)
+    parser.add_argument("--no-save", dest="save", action="store_false")
     parser.add_argument("--resume", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the other cores belong to whoever trains beside us; and one thread repeats bit for bit
@@ -205,7 +206,7 @@ def main() -> None:
     if arguments.resume:
         training.resume(arguments.resume)
         report(step=training.step, resumed=str(arguments.resume), heldout_loss=training.heldout_loss())
-    run_training(training, arguments.run, every=arguments.every)
+    run_training(training, arguments.run, every=arguments.every, save=arguments.save)
 
 
 if __name__ == "__main__":

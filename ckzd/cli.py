@@ -1,0 +1,419 @@
+"""The command line: parse, call one operation, print, exit code.
+
+Results go to standard output, progress and errors to standard error. With `--json` both are one JSON object a line.
+Each command loads its operation when it runs, so that `ckzd --help` and `ckzd inspect` start without torch.
+"""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ckzd import __version__
+from ckzd.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_SOME_FAILED,
+    EXIT_USAGE,
+    CkzdError,
+    ConfigError,
+    NoSpace,
+    StoreLocked,
+)
+
+if TYPE_CHECKING:
+    from ckzd.demo import DemoReport, Event
+    from ckzd.operations.compress import CompressReport
+
+PIPE_WIDTH = 200  # columns of a table that nobody's terminal cuts
+STAGES = {
+    "read": "reading",
+    "encode": "encoding",
+    "written": "written",
+    "verify": "verifying",
+    "verified": "verified",
+    "publish": "publishing",
+    "replaced": "replaced",
+}
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compress training checkpoints against the ones before them, prove it, and give them back.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, errors too.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", help="Directory of the archives; .ckzd beside the run if not given.")
+]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings.")]
+ARCHIVE_HELP = "An archive, or the checkpoint path that it replaced."
+
+
+def main() -> None:
+    """The console entry."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    screen = Screen(as_json="--json" in arguments)
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="ckzd", standalone_mode=False)
+    except typer.TyperException as error:
+        screen.error(_usage_error(error))
+        return error.exit_code
+    except typer.Abort:
+        return EXIT_FAILED
+    except (CkzdError, OSError) as error:
+        return screen.error(as_ckzd_error(error))
+    return (code or EXIT_DONE) if arguments else EXIT_USAGE
+
+
+def as_ckzd_error(error: CkzdError | OSError) -> CkzdError:
+    """What the system said, as one of our errors: the one place where OSError is translated."""
+    if isinstance(error, CkzdError):
+        return error
+    subject = error.filename if error.filename is not None else "the system"
+    problem = (error.strerror or str(error) or type(error).__name__).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(os.fsdecode(subject), problem, hint="free some space and run it again; nothing was lost")
+    return CkzdError(os.fsdecode(subject), problem)
+
+
+def _usage_error(error: typer.TyperException) -> CkzdError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "ckzd"
+    message = error.format_message().strip().rstrip(".") or "wrong usage"
+    return ConfigError(command, message[0].lower() + message[1:], hint=f"see `{command} --help`")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Standard output and standard error, for a person or for a program."""
+
+    as_json: bool
+
+    def line(self, fields: Mapping[str, Any]) -> None:
+        """One JSON object on standard output, at once."""
+        print(json.dumps(fields, default=str), flush=True)  # noqa: T201  # results are what this program prints
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+    def show(self, table: Table) -> None:
+        """A table for a person; in a pipe it is not cut at 80 columns."""
+        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+    def error(self, error: CkzdError) -> int:
+        """Report an error; returns its exit code."""
+        if self.as_json:
+            fields = {"error": type(error).__name__, "subject": error.subject, "problem": error.problem}
+            text = json.dumps({**fields, "hint": error.hint, "exit_code": error.exit_code})
+        else:
+            text = f"error: {error.subject}: {error.problem}" + (f"\nhint: {error.hint}" if error.hint else "")
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        return error.exit_code
+
+    @contextmanager
+    def progress(self) -> Iterator["Bar"]:
+        """A bar on a terminal; nothing in a pipe, and nothing beside JSON."""
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        visible = console.is_terminal and not self.as_json
+        with Progress(*columns, console=console, transient=True, disable=not visible) as progress:
+            yield Bar(progress)
+
+
+class Bar:
+    """The progress of one file after the other."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=1.0)
+        self._name = ""
+
+    def start(self, name: str) -> None:
+        """Begin with the next one."""
+        self._name = name
+        self._progress.reset(self._task, description=name)
+
+    def stage(self, stage: str, fraction: float) -> None:
+        """`stage` is `fraction` done."""
+        self._progress.update(self._task, completed=fraction, description=f"{self._name}: {STAGES.get(stage, stage)}")
+
+    def fraction(self, fraction: float) -> None:
+        """`fraction` is done."""
+        self._progress.update(self._task, completed=fraction)
+
+
+def for_each(paths: Iterable[Path], action: Callable[[Path], None], screen: Screen) -> int:
+    """Do `action` for every path, report the failures as they come, and say by the exit code how many there were.
+
+    A full disk or a locked store would stop the next one too: they end the loop.
+    """
+    codes = []
+    for path in paths:
+        try:
+            action(path)
+            codes.append(EXIT_DONE)
+        except (CkzdError, OSError) as failure:
+            error = as_ckzd_error(failure)
+            codes.append(screen.error(error))
+            if isinstance(error, NoSpace | StoreLocked):
+                break
+    failures = [code for code in codes if code != EXIT_DONE]
+    if not failures:
+        return EXIT_DONE
+    return EXIT_SOME_FAILED if EXIT_DONE in codes else failures[0]
+
+
+def plain_bytes(nbytes: float) -> str:
+    """17394081 -> "17.4 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def table_of(*headings: str) -> Table:
+    """A table with the first column to the left and the others to the right."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001  # typer's callbacks are called this way
+    if wanted:
+        Screen(as_json=False).say(f"ckzd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False
+) -> None:
+    """`ckzd` without a verb."""
+
+
+@app.command()
+def serve(
+    *,
+    config: Config = None,
+    once: Annotated[bool, typer.Option("--once", help="Do what is there to do, then end.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Watch the configured runs; archive, prove and replace their checkpoints."""
+    from ckzd.config import load
+    from ckzd.daemon.service import serve as serve_runs
+
+    return serve_runs(load(config), once=once)
+
+
+@app.command()
+def compress(
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or run directories whose checkpoints it takes.")],
+    *,
+    preset: Annotated[str, typer.Option(help="The quality: resume, paper or lossless.")] = "resume",
+    store: Store = None,
+    stride: Annotated[int, typer.Option(min=1, help="How many checkpoints back the reference is.")] = 1,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace each original once its archive is proven.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    as_json: Json = False,
+) -> int:
+    """Archive checkpoints and prove that the archives decode."""
+    from ckzd.operations.compress import compress as compress_one
+
+    screen = Screen(as_json)
+    table = table_of("checkpoint", "original", "archive", "ratio", "against", "seconds", "")
+    with screen.progress() as bar:
+
+        def archive(checkpoint: Path) -> None:
+            bar.start(checkpoint.name)
+            report = compress_one(
+                checkpoint,
+                store=store,
+                preset=preset,
+                stride=stride,
+                replace=replace,
+                device=device,
+                on_stage=bar.stage,
+            )
+            if as_json:
+                screen.line(report.to_dict())
+            else:
+                table.add_row(*_compress_row(report))
+
+        code = for_each([found for path in paths for found in _checkpoints_of(path)], archive, screen)
+    if table.row_count:
+        screen.show(table)
+    return code
+
+
+def _checkpoints_of(path: Path) -> list[Path]:
+    """The path itself if it is a checkpoint, else what lies in the run; the operation explains what is neither."""
+    from ckzd.formats import list_checkpoints, looks_like_checkpoint
+
+    try:
+        if path.is_dir() and not looks_like_checkpoint(path):
+            return list_checkpoints(path) or [path]
+    except OSError:
+        return [path]
+    return [path]
+
+
+def _compress_row(report: "CompressReport") -> tuple[str, ...]:
+    sizes = plain_bytes(report.original_bytes), plain_bytes(report.archive_bytes), f"{report.ratio:.1f}x"
+    reference = Path(report.reference).name if report.reference else "nothing: a base"
+    remark = "was archived before" if report.already else "replaced" if report.replaced else "original kept"
+    return (Path(report.checkpoint).name, *sizes, reference, f"{report.seconds:.1f}", remark)
+
+
+@app.command()
+def restore(
+    path: Annotated[Path, typer.Argument(help=ARCHIVE_HELP)],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="What to create; the original place if not given.")
+    ] = None,
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Leave the optimizer's moments out.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Give a checkpoint back, whole or not at all."""
+    from ckzd.operations.restore import restore as restore_one
+
+    screen = Screen(as_json)
+    with screen.progress() as bar:
+        bar.start(path.name)
+        report = restore_one(path, output=output, weights_only=weights_only, on_progress=bar.fraction)
+    if as_json:
+        screen.line(report.to_dict())
+    else:
+        size = plain_bytes(report.restored_bytes)
+        screen.say(f"restored {report.checkpoint}: {size} in {report.files} file(s), {report.seconds:.1f} s")
+    return EXIT_DONE
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Archives, or the checkpoint paths that they replaced.")],
+    *,
+    as_json: Json = False,
+) -> int:
+    """Decode archives from disk and compare every file's hash with the recorded one."""
+    from ckzd.operations.verify import verify as verify_one
+
+    screen = Screen(as_json)
+    with screen.progress() as bar:
+
+        def check(path: Path) -> None:
+            bar.start(path.name)
+            report = verify_one(path)
+            if as_json:
+                screen.line(report.to_dict())
+            else:
+                screen.say(f"ok {report.archive}: {report.files} file(s), {report.seconds:.1f} s")
+
+        return for_each(paths, check, screen)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help=ARCHIVE_HELP)],
+    *,
+    as_json: Json = False,
+) -> int:
+    """Show what an archive holds, without decoding it."""
+    from ckzd.operations.inspect import inspect as inspect_one
+
+    screen = Screen(as_json)
+    facts = inspect_one(path)
+    if as_json:
+        screen.line(facts)
+    else:
+        screen.show(_facts_table(facts))
+    return EXIT_DONE
+
+
+def _facts_table(facts: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _plain_value(name, value))
+    return table
+
+
+def _plain_value(name: str, value: Any) -> str:
+    """A value of `inspect` or `status` for a person."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain_value(name, item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return "\n".join(_plain_value(name, item) for item in value) or "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool) and (name.endswith("_bytes") or name == "parts"):
+        return plain_bytes(value)
+    return str(value)
+
+
+@app.command()
+def demo(*, as_json: Json = False) -> int:
+    """Train, compress, kill, restore and resume, for real; takes two minutes."""
+    from ckzd.demo import run_demo
+
+    screen = Screen(as_json)
+
+    def on_event(event: "Event") -> None:
+        if as_json:
+            screen.line({"event": event.who, "text": event.text, "seconds": event.seconds, **event.fields})
+        else:
+            screen.say(f"{event.seconds:6.1f} s  {event.who:8} {event.text}")
+
+    report = run_demo(on_event)
+    if as_json:
+        screen.line({"event": "report", **report.to_dict()})
+    else:
+        _show_demo(report, screen)
+    return EXIT_DONE if report.passed else EXIT_FAILED
+
+
+def _show_demo(report: "DemoReport", screen: Screen) -> None:
+    sizes = table_of("checkpoint", "original", "archive", "ratio", "kind")
+    for row in report.archived:
+        kind = f"delta, {row.depth} deep" if row.depth else "base"
+        original, archive = plain_bytes(row.original_bytes), plain_bytes(row.archive_bytes)
+        sizes.add_row(row.checkpoint, original, archive, f"{row.ratio:.1f}x", kind)
+    originals = sum(row.original_bytes for row in report.archived)
+    archives = sum(row.archive_bytes for row in report.archived)
+    sizes.add_section()
+    sizes.add_row("all", plain_bytes(originals), plain_bytes(archives), f"{originals / archives:.1f}x", "")
+    screen.show(sizes)
+    losses = table_of("loss, nats a byte", "uninterrupted", f"restored from {report.restored}", "gap")
+    for loss in report.comparisons:
+        losses.add_row(loss.what, f"{loss.uninterrupted:.4f}", f"{loss.resumed:.4f}", f"{100 * loss.gap:+.2f} %")
+    screen.show(losses)
+    verdict = "every loss is" if report.passed else "FAILED: not every loss is"
+    allowed = f"within {100 * report.allowed_gap:.0f} % of the uninterrupted run's"
+    screen.say(f"killed at step {report.killed_at}, resumed to step {report.steps}; {verdict} {allowed}")
+    screen.say(f"{report.seconds:.0f} s in all")

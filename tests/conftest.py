@@ -1,0 +1,64 @@
+"""What every test must leave behind: no process, no thread, no temporary file."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+GRACE_SECONDS = 5.0  # a child that was told to end may take a moment
+OURS_TO_KEEP = ("resource_tracker", "forkserver")  # helpers that multiprocessing keeps for the life of the process
+
+
+def child_processes() -> dict[int, str]:
+    """Living children of this process: pid -> command line."""
+    children: dict[int, str] = {}
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if not any(helper in command for helper in OURS_TO_KEEP):
+                children[int(pid)] = command or "a zombie: nobody waited for it"
+    return children
+
+
+def wait_for_none(look, before) -> list[object]:
+    """What `look` finds beyond `before`, after giving it a moment to go away."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while True:
+        leaked = [found for key, found in look().items() if key not in before]
+        if not leaked or time.monotonic() > deadline:
+            return leaked
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_processes() -> Iterator[None]:
+    before = child_processes()
+    yield
+    assert wait_for_none(child_processes, before) == []
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_threads() -> Iterator[None]:
+    def look() -> dict[int | None, threading.Thread]:
+        return {thread.ident: thread for thread in threading.enumerate()}
+
+    before = look()
+    yield
+    assert wait_for_none(look, before) == []
+
+
+@pytest.fixture(autouse=True)
+def _no_leftover_temporaries(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that crashes a writer on purpose is marked `leaves_temporaries`."""
+    uses_files = "tmp_path" in request.fixturenames
+    place = request.getfixturevalue("tmp_path") if uses_files else None
+    yield
+    if place is not None and request.node.get_closest_marker("leaves_temporaries") is None:
+        leftover = [Path(where, name) for where, _, names in os.walk(place) for name in names if name.endswith(".tmp")]
+        assert leftover == []
