@@ -1,0 +1,183 @@
+"""The only renames and unlinks of the package, each followed by the fsync that makes it last.
+
+A failed fsync is final: Linux drops the dirty pages and the next fsync would report success, so nothing here tries
+twice; the temporary file is thrown away and the caller keeps what it had. A full file system is `NoSpace`.
+"""
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ckzd.errors import NoSpace
+
+TEMP_PREFIX, TEMP_SUFFIX = ".ckzd-", ".tmp"
+
+_AT_FDCWD = -100
+_NOREPLACE, _EXCHANGE = 1, 2
+_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})  # what NFS, FUSE, old kernels answer
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def as_no_space(path: Path) -> Iterator[None]:
+    """Turn "disk full" and "quota exceeded" into NoSpace; let every other error pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            hint = "free some space; nothing was removed, and the work is tried again later"
+            raise NoSpace(path, f"{os.strerror(error.errno)}: {free_bytes(path)} bytes free", hint=hint) from error
+        raise
+
+
+@contextmanager
+def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `target` when the block ends: temp beside it, fsync, rename, fsync of the directory.
+
+    On any error `target` is as it was and the temporary file is gone. `mode` is exact; None is what `open` would give.
+    """
+    temp = target.with_name(f"{TEMP_PREFIX}{secrets.token_hex(8)}{TEMP_SUFFIX}")
+    with as_no_space(target):
+        try:
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - it is a descriptor
+                yield file
+                file.flush()
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            temp.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
+            raise
+        fsync_dir(target.parent)
+
+
+def publish(temp: Path, target: Path) -> bool:
+    """Give a finished file its name, never overwriting; False if `target` was there first. `temp` is gone then too."""
+    with as_no_space(target):
+        fsync_file(temp)
+        try:
+            _rename_noreplace(temp, target)
+        except FileExistsError:
+            remove(temp)
+            return False
+        fsync_dir(target.parent)
+    return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move a file or directory within its file system; FileExistsError rather than overwrite."""
+    with as_no_space(target):
+        _rename_noreplace(source, target)
+        fsync_dir(target.parent)
+        if source.parent != target.parent:
+            fsync_dir(source.parent)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap two existing paths in one step. OSError with `exchange_unsupported` where the file system cannot."""
+    with as_no_space(b):
+        _renameat2(a, b, _EXCHANGE)
+        fsync_dir(a.parent)
+        fsync_dir(b.parent)
+
+
+def exchange_unsupported(error: OSError) -> bool:
+    """Whether `exchange` failed because the file system does not know it."""
+    return error.errno in _UNSUPPORTED
+
+
+def remove(path: Path) -> None:
+    """Delete a file; one that is gone already is fine."""
+    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        fsync_dir(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and what is in it, never following a link; one that is gone already is fine."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
+    with suppress(FileNotFoundError):
+        fsync_dir(path.parent)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's bytes durable."""
+    _fsync(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a directory's names durable. Some network file systems refuse with EINVAL: that, and only that, is fine."""
+    try:
+        _fsync(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def fsync_tree(path: Path) -> None:
+    """Make a directory and all that is in it durable, bottom up."""
+    for parent, _, names in os.walk(path, topdown=False):
+        for file in (Path(parent, name) for name in names):
+            if not file.is_symlink():
+                fsync_file(file)
+        fsync_dir(Path(parent))
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged writer can still put on the file system where `path` is or will be."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    status = os.statvfs(existing)
+    return status.f_bavail * status.f_frsize
+
+
+def require_space(path: Path, nbytes: int) -> None:
+    """Raise NoSpace, before anything is written, unless `nbytes` fit."""
+    free = free_bytes(path)
+    if free < nbytes:
+        raise NoSpace(path, f"needs {nbytes} bytes, {free} are free", hint=f"free {nbytes - free} bytes")
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_noreplace(source: Path, target: Path) -> None:
+    try:
+        _renameat2(source, target, _NOREPLACE)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _rename_noreplace_by_link(source, target)
+
+
+def _rename_noreplace_by_link(source: Path, target: Path) -> None:
+    if source.is_dir() and not source.is_symlink():  # a directory has no second name; the check is the best there is
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+        return
+    os.link(source, target, follow_symlinks=False)
+    source.unlink()
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> None:
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, "no renameat2 in the C library", str(target))
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
