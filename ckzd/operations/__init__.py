@@ -1,0 +1,1 @@
+"""What ckzd does, one file a verb."""

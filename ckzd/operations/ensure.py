@@ -1,0 +1,98 @@
+"""ensure_restored: what a trainer calls on every rank before it resumes."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckzd import errors
+from ckzd.errors import CkzdError, StoreLocked
+from ckzd.locks import LOCKS_UNSUPPORTED
+from ckzd.operations.replace import pointer_for, resolve
+
+WAIT_SECONDS = 3600.0  # a restore reads, decodes and writes one checkpoint: minutes at the most
+POLL_SECONDS = 0.1
+
+
+def ensure_restored(path: Path | str) -> Path:
+    """Make sure that the checkpoint at `path` is there, restoring it in place if ckzd replaced it; returns its path.
+
+    Call it on every rank. One rank restores, in a fresh child process (a trainer's default dtype, device and
+    floating-point modes are its own business), the others wait for it. If nothing is missing it returns at once.
+    """
+    checkpoint = Path(path)
+    if _is_there(checkpoint):
+        return checkpoint
+    archive = resolve(checkpoint)
+    with _turn(archive):
+        if not _is_there(checkpoint):
+            _restore_in_child(checkpoint)
+    return checkpoint
+
+
+def _is_there(checkpoint: Path) -> bool:
+    """A restore fills a file's place at once, and takes the pointer out of a directory with the same exchange."""
+    if checkpoint.is_dir():
+        return not pointer_for(checkpoint).exists()
+    return checkpoint.exists()
+
+
+@contextmanager
+def _turn(archive: Path) -> Iterator[None]:
+    """Wait for this rank's turn, by a lock on the archive: it is on the file system that all ranks see.
+
+    Where locks do not work two ranks may restore the same file: wasteful, not harmful, a restore is all or nothing.
+    """
+    descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    deadline = time.monotonic() + WAIT_SECONDS
+    try:
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise StoreLocked(archive, f"expected another rank to restore it within {WAIT_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in LOCKS_UNSUPPORTED:
+            raise
+    return True
+
+
+def _restore_in_child(checkpoint: Path) -> None:
+    """Run `python -m ckzd restore` and turn its failure back into the error it was."""
+    command = [sys.executable, "-m", "ckzd", "restore", "--json", "--", str(checkpoint.absolute())]
+    finished = subprocess.run(  # noqa: S603  # our own interpreter and module
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if finished.returncode != 0:
+        raise _error_of(checkpoint, finished.returncode, finished.stderr)
+
+
+def _error_of(checkpoint: Path, returncode: int, stderr: str) -> CkzdError:
+    """The child's last line on stderr, if it is one of our errors as JSON, else what it said."""
+    lines = stderr.strip().splitlines() or [""]
+    try:
+        said = json.loads(lines[-1])
+        kind = getattr(errors, said["error"])
+        return _checked(kind(said["subject"], said["problem"], hint=said["hint"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return CkzdError(checkpoint, f"the restoring process ended with {returncode}: {lines[-1]}")
+
+
+def _checked(error: object) -> CkzdError:
+    if not isinstance(error, CkzdError):
+        raise TypeError(error)
+    return error

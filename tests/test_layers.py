@@ -1,0 +1,181 @@
+"""Who may import whom, and where each foreign package lives. Late imports count like early ones."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ckzd"
+
+LEVELS = (
+    ("errors", "checkpoint"),
+    ("formats", "codec", "archive", "durable", "locks"),
+    ("store",),
+    ("operations",),
+    ("config",),
+    ("daemon",),
+    ("cli", "demo", "demo_training", "__main__"),
+)
+LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+APART = {"formats", "codec", "archive", "durable"}  # siblings that never import each other
+
+HOMES = {
+    "constriction": ("codec/entropy.py",),
+    "sklearn": ("codec/quantize.py",),
+    "scipy": ("codec/pairing.py",),
+    "torch": ("codec/train.py", "codec/lowrank.py", "demo_training.py"),
+    "watchdog": ("daemon/watch.py",),
+    "prometheus_client": ("daemon/metrics.py",),
+    "typer": ("cli.py",),
+    "rich": ("cli.py",),
+    "pydantic": ("archive/manifest.py", "config.py"),
+    "pydantic_settings": ("config.py",),
+    "zstandard": ("codec/", "archive/"),
+    "numpy": ("checkpoint.py", "formats/", "codec/", "operations/", "demo_training.py"),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    importer: str  # "codec/entropy.py"
+    line: int
+    module: str  # "ckzd.codec.tables"
+    late: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.module}"
+
+
+def imports_of(path: Path) -> list[Import]:
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    late = {id(node) for function in functions for node in ast.walk(function)}
+    found = []
+    importer = path.relative_to(PACKAGE).as_posix()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{importer}:{node.lineno} imports relatively"
+            names = [f"{node.module}.{a.name}" if node.module == "ckzd" else node.module for a in node.names]
+        found += [Import(importer, node.lineno, name, id(node) in late) for name in dict.fromkeys(names)]
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+IMPORTS = [found for path in FILES for found in imports_of(path)]
+
+
+def part_of(importer: str) -> str:
+    """codec/entropy.py is of the part codec, store.py of the part store."""
+    return importer.split("/", maxsplit=1)[0].removesuffix(".py")
+
+
+def inner_part(module: str) -> str | None:
+    """ckzd.codec.tables is of the part codec; a name of the package itself (ckzd.__version__) is of none."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "ckzd" and len(parts) > 1 and parts[1] in LEVEL_OF else None
+
+
+def test_every_part_has_a_level():
+    parts = {part_of(path.relative_to(PACKAGE).as_posix()) for path in FILES} - {"__init__"}
+    assert parts <= set(LEVEL_OF)
+
+
+def test_imports_point_downward():
+    """The package's __init__ is the public surface and only points at its parts lazily."""
+    upward = [
+        str(found)
+        for found in IMPORTS
+        if (target := inner_part(found.module)) is not None
+        and found.importer != "__init__.py"
+        and LEVEL_OF[target] > LEVEL_OF[part_of(found.importer)]
+    ]
+    assert upward == []
+
+
+def test_siblings_below_the_store_never_import_each_other():
+    sideways = [
+        str(found)
+        for found in IMPORTS
+        if {part_of(found.importer), inner_part(found.module)} <= APART
+        and part_of(found.importer) != inner_part(found.module)
+    ]
+    assert sideways == []
+
+
+def test_every_foreign_package_stays_in_its_home():
+    strays = []
+    for found in IMPORTS:
+        package = found.module.split(".")[0]
+        if package in sys.stdlib_module_names or package == "ckzd":
+            continue
+        homes = HOMES.get(package, ())
+        if not any(found.importer.startswith(home) if home.endswith("/") else found.importer == home for home in homes):
+            strays.append(str(found))
+    assert strays == []
+
+
+def test_only_the_command_line_imports_late():
+    assert [str(found) for found in IMPORTS if found.late and found.importer != "cli.py"] == []
+
+
+def calls_of(path: Path) -> set[str]:
+    """Dotted names that are used as an attribute: "os.environ", "torch.load"."""
+    return {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+
+
+RULES = [
+    (("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"), ("demo_training.py",)),  # it plays the trainer
+    (("importlib.import_module", "import_module"), ("__init__.py",)),
+    (("os.environ", "os.getenv"), ("config.py", "demo.py")),
+    (("os.rename", "os.replace", "os.unlink", "os.remove", "shutil.move", "shutil.rmtree"), ("durable.py",)),
+]
+
+
+@pytest.mark.parametrize(("names", "homes"), RULES, ids=lambda value: value[0])
+def test_dangerous_calls_stay_in_their_home(names, homes):
+    strays = [
+        f"{importer} uses {name}"
+        for path in FILES
+        if (importer := path.relative_to(PACKAGE).as_posix()) not in homes
+        for name in sorted(calls_of(path) & set(names))
+    ]
+    assert strays == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after running `code`."""
+    heavy = ("torch", "numpy", "sklearn", "scipy", "pydantic", "rich")
+    script = f"import sys\n{code}\nprint(*[name for name in {heavy!r} if name in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return set(finished.stdout.splitlines()[-1].split())
+
+
+def test_importing_ckzd_loads_nothing_heavy():
+    assert loaded_by("import ckzd") == set()
+
+
+@pytest.mark.parametrize(
+    "module", ["ckzd.operations.restore", "ckzd.operations.verify", "ckzd.operations.inspect", "ckzd.operations.ensure"]
+)
+def test_giving_back_never_loads_torch(module):
+    assert "torch" not in loaded_by(f"import {module}")
+
+
+def test_the_daemon_never_loads_torch():
+    assert "torch" not in loaded_by("import ckzd.daemon.service")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "/nowhere.ckz"], ["compress", "--help"]])
+def test_the_command_line_starts_without_torch(arguments):
+    assert "torch" not in loaded_by(f"from ckzd.cli import run\nrun({arguments!r})")
