@@ -1,0 +1,28 @@
+"""Time as the daemon sees it; tests bring their own."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """`monotonic` for intervals inside one process, `time` for what is written down and compared with files."""
+
+    def monotonic(self) -> float:
+        """Seconds, never stepping back."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        """Seconds, never stepping back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
