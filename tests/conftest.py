@@ -36,6 +36,13 @@ def wait_for_none(look, before) -> list[object]:
         time.sleep(0.02)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not Path("/dev/nvidiactl").exists():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _no_leaked_processes() -> Iterator[None]:
     before = child_processes()

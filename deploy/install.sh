@@ -1,0 +1,39 @@
+#!/bin/sh
+# Install ckzd from this checkout into the active virtual environment, beside a torch that fits the machine.
+#
+# usage: sh deploy/install.sh [EXTRA]            EXTRA: test (ckzd then runs from this checkout, editable)
+#
+# On Linux the package registry's torch is the CUDA build: gigabytes of GPU packages, GPU or not, and a package's
+# metadata cannot ask for another. So torch comes first, from the first of these that has it:
+#   1. the environment itself: an installed torch stays as it is;
+#   2. a wheel that this machine keeps for pip (pip's `find-links` setting); nothing is downloaded for that;
+#   3. uv, which looks for a GPU driver and takes the matching build: the CPU one where there is none.
+set -eu
+
+python=$(command -v python) || { echo "error: python: not found; activate a virtual environment first" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' || {
+    echo "error: $python: expected the Python of a virtual environment" >&2
+    echo "hint: python3 -m venv .venv && . .venv/bin/activate" >&2
+    exit 2
+}
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+torch='torch>=2.10'
+
+installed() { "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; }
+kept_wheel() { "$python" -m pip install --quiet --no-index --no-deps "$torch" 2>/dev/null; }
+by_driver() {
+    "$python" -m pip install --quiet uv
+    "$python" -m uv pip install --python "$python" --torch-backend auto "$torch"
+}
+
+installed || kept_wheel || by_driver || {
+    echo "error: torch: no build of it could be installed" >&2
+    echo "hint: install torch into this environment yourself, then run this again" >&2
+    exit 1
+}
+if [ -n "${1:-}" ]; then
+    "$python" -m pip install --quiet --editable "$checkout[$1]"
+else
+    "$python" -m pip install --quiet "$checkout"
+fi
+"$python" -c 'import ckzd, torch; print(f"ckzd {ckzd.__version__} with torch {torch.__version__}")'
