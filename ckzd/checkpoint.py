@@ -8,6 +8,7 @@ again from its verbatim bytes and its payloads, in both directions: to hash what
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -131,7 +132,12 @@ class Checkpoint:
         """Size of all files together."""
         return sum(layout.size for layout in self.files)
 
-    def locate(self) -> dict[int, tuple[int, int, int]]:
+    def payload(self, tensor: int) -> Bytes:
+        """The original bytes of tensor number `tensor`."""
+        return self.source.read(*self._location[tensor])
+
+    @cached_property
+    def _location(self) -> dict[int, tuple[int, int, int]]:
         """Tensor number -> (file number, offset, nbytes)."""
         return {h.tensor: (f, h.offset, h.nbytes) for f, layout in enumerate(self.files) for h in layout.holes}
 

@@ -1,0 +1,134 @@
+"""Which decoded symbols predict the next one: one function of decoded integers, shared by both directions.
+
+A plane (levels of one tensor, R x C) is coded in four passes over a diagonal lattice, (i + j) mod 8 = 0 | 4 | 2, 6 | odd,
+so that later passes see the energy of their row and column and their direct neighbours, and every pass is one
+vectorised step. A context is a tuple of small classes; its number inside (plane kind, pass, density) is its grid id.
+
+# R = rows, C = columns, N = elements of a pass, G = grid size
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Levels = npt.NDArray[np.int8]
+Magnitudes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Ids = npt.NDArray[np.int16]
+Classes = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+
+KINDS = 3  # weights, first moments, second moments
+PASSES = 4
+DENSITIES = 8
+FIELDS = (("guide", 5), ("energy", 24), ("around", 4), ("neighbours", 4), ("previous", 3))
+GRID = 5 * 24 * 4 * 4 * 3
+
+_PASS_OF_DIAGONAL = np.array([0, 3, 2, 3, 1, 3, 2, 3], np.uint8)
+_KNOWN_NEIGHBOURS = (0, 0, 2, 4)  # of the eight, in each pass
+_DENSITY_STEPS = np.array([4, 11, 28, 64, 128, 256, 512], np.int64)  # mean magnitude in 1/256
+_SURROUND_STEPS = (141, 226, 333)  # sum over neighbours relative to what the mean would give, in 1/256
+_MAGNITUDE_LIMIT = 15  # a single outlier must not colour its whole row
+_PRIOR_ELEMENTS = 8  # a row is taken for average until it has shown about this many elements
+_ONE = 1 << 12  # energies are relative to the plane's, in 1/4096
+
+# 24 classes of (row energy x column energy), 1/4 octave apart around 1: 4096 * 2**(k / 4), k = -14 .. 8
+_ENERGY_STEPS = np.array(
+    [362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889, 8192, 9742,
+     11585, 13777, 16384],
+    np.int64,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """Levels known before the plane is decoded; both (R, C) or absent.
+
+    `levels`: for weights the reference's residual, for moments the levels of what they were pruned with.
+    `previous`: the reference's residual of the same matrix one layer earlier.
+    """
+
+    levels: Levels | None = None
+    previous: Levels | None = None
+
+
+def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
+    """|level|, cut off at 15."""
+    return np.minimum(np.abs(levels.astype(np.int32)), _MAGNITUDE_LIMIT).astype(np.uint8)
+
+
+def density_class(total: int, elements: int) -> int:
+    """0..7: the plane's mean magnitude, from the total that its header carries."""
+    return int(np.searchsorted(_DENSITY_STEPS, total * 256 // max(elements, 1), side="right"))
+
+
+def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The pass in which each element is coded; (R, C)."""
+    return _PASS_OF_DIAGONAL[(np.arange(shape[0])[:, None] + np.arange(shape[1])) & 7]
+
+
+def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Mask, Ids]]:
+    """Yield (pass, mask (R, C), grid ids (N,)) in coding order.
+
+    `known` holds the magnitudes coded so far, 0 elsewhere; the caller fills `known[mask]` before it asks for the next
+    pass. `total` is the sum of all magnitudes of the plane.
+    """
+    pass_of = lattice(known.shape)
+    guided, around, previous = _fixed_classes(guide, known.shape)
+    reference = None if guide.levels is None else magnitudes(guide.levels)
+    for number in range(PASSES):
+        mask = pass_of == number
+        seen = pass_of < number
+        rows = _relative_energy(known, reference, seen, total, axis=1)
+        columns = _relative_energy(known, reference, seen, total, axis=0)
+        energy = np.searchsorted(_ENERGY_STEPS, (rows[:, None] * columns)[mask] >> 12, side="right")
+        neighbours = _surround_classes(known, _KNOWN_NEIGHBOURS[number], total)
+        ids = guided[mask].astype(np.int16)
+        for classes, size in ((energy, 24), (around[mask], 4), (neighbours[mask], 4), (previous[mask], 3)):
+            ids = ids * np.int16(size) + classes.astype(np.int16)
+        yield number, mask, ids
+
+
+def _fixed_classes(guide: Guide, shape: tuple[int, int]) -> tuple[Classes, Classes, Classes]:
+    """Classes that do not change between passes: guide, around, previous; uint8 (R, C)."""
+    guided = around = previous = np.zeros(shape, np.uint8)
+    if guide.levels is not None:
+        magnitude = magnitudes(guide.levels)
+        guided = _signed_classes(guide.levels)
+        around = _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
+    if guide.previous is not None:
+        previous = np.minimum(magnitudes(guide.previous), 2)
+    return guided, around, previous
+
+
+def _signed_classes(levels: Levels) -> Classes:
+    """0 for 0, then +, - up to 2, then +, - beyond."""
+    large = (np.abs(levels.astype(np.int16)) > 2).astype(np.uint8)
+    return np.where(levels == 0, 0, 1 + (levels < 0) + 2 * large).astype(np.uint8)
+
+
+def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classes:
+    """How the sum over the eight neighbours compares with `counted` average ones: 0..3, uint8 (R, C)."""
+    padded = np.pad(magnitude, 1)
+    three = padded[:-2] + padded[1:-1] + padded[2:]
+    around = three[:, :-2] + three[:, 1:-1] + three[:, 2:] - magnitude
+    classes = np.zeros(magnitude.shape, np.uint8)
+    for step in _SURROUND_STEPS:
+        classes += around > step * counted * total // (256 * magnitude.size)
+    return classes
+
+
+def _relative_energy(known: Magnitudes, reference: Magnitudes | None, seen: Mask, total: int, *, axis: int) -> Counts:
+    """Mean magnitude of each row (axis 1) or column (axis 0) relative to the plane's, in 1/4096; int64."""
+    elements = known.size
+    energy = _ONE * known.sum(axis, dtype=np.int64) * elements // max(total, 1)
+    weight = seen.sum(axis, dtype=np.int64)
+    if reference is not None:  # the reference's row counts half: it has moved since
+        whole = int(reference.sum(dtype=np.int64))
+        if whole:
+            energy = energy + (_ONE // 2) * reference.sum(axis, dtype=np.int64) * elements // whole
+            weight = weight + known.shape[axis] // 2
+    relative: Counts = (energy + _ONE * _PRIOR_ELEMENTS) // (weight + _PRIOR_ELEMENTS)
+    return relative

@@ -1,0 +1,78 @@
+"""Adam's moments: the rank-1 fill of the second, the first in units of its own update.
+
+Row and column means of exp_avg_sq are stored as integers, eight to an octave; they also weigh the weights' residuals
+(`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only where
+both original moments were 0 throughout the row or column, else at least the smallest normal number: a zero there
+would make the first resumed steps several times too long.
+
+# R = rows, C = columns
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ckzd.codec.dtypes import SMALLEST_NORMAL, Float64, from_float64
+from ckzd.codec.tables import OCTAVE
+
+ScaleCodes = npt.NDArray[np.int16]
+Plane = npt.NDArray[np.int16]
+
+ZERO = np.int16(-32768)
+_STEPS_AN_OCTAVE = 8
+_MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
+MAX_LEVEL = 32767
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,)."""
+
+    rows: ScaleCodes
+    columns: ScaleCodes
+
+
+def code_of(means: Float64) -> ScaleCodes:
+    """Nearest eighth of an octave; ZERO for 0."""
+    positive = means > 0
+    logs = np.log2(np.where(positive, means, 1.0))
+    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -16000, 16000).astype(np.int16)
+    return np.where(positive, codes, ZERO)
+
+
+def value_of(codes: ScaleCodes) -> Float64:
+    """2**(code / 8) from committed mantissas, exactly the same on every machine; 0 for ZERO."""
+    wide = codes.astype(np.int32)
+    values = np.ldexp(_MANTISSAS[wide & 7], wide >> 3)
+    return np.where(codes == ZERO, 0.0, values)
+
+
+def scales_of(second: Float64, first: Float64) -> Scales:
+    """Scales of a second moment (R, C), given the first: both zero throughout a row make that row zero."""
+    alive = (second != 0) | (first != 0)
+    mean = second.mean() if second.size else 0.0
+    rows = np.maximum(second.mean(1), 2.0**-126 * alive.any(1))
+    columns = second.mean(0) / mean if mean > 0 else np.ones(second.shape[1])
+    columns = np.maximum(columns, 2.0**-40 * alive.any(0))
+    return Scales(code_of(rows), code_of(columns))
+
+
+def fill(scales: Scales, dtype: str) -> npt.NDArray[np.generic]:
+    """The restored second moment (R, C) in its stored dtype."""
+    product = value_of(scales.rows)[:, None] * value_of(scales.columns)
+    return from_float64(np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0), dtype)
+
+
+def quantize_first(first: Float64, second: Float64, step: float, dead_zone: float) -> Plane:
+    """exp_avg / sqrt(restored exp_avg_sq) in units of `step`, with a dead zone; 0 where the second moment is 0."""
+    unit = np.sqrt(second) * step
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(unit > 0, first / unit, 0.0)
+    levels = np.sign(relative) * np.floor(np.abs(relative) + (1.0 - dead_zone))
+    return np.clip(levels, -MAX_LEVEL, MAX_LEVEL).astype(np.int16)
+
+
+def restore_first(levels: Plane, second: Float64, step: float) -> Float64:
+    """The inverse of `quantize_first` up to its loss."""
+    return levels.astype(np.float64) * (np.sqrt(second) * step)

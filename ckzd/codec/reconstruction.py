@@ -1,0 +1,92 @@
+"""What a dependent archive needs of its reference, in one canonical stream of bytes whose hash is its id.
+
+Layout: `CKZREC1\\n`, the arrays back to back, a JSON table of them, its length as u64. Arrays are named by a tensor's path
+and a field ("weights": decoded values in their stored dtype; "levels": i8 symbols used as context; "rows", "columns":
+i16 scale codes), blobs by a field alone ("lstm", "skeleton", "layout").
+"""
+
+import hashlib
+import json
+import struct
+from typing import BinaryIO
+
+import numpy as np
+
+from ckzd.checkpoint import RawArray
+
+_MAGIC = b"CKZREC1\n"
+_LENGTH = struct.Struct("<Q")
+_MAX_TABLE_BYTES = 1 << 30
+
+Key = tuple[str, ...]
+
+
+class ReconstructionWriter:
+    """Appends arrays to a file open for reading and writing; `finish` seals it and gives its id."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._table: dict[str, tuple[str, list[int], int]] = {}
+        self._end = 0
+        self._append(_MAGIC)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.seek(self._end)
+        self._file.write(data)
+        self._hash.update(data)
+        self._end += len(data)
+
+    def put(self, key: Key, field: str, array: RawArray) -> None:
+        """Store an array under (key, field)."""
+        start = self._end
+        self._append(np.ascontiguousarray(array).tobytes())
+        self._table["\0".join((*key, field))] = (array.dtype.str, list(array.shape), start)
+
+    def get(self, key: Key, field: str) -> RawArray | None:
+        """An array stored before."""
+        return _read(self._file, self._table, key, field)
+
+    def finish(self) -> str:
+        """Write the table; the reconstruction id is the sha256 of the whole stream, in hex."""
+        table = json.dumps(self._table, separators=(",", ":")).encode()
+        self._append(table)
+        self._append(_LENGTH.pack(len(table)))
+        self._file.flush()
+        return self._hash.hexdigest()
+
+
+class Reconstruction:
+    """A sealed reconstruction, read array by array."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        size = file.seek(0, 2)
+        file.seek(size - _LENGTH.size)
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        if length > min(_MAX_TABLE_BYTES, size - _LENGTH.size - len(_MAGIC)):
+            raise ValueError(f"a reconstruction of {size} bytes cannot hold a table of {length}")
+        file.seek(size - _LENGTH.size - length)
+        self._table = json.loads(file.read(length))
+
+    def get(self, key: Key, field: str) -> RawArray | None:
+        """The array under (key, field), or None."""
+        return _read(self._file, self._table, key, field)
+
+    def blob(self, field: str) -> bytes:
+        """The bytes stored under a field alone; empty if there are none."""
+        found = self.get((), field)
+        return b"" if found is None else found.tobytes()
+
+
+def _read(file: BinaryIO, table: dict[str, tuple[str, list[int], int]], key: Key, field: str) -> RawArray | None:
+    entry = table.get("\0".join((*key, field)))
+    if entry is None:
+        return None
+    dtype, shape, start = np.dtype(entry[0]), entry[1], entry[2]
+    file.seek(start)
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    data = file.read(nbytes)
+    if len(data) != nbytes:
+        raise ValueError(f"array {key} {field}: expected {nbytes} bytes, got {len(data)}")
+    return np.frombuffer(data, dtype).reshape(shape)

@@ -1,0 +1,123 @@
+"""Trains the LSTM at the encoder: float weights, rounded to their int8 grid in every forward pass.
+
+The data are the histograms of all contexts that occur, so one step sees every symbol of the checkpoint and its cost
+depends on the number of distinct contexts only. The decoder never comes here.
+
+# B = nodes of one tree level, H = hidden, A = alphabet
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ckzd.codec.context import FIELDS, GRID, PASSES
+from ckzd.codec.lstm import HIDDEN, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
+
+Histogram = npt.NDArray[np.int64]  # (GRID, A)
+Prefix = tuple[int, int, int]  # kind, pass, density
+
+_SCALE = float(1 << WEIGHT_BITS)
+_LIMIT = 127 / _SCALE
+_MIN_SEEN = 4  # contexts seen less often are left to generalisation
+_LEARNING_RATE = 0.02
+_PATIENCE = 6  # stop after so many looks without a gain of 0.01 %
+_LOOK_EVERY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    parent: Tensor  # (B,) node of the level above
+    token: Tensor  # (B,)
+
+
+def fit(
+    histograms: Mapping[Prefix, Histogram], start: LstmWeights | None, *, steps: int, seed: int = 0, device: str = "cpu"
+) -> LstmWeights:
+    """Weights that code the histograms in few bits, starting from `start` (the reference's) if there is one."""
+    levels, counts = _tree(histograms, device)
+    parameters = _parameters(start, seed, device)
+    optimizer = torch.optim.Adam(parameters.values(), lr=_LEARNING_RATE, betas=(0.9, 0.98))
+    best, best_bits, stale = {name: p.detach().clone() for name, p in parameters.items()}, float("inf"), 0
+    total = float(counts.sum())
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * (1 - step / steps) + 1e-4
+        bits = _bits(levels, counts, parameters) / total
+        if step % _LOOK_EVERY == 0:
+            stale = 0 if bits.item() < best_bits * 0.9999 else stale + 1
+            if bits.item() < best_bits:
+                best, best_bits = {name: p.detach().clone() for name, p in parameters.items()}, bits.item()
+            if stale >= _PATIENCE:
+                break
+        optimizer.zero_grad()
+        bits.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        optimizer.step()
+        with torch.no_grad():
+            for parameter in parameters.values():
+                parameter.clamp_(-_LIMIT, _LIMIT)
+    if _bits(levels, counts, parameters).item() / total < best_bits:
+        best = parameters
+    return LstmWeights(**{name: _int8(best[name]) for name in SHAPES})
+
+
+def _int8(parameter: Tensor) -> npt.NDArray[np.int8]:
+    rounded: npt.NDArray[np.int8] = torch.round(parameter.detach() * _SCALE).to(torch.int8).cpu().numpy()
+    return rounded
+
+
+def _parameters(start: LstmWeights | None, seed: int, device: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {}
+    for name, shape in SHAPES.items():
+        if start is not None:
+            value = torch.from_numpy(getattr(start, name).astype(np.float32) / _SCALE)
+        elif name.endswith("bias"):
+            value = torch.zeros(shape)
+        else:
+            value = torch.randn(shape, generator=generator) * (1.0 if name == "embedding" else shape[0] ** -0.5)
+        parameters[name] = value.to(device).clamp(-_LIMIT, _LIMIT).requires_grad_()
+    return parameters
+
+
+def _tree(histograms: Mapping[Prefix, Histogram], device: str) -> tuple[list[_Level], Tensor]:
+    """The contexts that occur, as one tree: a level a class; counts (B, A) of its leaves."""
+    sizes = [size for _, size in FIELDS]
+    paths, counts = [], []
+    for (kind, number, density), histogram in sorted(histograms.items()):
+        used = np.flatnonzero(histogram.sum(1) >= _MIN_SEEN)
+        classes = np.stack(np.unravel_index(used, sizes), 1) if used.size else np.empty((0, len(sizes)), np.int64)
+        prefix = np.broadcast_to(np.array([kind * PASSES + number, density]), (used.size, 2))
+        paths.append(np.concatenate([prefix, classes], 1))
+        counts.append(histogram[used])
+    path = np.concatenate(paths)
+    levels, parent = [], np.zeros(len(path), np.int64)
+    for field in range(path.shape[1]):
+        key = parent * (GRID + 1) + path[:, field]
+        nodes, parent_of_path = np.unique(key, return_inverse=True)
+        token = nodes % (GRID + 1) + tokens_of(field).start
+        levels.append(_Level(torch.from_numpy(nodes // (GRID + 1)).to(device), torch.from_numpy(token).to(device)))
+        parent = parent_of_path
+    leaves = np.zeros((len(levels[-1].token), counts[0].shape[1]))
+    np.add.at(leaves, parent, np.concatenate(counts))
+    return levels, torch.from_numpy(leaves).to(device, torch.float32)
+
+
+def _bits(levels: list[_Level], counts: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    """Bits that the counts cost under the rounded parameters."""
+    rounded = {name: p + (torch.round(p * _SCALE) / _SCALE - p).detach() for name, p in parameters.items()}
+    inputs = rounded["embedding"] @ rounded["gates"] + rounded["bias"]
+    hidden = cell = inputs.new_zeros(1, HIDDEN)
+    for level in levels:
+        gates = (hidden @ rounded["hidden"])[level.parent] + inputs[level.token]
+        enter, keep, show = torch.sigmoid(gates[:, : 3 * HIDDEN]).chunk(3, 1)
+        cell = keep * cell[level.parent] + enter * torch.tanh(gates[:, 3 * HIDDEN :])
+        hidden = show * torch.tanh(cell)
+    logits = hidden @ rounded["output"] + rounded["output_bias"]
+    natural = torch.log_softmax(logits * float(np.log(2.0)), 1)
+    return -(counts * natural).sum() / float(np.log(2.0))
+
+
