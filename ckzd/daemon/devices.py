@@ -1,0 +1,126 @@
+"""Where workers may run: how many on the CPU, and which GPUs are left over by training.
+
+Asked through `nvidia-smi`: this process never loads torch or CUDA.
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckzd.config import DaemonSettings
+
+MAX_CPU_WORKERS = 4
+MAX_THREADS = 8  # of one worker: the encoder's matrix products gain little from more
+MEMORY_PER_WORKER = 16 << 30  # bytes; a worker holds a few of the largest tensors several times over
+IDLE_GPU_BYTES = 1 << 30  # a GPU that holds more than this is somebody's, though no process may be visible to us
+_SMI_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What one worker process runs on: torch's name for it, and the environment that makes it true."""
+
+    device: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One line of `nvidia-smi`."""
+
+    uuid: str
+    used_bytes: int
+    busy: bool
+
+
+def slots(settings: DaemonSettings) -> tuple[str, ...]:
+    """One configured device for every worker that may run at a time; "cpu" as often as the machine allows."""
+    found: list[str] = []
+    for device in settings.devices:
+        found += [device] * (cpu_workers(settings) if device == "cpu" else 1)
+        if device == "auto":  # one that may get a GPU, the others on the CPU
+            found += ["cpu"] * (cpu_workers(settings) - 1)
+    return tuple(found)
+
+
+def place(device: str, settings: DaemonSettings, taken: frozenset[str] = frozenset()) -> Placement:
+    """Turn a configured device into a placement, now: `auto` takes an idle GPU (not `taken`), else the CPU."""
+    threads = _thread_limits(settings)
+    if device == "auto":
+        idle = [gpu.uuid for gpu in gpus() if not gpu.busy and gpu.uuid not in taken]
+        return Placement("cuda:0", {**threads, "CUDA_VISIBLE_DEVICES": idle[0]}) if idle else place("cpu", settings)
+    if device == "cpu":
+        return Placement("cpu", {**threads, "CUDA_VISIBLE_DEVICES": ""})
+    if device == "cuda":
+        return Placement("cuda:0", threads)
+    number = device.removeprefix("cuda:")
+    return Placement("cuda:0", {**threads, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": number})
+
+
+def cpu_workers(settings: DaemonSettings) -> int:
+    """As many as half of the cores and a quarter of what memory allows can feed, unless configured."""
+    if settings.workers is not None:
+        return settings.workers
+    by_cores = max(1, cores() // 2) // threads(settings)
+    by_memory = memory_bytes() // MEMORY_PER_WORKER
+    return max(1, min(MAX_CPU_WORKERS, by_cores, by_memory))
+
+
+def threads(settings: DaemonSettings) -> int:
+    """Threads of one worker."""
+    return settings.threads if settings.threads is not None else max(1, min(MAX_THREADS, cores() // 2))
+
+
+def cores() -> int:
+    """Cores this process may use: its affinity and its cgroup's quota, not what the machine has."""
+    return max(1, min(len(os.sched_getaffinity(0)), _quota_cores(Path("/sys/fs/cgroup/cpu.max"))))
+
+
+def memory_bytes() -> int:
+    """Memory this process may use: the machine's, or its cgroup's limit."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdecimal() else machine
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs of this machine and whether somebody computes on them; [] when that cannot be told."""
+    cards = _smi("gpu=uuid,memory.used,utilization.gpu")
+    processes = _smi("compute-apps=gpu_uuid")
+    if cards is None or processes is None:
+        return []
+    computing = {line[0] for line in processes}
+    found = []
+    for line in cards:
+        if len(line) == 3 and line[1].isdecimal():
+            used = int(line[1]) << 20
+            busy = line[0] in computing or used > IDLE_GPU_BYTES or line[2] != "0"
+            found.append(Gpu(line[0], used, busy))
+    return found
+
+
+def _smi(query: str) -> list[list[str]] | None:
+    command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def _thread_limits(settings: DaemonSettings) -> dict[str, str]:
+    count = str(threads(settings))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return dict.fromkeys(names, count)
+
+
+def _quota_cores(file: Path) -> int:
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return os.cpu_count() or 1
+    return max(1, int(quota) // int(period)) if quota.isdecimal() else os.cpu_count() or 1

@@ -1,0 +1,109 @@
+"""What the service and an executor say to each other. Everything here can be pickled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ckzd.errors import CkzdError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work on one checkpoint. Doing it twice is wasteful, never harmful."""
+
+    number: int  # of its journal row
+    kind: Literal["compress", "replace"]
+    checkpoint: Path
+    store: Path
+    nbytes: int  # of the checkpoint: sets the time limit
+    preset: str = "resume"
+    stride: int = 1
+    archive: Path | None = None  # to replace by
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A running job has come to a stage."""
+
+    job: Job
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The job is done; `report` is the operation's report as a dict ({"reclaimed_bytes": n} for a replacement)."""
+
+    job: Job
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The operation raised `error`; `detail` is a traceback when the error was none of ours."""
+
+    job: Job
+    error: CkzdError
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The process under the job ended; `reason` is one of a few words, `detail` says more."""
+
+    job: Job
+    reason: Literal["signal", "exit", "time limit"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """We ended the job ourselves; it is not to blame."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """No process could be got ready for the job; it is not to blame."""
+
+    job: Job
+    detail: str
+
+
+Event = Progress | Done | Failed | Died | Cancelled | NotStarted
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One slot of an executor."""
+
+    name: str  # "cpu-0", "cuda:1": few and stable, so that it can be a metric label
+    up: bool  # running, or able to start when there is work
+    job: Job | None
+    restarts: int  # processes that ended without being asked to
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere. At-least-once: a job may be begun again after a crash."""
+
+    def free(self) -> int:
+        """How many jobs `submit` would take now."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Begin a job; call it only while `free()` is not 0."""
+        ...
+
+    def events(self, timeout_seconds: float) -> Sequence[Event]:
+        """What has happened since, waiting for it at most so long."""
+        ...
+
+    def workers(self) -> Sequence[WorkerStatus]:
+        """The slots as they stand."""
+        ...
+
+    def close(self) -> Sequence[Event]:
+        """End everything that still runs, at once; what it was is told as Cancelled."""
+        ...

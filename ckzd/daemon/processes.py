@@ -1,0 +1,94 @@
+"""One worker process and its pipe, seen from the parent."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+import ckzd
+from ckzd.config import child_environment
+from ckzd.daemon.devices import Placement
+
+# -P keeps the working directory off the path: a `random.py` beside somebody's checkpoints must not be ours
+_BOOT = """
+import sys
+sys.path.extend(place for place in {places!r} if place not in sys.path)
+from ckzd.daemon.worker import main
+main({descriptor}, {parent}, {nice}, {device!r}, {operation!r})
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A fresh interpreter in a session of its own: the terminal's signals do not reach it, ours reach all its children.
+
+    It must be started by the main thread: the kernel kills it when the thread that started it ends.
+    """
+
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    placement: Placement
+
+    @classmethod
+    def start(cls, placement: Placement, operation: str, nice: int, places: list[str]) -> Self:
+        """Start it; OSError if the system has no room for another process."""
+        ours, theirs = Pipe()
+        try:
+            boot = _BOOT.format(
+                places=[str(Path(ckzd.__file__).parent.parent), *places],
+                descriptor=theirs.fileno(),
+                parent=os.getpid(),
+                nice=nice,
+                device=placement.device,
+                operation=operation,
+            )
+            process = subprocess.Popen(  # noqa: S603  # our own text, no shell
+                [sys.executable, "-P", "-c", boot],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # our standard output belongs to our own results
+                env=child_environment(placement.environment),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(process, ours, placement)
+
+    def messages(self) -> list[Any]:
+        """What it has sent and we have not read."""
+        found: list[Any] = []
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll():
+                found.append(self.pipe.recv())
+        return found
+
+    def send(self, message: object) -> None:
+        """Send it a job. A dead one is noticed by `has_ended`, not here."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(message)
+
+    def has_ended(self) -> bool:
+        """Whether it is dead, without reaping it: its process group stays ours until `bury`."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return self.process.returncode is not None or os.waitid(os.P_PID, self.process.pid, flags) is not None
+
+    def signal(self, number: int) -> None:
+        """Signal it and everything that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def bury(self) -> int:
+        """End what is left of it and reap it: the exit status as `subprocess` gives it."""
+        self.signal(signal.SIGKILL)
+        status = self.process.wait()
+        self.pipe.close()
+        return status

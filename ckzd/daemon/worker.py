@@ -1,0 +1,71 @@
+"""The worker process: takes jobs from a pipe, does them one at a time, tells of them, ends with the pipe.
+
+It is polite (niced, first to be killed when memory runs out) and cannot outlive its parent: the kernel kills it when
+the parent dies, and the end of the pipe ends it.
+"""
+
+import ctypes
+import importlib
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ckzd.daemon.jobs import Done, Failed, Job, Progress
+from ckzd.errors import CkzdError
+
+READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
+_PR_SET_PDEATHSIG = 1
+_OOM_SCORE = "500"  # out of 1000: before the training job, whose memory is worth more
+
+OnStage = Callable[[str, float], None]
+Operation = Callable[[Job, str, OnStage], dict[str, Any]]
+
+
+def main(descriptor: int, parent: int, nice: int, device: str, operation: str) -> None:
+    """Serve jobs from the pipe at `descriptor` until it closes; `operation` is "module:function"."""
+    die_with_parent(parent)
+    os.set_inheritable(descriptor, False)
+    os.nice(nice)
+    with suppress(OSError):  # some containers forbid it
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    module, _, name = operation.partition(":")
+    perform: Operation = getattr(importlib.import_module(module), name)
+    with Connection(descriptor) as pipe:
+        pipe.send(READY)
+        serve(pipe, device, perform)
+
+
+def serve(pipe: Connection, device: str, perform: Operation) -> None:
+    """Do the jobs that come through the pipe."""
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(_outcome(job, pipe, device, perform))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies, also if it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _outcome(job: Job, pipe: Connection, device: str, perform: Operation) -> Done | Failed:
+    def on_stage(stage: str, fraction: float) -> None:
+        pipe.send(Progress(job, stage, fraction))
+
+    try:
+        return Done(job, perform(job, device, on_stage))
+    except CkzdError as error:
+        return Failed(job, error)
+    except Exception as error:  # noqa: BLE001  # one bad checkpoint must not end the worker
+        problem = f"unexpected {type(error).__name__}: {error}"
+        wrapped = CkzdError(job.checkpoint, problem, hint="the traceback is in the daemon's log")
+        return Failed(job, wrapped, traceback.format_exc())
