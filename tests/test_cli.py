@@ -1,0 +1,297 @@
+"""The command line: what it prints, where, and with which exit code. Operations are fakes here."""
+
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from ckzd import cli, errors
+from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, CorruptArchive, MissingReference, NoSpace, StoreLocked
+
+
+@dataclass(frozen=True)
+class FakeReport:
+    """All the fields that a report of any operation has."""
+
+    checkpoint: str = "/runs/gpt/step_100.pt"
+    archive: str = "/runs/.ckzd/archives/gpt/step_100.pt.ckz"
+    reference: str | None = None
+    preset: str = "resume"
+    original_bytes: int = 17_394_081
+    archive_bytes: int = 340_000
+    ratio: float = 51.2
+    seconds: float = 3.25
+    verified: bool = True
+    already: bool = False
+    replaced: bool = False
+    restored_bytes: int = 17_394_081
+    files: int = 1
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class FakeOperation:
+    """Stands for one operation: answers with a report, or raises what `failures` says for a path's name."""
+
+    def __init__(self, answer: object = None) -> None:
+        self.answer = answer or FakeReport()
+        self.failures: dict[str, Exception] = {}
+        self.calls: list[tuple[Path, dict[str, object]]] = []
+
+    def __call__(self, path, **options):
+        self.calls.append((path, options))
+        for report in (options.get("on_stage"), options.get("on_progress")):
+            if report is not None:
+                report(*(("encode", 0.5) if report is options.get("on_stage") else (0.5,)))
+        if path.name in self.failures:
+            raise self.failures[path.name]
+        return self.answer
+
+
+@pytest.fixture
+def operation(monkeypatch):
+    """One fake that stands for every operation."""
+    fake = FakeOperation()
+    for verb in ("compress", "restore", "verify", "inspect"):
+        module = ModuleType(f"ckzd.operations.{verb}")
+        setattr(module, verb, fake)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    formats = ModuleType("ckzd.formats")
+    formats.looks_like_checkpoint = lambda path: path.suffix == ".pt"
+    formats.list_checkpoints = lambda run: sorted(run.glob("*.pt"))
+    monkeypatch.setitem(sys.modules, "ckzd.formats", formats)
+    return fake
+
+
+def json_lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_compress_gives_the_fields_of_the_contract(operation, capsys):
+    assert cli.run(["compress", "step_100.pt", "--json"]) == 0
+
+    (line,) = json_lines(capsys.readouterr().out)
+    contract = "checkpoint archive reference preset original_bytes archive_bytes ratio seconds verified"
+    assert set(contract.split()) <= set(line)
+
+
+def test_compress_hands_its_options_on(operation):
+    options = "--preset lossless --store /s --stride 2 --replace --device cpu".split()
+    assert cli.run(["compress", "a.pt", *options]) == 0
+
+    _, given = operation.calls[0]
+    del given["on_stage"]
+    assert given == {"preset": "lossless", "store": Path("/s"), "stride": 2, "replace": True, "device": "cpu"}
+
+
+def test_compress_takes_the_checkpoints_of_a_run_in_order(operation, tmp_path):
+    for name in ("step_1.pt", "step_2.pt", "notes.txt"):
+        (tmp_path / name).touch()
+    assert cli.run(["compress", str(tmp_path)]) == 0
+
+    assert [path.name for path, _ in operation.calls] == ["step_1.pt", "step_2.pt"]
+
+
+def test_compress_leaves_what_is_no_run_to_the_operation(operation, tmp_path):
+    operation.failures[tmp_path.name] = BadCheckpoint(tmp_path, "expected a checkpoint")
+    assert cli.run(["compress", str(tmp_path)]) == 1
+
+
+def test_a_person_gets_a_table(operation, capsys):
+    assert cli.run(["compress", "a.pt"]) == 0
+
+    out = capsys.readouterr().out
+    for part in ("step_100.pt", "17.4 MB", "340.0 kB", "51.2x", "original kept", "a base"):
+        assert part in out
+
+
+def test_restore_hands_its_options_on(operation, capsys):
+    assert cli.run(["restore", "a.pt", "-o", "/b.pt", "--weights-only"]) == 0
+
+    path, given = operation.calls[0]
+    assert (path, given["output"], given["weights_only"]) == (Path("a.pt"), Path("/b.pt"), True)
+    assert "17.4 MB in 1 file(s)" in capsys.readouterr().out
+
+
+def test_inspect_shows_every_fact(operation, capsys):
+    operation.answer = {"original_bytes": 2_000_000, "ratio": 51.234, "parts": {"weights": 1000}, "reference": None}
+    assert cli.run(["inspect", "a.ckz"]) == 0
+    assert cli.run(["inspect", "a.ckz", "--json"]) == 0
+
+    table, _, line = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert "2.0 MB" in table
+    assert "weights 1.0 kB" in table
+    assert json.loads(line) == operation.answer
+
+
+def test_verify_says_ok_for_each(operation, capsys):
+    assert cli.run(["verify", "a.ckz", "b.ckz"]) == 0
+    assert capsys.readouterr().out.count("ok ") == 2
+
+
+# --- failures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadCheckpoint("a.pt", "truncated"), 1),
+        (ConfigError("preset", "unknown"), 2),
+        (CorruptArchive("a.ckz", "entry lstm differs"), 4),
+        (MissingReference("a.ckz", "needs 1234"), 5),
+        (StoreLocked("/s", "held"), 6),
+        (NoSpace("/s", "full"), 7),
+        (OSError(errno.ENOSPC, "No space left on device", "/s/x"), 7),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/s/x"), 7),
+        (PermissionError(errno.EACCES, "Permission denied", "/s/x"), 1),
+    ],
+)
+@pytest.mark.parametrize("verb", ["compress", "restore", "verify", "inspect"])
+def test_every_error_has_its_exit_code(operation, verb, error, code, capsys):
+    operation.failures["a.pt"] = error
+    assert cli.run([verb, "a.pt"]) == code
+
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_an_error_says_subject_problem_and_hint(operation, capsys):
+    operation.failures["a.ckz"] = CorruptArchive("a.ckz", "entry lstm: bytes differ", hint="restore it from a copy")
+    cli.run(["inspect", "a.ckz"])
+    assert capsys.readouterr().err == "error: a.ckz: entry lstm: bytes differ\nhint: restore it from a copy\n"
+
+
+def test_an_error_is_json_too(operation, capsys):
+    operation.failures["a.ckz"] = CorruptArchive("a.ckz", "entry lstm: bytes differ", hint="copy it")
+    assert cli.run(["inspect", "a.ckz", "--json"]) == 4
+
+    captured = capsys.readouterr()
+    expected = {"error": "CorruptArchive", "subject": "a.ckz", "problem": "entry lstm: bytes differ"}
+    assert json_lines(captured.err) == [expected | {"hint": "copy it", "exit_code": 4}]
+    assert captured.out == ""
+
+
+def test_some_failed(operation, capsys):
+    operation.failures["b.pt"] = BadCheckpoint("b.pt", "truncated")
+    assert cli.run(["compress", "a.pt", "b.pt", "c.pt", "--json"]) == 3
+
+    captured = capsys.readouterr()
+    assert len(json_lines(captured.out)) == 2
+    assert [line["subject"] for line in json_lines(captured.err)] == ["b.pt"]
+
+
+def test_all_failed_is_the_first_failure(operation):
+    operation.failures["a.ckz"] = MissingReference("a.ckz", "needs 1234")
+    operation.failures["b.ckz"] = CorruptArchive("b.ckz", "bytes differ")
+    assert cli.run(["verify", "a.ckz", "b.ckz"]) == 5
+
+
+@pytest.mark.parametrize("error", [NoSpace("/s", "full"), StoreLocked("/s", "held")])
+def test_what_would_stop_the_next_one_too_ends_the_loop(operation, error):
+    operation.failures["b.pt"] = error
+    assert cli.run(["compress", "a.pt", "b.pt", "c.pt"]) == 3
+    assert [path.name for path, _ in operation.calls] == ["a.pt", "b.pt"]
+
+
+def test_our_own_mistakes_are_not_hidden(operation):
+    operation.failures["a.pt"] = AssertionError("ours")
+    with pytest.raises(AssertionError):
+        cli.run(["restore", "a.pt"])
+
+
+# --- usage --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compress"], ["fly"], ["compress", "a.pt", "--stride", "0"], ["inspect", "a", "b"], ["--fly"]]
+)
+def test_wrong_usage_is_2(operation, arguments, capsys):
+    assert cli.run(arguments) == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_json_too(capsys):
+    assert cli.run(["inspect", "--json"]) == 2
+    (line,) = json_lines(capsys.readouterr().err)
+    assert (line["exit_code"], line["subject"]) == (2, "ckzd inspect")
+
+
+def test_nothing_to_do_shows_the_help(capsys):
+    assert cli.run([]) == 2
+    assert "compress" in capsys.readouterr().out
+
+
+def test_every_verb_has_json_and_help():
+    verbs = {command.callback.__name__: command for command in cli.app.registered_commands}
+    assert set(verbs) == {"serve", "compress", "restore", "verify", "inspect", "status", "demo"}
+    for command in verbs.values():
+        assert command.callback.__doc__
+        assert "as_json" in command.callback.__annotations__
+
+
+@pytest.mark.parametrize("nbytes", [0, 999, 1000, 17_394_081, 105e9, 3e15])
+def test_plain_bytes_have_a_unit_and_few_digits(nbytes):
+    number, unit = cli.plain_bytes(nbytes).split()
+    assert unit in ("B", "kB", "MB", "GB", "TB")
+    assert float(number) < 1000 or unit == "TB"
+
+
+def test_python_m_ckzd_is_ckzd():
+    finished = subprocess.run([sys.executable, "-m", "ckzd", "--version"], capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("ckzd ")
+
+
+def test_exit_codes_are_the_documented_ones():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CkzdError)]
+    assert {kind.exit_code for kind in kinds} == {1, 2, 4, 5, 6, 7}
+
+
+# --- the demo's table ---------------------------------------------------------------------------------------
+
+
+def fake_demo(passed: bool):
+    archived = SimpleNamespace(checkpoint="step_30.pt", original_bytes=1000, archive_bytes=10, ratio=100.0, depth=0)
+    loss = SimpleNamespace(what="held-out, step 300", uninterrupted=2.0, resumed=2.002, gap=0.001)
+    return SimpleNamespace(
+        archived=(archived,),
+        killed_at=255,
+        restored="step_210.pt",
+        steps=300,
+        comparisons=(loss,),
+        allowed_gap=0.01,
+        seconds=99.0,
+        passed=passed,
+        to_dict=lambda: {"passed": passed},
+    )
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_the_demo_passes_only_within_the_gap(monkeypatch, passed, code, capsys):
+    module = ModuleType("ckzd.demo")
+    event = SimpleNamespace(who="job", text="step 30", seconds=1.5, fields={"step": 30})
+
+    def run_demo(on_event):
+        on_event(event)
+        return fake_demo(passed)
+
+    module.run_demo = run_demo
+    monkeypatch.setitem(sys.modules, "ckzd.demo", module)
+    assert cli.run(["demo"]) == code
+    out = capsys.readouterr().out
+    for part in ("step_30.pt", "100.0x", "+0.10 %", "killed at step 255"):
+        assert part in out
+
+    assert cli.run(["demo", "--json"]) == code
+    lines = json_lines(capsys.readouterr().out)
+    assert lines == [
+        {"event": "job", "text": "step 30", "seconds": 1.5, "step": 30},
+        {"event": "report", "passed": passed},
+    ]
