@@ -82,6 +82,16 @@ def rename(source: Path, target: Path) -> None:
             fsync_dir(source.parent)
 
 
+def overwrite(source: Path, target: Path) -> None:
+    """Move a file to a name that may be taken."""
+    with as_no_space(target):
+        fsync_file(source)
+        source.replace(target)
+        fsync_dir(target.parent)
+        if source.parent != target.parent:
+            fsync_dir(source.parent)
+
+
 def exchange(a: Path, b: Path) -> None:
     """Swap two existing paths in one step. OSError with `exchange_unsupported` where the file system cannot."""
     with as_no_space(b):

@@ -13,6 +13,7 @@ from pathlib import Path
 from ckzd.errors import ConfigError, StoreLocked
 
 POLL_SECONDS = 0.05
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 LOCKS_UNSUPPORTED = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # what Lustre and FUSE answer
 
 
@@ -40,9 +41,12 @@ def _open(path: Path, operation: int) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno == errno.EROFS and operation == fcntl.LOCK_SH:
-            return -1
-        raise
+        if error.errno not in READ_ONLY or operation != fcntl.LOCK_SH:
+            raise
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return -1
 
 
 def _try_lock(path: Path, descriptor: int, operation: int) -> bool:

@@ -17,8 +17,9 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -96,8 +97,9 @@ class Store:
         if not marker.exists():
             if root.exists() and not {path.name for path in root.iterdir()} <= _OWN_NAMES:
                 raise ConfigError(root, "is not empty and not a store", hint="name a new or empty directory")
-            for name in _OWN_NAMES:
-                (root / name).mkdir(parents=True, exist_ok=True)
+            root.mkdir(parents=True, exist_ok=True)
+            for name in _OWN_NAMES:  # originals pass through here: nobody may read them who could not before
+                (root / name).mkdir(mode=0o755 if name == "archives" else 0o700, exist_ok=True)
             with durable.write_atomically(marker) as file:
                 file.write(json.dumps({"ckzd_store": STORE_VERSION}).encode() + b"\n")
             durable.fsync_dir(root.parent)
@@ -126,10 +128,14 @@ class Store:
         return self._archives / f"{_fitting(run.name, 9)}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
 
     def archive_path(self, run: Path, name: str, checkpoint_sha: str) -> Path:
-        """The one path of the archive of one checkpoint (by its sha256); its directory exists."""
+        """The one path of the archive of one checkpoint (by its sha256), in a directory as open as the run."""
         directory = self.run_directory(run)
         if not directory.exists():
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            status = run.stat()
+            with suppress(PermissionError):
+                os.chown(directory, status.st_uid, status.st_gid)
+            directory.chmod(stat.S_IMODE(status.st_mode))
             durable.fsync_dir(directory.parent)
         suffix = f".{checkpoint_sha[:12]}{ARCHIVE_SUFFIX}"
         return directory / f"{_fitting(name, len(suffix))}{suffix}"

@@ -1,0 +1,177 @@
+"""What stands at a checkpoint's place: may it be replaced, is it still what was archived, a copy of what stays."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ckzd import durable
+from ckzd.archive import FileModel, Manifest
+from ckzd.errors import BadCheckpoint, SourceChanged
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY, large_files
+
+
+class Mark(NamedTuple):
+    """What changes when a file is written or replaced."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def marks_of(checkpoint: Path) -> dict[str, Mark]:
+    """The marks of a file ("") or of a directory and all that is in it, by relative name. Follows no link."""
+    return {name: _mark(status) for name, status in _walk(checkpoint)}
+
+
+def require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
+    """Raise BadCheckpoint for what must not be replaced, SourceChanged for what is not what was archived."""
+    for name, status in _walk(checkpoint):
+        path = checkpoint / name
+        if stat.S_ISLNK(status.st_mode) and (not name or path in large_files(checkpoint, manifest)):
+            raise BadCheckpoint(path, "is a symbolic link", hint="only what is really here can be replaced")
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            problem = f"has {status.st_nlink} names (hard links): replacing one frees nothing"
+            raise BadCheckpoint(path, problem, hint="remove the other names first")
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            raise BadCheckpoint(path, "is neither a file nor a directory")
+    if checkpoint.is_dir() != (manifest.kind == "directory"):
+        raise SourceChanged(checkpoint, f"is no {manifest.kind} any more")
+    large = large_files(checkpoint, manifest)
+    if not large:
+        raise BadCheckpoint(checkpoint, "no file of it holds tensors: there is nothing to replace")
+    for path, file in large.items():
+        _require_size(path, file)
+    require_same_small_files(checkpoint, manifest)
+
+
+def require_same_small_files(checkpoint: Path, manifest: Manifest) -> None:
+    """Raise SourceChanged unless the files that stay are what the archive holds of them."""
+    for file in manifest.files:
+        path = checkpoint / file.name
+        if manifest.kind == "directory" and not file.tensors:
+            _require_content(path, file)
+
+
+def require_same_large_files(place: Path, manifest: Manifest) -> None:
+    """Raise SourceChanged unless the large files under `place` are, byte for byte, what was archived (or restored).
+
+    Nobody has them open for writing and nobody can open them by their old name any more, so this stays true.
+    """
+    large = large_files(place, manifest)
+    for path, file in large.items():
+        _require_size(path, file)
+        if is_open_for_writing(path):
+            raise SourceChanged(path, "is open for writing in another process")
+    for path, file in large.items():
+        _require_content(path, file)
+
+
+def require_unmarked(place: Path, expected: dict[str, Mark]) -> None:
+    """Raise SourceChanged unless all that is under `place` was left alone since `expected` was taken, and stays so."""
+    found = marks_of(place)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise SourceChanged(place / name, "was written to while the checkpoint was replaced")
+    for name in found:
+        if (place / name).is_file() and not (place / name).is_symlink() and is_open_for_writing(place / name):
+            raise SourceChanged(place / name, "is open for writing in another process")
+
+
+def copy_small_files(checkpoint: Path, target: Path, manifest: Manifest) -> None:
+    """Make `target` a copy of a directory without its large files: same names, bytes, owners, modes, times."""
+    left_out = {str(path.relative_to(checkpoint)) for path in large_files(checkpoint, manifest)}
+    stays = [(name, status) for name, status in _walk(checkpoint) if name not in left_out]
+    nbytes = sum(status.st_size for name, status in stays if name != POINTER_IN_DIRECTORY)
+    durable.require_space(target.parent, nbytes)
+    with durable.as_no_space(target):
+        for name, status in stays:
+            if stat.S_ISDIR(status.st_mode):
+                (target / name).mkdir()
+            elif name != POINTER_IN_DIRECTORY:
+                shutil.copyfile(checkpoint / name, target / name, follow_symlinks=False)
+                copy_stat(checkpoint / name, target / name, status)
+
+
+def copy_directory_stats(checkpoint: Path, target: Path) -> None:
+    """Give `target` and the directories in it the owners, modes and times of the original's; do it last."""
+    directories = [(name, status) for name, status in _walk(checkpoint) if stat.S_ISDIR(status.st_mode)]
+    for name, status in reversed(directories):
+        copy_stat(checkpoint / name, target / name, status)
+
+
+def copy_stat(source: Path, target: Path, status: os.stat_result) -> None:
+    """Owner first: changing it clears mode bits."""
+    os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    shutil.copystat(source, target, follow_symlinks=False)
+
+
+def is_open_for_writing(path: Path) -> bool:
+    """Whether a process of this machine has the file open for writing. False where the kernel does not say."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(
+            descriptor, fcntl.F_SETSIG, signal.SIGURG
+        )  # if somebody opens it meanwhile: a signal that is ignored
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # not the owner, or a file system without leases
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def allocated_bytes(paths: Iterator[Path] | list[Path]) -> int:
+    """Bytes that these files take on disk."""
+    return sum(path.lstat().st_blocks * 512 for path in paths)
+
+
+def _walk(checkpoint: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Name relative to the checkpoint ("" is itself) and lstat of all that is there, sorted, parents first."""
+    pending = [""]
+    while pending:
+        name = pending.pop(0)
+        path = checkpoint / name
+        try:
+            status = path.lstat()
+            children = sorted(child.name for child in os.scandir(path)) if stat.S_ISDIR(status.st_mode) else []
+        except FileNotFoundError:
+            raise SourceChanged(path, "is gone") from None
+        yield name, status
+        pending += [f"{name}/{child}" if name else child for child in children]
+
+
+def _mark(status: os.stat_result) -> Mark:
+    return Mark(status.st_ino, 0 if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mtime_ns)
+
+
+def _require_size(path: Path, file: FileModel) -> None:
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceChanged(path, "is gone") from None
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise SourceChanged(path, "is no longer a regular file with one name")
+    if status.st_size != file.size:
+        raise SourceChanged(path, f"expected the {file.size} bytes that were archived, got {status.st_size}")
+
+
+def _require_content(path: Path, file: FileModel) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceChanged(path, "is gone") from None
+    with open(descriptor, "rb") as opened:  # noqa: PTH123 - it is a descriptor
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # do not push training's data out of the cache
+    if sha256 not in (file.original_sha256, file.sha256):
+        problem = f"expected the archived content, sha256 {file.original_sha256}, got {sha256}"
+        raise SourceChanged(path, problem, hint="archive it again")

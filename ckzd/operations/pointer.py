@@ -1,0 +1,128 @@
+"""Pointers: the small file that stands where a checkpoint stood and names its archive."""
+
+import json
+import os
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ckzd.archive import FileModel, Manifest
+from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
+from ckzd.store import ARCHIVE_SUFFIX, Store, default_store, is_pointer, read_manifest
+
+POINTER_IN_DIRECTORY = "ckzd.json"
+POINTER_VERSION = 1
+MAX_POINTER_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What a pointer says. `archive` is relative to the pointer's directory and wins: a tree may move as a whole."""
+
+    archive: str
+    archive_absolute: str
+    checkpoint: str
+    reconstruction: str
+    restore: str
+
+
+def pointer_for(checkpoint: Path) -> Path:
+    """Where its pointer is: step_100.pt -> step_100.pt.ckz beside it, checkpoint-100/ -> ckzd.json inside."""
+    if checkpoint.is_dir():
+        return checkpoint / POINTER_IN_DIRECTORY
+    return checkpoint.with_name(checkpoint.name + ARCHIVE_SUFFIX)
+
+
+def pointer_text(pointer: Path, checkpoint: Path, archive: Path, manifest: Manifest) -> str:
+    """The content of the pointer at `pointer`; the paths are absolute."""
+    content = {
+        "ckzd_pointer": POINTER_VERSION,
+        "archive": os.path.relpath(archive, pointer.parent),
+        "archive_absolute": str(archive),
+        "checkpoint": manifest.name,
+        "reconstruction": manifest.reconstruction,
+        "restore": f"ckzd restore {shlex.quote(str(checkpoint))}",
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read_pointer(path: Path) -> Pointer:
+    """Parse a pointer. Raises CorruptArchive; FileNotFoundError passes."""
+    with path.open("rb") as file:
+        data = file.read(MAX_POINTER_BYTES + 1)
+    if len(data) > MAX_POINTER_BYTES:
+        raise CorruptArchive(path, f"is no pointer: more than {MAX_POINTER_BYTES} bytes")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptArchive(path, f"is no pointer of ckzd: {error}") from None
+    if not isinstance(content, dict) or content.get("ckzd_pointer") != POINTER_VERSION:
+        raise CorruptArchive(path, f"is no pointer of ckzd: expected ckzd_pointer {POINTER_VERSION}")
+    said: dict[str, str] = {}
+    for name in (field.name for field in fields(Pointer)):
+        value = content.get(name)
+        if not isinstance(value, str) or "\0" in value:
+            raise CorruptArchive(path, f"is no pointer of ckzd: field {name!r} is no text")
+        said[name] = value
+    return Pointer(**said)
+
+
+def archive_of(path: Path) -> Path:
+    """The archive that the pointer at `path` names. Raises MissingReference if it is not there."""
+    pointer = read_pointer(path)
+    relative = Path(os.path.normpath(path.parent.resolve() / pointer.archive))
+    for archive in (relative, Path(pointer.archive_absolute)):
+        if archive.is_file():
+            return archive
+    raise MissingReference(path, f"the archive that it points to is not at {relative}", hint="bring the store back")
+
+
+def resolve(path: Path) -> Path:
+    """The archive that a user means by an archive, a pointer, or a checkpoint that is archived.
+
+    A checkpoint that is there, but not as it was archived, is refused: its pointer names an older version.
+    """
+    path = path.absolute()
+    if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file():
+        return archive_of(path) if is_pointer(path) else path.resolve()
+    if path.name == POINTER_IN_DIRECTORY and path.is_file():
+        return archive_of(path)
+    pointer = pointer_for(path)
+    archives = [archive_of(pointer)] if pointer.is_file() else _in_default_store(path)
+    for archive in archives:
+        if _is_as_archived(path, read_manifest(archive)):
+            return archive
+    if archives:
+        problem, hint = "was written again since it was archived", f"the older version is {archives[0]}"
+    elif os.path.lexists(path):
+        problem, hint = "is not an archive, and nothing says that it is archived", "name a .ckz file"
+    else:
+        problem, hint = "is not there, nor a pointer that says where its archive is", "name the .ckz file itself"
+    raise ConfigError(path, problem, hint=hint)
+
+
+def large_files(checkpoint: Path, manifest: Manifest) -> dict[Path, FileModel]:
+    """The files that an archive stands for: those with tensors. The others stay in a directory that is replaced."""
+    if manifest.kind == "file":
+        return {checkpoint: manifest.files[0]}
+    return {checkpoint / file.name: file for file in manifest.files if file.tensors}
+
+
+def _is_as_archived(checkpoint: Path, manifest: Manifest) -> bool:
+    """Whether what is there of the large files, if anything, has the sizes and times that the archive recorded."""
+    for path, file in large_files(checkpoint, manifest).items():
+        if os.path.lexists(path):
+            status = path.lstat()
+            if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+                return False
+    return True
+
+
+def _in_default_store(checkpoint: Path) -> list[Path]:
+    """Archives of this name, newest first: for when a framework's rotation took the pointer with the checkpoint."""
+    try:
+        store = Store.open(default_store(checkpoint.parent))
+    except CkzdError:
+        return []
+    records = store.archives(checkpoint.parent)
+    return [record.path for record in records if record.manifest.name == checkpoint.name][::-1]

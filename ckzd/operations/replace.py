@@ -1,0 +1,283 @@
+"""Replace a checkpoint by a pointer to its archive, and clean up after those who died doing it.
+
+At every instant, under any crash, the original or a verified archive with a pointer to it is on disk:
+
+    file        intent -> pointer -> the file moves to the trash -> compared there -> verified
+    directory   intent -> a directory is prepared (small files, pointer) -> it trades places -> compared -> verified
+                without RENAME_EXCHANGE: intent -> pointer -> the large files move, the optimizer last -> as above
+
+Before "verified" everything is undone, after it the original may be deleted (`empty_trash`). `recover` brings what a
+crash left to one of the two ends. Steps are durable in this order; `on_step(name)` is called after each.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace as with_fields
+from pathlib import Path
+
+from ckzd import durable
+from ckzd.archive import ArchiveReader, Manifest
+from ckzd.errors import CkzdError, ConfigError, SourceChanged
+from ckzd.operations import originals
+from ckzd.operations.pointer import archive_of, large_files, pointer_for, pointer_text, read_pointer, resolve
+from ckzd.operations.trash import Entry, Intent
+from ckzd.operations.undo import holds_original, optimizer_last, put_back, set_directory_time
+from ckzd.store import Store
+
+__all__ = ["empty_trash", "pointer_for", "recover", "replace", "resolve"]
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 600.0  # replacing is hashing: one 100 GB checkpoint takes minutes
+
+OnStep = Callable[[str], None]
+
+
+def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = lambda _: None) -> int:
+    """Replace the checkpoint by a pointer to `archive`, which was verified; bytes on disk that the original took.
+
+    They are free once `empty_trash` has deleted it. Raises SourceChanged if the checkpoint is not what was archived
+    any more, BadCheckpoint if it must not be replaced (links); on any error it is back in its place.
+    """
+    checkpoint = checkpoint.absolute()
+    checkpoint, archive = checkpoint.parent.resolve() / checkpoint.name, archive.resolve()
+    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+        manifest = _proven(archive, store)
+        if _is_replaced(checkpoint, archive, manifest):
+            return 0
+        entry = Entry.begin(store, _intent(checkpoint, archive, store, manifest))
+        with _put_back_on_error(entry), _one_file_system(entry):
+            on_step("intent")
+            entry = (_move_file if manifest.kind == "file" else _trade_directory)(entry, manifest, on_step)
+            return _compare_and_keep(entry, manifest, on_step)
+
+
+def recover(store: Store) -> list[str]:
+    """Finish or undo every replacement that a crash left half-done and remove dead temporary files; one line each."""
+    report = []
+    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+        for root in sorted(store.trash.iterdir()):
+            try:
+                line = _recover_entry(store, root)
+            except (CkzdError, OSError) as error:
+                log.exception("a replacement cannot be recovered", extra={"path": str(root)})
+                line = f"failed {root}: {error}"
+            if line:
+                report.append(line)
+        report += [f"removed {path}" for path in store.sweep_temps()]
+    return report
+
+
+def empty_trash(store: Store, older_than_seconds: float, now: float) -> int:
+    """Delete originals that have been in the trash for so long; bytes on disk that this freed.
+
+    The archive that stands for each is read once more before; if it is not whole the original stays.
+    """
+    freed = 0
+    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+        for root in sorted(store.trash.iterdir()):
+            verified = root / "verified"
+            if not verified.exists() or now - verified.stat().st_mtime < older_than_seconds:
+                continue
+            try:
+                freed += _delete(Entry.load(store, root))
+            except (CkzdError, OSError) as error:
+                log.exception("an original stays in the trash", extra={"path": str(root), "error": str(error)})
+    return freed
+
+
+# The steps
+
+
+def _intent(checkpoint: Path, archive: Path, store: Store, manifest: Manifest) -> Intent:
+    """Everything that is asked before anything is touched."""
+    originals.require_replaceable(checkpoint, manifest)
+    if checkpoint.lstat().st_dev != store.trash.lstat().st_dev:
+        raise ConfigError(
+            store.root, f"is not on the file system of {checkpoint}", hint="choose a store beside the run"
+        )
+    pointer = pointer_for(checkpoint)
+    previous = None
+    if pointer.exists():
+        read_pointer(pointer)  # anything but a pointer of ours is not ours to overwrite
+        previous = pointer.read_text()
+    return Intent(
+        method="file" if manifest.kind == "file" else "exchange",
+        checkpoint=os.path.relpath(checkpoint, store.root),
+        archive=os.path.relpath(archive, store.root),
+        pointer_text=pointer_text(pointer, checkpoint, archive, manifest),
+        previous_pointer=previous,
+        original=originals.marks_of(checkpoint),
+        prepared={},
+    )
+
+
+def _move_file(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
+    del manifest
+    _publish_pointer(entry)
+    on_step("pointer")
+    _move(entry.checkpoint, entry.held)
+    on_step("moved")
+    return entry
+
+
+def _trade_directory(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
+    originals.copy_small_files(entry.checkpoint, entry.held, manifest)
+    with durable.write_atomically(entry.held / entry.pointer.name, mode=0o644) as file:
+        file.write(entry.intent.pointer_text.encode())
+    _give_to_owner(entry.held / entry.pointer.name, entry.checkpoint)
+    originals.copy_directory_stats(entry.checkpoint, entry.held)
+    durable.fsync_tree(entry.held)
+    entry = entry.update(with_fields(entry.intent, prepared=originals.marks_of(entry.held)))
+    on_step("prepared")
+    try:
+        durable.exchange(entry.held, entry.checkpoint)
+    except FileNotFoundError:
+        raise SourceChanged(entry.checkpoint, "is gone") from None
+    except OSError as error:
+        if not durable.exchange_unsupported(error):
+            raise
+        return _move_pieces(entry, manifest, on_step)
+    on_step("exchanged")
+    originals.require_unmarked(entry.held, entry.intent.original)
+    return entry
+
+
+def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
+    """Without exchange: the model goes before the optimizer, so that no framework finds weights without Adam."""
+    durable.remove_tree(entry.held)
+    entry = entry.update(with_fields(entry.intent, method="pieces", prepared={}))
+    _publish_pointer(entry)
+    set_directory_time(entry)
+    on_step("pointer")
+    names = [str(path.relative_to(entry.checkpoint)) for path in large_files(entry.checkpoint, manifest)]
+    for name in sorted(names, key=optimizer_last):
+        (entry.held / name).parent.mkdir(parents=True, exist_ok=True)
+        _move(entry.checkpoint / name, entry.held / name)
+        set_directory_time(entry)
+        on_step(f"moved {name}")
+    originals.require_same_small_files(entry.checkpoint, manifest)
+    return entry
+
+
+def _compare_and_keep(entry: Entry, manifest: Manifest, on_step: OnStep) -> int:
+    """Compare what is in the trash now with what was archived; from then on it may be deleted."""
+    originals.require_same_large_files(entry.held, manifest)
+    on_step("checked")
+    nbytes = originals.allocated_bytes(list(large_files(entry.held, manifest)))
+    entry.set_verified()
+    on_step("verified")
+    return nbytes
+
+
+def _publish_pointer(entry: Entry) -> None:
+    """Put the pointer in its place, whole and durable, without ever overwriting what is not the one we know of."""
+    temp = entry.store.new_temp(".pointer")
+    with durable.write_atomically(temp, mode=0o644) as file:
+        file.write(entry.intent.pointer_text.encode())
+    _give_to_owner(temp, entry.checkpoint)
+    if entry.intent.previous_pointer is not None:
+        durable.overwrite(temp, entry.pointer)
+    elif not durable.publish(temp, entry.pointer):
+        raise SourceChanged(entry.pointer, "appeared while the checkpoint was replaced")
+
+
+def _give_to_owner(pointer: Path, checkpoint: Path) -> None:
+    """The pointer belongs to the checkpoint's owner where we may give it away; it works either way."""
+    status = checkpoint.lstat()
+    with suppress(PermissionError):
+        os.chown(pointer, status.st_uid, status.st_gid)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        durable.rename(source, target)
+    except FileNotFoundError:
+        raise SourceChanged(source, "is gone") from None
+
+
+@contextmanager
+def _put_back_on_error(entry: Entry) -> Iterator[None]:
+    """Undo on any error; where that fails too, `recover` does it later."""
+    try:
+        yield
+    except BaseException:
+        try:
+            put_back(Entry.load(entry.store, entry.root))
+        except (CkzdError, OSError):
+            log.exception("the original could not be put back yet", extra={"path": str(entry.root)})
+        raise
+
+
+@contextmanager
+def _one_file_system(entry: Entry) -> Iterator[None]:
+    """Bind mounts, quotas and overlays can part two directories of one device."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        problem = f"nothing can be renamed between it and {entry.checkpoint}: {error.strerror}"
+        raise ConfigError(entry.store.root, problem, hint="choose a store on the same mount") from error
+
+
+# What is true now
+
+
+def _proven(archive: Path, store: Store) -> Manifest:
+    """Read the archive from disk once more; make sure that it is durable and that its chain is there."""
+    with ArchiveReader(archive) as reader:
+        reader.check()
+        manifest = reader.manifest
+    store.chain(archive)
+    durable.fsync_file(archive)
+    durable.fsync_dir(archive.parent)
+    return manifest
+
+
+def _is_replaced(checkpoint: Path, archive: Path, manifest: Manifest) -> bool:
+    pointer = pointer_for(checkpoint)
+    gone = not any(os.path.lexists(path) for path in large_files(checkpoint, manifest))
+    return gone and pointer.is_file() and archive_of(pointer) == archive
+
+
+def _recover_entry(store: Store, root: Path) -> str | None:
+    if not (root / "intent.json").exists() and not any((root / "held").glob("*")):
+        durable.remove_tree(root)
+        return None
+    entry = Entry.load(store, root)
+    if entry.is_verified:
+        return None
+    if entry.is_kept:
+        return f"kept {entry.held}: {(root / 'kept').read_text().strip()}"
+    if holds_original(entry) and _can_be_finished(entry):
+        entry.set_verified()
+        return f"finished {entry.checkpoint}"
+    kept = put_back(entry)
+    return f"kept {entry.held}: {kept}" if kept else f"undone {entry.checkpoint}"
+
+
+def _can_be_finished(entry: Entry) -> bool:
+    """Whether the crash came so late that only the last comparison was missing."""
+    try:
+        manifest = _proven(entry.archive, entry.store)
+        if entry.intent.method == "exchange":
+            originals.require_unmarked(entry.held, entry.intent.original)
+        if entry.intent.method == "pieces" and entry.checkpoint.is_dir():
+            originals.require_same_small_files(entry.checkpoint, manifest)
+        originals.require_same_large_files(entry.held, manifest)
+    except (CkzdError, OSError) as error:
+        log.warning("undone", extra={"path": str(entry.checkpoint), "reason": str(error)})
+        return False
+    return True
+
+
+def _delete(entry: Entry) -> int:
+    manifest = _proven(entry.archive, entry.store)
+    held = [path for path in large_files(entry.held, manifest) if os.path.lexists(path)]
+    nbytes = originals.allocated_bytes(held)
+    entry.discard()
+    return nbytes

@@ -1,0 +1,133 @@
+"""One replacement on its way: what it intends and what it holds.
+
+    STORE/trash/<id>/intent.json   written before anything moves; says all that undoing needs
+    STORE/trash/<id>/held/<name>   the original once it moved (before: the prepared directory that is to take its place)
+    STORE/trash/<id>/verified      the original was compared here and its archive stands for it: it may be deleted
+    STORE/trash/<id>/kept          it could not be put back and is not archived: a person decides
+
+Whoever calls holds the store's replace lock, so that nobody else moves the same things.
+"""
+
+import json
+import logging
+import os
+import secrets
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+from ckzd import durable
+from ckzd.errors import CorruptArchive
+from ckzd.operations.originals import Mark
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY
+from ckzd.store import ARCHIVE_SUFFIX, Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a replacement is about to do. Paths are relative to the store's root, so that both can move together.
+
+    method    "file": it moves to the trash. "exchange": a prepared directory trades places with it. "pieces": its
+              large files move to the trash one by one, where the file system knows no exchange.
+    original  the marks of all that is in it ("" is itself) before anything moved
+    prepared  those of the prepared directory; empty until it is complete
+    """
+
+    method: Literal["file", "exchange", "pieces"]
+    checkpoint: str
+    archive: str
+    pointer_text: str
+    previous_pointer: str | None
+    original: dict[str, Mark]
+    prepared: dict[str, Mark]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A directory in the trash."""
+
+    store: Store
+    root: Path
+    intent: Intent
+
+    @classmethod
+    def begin(cls, store: Store, intent: Intent) -> Self:
+        """Make the intention durable; nothing else has happened yet."""
+        temp = store.new_temp(".entry")
+        (temp / "held").mkdir(parents=True)
+        cls(store, temp, intent).write_intent()
+        root = store.trash / secrets.token_hex(8)
+        durable.rename(temp, root)
+        return cls(store, root, intent)
+
+    @classmethod
+    def load(cls, store: Store, root: Path) -> Self:
+        """Read back what `begin` wrote."""
+        try:
+            fields = json.loads((root / "intent.json").read_bytes())
+            for key in ("original", "prepared"):
+                fields[key] = {name: Mark(*mark) for name, mark in fields[key].items()}
+            return cls(store, root, Intent(**fields))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptArchive(root, f"its intent.json cannot be read: {error}") from error
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the original stood."""
+        return Path(os.path.normpath(self.store.root / self.intent.checkpoint))
+
+    @property
+    def archive(self) -> Path:
+        """The archive that stands for the original."""
+        return Path(os.path.normpath(self.store.root / self.intent.archive))
+
+    @property
+    def held(self) -> Path:
+        """Where the original comes to lie."""
+        return self.root / "held" / self.checkpoint.name
+
+    @property
+    def pointer(self) -> Path:
+        """Where the pointer stands or will stand."""
+        if self.intent.method == "file":
+            return self.checkpoint.with_name(self.checkpoint.name + ARCHIVE_SUFFIX)
+        return self.checkpoint / POINTER_IN_DIRECTORY
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the original may be deleted."""
+        return (self.root / "verified").exists()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a person has to decide."""
+        return (self.root / "kept").exists()
+
+    def update(self, intent: Intent) -> "Entry":
+        """Change the intention, durably."""
+        entry = replace(self, intent=intent)
+        entry.write_intent()
+        return entry
+
+    def set_verified(self) -> None:
+        """From here on the original may be deleted."""
+        with durable.write_atomically(self.root / "verified"):
+            pass
+
+    def set_kept(self, reason: str) -> None:
+        """The original stays here until a person decides."""
+        with durable.write_atomically(self.root / "kept") as file:
+            file.write(f"{reason}\n".encode())
+        log.error("an original stays in the trash", extra={"path": str(self.held), "reason": reason})
+
+    def discard(self) -> None:
+        """Remove the entry: first what it holds, so that after a crash in between it still says what it was."""
+        durable.remove_tree(self.root / "held")
+        durable.remove_tree(self.root)
+
+    def write_intent(self) -> None:
+        """Write intent.json."""
+        with durable.write_atomically(self.root / "intent.json") as file:
+            file.write(json.dumps(asdict(self.intent)).encode())

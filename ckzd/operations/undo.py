@@ -1,0 +1,122 @@
+"""Put an original back: after an error, after a crash, or because it turned out to have changed."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ckzd import durable
+from ckzd.operations.originals import marks_of
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY
+from ckzd.operations.trash import Entry
+
+
+def put_back(entry: Entry) -> str | None:
+    """Undo whatever of the replacement has happened; None, or why the original has to stay in the trash.
+
+    Each step may have been done already, by an earlier attempt that died.
+    """
+    undo = {"file": _put_back_file, "exchange": _put_back_directory, "pieces": _put_back_pieces}
+    kept = undo[entry.intent.method](entry)
+    if kept is None:
+        entry.discard()
+    else:
+        entry.set_kept(kept)
+    return kept
+
+
+def holds_original(entry: Entry) -> bool:
+    """Whether all of the original that was to leave has left its place, and lies in the trash."""
+    if entry.intent.method == "exchange":
+        return bool(entry.intent.prepared) and entry.held.is_dir() and not is_prepared(entry, entry.held)
+    return os.path.lexists(entry.held)
+
+
+def is_prepared(entry: Entry, place: Path) -> bool:
+    """Whether what stands at `place` is the directory that was prepared to take the original's place."""
+    prepared = entry.intent.prepared.get("")
+    try:
+        return (
+            prepared is not None
+            and place.lstat().st_ino == prepared.inode
+            and (place / POINTER_IN_DIRECTORY).read_text() == entry.intent.pointer_text
+        )
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _put_back_file(entry: Entry) -> str | None:
+    kept = _move_back(entry.held, entry.checkpoint)
+    _withdraw_pointer(entry)
+    return kept
+
+
+def _put_back_directory(entry: Entry) -> str | None:
+    if holds_original(entry):
+        if not is_prepared(entry, entry.checkpoint):
+            return f"{entry.checkpoint} is gone, or taken by something else"
+        durable.exchange(entry.held, entry.checkpoint)
+    if entry.intent.prepared and entry.held.is_dir():
+        _carry_over_what_came_later(entry)
+    return None
+
+
+def _carry_over_what_came_later(entry: Entry) -> None:
+    """While the prepared directory stood in the original's place, training may have written into it: keep that."""
+    for name, mark in marks_of(entry.held).items():
+        source, target = entry.held / name, entry.checkpoint / name
+        if name in ("", POINTER_IN_DIRECTORY) or mark == entry.intent.prepared.get(name):
+            continue
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir(exist_ok=True)
+        else:
+            durable.overwrite(source, target)
+
+
+def _put_back_pieces(entry: Entry) -> str | None:
+    """The optimizer comes before the model: Hugging Face takes a model without optimizer for a whole checkpoint."""
+    kept = None
+    names = [name for name, _ in marks_of(entry.held).items()] if entry.held.is_dir() else []
+    for name in sorted(names, key=optimizer_last, reverse=True):
+        if not (entry.held / name).is_dir():
+            kept = _move_back(entry.held / name, entry.checkpoint / name) or kept
+    if entry.checkpoint.is_dir():
+        _withdraw_pointer(entry)
+        set_directory_time(entry)
+    return kept
+
+
+def optimizer_last(name: str) -> tuple[bool, str]:
+    """Sort key: a directory without model is refused by every framework, one without optimizer is not."""
+    return "optim" in name.lower(), name
+
+
+def set_directory_time(entry: Entry) -> None:
+    """Give the checkpoint's directory the time that it had: rotation goes by it."""
+    os.utime(entry.checkpoint, ns=(entry.intent.original[""].mtime_ns,) * 2)
+    durable.fsync_dir(entry.checkpoint)
+
+
+def _move_back(held: Path, place: Path) -> str | None:
+    if not os.path.lexists(held):
+        return None
+    try:
+        durable.rename(held, place)
+    except FileExistsError:
+        return f"{place} was written anew"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"the directory of {place} is gone"
+    return None
+
+
+def _withdraw_pointer(entry: Entry) -> None:
+    """Take our pointer away, or put the one back that it superseded; leave anybody else's."""
+    with suppress(FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        if entry.pointer.read_text() != entry.intent.pointer_text:
+            return
+        if entry.intent.previous_pointer is None:
+            durable.remove(entry.pointer)
+            return
+        temp = entry.store.new_temp(".pointer")
+        with durable.write_atomically(temp, mode=0o644) as file:
+            file.write(entry.intent.previous_pointer.encode())
+        durable.overwrite(temp, entry.pointer)
