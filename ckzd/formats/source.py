@@ -1,0 +1,139 @@
+"""The only place of `formats` that opens files: exact reads from files that must stay what they were."""
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckzd.checkpoint import FileStat
+from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
+
+MAX_OPEN_FILES = 8
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not make us wait
+_GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ENODEV}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+
+Identity = tuple[int, int, int, int]
+
+
+def identity(found: os.stat_result) -> Identity:
+    """What tells a file from the one that was there before: device, inode, size, mtime."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def file_stat(found: os.stat_result) -> FileStat:
+    """What a restore gives back."""
+    return FileStat(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def as_ckzd_errors(path: Path) -> Iterator[None]:
+    """The seam to the operating system: no OSError leaves `formats`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _GONE:
+            raise SourceChanged(path, "is not there any more") from error
+        if error.errno in _FORBIDDEN:
+            raise BadCheckpoint(path, "permission denied", hint="run ckzd as a user who may read it") from error
+        if error.errno == errno.ELOOP:
+            raise BadCheckpoint(path, "is a symbolic link", hint="name the file that it points to") from error
+        raise CkzdError(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise BadCheckpoint(ascii(str(path)), "is no file name") from error
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """Stat of a regular file; BadCheckpoint for a symbolic link, a directory, a pipe."""
+    with as_ckzd_errors(path):
+        found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        raise BadCheckpoint(path, "is a symbolic link", hint="name the file that it points to")
+    if not stat.S_ISREG(found.st_mode):
+        raise BadCheckpoint(path, "is no regular file")
+    return found
+
+
+class FileSource:
+    """Exact reads of numbered files, in any order and from any thread.
+
+    What the files are is fixed when the source is made. Each read raises SourceChanged if the file at the path is
+    another one by now, was written to or cut, or is gone. Few files are kept open; `close()` closes them.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.stats = tuple(regular_file(path) for path in self.paths)
+        self._lock = threading.Lock()
+        self._open: dict[int, int] = {}  # owner: whoever holds the lock; file number -> descriptor, oldest use first
+
+    def read(self, file: int, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes of file number `file`."""
+        path = self.paths[file]
+        with self._lock, as_ckzd_errors(path):
+            descriptor = self._descriptor(file)
+            self._check(file, descriptor)
+            data = _read_exactly(descriptor, offset, nbytes)
+            self._check(file, descriptor)
+        if len(data) != nbytes:
+            raise SourceChanged(path, f"expected {nbytes} bytes at {offset}, got {len(data)}")
+        return data
+
+    def view(self, file: int) -> "FileView":
+        """One file, for a parser."""
+        return FileView(self, file, str(self.paths[file]), self.paths[file].name, self.stats[file].st_size)
+
+    def close(self) -> None:
+        """Close what is open; a later read opens it again."""
+        with self._lock:
+            while self._open:
+                os.close(self._open.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+    def _descriptor(self, file: int) -> int:
+        descriptor = self._open.pop(file, None)
+        if descriptor is None:
+            if len(self._open) >= MAX_OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = os.open(self.paths[file], _OPEN_FLAGS)
+        self._open[file] = descriptor
+        return descriptor
+
+    def _check(self, file: int, descriptor: int) -> None:
+        was = identity(self.stats[file])
+        if identity(os.fstat(descriptor)) != was or identity(os.lstat(self.paths[file])) != was:
+            raise SourceChanged(self.paths[file], "was replaced or written to while it was read")
+
+
+def _read_exactly(descriptor: int, offset: int, nbytes: int) -> bytes:
+    """Up to `nbytes`; less only at the end of the file. One call reads at most 2 GiB."""
+    pieces: list[bytes] = []
+    while nbytes and (piece := os.pread(descriptor, nbytes, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+        nbytes -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class FileView:
+    """What a parser sees of a file: its size, and bytes inside it."""
+
+    source: FileSource
+    file: int
+    subject: str
+    name: str
+    size: int
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Bytes that the file itself refers to: BadCheckpoint if they lie outside."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise BadCheckpoint(self.subject, f"refers to {nbytes} bytes at {offset} in a file of {self.size} bytes")
+        return self.source.read(self.file, offset, nbytes)

@@ -1,0 +1,154 @@
+"""What a training script put into a pickle: which tensors view which storage, the optimizers, the step."""
+
+from dataclasses import dataclass, field
+
+from ckzd.checkpoint import STORED_AS, Optimizer, ParamGroup, TensorSpec
+from ckzd.errors import BadCheckpoint
+from ckzd.formats.torch_objects import DTYPE_BYTES
+from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, TensorRef, Trail, label, walk
+
+STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
+MAX_STEP = 1 << 62
+MAX_OPTIMIZER_ITEMS = 8_000_000  # parameters and settings in all param_groups that are looked at
+
+
+@dataclass(slots=True)
+class StorageUse:
+    """A storage, the trail that first led to it, and how tensors view it."""
+
+    ref: StorageRef
+    trail: Trail
+    view: TensorRef | None = None  # the first
+    several_views: bool = False
+    several_dtypes: bool = False
+
+    def add(self, node: TensorRef | StorageRef, subject: str) -> None:
+        """Note one more reference to the storage."""
+        ref = node.storage if isinstance(node, TensorRef) else node
+        if ref != self.ref:
+            self.several_dtypes = True
+            if _nbytes(ref) != _nbytes(self.ref):
+                raise BadCheckpoint(subject, f"storage {ref.key[:80]!a} has two sizes")
+        if isinstance(node, TensorRef):
+            self.view = self.view or node
+            self.several_views |= node != self.view
+            self.several_dtypes |= node.dtype != self.view.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Storages by key in the order of their first use."""
+
+    uses: dict[str, StorageUse]
+    optimizers: tuple[Optimizer, ...]
+    step: int | None
+
+
+def survey(root: Node, subject: str) -> Survey:
+    """Walk the tree once. BadCheckpoint, naming `subject`, if it is nested without end or contradicts itself."""
+    uses: dict[str, StorageUse] = {}
+    optimizers = _Optimizers()
+    for trail, node in walk(root, subject):
+        if isinstance(node, (TensorRef, StorageRef)):
+            ref = node.storage if isinstance(node, TensorRef) else node
+            uses.setdefault(ref.key, StorageUse(ref, trail)).add(node, subject)
+        elif isinstance(node, Mapping) and (groups := optimizers.groups(node)):
+            optimizers.found.append(Optimizer(trail.path(subject), groups))
+    return Survey(uses, tuple(optimizers.found), _step(root))
+
+
+def _nbytes(ref: StorageRef) -> int:
+    return ref.elements * ref.element_bytes
+
+
+def spec(use: StorageUse, nbytes: int, subject: str) -> TensorSpec:
+    """The storage as one tensor: shaped like the view that covers it, else flat, else (opaque dtypes) in bytes."""
+    path = use.trail.path(subject)
+    dtype = use.view.dtype if use.view else use.ref.dtype
+    if use.several_dtypes or dtype not in DTYPE_BYTES or nbytes % DTYPE_BYTES[dtype]:
+        dtype = "uint8"
+    if dtype not in STORED_AS:
+        return TensorSpec(path, dtype, (nbytes,), nbytes)
+    elements = nbytes // DTYPE_BYTES[dtype]
+    shape = None if use.view is None or use.several_views else _memory_shape(use.view, elements)
+    return TensorSpec(path, dtype, shape or (elements,), nbytes)
+
+
+def _memory_shape(view: TensorRef, elements: int) -> tuple[int, ...] | None:
+    """The sizes in the order in which memory runs through them, if the view covers all elements once; else None.
+
+    Dimensions of size 1 keep their places: their strides mean nothing.
+    """
+    moving = [axis for axis, size in enumerate(view.shape) if size != 1]
+    ordered = sorted(moving, key=lambda axis: -view.stride[axis])
+    expected = 1
+    for axis in reversed(ordered):
+        if view.stride[axis] != expected:
+            return None
+        expected *= view.shape[axis]
+    if expected != elements or view.offset:
+        return None
+    shape = list(view.shape)
+    for place, axis in zip(moving, ordered, strict=True):
+        shape[place] = view.shape[axis]
+    return tuple(shape)
+
+
+@dataclass(slots=True)
+class _Optimizers:
+    """Finds what looks like `optimizer.state_dict()`, with a limit on the work over all of them."""
+
+    found: list[Optimizer] = field(default_factory=list)
+    items_left: int = MAX_OPTIMIZER_ITEMS
+
+    def groups(self, node: Mapping) -> tuple[ParamGroup, ...]:
+        """Its param_groups; nothing for any other mapping."""
+        groups = node.get("param_groups")
+        if not isinstance(groups, list) or not isinstance(node.get("state"), Mapping):
+            return ()
+        found: list[ParamGroup] = []
+        for group in groups:
+            read = self._group(group)
+            if read is None:
+                return ()
+            found.append(read)
+        return tuple(found)
+
+    def _group(self, group: Node) -> ParamGroup | None:
+        if not isinstance(group, Mapping) or not self._spend(len(group.pairs)):
+            return None
+        params, names = group.get("params"), group.get("param_names")
+        if not isinstance(params, list) or not self._spend(len(params)) or not all(map(_is_id, params)):
+            return None
+        named = isinstance(names, list) and len(names) == len(params) and all(map(_is_name, names))
+        return ParamGroup(
+            ids=tuple(map(label, params)),
+            names=tuple(map(label, names)) if named and isinstance(names, list) else None,
+            betas=_betas(group.get("betas")),
+        )
+
+    def _spend(self, items: int) -> bool:
+        self.items_left -= items + 1
+        return self.items_left >= 0
+
+
+def _is_id(value: Node) -> bool:
+    return type(value) is int or _is_name(value)
+
+
+def _is_name(value: Node) -> bool:
+    return type(value) is str and len(value) <= MAX_PATH_CHARACTERS
+
+
+def _betas(values: Node) -> tuple[float, float] | None:
+    if not isinstance(values, (tuple, list)) or len(values) != 2:
+        return None
+    first, second = (float(v) if isinstance(v, (int, float)) and 0 <= v <= 1 else None for v in values)
+    return None if first is None or second is None else (first, second)
+
+
+def _step(root: Node) -> int | None:
+    if not isinstance(root, Mapping):
+        return None
+    values = (root.get(key) for key in STEP_KEYS)
+    return next((value for value in values if type(value) is int and 0 <= value < MAX_STEP), None)

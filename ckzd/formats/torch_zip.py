@@ -1,0 +1,61 @@
+"""torch.save files (the zip format, torch >= 1.6): one hole a storage, everything else verbatim."""
+
+from collections.abc import Iterator
+
+from ckzd.errors import BadCheckpoint
+from ckzd.formats import inert_pickle
+from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
+from ckzd.formats.source import FileView
+from ckzd.formats.survey import StorageUse, Survey, spec, survey
+from ckzd.formats.zip_records import Record, read_records
+
+MAX_VERBATIM_RECORD_BYTES = 1 << 20  # longer records beside the pickle are opaque holes
+
+
+def parse(view: FileView) -> ParsedFile:
+    """Read everything but the tensors' bytes. BadCheckpoint for what torch.save would not have written."""
+    records = {record.name: record for record in read_records(view)}
+    prefix = next(iter(records), "").split("/", 1)[0]
+    pickled = records.get(f"{prefix}/data.pkl")
+    if pickled is None:
+        raise BadCheckpoint(view.subject, "a zip without data.pkl: torch.save did not write it")
+    if pickled.nbytes > inert_pickle.MAX_PICKLE_BYTES:
+        raise BadCheckpoint(view.subject, f"data.pkl of {pickled.nbytes} bytes is too large")
+    _require_little_endian(view, records.get(f"{prefix}/byteorder"))
+    subject = f"{view.subject}/data.pkl"
+    facts = survey(inert_pickle.load(view.read(pickled.offset, pickled.nbytes), subject), subject)
+    found = [*_storages(facts, records, prefix, subject), *_others(facts, records, prefix)]
+    return collect(found, view.subject, view.size, facts.optimizers, facts.step)
+
+
+def _require_little_endian(view: FileView, record: Record | None) -> None:
+    if record is not None and (record.nbytes > 16 or view.read(record.offset, record.nbytes) != b"little"):
+        raise BadCheckpoint(view.subject, "its byte order is not little-endian")
+
+
+def _storages(facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> Iterator[Found]:
+    """The storages that tensors refer to, in the order of the pickle."""
+    for key, use in facts.uses.items():
+        record = records.get(f"{prefix}/data/{key}")
+        if record is None:
+            raise BadCheckpoint(subject, f"storage {key[:80]!a} has no record in the zip")
+        _require_size(use, record, subject)
+        yield Found(spec(use, record.nbytes, subject), record.offset, record.crc_offsets)
+
+
+def _require_size(use: StorageUse, record: Record, subject: str) -> None:
+    expected = use.ref.elements * use.ref.element_bytes
+    if use.ref.element_bytes and expected != record.nbytes:
+        raise BadCheckpoint(subject, f"storage {use.ref.key[:80]!a}: expected {expected} bytes, got {record.nbytes}")
+
+
+def _others(facts: Survey, records: dict[str, Record], prefix: str) -> Iterator[Found]:
+    """Storages that nobody refers to, and long records that are neither pickle nor storage."""
+    storages = f"{prefix}/data/"
+    for name, record in records.items():
+        short = name.removeprefix(f"{prefix}/")
+        if name.startswith(storages):
+            if name.removeprefix(storages) not in facts.uses:
+                yield from opaque(("<record>", short), record.offset, record.nbytes)
+        elif record.nbytes > MAX_VERBATIM_RECORD_BYTES and short != "data.pkl":
+            yield from opaque(("<record>", short), record.offset, record.nbytes)
