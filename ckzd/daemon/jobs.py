@@ -10,16 +10,22 @@ from ckzd.errors import CkzdError
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work on one checkpoint. Doing it twice is wasteful, never harmful."""
+    """One piece of work. Doing it twice is wasteful, never harmful.
 
-    number: int  # of its journal row
-    kind: Literal["compress", "replace"]
-    checkpoint: Path
+    compress  archive and verify `checkpoint`
+    replace   put a pointer to `archive` in its place
+    clean     finish or undo what a crash left in the store, then empty its trash of what is older than `trash_seconds`
+    """
+
+    kind: Literal["compress", "replace", "clean"]
     store: Path
-    nbytes: int  # of the checkpoint: sets the time limit
+    checkpoint: Path = Path()  # compress, replace
+    number: int = 0  # of its journal row
+    nbytes: int = 0  # of the checkpoint: sets the time limit
     preset: str = "resume"
     stride: int = 1
     archive: Path | None = None  # to replace by
+    trash_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The job is done; `report` is the operation's report as a dict ({"reclaimed_bytes": n} for a replacement)."""
+    """The job is done; `report` is that of the operation (compress), or {"reclaimed_bytes": n}, {"freed_bytes": n}."""
 
     job: Job
     report: dict[str, Any]

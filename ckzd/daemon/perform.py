@@ -1,23 +1,28 @@
 """What a worker does with a job: the real operations. Loaded by worker processes only, because it loads torch."""
 
+import logging
+import time
 from typing import Any
 
 from ckzd.daemon.jobs import Job
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
-from ckzd.operations.replace import replace
+from ckzd.operations.replace import empty_trash, recover, replace
 from ckzd.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     """Do one job; the report as a dict."""
+    if job.kind == "compress":
+        chosen = {"store": job.store, "preset": job.preset, "stride": job.stride}
+        return compress(job.checkpoint, **chosen, device=device, on_stage=on_stage).to_dict()
+    store = Store.open(job.store)
     if job.kind == "replace":
         assert job.archive is not None
-        reclaimed = replace(
-            job.checkpoint, job.archive, Store.open(job.store), on_step=lambda step: on_stage(f"replace {step}", 0.0)
-        )
-        return {"reclaimed_bytes": reclaimed}
-    report = compress(
-        job.checkpoint, store=job.store, preset=job.preset, stride=job.stride, device=device, on_stage=on_stage
-    )
-    return report.to_dict()
+        steps = {"on_step": lambda step: on_stage(f"replace: {step}", 0.0)}
+        return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store, **steps)}
+    for line in recover(store):
+        log.warning("recovered", extra={"store": str(job.store), "what": line})
+    return {"freed_bytes": empty_trash(store, job.trash_seconds, time.time())}

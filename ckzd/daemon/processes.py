@@ -19,8 +19,10 @@ from ckzd.daemon.devices import Placement
 _BOOT = """
 import sys
 sys.path.extend(place for place in {places!r} if place not in sys.path)
-from ckzd.daemon.worker import main
-main({descriptor}, {parent}, {nice}, {device!r}, {operation!r})
+from ckzd.daemon import worker
+worker.begin({parent}, {nice})
+from {module} import {function}
+worker.main({descriptor}, {device!r}, {function})
 """
 
 
@@ -39,6 +41,7 @@ class WorkerProcess:
     def start(cls, placement: Placement, operation: str, nice: int, places: list[str]) -> Self:
         """Start it; OSError if the system has no room for another process."""
         ours, theirs = Pipe()
+        module, function = operation.split(":")
         try:
             boot = _BOOT.format(
                 places=[str(Path(ckzd.__file__).parent.parent), *places],
@@ -46,7 +49,8 @@ class WorkerProcess:
                 parent=os.getpid(),
                 nice=nice,
                 device=placement.device,
-                operation=operation,
+                module=module,
+                function=function,
             )
             process = subprocess.Popen(  # noqa: S603  # our own text, no shell
                 [sys.executable, "-P", "-c", boot],

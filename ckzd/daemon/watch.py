@@ -8,6 +8,7 @@ come; the service scans periodically anyway.
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class Watcher:
         logger.addHandler(self._on_overflow)
         if not logger.isEnabledFor(logging.WARNING):
             logger.setLevel(logging.WARNING)
+        # said of a directory that is made and filled at once; harmless, but an error to whoever made warnings errors
+        warnings.filterwarnings("ignore", message="Callback with id .* already exists", category=RuntimeWarning)
         self._arm()
 
     def stop(self) -> None:
@@ -94,7 +97,9 @@ class Watcher:
     def _is_alive(self) -> bool:
         if self._observer is None:
             return not self._present()
-        return self._observer.is_alive() and all(emitter.is_alive() for emitter in self._observer.emitters)
+        reader = getattr(self._observer, "_inotify_fd", None)  # when this thread dies, nothing else shows it
+        threads = [self._observer, *self._observer.emitters, *([reader] if reader is not None else [])]
+        return all(thread.is_alive() for thread in threads)
 
     def _present(self) -> dict[Path, int]:
         found = {}

@@ -5,7 +5,6 @@ the parent dies, and the end of the pipe ends it.
 """
 
 import ctypes
-import importlib
 import os
 import signal
 import traceback
@@ -26,15 +25,17 @@ OnStage = Callable[[str, float], None]
 Operation = Callable[[Job, str, OnStage], dict[str, Any]]
 
 
-def main(descriptor: int, parent: int, nice: int, device: str, operation: str) -> None:
-    """Serve jobs from the pipe at `descriptor` until it closes; `operation` is "module:function"."""
+def begin(parent: int, nice: int) -> None:
+    """First thing in a new process, before anything heavy is loaded: tie it to its parent and make it polite."""
     die_with_parent(parent)
-    os.set_inheritable(descriptor, False)
     os.nice(nice)
     with suppress(OSError):  # some containers forbid it
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
-    module, _, name = operation.partition(":")
-    perform: Operation = getattr(importlib.import_module(module), name)
+
+
+def main(descriptor: int, device: str, perform: Operation) -> None:
+    """Serve jobs from the pipe at `descriptor` until it closes."""
+    os.set_inheritable(descriptor, False)
     with Connection(descriptor) as pipe:
         pipe.send(READY)
         serve(pipe, device, perform)

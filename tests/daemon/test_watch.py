@@ -132,6 +132,23 @@ def test_a_deleted_root_is_noticed_and_a_new_one_watched(root, watcher, wait_unt
     assert wait_until(watcher.take_hint)
 
 
+def test_a_dead_reader_is_noticed_and_replaced(root, watcher, wait_until):
+    watcher._observer._inotify_fd.stop()
+    assert wait_until(lambda: not watcher.healthy())
+
+    assert watcher.repair()
+    plain_write(root)
+    assert wait_until(watcher.take_hint)
+
+
+def test_a_handler_that_fails_does_not_end_the_watching(root, watcher, wait_until, monkeypatch):
+    monkeypatch.setattr("ckzd.daemon.watch._is_ours", lambda _: 1 / 0)
+    plain_write(root)
+
+    assert wait_until(watcher.take_hint)
+    assert watcher.healthy()
+
+
 def test_a_healthy_watcher_needs_no_repair(watcher):
     assert not watcher.repair()
 

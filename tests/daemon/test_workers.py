@@ -69,7 +69,7 @@ def make_executor(place):
 @pytest.fixture
 def job(place):
     numbers = iter(range(1, 100))
-    return lambda what: Job(next(numbers), "compress", Path("/run") / what, place, nbytes=0)
+    return lambda what: Job("compress", place, Path("/run") / what, next(numbers))
 
 
 def wait_for(executor, count=1, seconds=20.0):
@@ -257,7 +257,7 @@ from ckzd.daemon.jobs import Job
 from ckzd.daemon.workers import LocalExecutor
 settings = DaemonSettings(devices=("cpu",), workers=1, threads=1, state_dir=Path("/nowhere"))
 executor = LocalExecutor(settings, SystemClock(), operation="fake_operation:perform", places=[{str(place)!r}])
-executor.submit(Job(1, "compress", Path("/run/hang"), Path({str(place)!r}), 0))
+executor.submit(Job("compress", Path({str(place)!r}), Path("/run/hang")))
 time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", script])
