@@ -121,13 +121,13 @@ def run_demo(on_event: OnEvent, plan: Plan | None = None) -> DemoReport:
 class Child:
     """A process of ours and what it says: standard output and error go to one file, JSON lines of it to `said`."""
 
-    def __init__(self, name: str, log: Path, module: str, *arguments: str) -> None:
+    def __init__(self, name: str, log: Path, *arguments: str) -> None:
         self.name = name
         self.said: list[dict[str, Any]] = []
         self._log = log
         self._offset = 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CKZD_")}
-        command = [sys.executable, "-m", module, *arguments]
+        command = [sys.executable, *arguments]
         with log.open("wb") as out:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and modules
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
@@ -292,8 +292,8 @@ class Demo:
             seconds=time.monotonic() - self._started,
         )
 
-    def _start(self, name: str, module: str, *arguments: str) -> Child:
-        self.children[name] = Child(name, self.place / f"{name}.log", module, *arguments)
+    def _start(self, name: str, *arguments: str) -> Child:
+        self.children[name] = Child(name, self.place / f"{name}.log", "-m", *arguments)
         return self.children[name]
 
     def _start_training(self, name: str, *arguments: str) -> Child:
