@@ -1,0 +1,122 @@
+"""The manifest: one spelling, no contradiction, and a page that names every field."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import made_manifest, sha256
+
+import ckzd.archive
+from ckzd.archive import EntryModel, FileModel, Manifest, StatModel, files_digest
+
+FORMAT = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
+MODELS = (Manifest, StatModel, FileModel, EntryModel)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_the_page_has_the_fields_and_the_fields_have_a_row(model):
+    table = re.search(rf"^\| {model.__name__} \|.*?\n\n", FORMAT, re.MULTILINE | re.DOTALL)
+    assert table, f"FORMAT.md has no table for {model.__name__}"
+    documented = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", table[0], re.MULTILINE)
+    assert documented == list(model.model_fields)
+
+
+def test_the_page_has_no_table_for_a_model_that_is_not_there():
+    assert set(re.findall(r"^\| (\w+) \| type \| meaning \|$", FORMAT, re.MULTILINE)) == {m.__name__ for m in MODELS}
+
+
+texts = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text)
+
+
+@given(
+    preset=texts,
+    step=st.none() | st.integers(),
+    quality=st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)),
+    parts=st.dictionaries(texts, st.integers(0, 2**63 - 1)),
+    tools=st.dictionaries(texts, st.text()),
+)
+def test_it_reads_back_equal(preset, step, quality, parts, tools):
+    manifest = made_manifest(preset=preset, step=step, quality=quality, parts=parts, tools=tools)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert json.loads(manifest.to_json()) == manifest.model_dump(mode="json")
+
+
+def test_the_order_in_which_maps_were_filled_does_not_show():
+    assert made_manifest(parts={"a": 1, "b": 2}).to_json() == made_manifest(parts={"b": 2, "a": 1}).to_json()
+
+
+def test_no_other_spelling_is_accepted():
+    good = made_manifest().to_json()
+    for other in (
+        json.dumps(json.loads(good)).encode(),
+        good[:-1],
+        good + b"\n",
+        good.replace(b'"step":100', b'"step":1e2'),
+        good.replace(b'"step":100', b'"step":100.0'),
+        good.replace(b'"step":100', b'"step":"100"'),
+        good.replace(b'"format":1', b'"format":true'),
+        good.replace(b'"format":1', b'"format":1,\n"format":1'),
+        good.replace(b"step_100", b"step\\u005f100"),
+    ):
+        with pytest.raises(ValueError, match=r".+"):
+            Manifest.from_json(other)
+
+
+@pytest.mark.parametrize("version", [2, 10**9])
+def test_a_newer_format_says_so(version):
+    text = made_manifest().to_json().replace(b'"format":1', f'"format":{version}'.encode())
+    with pytest.raises(ValueError, match=f"format {version} is newer than 1"):
+        Manifest.from_json(text)
+
+
+FILE = made_manifest().files[0]
+STAT = StatModel(mode=0o40755, uid=0, gid=0, mtime_ns=0)
+WRONG = {
+    "name": {"name": "a/b"},
+    "dots": {"name": ".."},
+    "empty": {"name": ""},
+    "checkpoint": {"checkpoint": sha256(b"other")},
+    "restored": {"restored": sha256(b"other")},
+    "upper case": {"reconstruction": "A" * 64},
+    "sum": {"original_bytes": 4},
+    "two files": {"files": [FILE, FILE]},
+    "no file": {"files": []},
+    "directory": {"directory": STAT},
+    "no directory": {"kind": "directory"},
+    "depth": {"depth": 1},
+    "reference": {"reference": sha256(b"other")},
+    "nan": {"quality": {"kl": float("nan")}},
+    "negative": {"parts": {"weights": -1}},
+    "kind": {"kind": "socket"},
+    "unknown": {"surprise": 1},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
+def test_contradictions_are_refused(changes):
+    with pytest.raises(ValueError, match=r".+"):
+        made_manifest(**changes)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "a//b", "a/", ".", "", "a\0b", "a/.", "./a"])
+def test_no_file_name_leads_out(name):
+    file = FileModel.model_construct(**{**FILE.model_dump(), "name": name})
+    with pytest.raises(ValueError, match="name"):
+        made_manifest([file])
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "..a", "a b", "ä", "...", "-"])
+def test_other_file_names_are_fine(name):
+    assert made_manifest([FILE.model_copy(update={"name": name})]).files[0].name == name
+
+
+def test_the_hash_over_files_ignores_their_order_and_nothing_else():
+    rows = [("b", 1, sha256(b"1")), ("a", 2, sha256(b"2"))]
+    assert files_digest(rows) == files_digest(rows[::-1])
+    assert files_digest(rows) == sha256("".join(f"{n}\0{s}\0{h}\n" for n, s, h in sorted(rows)).encode())
+    assert (
+        len({files_digest(rows), files_digest(rows[:1]), files_digest([]), files_digest([("b", 2, rows[0][2])])}) == 4
+    )
