@@ -150,6 +150,8 @@ def _by_evidence(
         by_order = sum(evidence[i, column[chosen[s]]] for i, s in enumerate(some_states) if chosen.get(s) in column)
         noise = 1.0 / np.sqrt(min(_SAMPLE, checkpoint.tensors[some_weights[0]].elements))
         if evidence[rows, columns].sum() > by_order + 3 * noise * np.sqrt(len(rows)):
+            for state in some_states:
+                chosen.pop(state, None)
             chosen |= {some_states[i]: some_weights[j] for i, j in zip(rows, columns, strict=True)}
     return list(chosen.items())
 

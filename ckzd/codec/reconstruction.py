@@ -19,22 +19,20 @@ _LENGTH = struct.Struct("<Q")
 _MAX_TABLE_BYTES = 1 << 30
 
 Key = tuple[str, ...]
+Table = dict[str, tuple[str, list[int], int]]  # name -> dtype, shape, start
 
 
-class ReconstructionWriter:
-    """Appends arrays to a file open for reading and writing; `finish` seals it and gives its id."""
+class ArrayFile:
+    """Arrays appended to a file open for reading and writing, and read back by name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._hash = hashlib.sha256()
-        self._table: dict[str, tuple[str, list[int], int]] = {}
+        self._table: Table = {}
         self._end = 0
-        self._append(_MAGIC)
 
-    def _append(self, data: bytes | memoryview) -> None:
+    def _append(self, data: bytes) -> None:
         self._file.seek(self._end)
         self._file.write(data)
-        self._hash.update(data)
         self._end += len(data)
 
     def put(self, key: Key, field: str, array: RawArray) -> None:
@@ -44,8 +42,25 @@ class ReconstructionWriter:
         self._table["\0".join((*key, field))] = (array.dtype.str, list(array.shape), start)
 
     def get(self, key: Key, field: str) -> RawArray | None:
-        """An array stored before."""
+        """An array stored before, or None."""
         return _read(self._file, self._table, key, field)
+
+
+class ReconstructionWriter(ArrayFile):
+    """Writes a reconstruction; `finish` seals it and gives its id."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self._hash = hashlib.sha256()
+        self._append(_MAGIC)
+
+    def _append(self, data: bytes) -> None:
+        super()._append(data)
+        self._hash.update(data)
+
+    def put_blob(self, field: str, data: bytes) -> None:
+        """Store bytes under a field alone."""
+        self.put((), field, np.frombuffer(data, np.uint8))
 
     def finish(self) -> str:
         """Write the table; the reconstruction id is the sha256 of the whole stream, in hex."""
@@ -67,7 +82,7 @@ class Reconstruction:
         if length > min(_MAX_TABLE_BYTES, size - _LENGTH.size - len(_MAGIC)):
             raise ValueError(f"a reconstruction of {size} bytes cannot hold a table of {length}")
         file.seek(size - _LENGTH.size - length)
-        self._table = json.loads(file.read(length))
+        self._table: Table = json.loads(file.read(length))
 
     def get(self, key: Key, field: str) -> RawArray | None:
         """The array under (key, field), or None."""
@@ -79,7 +94,7 @@ class Reconstruction:
         return b"" if found is None else found.tobytes()
 
 
-def _read(file: BinaryIO, table: dict[str, tuple[str, list[int], int]], key: Key, field: str) -> RawArray | None:
+def _read(file: BinaryIO, table: Table, key: Key, field: str) -> RawArray | None:
     entry = table.get("\0".join((*key, field)))
     if entry is None:
         return None
