@@ -1,1 +1,41 @@
 """Training files read into checkpoints: which bytes are tensors and what they are called; knows no compression."""
+
+import os
+import stat
+from pathlib import Path
+
+from ckzd.checkpoint import Checkpoint, FileLayout
+from ckzd.formats import sniff
+from ckzd.formats.directory import read_directory
+from ckzd.formats.names import step_in_name
+from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
+from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
+
+__all__ = ["completeness", "is_run", "list_checkpoints", "looks_like_checkpoint", "read_checkpoint"]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Parse a checkpoint file or directory; the tensors' bytes are read later, through its `source`.
+
+    BadCheckpoint if it is damaged, half-written, hostile or of no known format; SourceChanged if it moved meanwhile.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link in its place
+    with as_ckzd_errors(path):
+        is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+    return read_directory(path) if is_directory else _read_file(path)
+
+
+def _read_file(path: Path) -> Checkpoint:
+    with closed_on_error(FileSource([path])) as source:
+        parsed = sniff.parse(source.view(0))
+    found = source.stats[0]
+    return Checkpoint(
+        name=path.name,
+        is_directory=False,
+        stat=None,
+        step=step_in_name(path.name) if parsed.step is None else parsed.step,
+        files=(FileLayout(path.name, found.st_size, file_stat(found), parsed.holes),),
+        tensors=parsed.tensors,
+        optimizers=parsed.optimizers,
+        source=source,
+    )

@@ -112,6 +112,26 @@ class FileSource:
             raise SourceChanged(self.paths[file], "was replaced or written to while it was read")
 
 
+@contextlib.contextmanager
+def closed_on_error(source: FileSource) -> Iterator[FileSource]:
+    """Hand the source on open if all goes well."""
+    try:
+        yield source
+    except BaseException:
+        source.close()
+        raise
+
+
+def first_bytes(path: Path, nbytes: int) -> bytes:
+    """Up to `nbytes` bytes from the start of a file, which may be changing."""
+    with as_ckzd_errors(path):
+        descriptor = os.open(path, _OPEN_FLAGS)
+        try:
+            return os.pread(descriptor, nbytes, 0)
+        finally:
+            os.close(descriptor)
+
+
 def _read_exactly(descriptor: int, offset: int, nbytes: int) -> bytes:
     """Up to `nbytes`; less only at the end of the file. One call reads at most 2 GiB."""
     pieces: list[bytes] = []
