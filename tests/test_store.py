@@ -1,0 +1,357 @@
+"""The store: where archives lie, which one a delta is against, and who may touch it."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from making import archive_bytes, made_manifest, sha256
+
+from ckzd import store as module
+from ckzd.archive import FileModel
+from ckzd.errors import ConfigError, CorruptArchive, MissingReference, StoreLocked
+from ckzd.locks import Process
+from ckzd.store import Store, chain, default_store, reference_of
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    run = tmp_path / "runs" / "gpt"
+    run.mkdir(parents=True)
+    return run
+
+
+@pytest.fixture
+def store(run) -> Store:
+    return Store.open_or_create(default_store(run))
+
+
+def put(store: Store, run: Path, step: int | None, reference: str | None = None, **changes) -> Path:
+    """An archive whose reconstruction is called after its step (or `reconstruction`) and that needs `reference`."""
+    name = changes.pop("name", f"step_{step}.pt")
+    content = sha256(f"{name}{changes.get('reconstruction', '')}{changes.pop('content', '')}".encode())
+    plain = {"mode": 0o100644, "uid": 0, "gid": 0, "mtime_ns": changes.pop("mtime_ns", (step or 0) * 10**9)}
+    files = [FileModel(name=name, size=3, original_sha256=content, sha256=sha256(content.encode()), tensors=1, **plain)]
+    fields = {
+        "name": name,
+        "step": step,
+        "reconstruction": sha256(str(changes.pop("reconstruction", name)).encode()),
+        "reference": None if reference is None else sha256(reference.encode()),
+        "depth": changes.pop("depth", 0 if reference is None else (step or 0) // 100),
+    }
+    manifest = made_manifest(files, **fields, **changes)
+    path = store.archive_path(run, name, manifest.checkpoint)
+    path.write_bytes(archive_bytes(manifest))
+    return path
+
+
+def put_chain(store: Store, run: Path, count: int) -> list[Path]:
+    """step_0.pt is a base, each later one a delta against the one before."""
+    return [put(store, run, n * 100, f"step_{n * 100 - 100}.pt" if n else None) for n in range(count)]
+
+
+class TestPlaces:
+    def test_a_store_is_made_once_and_opened_ever_after(self, run, store):
+        assert store.root == run.parent / ".ckzd"
+        again = Store.open_or_create(store.root)
+        assert again.root == Store.open(store.root).root == store.root
+        names = ["archives", "cache", "store.json", "tmp", "trash"]
+        assert sorted(path.name for path in store.root.iterdir()) == names
+
+    def test_an_interrupted_creation_is_finished(self, tmp_path):
+        (tmp_path / "s" / "tmp").mkdir(parents=True)
+        assert Store.open_or_create(tmp_path / "s").trash.is_dir()
+
+    def test_what_is_no_store_is_refused(self, tmp_path, run):
+        (run / "precious.pt").touch()
+        with pytest.raises(ConfigError, match="not a store"):
+            Store.open_or_create(run)
+        with pytest.raises(ConfigError, match="no store"):
+            Store.open(tmp_path)
+        with pytest.raises(ConfigError, match="no store"):
+            Store.open(run / "precious.pt")
+        (tmp_path / "store.json").write_text("{}")
+        with pytest.raises(ConfigError, match="version None"):
+            Store.open(tmp_path)
+        (tmp_path / "store.json").write_text("[")
+        with pytest.raises(CorruptArchive):
+            Store.open(tmp_path)
+
+    def test_names_of_archives(self, run, store):
+        path = store.archive_path(run, "step_100.pt", "ab" * 32)
+        assert path.name == "step_100.pt.abababababab.ckz"
+        assert path.parent.parent == store.root / "archives"
+        assert path.parent.name.startswith("gpt-")
+        other = store.archive_path(run, "x" * 255, "ab" * 32)
+        other.touch()
+
+    def test_runs_are_told_apart_however_they_are_reached(self, run, store, tmp_path):
+        twin = tmp_path / "elsewhere" / "gpt"
+        twin.mkdir(parents=True)
+        (tmp_path / "link").symlink_to(run)
+        assert store.run_directory(twin) != store.run_directory(run)
+        assert store.run_directory(tmp_path / "link") == store.run_directory(run)
+        assert store.run_directory(run / ".." / "gpt") == store.run_directory(run)
+
+    def test_a_tree_that_moves_as_a_whole_keeps_its_chains(self, run, store, tmp_path):
+        put_chain(store, run, 2)
+        moved = (tmp_path / "runs").rename(tmp_path / "moved")
+        assert len(Store.open(moved / ".ckzd").archives(moved / "gpt")) == 2
+
+    def test_nobody_reads_originals_who_could_not_before(self, run, store):
+        run.chmod(0o750)
+        assert store.archive_path(run, "a", "0" * 64).parent.stat().st_mode & 0o777 == 0o750
+        for place in (store.trash, store.tmp, store.cache):
+            assert place.stat().st_mode & 0o777 == 0o700
+
+
+class TestDefaultStore:
+    def test_it_is_beside_the_run(self, run):
+        assert default_store(run) == run.parent / ".ckzd"
+        assert default_store(run.parent / "gpt" / ".") == run.parent / ".ckzd"
+
+    @pytest.mark.parametrize(
+        ("names", "framework"),
+        [
+            (["checkpoints/checkpoint_0"], "Accelerate"),
+            (["checkpoints/a--step=1-last-unfinished"], "NeMo"),
+            (["checkpoints/epoch_0", "checkpoints/recipe_state"], "torchtune"),
+        ],
+    )
+    def test_where_a_framework_lists_everything_a_store_has_to_be_chosen(self, tmp_path, names, framework):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True)
+        for run in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "checkpoint_0"):
+            with pytest.raises(ConfigError, match=framework) as caught:
+                default_store(run)
+            assert str(tmp_path / ".ckzd") in caught.value.hint
+
+    def test_a_mount_point_needs_a_store_inside(self, run, monkeypatch):
+        real = Path.stat
+
+        def stat(self, **options):
+            status = list(real(self, **options))
+            status[2] += self == run
+            return os.stat_result(status)
+
+        monkeypatch.setattr(Path, "stat", stat)
+        with pytest.raises(ConfigError, match="mount point") as caught:
+            default_store(run)
+        assert str(run / ".ckzd") in caught.value.hint
+
+
+class TestArchives:
+    def test_they_come_in_the_order_of_steps(self, run, store):
+        for step in (1000, 20, 100, 3):
+            put(store, run, step)
+        put(store, run, None, name="zeta.pt", mtime_ns=1)
+        put(store, run, None, name="alpha.pt", mtime_ns=2)
+        records = store.archives(run)
+        assert [record.manifest.step for record in records] == [3, 20, 100, 1000, None, None]
+        assert [record.manifest.name for record in records][-2:] == ["zeta.pt", "alpha.pt"]
+
+    def test_a_run_without_archives_has_none(self, run, store):
+        assert store.archives(run) == []
+
+    def test_a_corrupt_one_is_left_out_and_logged(self, run, store, caplog):
+        good, bad = put(store, run, 100), put(store, run, 200)
+        data = bytearray(bad.read_bytes())
+        data[-3] ^= 1
+        bad.write_bytes(data)
+        with caplog.at_level(logging.WARNING):
+            assert [record.path for record in store.archives(run)] == [good]
+        assert [record.path for record in caplog.records] == [str(bad)]
+
+    def test_a_checkpoint_is_found_by_what_it_was_and_by_what_was_restored(self, run, store):
+        put(store, run, 100)
+        path = put(store, run, 200)
+        manifest = module.read_manifest(path)
+        assert manifest.checkpoint != manifest.restored
+        assert store.find_by_checkpoint(run, manifest.checkpoint).path == path
+        assert store.find_by_checkpoint(run, manifest.restored).path == path
+        assert store.find_by_checkpoint(run, "0" * 64) is None
+
+
+class TestReference:
+    def names(self, record):
+        return record.manifest.name if record else None
+
+    @pytest.mark.parametrize(
+        ("step", "stride", "expected"),
+        [
+            (500, 1, 400),
+            (500, 2, 300),
+            (500, 9, 0),
+            (250, 1, 200),
+            (250, 2, 100),
+            (100, 1, 0),
+            (0, 1, None),
+            (9999, 1, 400),
+        ],
+    )
+    def test_it_is_the_largest_step_below_stride_back(self, run, store, step, stride, expected):
+        put_chain(store, run, 5)
+        found = store.reference_for(run, step, f"step_{step}.pt", stride)
+        assert self.names(found) == (None if expected is None else f"step_{expected}.pt")
+
+    def test_a_step_that_was_written_again_counts_once_as_its_newest(self, run, store):
+        put_chain(store, run, 2)
+        again = put(store, run, 100, "step_0.pt", reconstruction="again", mtime_ns=10**12)
+        assert store.reference_for(run, 200, "step_200.pt", 1).path == again
+        assert self.names(store.reference_for(run, 200, "step_200.pt", 2)) == "step_0.pt"
+
+    def test_without_a_step_it_is_the_newest(self, run, store):
+        put_chain(store, run, 2)
+        assert self.names(store.reference_for(run, None, "last.pt", 1)) == "step_100.pt"
+        put(store, run, None, name="last.pt")
+        assert self.names(store.reference_for(run, None, "last.pt", 1)) == "last.pt"
+
+    def test_an_archive_whose_chain_is_broken_is_never_one(self, run, store, caplog):
+        archives = put_chain(store, run, 4)
+        archives[2].unlink()
+        with caplog.at_level(logging.WARNING):
+            assert self.names(store.reference_for(run, 400, "step_400.pt", 1)) == "step_100.pt"
+        assert "reference is missing" in caplog.text
+
+
+class TestChain:
+    def test_it_begins_with_the_base(self, run, store):
+        archives = put_chain(store, run, 4)
+        assert store.chain(archives[3]) == archives
+        assert store.chain(archives[0]) == archives[:1]
+        assert store.reference_of(archives[0]) is None
+        assert store.reference_of(archives[2]) == archives[1]
+
+    def test_a_missing_link_is_named(self, run, store):
+        archives = put_chain(store, run, 4)
+        archives[1].unlink()
+        with pytest.raises(MissingReference) as caught:
+            store.chain(archives[3])
+        assert sha256(b"step_100.pt") in str(caught.value)
+        assert caught.value.subject == str(archives[2])
+
+    def test_a_copied_chain_needs_no_store_and_no_names(self, run, store, tmp_path):
+        archives = put_chain(store, run, 3)
+        folder = tmp_path / "usb"
+        folder.mkdir()
+        copies = [Path(shutil.copy(path, folder / f"{n}.ckz")) for n, path in zip("bca", archives, strict=True)]
+        (folder / "step_1.pt.ckz").write_text("{}")  # a pointer
+        (folder / "torn.ckz").write_bytes(b"PK\3\4")
+        assert chain(copies[2]) == copies
+        assert reference_of(copies[1]) == copies[0]
+
+    def test_checkpoints_that_do_not_change_make_no_circle(self, run, store):
+        base = put(store, run, 0, reconstruction="R0")
+        first = put(store, run, 100, "R0", reconstruction="R")
+        second = put(store, run, 200, "R", reconstruction="R", content="2")
+        third = put(store, run, 300, "R", reconstruction="R", content="3")
+        assert chain(third)[-1] == third
+        assert chain(third)[:2] == [base, first]
+        assert chain(second) == [base, first, second]
+        assert store.reference_for(run, 400, "step_400.pt", 1).path == third
+
+
+@contextmanager
+def other_process(code: str, *arguments):
+    """A second process that runs `code`, says so, and holds on until it is told to end."""
+    script = f"import sys\nfrom pathlib import Path\nfrom ckzd.store import Store\n{code}"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().strip() == "ready"
+        yield process
+        process.stdin.close()
+
+
+HOLD = """
+store = Store.open(Path(sys.argv[1]))
+with {lock}:
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+SHARED, EXCLUSIVE, DAEMON = "store.lock(shared=True)", "store.lock(shared=False)", "store.daemon_lock()"
+
+
+class TestLocks:
+    @pytest.mark.parametrize(
+        ("theirs", "ours", "allowed"),
+        [
+            (SHARED, SHARED, True),
+            (SHARED, EXCLUSIVE, False),
+            (EXCLUSIVE, SHARED, False),
+            (DAEMON, DAEMON, False),
+            (DAEMON, EXCLUSIVE, True),
+        ],
+    )
+    def test_between_processes(self, store, theirs, ours, allowed):
+        with other_process(HOLD.format(lock=theirs), store.root) as process:
+            lock = {SHARED: store.lock, EXCLUSIVE: lambda: store.lock(shared=False), DAEMON: store.daemon_lock}[ours]
+            if allowed:
+                with lock():
+                    pass
+            else:
+                with pytest.raises(StoreLocked, match=rf"held by (process {process.pid} |another)"), lock():
+                    pass
+        with lock():
+            pass
+
+    def test_a_killed_holder_leaves_no_lock(self, store):
+        with other_process(HOLD.format(lock=EXCLUSIVE), store.root) as process:
+            process.kill()
+            process.wait()
+            with store.lock(shared=False):
+                pass
+
+    def test_waiting_has_a_limit_and_an_end(self, store):
+        with other_process(HOLD.format(lock="store.replace_lock(wait_seconds=0)"), store.root) as process:
+            with pytest.raises(StoreLocked), store.replace_lock(wait_seconds=0.1):
+                pass
+            process.stdin.close()
+            with store.replace_lock(wait_seconds=30):
+                pass
+
+
+class TestTemps:
+    def test_those_of_the_living_stay(self, store):
+        mine = store.new_temp(".ckz")
+        mine.touch()
+        code = (
+            't = Store.open(Path(sys.argv[1])).new_temp(".x"); t.touch(); print("ready", flush=True); sys.stdin.read()'
+        )
+        with other_process(code, store.root):
+            assert store.sweep_temps(now=time.time() + 10**6) == []
+        removed = store.sweep_temps()
+        assert len(removed) == 1
+        assert list(store.tmp.iterdir()) == [mine]
+
+    def test_a_recycled_process_number_is_not_the_owner(self, store):
+        ours = Process.this()
+        dead = Process(ours.boot, ours.namespace, ours.pid, "1")
+        (store.tmp / f"{dead}-abc.d").mkdir()
+        assert len(store.sweep_temps()) == 1
+
+    def test_what_cannot_be_told_stays_for_a_day(self, store):
+        elsewhere = store.tmp / f"{Process('0' * 8, '1', 1, '1')}-abc.ckz"
+        elsewhere.touch()
+        assert store.sweep_temps() == []
+        assert store.sweep_temps(now=time.time() + 25 * 3600) == [elsewhere]
+
+    def test_what_is_not_ours_stays_forever(self, store):
+        (store.tmp / "somebody's.ckz").touch()
+        assert store.sweep_temps(now=time.time() + 10**9) == []
+
+
+class TestCache:
+    def test_the_longest_untouched_goes_first(self, store):
+        for age, name in enumerate(["new", "middle", "old", "needed"]):
+            path = store.cache_path(name)
+            path.write_bytes(bytes(100))
+            os.utime(path, (1000 - age, 1000 - age))
+        assert store.evict_cache(keep={"needed"}, max_bytes=250) == 200
+        assert sorted(path.stem for path in store.cache.iterdir()) == ["needed", "new"]
+        assert store.evict_cache(keep={"needed"}, max_bytes=0) == 100
+        assert [path.stem for path in store.cache.iterdir()] == ["needed"]
