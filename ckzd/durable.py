@@ -107,8 +107,8 @@ def exchange_unsupported(error: OSError) -> bool:
 
 def remove(path: Path) -> None:
     """Delete a file; one that is gone already is fine."""
-    path.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
+        path.unlink()
         fsync_dir(path.parent)
 
 
@@ -116,7 +116,6 @@ def remove_tree(path: Path) -> None:
     """Delete a directory and what is in it, never following a link; one that is gone already is fine."""
     with suppress(FileNotFoundError):
         shutil.rmtree(path)
-    with suppress(FileNotFoundError):
         fsync_dir(path.parent)
 
 

@@ -60,7 +60,9 @@ def manifest_of(checkpoint: Path, **changes) -> Manifest:
     """A true manifest of the checkpoint on disk; files named *.json hold no tensors."""
     if checkpoint.is_dir():
         status = checkpoint.stat()
-        paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != "ckzd.json")
+        paths = [
+            p for p in sorted(checkpoint.rglob("*")) if p.is_file() and not p.is_symlink() and p.name != "ckzd.json"
+        ]
         files = [file_model(p, p.relative_to(checkpoint).as_posix(), tensors=p.suffix != ".json") for p in paths]
         stat = StatModel(mode=status.st_mode, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns)
         changes = {"kind": "directory", "directory": stat, **changes}

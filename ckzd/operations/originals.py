@@ -165,10 +165,8 @@ def _require_size(path: Path, file: FileModel) -> None:
 
 
 def _require_content(path: Path, file: FileModel) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise SourceChanged(path, "is gone") from None
+    _require_size(path, file)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb") as opened:  # noqa: PTH123 - it is a descriptor
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # do not push training's data out of the cache

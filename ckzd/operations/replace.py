@@ -48,11 +48,12 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
         manifest = _proven(archive, store)
         if _is_replaced(checkpoint, archive, manifest):
             return 0
-        entry = Entry.begin(store, _intent(checkpoint, archive, store, manifest))
-        with _put_back_on_error(entry), _one_file_system(entry):
-            on_step("intent")
-            entry = (_move_file if manifest.kind == "file" else _trade_directory)(entry, manifest, on_step)
-            return _compare_and_keep(entry, manifest, on_step)
+        with _named_errors(checkpoint, store):
+            entry = Entry.begin(store, _intent(checkpoint, archive, store, manifest))
+            with _put_back_on_error(entry):
+                on_step("intent")
+                entry = (_move_file if manifest.kind == "file" else _trade_directory)(entry, manifest, on_step)
+                return _compare_and_keep(entry, manifest, on_step)
 
 
 def recover(store: Store) -> list[str]:
@@ -119,7 +120,7 @@ def _move_file(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     del manifest
     _publish_pointer(entry)
     on_step("pointer")
-    _move(entry.checkpoint, entry.held)
+    durable.rename(entry.checkpoint, entry.held)
     on_step("moved")
     return entry
 
@@ -135,8 +136,6 @@ def _trade_directory(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry
     on_step("prepared")
     try:
         durable.exchange(entry.held, entry.checkpoint)
-    except FileNotFoundError:
-        raise SourceChanged(entry.checkpoint, "is gone") from None
     except OSError as error:
         if not durable.exchange_unsupported(error):
             raise
@@ -156,7 +155,7 @@ def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     names = [str(path.relative_to(entry.checkpoint)) for path in large_files(entry.checkpoint, manifest)]
     for name in sorted(names, key=optimizer_last):
         (entry.held / name).parent.mkdir(parents=True, exist_ok=True)
-        _move(entry.checkpoint / name, entry.held / name)
+        durable.rename(entry.checkpoint / name, entry.held / name)
         set_directory_time(entry)
         on_step(f"moved {name}")
     originals.require_same_small_files(entry.checkpoint, manifest)
@@ -176,13 +175,16 @@ def _compare_and_keep(entry: Entry, manifest: Manifest, on_step: OnStep) -> int:
 def _publish_pointer(entry: Entry) -> None:
     """Put the pointer in its place, whole and durable, without ever overwriting what is not the one we know of."""
     temp = entry.store.new_temp(".pointer")
-    with durable.write_atomically(temp, mode=0o644) as file:
-        file.write(entry.intent.pointer_text.encode())
-    _give_to_owner(temp, entry.checkpoint)
-    if entry.intent.previous_pointer is not None:
-        durable.overwrite(temp, entry.pointer)
-    elif not durable.publish(temp, entry.pointer):
-        raise SourceChanged(entry.pointer, "appeared while the checkpoint was replaced")
+    try:
+        with durable.write_atomically(temp, mode=0o644) as file:
+            file.write(entry.intent.pointer_text.encode())
+        _give_to_owner(temp, entry.checkpoint)
+        if entry.intent.previous_pointer is not None:
+            durable.overwrite(temp, entry.pointer)
+        elif not durable.publish(temp, entry.pointer):
+            raise SourceChanged(entry.pointer, "appeared while the checkpoint was replaced")
+    finally:
+        durable.remove(temp)
 
 
 def _give_to_owner(pointer: Path, checkpoint: Path) -> None:
@@ -190,13 +192,6 @@ def _give_to_owner(pointer: Path, checkpoint: Path) -> None:
     status = checkpoint.lstat()
     with suppress(PermissionError):
         os.chown(pointer, status.st_uid, status.st_gid)
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        durable.rename(source, target)
-    except FileNotFoundError:
-        raise SourceChanged(source, "is gone") from None
 
 
 @contextmanager
@@ -213,15 +208,17 @@ def _put_back_on_error(entry: Entry) -> Iterator[None]:
 
 
 @contextmanager
-def _one_file_system(entry: Entry) -> Iterator[None]:
-    """Bind mounts, quotas and overlays can part two directories of one device."""
+def _named_errors(checkpoint: Path, store: Store) -> Iterator[None]:
+    """Training may delete the checkpoint at any instant; bind mounts and quotas can part two places of one device."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise SourceChanged(error.filename or checkpoint, "is gone") from error
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        problem = f"nothing can be renamed between it and {entry.checkpoint}: {error.strerror}"
-        raise ConfigError(entry.store.root, problem, hint="choose a store on the same mount") from error
+        problem = f"nothing can be renamed between it and {checkpoint}: {error.strerror}"
+        raise ConfigError(store.root, problem, hint="choose a store on the same mount") from error
 
 
 # What is true now

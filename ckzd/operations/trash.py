@@ -55,11 +55,14 @@ class Entry:
     @classmethod
     def begin(cls, store: Store, intent: Intent) -> Self:
         """Make the intention durable; nothing else has happened yet."""
-        temp = store.new_temp(".entry")
-        (temp / "held").mkdir(parents=True)
-        cls(store, temp, intent).write_intent()
-        root = store.trash / secrets.token_hex(8)
-        durable.rename(temp, root)
+        temp, root = store.new_temp(".entry"), store.trash / secrets.token_hex(8)
+        try:
+            (temp / "held").mkdir(parents=True)
+            cls(store, temp, intent).write_intent()
+            durable.rename(temp, root)
+        except BaseException:
+            durable.remove_tree(temp)
+            raise
         return cls(store, root, intent)
 
     @classmethod
