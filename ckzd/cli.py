@@ -7,6 +7,7 @@ Each command loads its operation when it runs, so that `ckzd --help` and `ckzd i
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ ARCHIVE_HELP = "An archive, or the checkpoint path that it replaced."
 
 
 def main() -> None:
-    """The console entry."""
+    """The console entry. SIGTERM unwinds like an interrupt and leaves nothing temporary; `serve` drains instead."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -375,6 +377,42 @@ def _plain_value(name: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and (name.endswith("_bytes") or name == "parts"):
         return plain_bytes(value)
     return str(value)
+
+
+@app.command()
+def status(*, config: Config = None, as_json: Json = False) -> int:
+    """Show what the daemon has done, does and waits for."""
+    from ckzd.config import load
+    from ckzd.daemon.status import read_status
+
+    screen = Screen(as_json)
+    facts = read_status(load(config))
+    if as_json:
+        screen.line(facts)
+    else:
+        _show_status(facts, screen)
+    return EXIT_DONE
+
+
+def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
+    running = f"{facts['state']}, process {facts['pid']}" if facts["pid"] else facts["state"]
+    screen.say(f"ckzd {facts['version']}: {running}")
+    for reason in facts["reasons"]:
+        screen.say(f"not ready: {reason}")
+    if facts["replacing_stopped"]:
+        screen.say(f"to let replacing go on: {facts['replacing_stopped']['acknowledge']}")
+    totals = facts["totals"]
+    counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
+    screen.say(f"checkpoints: {counts}; {plain_bytes(totals['reclaimed_bytes'])} given back")
+    table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
+    for row in facts["checkpoints"]:
+        archive = plain_bytes(row["archive_bytes"]) if row["archive_bytes"] else "-"
+        ratio = f"{row['ratio']:.1f}x" if row["ratio"] else "-"
+        table.add_row(
+            row["checkpoint"], row["state"], plain_bytes(row["original_bytes"]), archive, ratio, row["why"] or ""
+        )
+    if table.row_count:
+        screen.show(table)
 
 
 @app.command()

@@ -82,7 +82,7 @@ def test_compress_gives_the_fields_of_the_contract(operation, capsys):
 
 
 def test_compress_hands_its_options_on(operation):
-    options = "--preset lossless --store /s --stride 2 --replace --device cpu".split()
+    options = ["--preset", "lossless", "--store", "/s", "--stride", "2", "--replace", "--device", "cpu"]
     assert cli.run(["compress", "a.pt", *options]) == 0
 
     _, given = operation.calls[0]
@@ -133,6 +133,37 @@ def test_inspect_shows_every_fact(operation, capsys):
 def test_verify_says_ok_for_each(operation, capsys):
     assert cli.run(["verify", "a.ckz", "b.ckz"]) == 0
     assert capsys.readouterr().out.count("ok ") == 2
+
+
+def test_status_tells_of_a_daemon_that_never_ran(tmp_path, capsys):
+    config = tmp_path / "ckzd.toml"
+    config.write_text(f'[daemon]\nstate_dir = "{tmp_path}"\n')
+    assert cli.run(["status", "--config", str(config)]) == 0
+    assert cli.run(["status", "--config", str(config), "--json"]) == 0
+
+    said, _, line = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert "stopped" in said
+    assert "none yet" in said
+    assert json.loads(line)["state"] == "stopped"
+
+
+def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
+    totals = {"checkpoints": {"verified": 1}, "reclaimed_bytes": 0}
+    row = {"checkpoint": "/r/step_1.pt", "state": "verified", "original_bytes": 100, "archive_bytes": 10, "ratio": 10.0}
+    stop = {"reason": "step_1.pt did not verify", "acknowledge": "rm /state/STOPPED"}
+    facts = {
+        "version": "0",
+        "state": "running",
+        "pid": 7,
+        "reasons": [stop["reason"]],
+        "replacing_stopped": stop,
+        "totals": totals,
+        "checkpoints": [row | {"why": "one of the newest 2"}],
+    }
+    cli._show_status(facts, cli.Screen(as_json=False))
+    out = capsys.readouterr().out
+    for part in ("process 7", "did not verify", "rm /state/STOPPED", "1 verified", "/r/step_1.pt", "newest 2", "10.0x"):
+        assert part in out
 
 
 # --- failures -----------------------------------------------------------------------------------------------
@@ -257,7 +288,7 @@ def test_exit_codes_are_the_documented_ones():
 # --- the demo's table ---------------------------------------------------------------------------------------
 
 
-def fake_demo(passed: bool):
+def fake_demo(*, passed: bool):
     archived = SimpleNamespace(checkpoint="step_30.pt", original_bytes=1000, archive_bytes=10, ratio=100.0, depth=0)
     loss = SimpleNamespace(what="held-out, step 300", uninterrupted=2.0, resumed=2.002, gap=0.001)
     return SimpleNamespace(
@@ -280,7 +311,7 @@ def test_the_demo_passes_only_within_the_gap(monkeypatch, passed, code, capsys):
 
     def run_demo(on_event):
         on_event(event)
-        return fake_demo(passed)
+        return fake_demo(passed=passed)
 
     module.run_demo = run_demo
     monkeypatch.setitem(sys.modules, "ckzd.demo", module)

@@ -24,7 +24,7 @@ APART = {"formats", "codec", "archive", "durable"}  # siblings that never import
 
 HOMES = {
     "constriction": ("codec/entropy.py",),
-    "sklearn": ("codec/quantize.py",),
+    "sklearn": ("codec/kmeans.py",),  # apart from quantize.py, which a restore loads
     "scipy": ("codec/pairing.py",),
     "torch": ("codec/train.py", "codec/lowrank.py", "demo_training.py"),
     "watchdog": ("daemon/watch.py",),
