@@ -5,6 +5,7 @@ A `FileLayout` says which byte ranges of a file are storages ("holes"); `assembl
 again from its verbatim bytes and its payloads, in both directions: to hash what a restore will write, and to write it.
 """
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -141,15 +142,25 @@ class Checkpoint:
         """Tensor number -> (file number, offset, nbytes)."""
         return {h.tensor: (f, h.offset, h.nbytes) for f, layout in enumerate(self.files) for h in layout.holes}
 
+    def sha256(self) -> tuple[str, ...]:
+        """Of each file, in hex; reads everything."""
+        found = []
+        for number, layout in enumerate(self.files):
+            digest = hashlib.sha256()
+            for piece, hole in zip(self.verbatim(number), (*layout.holes, None), strict=True):
+                digest.update(piece)
+                if hole is not None:
+                    digest.update(self.payload(hole.tensor))
+            found.append(digest.hexdigest())
+        return tuple(found)
+
     def verbatim(self, file: int) -> Iterator[Bytes]:
         """The bytes around the holes, one piece per `FileLayout.verbatim_ranges()`."""
         for start, stop in self.files[file].verbatim_ranges():
             yield self.source.read(file, start, stop - start)
 
 
-def assemble(
-    layout: FileLayout, verbatim: Sequence[Bytes], payload_of: Callable[[int], Bytes]
-) -> Iterator[Bytes]:
+def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payload_of: Callable[[int], Bytes]) -> Iterator[Bytes]:
     """Yield the file's bytes in order: verbatim pieces and payloads in turn, CRC-32 fields patched.
 
     `verbatim` has one piece per `layout.verbatim_ranges()`; `payload_of(tensor)` returns that tensor's bytes and is
@@ -163,7 +174,9 @@ def assemble(
             hole = layout.holes[position]
             payload = payload_of(hole.tensor)
             if len(payload) != hole.nbytes:
-                raise AssertionError(f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}")
+                raise AssertionError(
+                    f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}"
+                )
             if hole.crc_offsets:
                 crc = zlib.crc32(payload).to_bytes(4, "little")
                 patches.update(dict.fromkeys(hole.crc_offsets, crc))

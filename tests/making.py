@@ -47,6 +47,7 @@ def made_manifest(files: list[FileModel] | None = None, **changes) -> Manifest:
         "reference": None,
         "depth": 0,
         "original_bytes": sum(file.size for file in files),
+        "parameters": 0,
         "parts": {"weights": 10, "index": 2},
         "coders": {"tables": 3, "raw": 1},
         "quality": {"kl": 1.5e-4, "promise": 1e-3},

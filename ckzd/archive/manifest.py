@@ -70,6 +70,7 @@ class Manifest(_Frozen):
     reference: Sha256 | None
     depth: Count
     original_bytes: Count
+    parameters: Count
     parts: dict[str, Count]
     coders: dict[str, Count]
     quality: dict[str, float]

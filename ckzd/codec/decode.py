@@ -10,6 +10,7 @@ KeyError, TypeError, struct.error or zstandard.ZstdError (`MALFORMED`): the call
 
 import struct
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error, zstandard.ZstdError)
+
+Entry = Callable[[str], bytes]
 
 WEIGHTS, FIRST, SECOND = range(3)  # plane kinds
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
@@ -77,9 +80,7 @@ def restore_second(code: quantize.KmeansCode | None, scales: Scales, dtype: str)
     return np.where(code.levels != 0, from_float64(quantize.dequantize_kmeans(code), dtype), filled)
 
 
-def restore_scalar(
-    before: RawArray, code: quantize.ScalarCode, scales: Scales, step: float, dtype: str
-) -> RawArray:
+def restore_scalar(before: RawArray, code: quantize.ScalarCode, scales: Scales, step: float, dtype: str) -> RawArray:
     """A weight from its Fisher-weighted scalar residual."""
     weighted = quantize.dequantize_scalar(code, step)
     return add_residual(before, quantize.weigher_of(scales).unweigh(weighted), dtype)
@@ -139,31 +140,56 @@ def _lstm_before(reference: Reconstruction | None) -> npt.NDArray[np.uint8]:
 
 
 class Decoder:
-    """Decodes one archive: `stream` reads a stream, `entry` a named entry (empty if absent)."""
+    """Decodes one archive's tensors. `stream` reads a stream; see `from_reference` and `from_own`."""
 
     def __init__(
         self,
         index: Index,
         stream: Callable[[StreamRef], bytes],
-        entry: Callable[[str], bytes],
+        *,
+        scales: dict[int, Scales],
+        lstm: bytes,
+        tables: bytes,
         reference: Reconstruction | None,
     ) -> None:
-        self._index, self._stream, self._reference = index, stream, reference
-        self.scales = decode_scales(entry("scales"), index.layout, reference)
-        self.lstm = decode_lstm(entry("lstm"), reference)
-        lstm = LstmModel(LstmWeights.from_bytes(self.lstm)) if self.lstm else None
-        self._models = Models(TableModel.from_bytes(entry("tables")), lstm)
+        self.index, self.lstm = index, lstm
+        self._stream, self._reference, self._scales = stream, reference, scales
+        model = LstmModel(LstmWeights.from_bytes(lstm)) if lstm else None
+        self._models = Models(TableModel.from_bytes(tables), model)
         self._triple_of = {n: t for t in index.layout.triples for n in (t.first, t.second)}
+
+    @classmethod
+    def from_reference(
+        cls, entry: Entry, stream: Callable[[StreamRef], bytes], reference: Reconstruction | None
+    ) -> Self:
+        """From the archive's named entries (empty if absent) and what it depends on."""
+        index = Index.from_bytes(entry("index"), reference.blob("layout") if reference is not None else b"")
+        scales = decode_scales(entry("scales"), index.layout, reference)
+        lstm = decode_lstm(entry("lstm"), reference)
+        return cls(index, stream, scales=scales, lstm=lstm, tables=entry("tables"), reference=reference)
+
+    @classmethod
+    def from_own(cls, entry: Entry, stream: Callable[[StreamRef], bytes], own: Reconstruction) -> Self:
+        """From the archive's own reconstruction, which makes its reference unnecessary: for payloads only."""
+        layout = Layout.from_json(own.blob("layout"))
+        index, scales = Index.with_layout(entry("index"), layout), {}
+        for triple in layout.triples:
+            path = layout.tensors[triple.weight].path
+            rows, columns = own.get(path, "rows"), own.get(path, "columns")
+            if rows is None or columns is None:
+                raise ValueError(f"tensor {path}: the reconstruction has no scales for it")
+            scales[triple.weight] = Scales(rows.astype(np.int16), columns.astype(np.int16))
+        return cls(index, stream, scales=scales, lstm=own.blob("lstm"), tables=entry("tables"), reference=None)
 
     def decode_kept(self, into: ReconstructionWriter) -> None:
         """Decode all tensors that dependents may refer to, with their context, in order."""
-        for number in self._index.layout.kept:
-            tensor = self._index.layout.tensors[number]
+        for number in self.index.layout.kept:
+            tensor = self.index.layout.tensors[number]
             values, levels = self._kept(number, tensor, into)
-            put_kept(into, tensor, values, levels, self.scales.get(number))
+            put_kept(into, tensor, values, levels, self._scales.get(number))
 
     def _kept(self, number: int, tensor: TensorSpec, done: ArrayFile) -> tuple[RawArray, Plane | None]:
-        code = self._index.codes[number]
+        code = self.index.codes[number]
         if code.method not in (Method.SCALAR, Method.KMEANS):
             return stored_array(self._exact(number, tensor, code, done), tensor.dtype, tensor.shape), None
         before = reference_values(tensor, self._reference)
@@ -173,13 +199,13 @@ class Decoder:
         if code.method is Method.SCALAR:
             levels = self._plane(data[CENTRES:], tensor, WEIGHTS, guide)
             scalar = ScalarCode(levels, data[:CENTRES])
-            return restore_scalar(before, scalar, self.scales[number], self._index.step, tensor.dtype), levels
+            return restore_scalar(before, scalar, self._scales[number], self.index.step, tensor.dtype), levels
         kmeans = self._codebook_plane(data, tensor, WEIGHTS, guide)
         return add_residual(before, quantize.dequantize_kmeans(kmeans), tensor.dtype), kmeans.levels
 
     def payload(self, number: int, kept: ArrayFile | Reconstruction) -> Bytes:
         """The bytes of any tensor, given this archive's decoded kept tensors."""
-        tensor, code = self._index.layout.tensors[number], self._index.codes[number]
+        tensor, code = self.index.layout.tensors[number], self.index.codes[number]
         values = kept.get(tensor.path, "weights")
         if values is not None:
             return values.tobytes()
@@ -190,27 +216,27 @@ class Decoder:
         return self._exact(number, tensor, code, kept)
 
     def _second(self, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
-        tensor, code = self._index.layout.tensors[triple.second], self._index.codes[triple.second]
+        tensor, code = self.index.layout.tensors[triple.second], self.index.codes[triple.second]
         kmeans = None
         if code.method is Method.KMEANS:
             guide = Guide(levels_for_context(self._first_kmeans(triple, kept).levels))
             kmeans = self._codebook_plane(self._bytes(code), tensor, SECOND, guide)
-        return restore_second(kmeans, self.scales[triple.weight], tensor.dtype)
+        return restore_second(kmeans, self._scales[triple.weight], tensor.dtype)
 
     def _first(self, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
-        tensor, code = self._index.layout.tensors[triple.first], self._index.codes[triple.first]
+        tensor, code = self.index.layout.tensors[triple.first], self.index.codes[triple.first]
         if code.method is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(self._first_kmeans(triple, kept)), tensor.dtype)
         levels = self._plane(self._bytes(code), tensor, FIRST, self._moment_guide(triple, kept))
-        return restore_first(levels, self._second(triple, kept), self._index.moment_step, tensor.dtype)
+        return restore_first(levels, self._second(triple, kept), self.index.moment_step, tensor.dtype)
 
     def _first_kmeans(self, triple: Triple, kept: ArrayFile | Reconstruction) -> KmeansCode:
-        data = self._bytes(self._index.codes[triple.first])
-        tensor = self._index.layout.tensors[triple.first]
+        data = self._bytes(self.index.codes[triple.first])
+        tensor = self.index.layout.tensors[triple.first]
         return self._codebook_plane(data, tensor, FIRST, self._moment_guide(triple, kept))
 
     def _moment_guide(self, triple: Triple, kept: ArrayFile | Reconstruction) -> Guide:
-        return moment_guide(self._index.layout.tensors[triple.weight], kept)
+        return moment_guide(self.index.layout.tensors[triple.weight], kept)
 
     def _exact(self, number: int, tensor: TensorSpec, code: Code, kept: ArrayFile | Reconstruction) -> Bytes:
         if code.method is Method.COPY:

@@ -63,6 +63,7 @@ class Encoded:
     """What the encoder says of an archive beside its streams."""
 
     reconstruction: str
+    parameters: int  # elements of the float tensors that are no optimizer state
     original_sha256: tuple[str, ...]  # of each file
     restored_sha256: tuple[str, ...]
     parts: dict[str, int]  # bytes by part
@@ -124,8 +125,16 @@ class Encoder:
         self._code(models)
         self._progress(0.9)
         identity = self._seal(models)
-        original, restored = self._digest()
-        return Encoded(identity, original, restored, dict(self._parts), dict(self._coders), self._quality())
+        parameters = sum(self._checkpoint.tensors[number].elements for number in self._kept_numbers())
+        return Encoded(
+            reconstruction=identity,
+            parameters=parameters,
+            original_sha256=self._checkpoint.sha256(),
+            restored_sha256=self._digest(),
+            parts=dict(self._parts),
+            coders=dict(self._coders),
+            quality=self._quality(),
+        )
 
     # -- survey -------------------------------------------------------------------------------------------------
 
@@ -385,21 +394,15 @@ class Encoder:
                 self._add_entry(name, data)
         return seal(self._kept, lstm if self._coders["lstm"] else b"", skeleton, layout.to_json())
 
-    def _digest(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """sha256 of every file as it is, and as a restore will write it."""
-        original, restored = [], []
+    def _digest(self) -> tuple[str, ...]:
+        """sha256 of every file as a restore will write it."""
+        restored = []
         for number, layout in enumerate(self._checkpoint.files):
-            verbatim = list(self._checkpoint.verbatim(number))
-            before, after = hashlib.sha256(), hashlib.sha256()
-            for hole, piece in zip((*layout.holes, None), verbatim, strict=True):
-                before.update(piece)
-                if hole is not None:
-                    before.update(self._checkpoint.payload(hole.tensor))
-            for piece in assemble(layout, verbatim, self._restored):
-                after.update(piece)
-            original.append(before.hexdigest())
-            restored.append(after.hexdigest())
-        return tuple(original), tuple(restored)
+            digest = hashlib.sha256()
+            for piece in assemble(layout, list(self._checkpoint.verbatim(number)), self._restored):
+                digest.update(piece)
+            restored.append(digest.hexdigest())
+        return tuple(restored)
 
     def _restored(self, number: int) -> Bytes:
         """The bytes that a decoder yields for a tensor, from the levels in hand."""

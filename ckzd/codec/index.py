@@ -58,7 +58,9 @@ class Layout:
     def to_json(self) -> bytes:
         """Canonical JSON."""
         document = {
-            "files": [[f.name, f.size, [[h.tensor, h.offset, h.nbytes, *h.crc_offsets] for h in f.holes]] for f in self.files],
+            "files": [
+                [f.name, f.size, [[h.tensor, h.offset, h.nbytes, *h.crc_offsets] for h in f.holes]] for f in self.files
+            ],
             "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
             "kept": list(self.kept),
             "triples": [[t.weight, t.first, t.second] for t in self.triples],
@@ -100,16 +102,25 @@ class Index:
     @staticmethod
     def from_bytes(data: bytes, reference_layout: bytes) -> "Index":
         """The inverse of `to_bytes`; ValueError, TypeError or KeyError if it is malformed."""
-        first, second = _LENGTHS.unpack_from(data)
-        if _LENGTHS.size + first + second != len(data):
-            raise ValueError(f"expected blocks of {first} and {second} bytes, got {len(data)} bytes in all")
-        body = data[_LENGTHS.size :]
-        layout = Layout.from_json(decompress_against(body[:first], reference_layout))
-        document = json.loads(decompress_against(body[first:], b""))
+        block, _ = _blocks(data)
+        return Index.with_layout(data, Layout.from_json(decompress_against(block, reference_layout)))
+
+    @staticmethod
+    def with_layout(data: bytes, layout: Layout) -> "Index":
+        """The same where the layout is already known: no reference is needed."""
+        _, block = _blocks(data)
+        document = json.loads(decompress_against(block, b""))
         codes = tuple(_code(entry) for entry in document["codes"])
         if len(codes) != len(layout.tensors):
             raise ValueError(f"expected {len(layout.tensors)} codes, got {len(codes)}")
         return Index(layout, codes, float(document["step"]), float(document["moment_step"]))
+
+
+def _blocks(data: bytes) -> tuple[bytes, bytes]:
+    first, second = _LENGTHS.unpack_from(data)
+    if _LENGTHS.size + first + second != len(data):
+        raise ValueError(f"expected blocks of {first} and {second} bytes, got {len(data)} bytes in all")
+    return data[_LENGTHS.size : _LENGTHS.size + first], data[_LENGTHS.size + first :]
 
 
 def _code(entry: list[str | int]) -> Code:

@@ -45,7 +45,9 @@ def pair(checkpoint: Checkpoint, reference: Reconstruction | None) -> tuple[Trip
     """All (weight, exp_avg, exp_avg_sq) triples that can be told, ascending by weight."""
     states = [state for optimizer in checkpoint.optimizers for state in _states(checkpoint, optimizer)]
     weights = weight_numbers(checkpoint)
-    shape = {n: checkpoint.tensors[n].shape for n in weights} | {s.first: checkpoint.tensors[s.first].shape for s in states}
+    shape = {n: checkpoint.tensors[n].shape for n in weights} | {
+        s.first: checkpoint.tensors[s.first].shape for s in states
+    }
     found = _by_name(checkpoint, states, weights)
     if found is None:
         found = _by_order(checkpoint, states, weights)

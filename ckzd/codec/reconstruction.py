@@ -88,6 +88,11 @@ class Reconstruction:
         """The array under (key, field), or None."""
         return _read(self._file, self._table, key, field)
 
+    def form(self, key: Key, field: str) -> tuple[np.dtype[np.generic], tuple[int, ...]] | None:
+        """Dtype and shape of an array, without reading it."""
+        entry = self._table.get("\0".join((*key, field)))
+        return None if entry is None else (np.dtype(entry[0]), tuple(entry[1]))
+
     def blob(self, field: str) -> bytes:
         """The bytes stored under a field alone; empty if there are none."""
         found = self.get((), field)

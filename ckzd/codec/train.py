@@ -119,5 +119,3 @@ def _bits(levels: list[_Level], counts: Tensor, parameters: dict[str, Tensor]) -
     logits = hidden @ rounded["output"] + rounded["output_bias"]
     natural = torch.log_softmax(logits * float(np.log(2.0)), 1)
     return -(counts * natural).sum() / float(np.log(2.0))
-
-

@@ -1,0 +1,1 @@
+"""The codec: a checkpoint and its reference <-> streams. Pure: arrays in, bytes out."""

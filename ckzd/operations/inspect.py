@@ -1,0 +1,26 @@
+"""What an archive says of itself, without decoding it."""
+
+from pathlib import Path
+from typing import Any
+
+from ckzd.operations.pointer import resolve
+from ckzd.store import read_manifest
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """The manifest's fields and what follows from them: size, ratio, bits a parameter by part, container overhead."""
+    archive = resolve(path)
+    manifest = read_manifest(archive)
+    archive_bytes = archive.stat().st_size
+    fields = manifest.model_dump(mode="json")
+    parts = {**manifest.parts, "container": archive_bytes - sum(manifest.parts.values())}
+    return {
+        "archive": str(archive),
+        "archive_bytes": archive_bytes,
+        "ratio": manifest.original_bytes / archive_bytes,
+        **{name: value for name, value in fields.items() if name != "parts"},
+        "parts": parts,
+        "bits_per_parameter": {
+            part: 8 * nbytes / manifest.parameters for part, nbytes in parts.items() if manifest.parameters
+        },
+    }

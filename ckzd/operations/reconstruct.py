@@ -1,0 +1,147 @@
+"""Archives -> reconstructions and decoders: follows chains, uses and checks the cache.
+
+A reconstruction in the cache is believed only if its bytes hash to its id. Without it the chain is decoded, base first,
+one link at a time, each into a temporary file that replaces the one before.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import BinaryIO
+
+from ckzd import durable
+from ckzd.archive import ArchiveReader, StreamRef
+from ckzd.checkpoint import Bytes
+from ckzd.codec.decode import MALFORMED, Decoder, seal
+from ckzd.codec.index import decompress_against, split_skeleton
+from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.store import Store, chain
+
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def malformed_as_corrupt(archive: Path) -> Iterator[None]:
+    """Whatever the codec says of bad bytes, with the archive's name."""
+    try:
+        yield
+    except MALFORMED as error:
+        problem = f"a stream cannot be decoded: {error}"
+        raise CorruptArchive(
+            archive, problem, hint="restore the archive from a copy; `ckzd verify` finds others"
+        ) from error
+
+
+def store_of(archive: Path) -> Store | None:
+    """The store that the archive lies in, or None: a folder of copied archives works without one."""
+    try:
+        return Store.open(archive.resolve().parents[2])
+    except (ConfigError, IndexError, OSError):
+        return None
+
+
+@contextmanager
+def scratch_file(store: Store | None) -> Iterator[BinaryIO]:
+    """A nameless file for reading and writing, on the store's disk if there is one."""
+    with tempfile.TemporaryFile(dir=store.tmp if store is not None else None) as file:
+        yield file  # type: ignore[misc]  # typeshed gives the wrapper's own type
+
+
+@contextmanager
+def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None]:
+    """The reconstruction with this id from the cache, hash-checked; None if it is not there or not whole."""
+    path = store.cache_path(identity) if store is not None else None
+    if path is None or not path.is_file():
+        yield None
+        return
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(_CHUNK):
+            digest.update(block)
+        if digest.hexdigest() == identity:
+            yield Reconstruction(file)
+            return
+    durable.remove(path)
+    yield None
+
+
+@contextmanager
+def reconstruction_of(archive: Path) -> Iterator[Reconstruction]:
+    """What the dependents of this archive need, from the cache or by decoding its chain."""
+    store = store_of(archive)
+    links = chain(archive)
+    with ExitStack() as stack:
+        found, start = None, 0
+        for position in range(len(links) - 1, -1, -1):
+            with ArchiveReader(links[position]) as reader:
+                found = stack.enter_context(cached(store, reader.manifest.reconstruction))
+            if found is not None:
+                start = position + 1
+                break
+        for link in links[start:]:
+            file = stack.enter_context(scratch_file(store))
+            with ArchiveReader(link) as reader:
+                found = decode_link(reader, found, file)
+        assert found is not None, "a chain has at least one link"
+        yield found
+
+
+def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
+    """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id."""
+    with malformed_as_corrupt(reader.path):
+        decoder = decoder_from_reference(reader, reference)
+        writer = ReconstructionWriter(file)
+        decoder.decode_kept(writer)
+        skeleton = decompress_against(reader.read("skeleton"), _blob(reference, "skeleton"))
+        identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
+    if identity != reader.manifest.reconstruction:
+        problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"
+        raise CorruptArchive(reader.path, problem, hint="its reference is not the one that it was made against")
+    return Reconstruction(file)
+
+
+def _blob(reference: Reconstruction | None, field: str) -> bytes:
+    return reference.blob(field) if reference is not None else b""
+
+
+def decoder_from_reference(reader: ArchiveReader, reference: Reconstruction | None) -> Decoder:
+    """A decoder of everything in the archive."""
+    return Decoder.from_reference(
+        lambda name: _entry(reader, name), lambda ref: reader.stream(StreamRef(*ref)), reference
+    )
+
+
+class OpenCheckpoint:
+    """The files of an archived checkpoint, to be read out in order: its reader and its own reconstruction."""
+
+    def __init__(self, reader: ArchiveReader, own: Reconstruction) -> None:
+        self._reader, self._own = reader, own
+        with malformed_as_corrupt(reader.path):
+            self.decoder = Decoder.from_own(
+                lambda name: _entry(reader, name), lambda ref: reader.stream(StreamRef(*ref)), own
+            )
+            self.layout = self.decoder.index.layout
+            self.verbatim = split_skeleton(own.blob("skeleton"), self.layout.files)
+
+    def payload(self, tensor: int) -> Bytes:
+        """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""
+        with malformed_as_corrupt(self._reader.path):
+            data = self.decoder.payload(tensor, self._own)
+        if len(data) != self.layout.tensors[tensor].nbytes:
+            problem = f"tensor {tensor} decodes to {len(data)} bytes, expected {self.layout.tensors[tensor].nbytes}"
+            raise CorruptArchive(self._reader.path, problem)
+        return data
+
+
+def _entry(reader: ArchiveReader, name: str) -> bytes:
+    return reader.read(name) if name in reader.entries() else b""
+
+
+def as_tuple(ref: StreamRef) -> tuple[str, int, int]:
+    """A stream's place as the codec keeps it."""
+    entry, offset, nbytes = astuple(ref)
+    return entry, offset, nbytes

@@ -1,0 +1,176 @@
+"""Give a checkpoint back: all files or none, with their modes, owners and times.
+
+Everything is decoded into the store's (or the target's) file system first, hashed against the manifest while it is
+written, and put in place by one rename: no reader ever sees half a checkpoint.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckzd import durable
+from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
+from ckzd.checkpoint import assemble
+from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, resolve
+from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
+from ckzd.operations.weights import write_safetensors
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What was given back."""
+
+    checkpoint: str
+    archive: str
+    restored_bytes: int
+    seconds: float
+    files: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def restore(
+    path: Path, *, output: Path | None = None, weights_only: bool = False, on_progress: OnProgress | None = None
+) -> RestoreReport:
+    """Restore the checkpoint that `path` (an archive, a pointer or a replaced checkpoint) stands for.
+
+    `output` names the file or directory to create; without it the original place is filled. With `weights_only` a
+    safetensors file of all tensors but the optimizer's is written to `output`. Raises any CkzdError, and writes nothing then.
+    """
+    started = time.monotonic()
+    archive = resolve(path)
+    target = _target(path.absolute(), archive, output, weights_only=weights_only)
+    tell = on_progress or (lambda _: None)
+    with ArchiveReader(archive) as reader:
+        manifest = reader.manifest
+        durable.require_space(target.parent, manifest.original_bytes)
+        with reconstruction_of(archive) as own, durable.as_no_space(target.parent), _staging(archive, target) as staged:
+            checkpoint = OpenCheckpoint(reader, own)
+            if weights_only:
+                written = write_safetensors(staged, checkpoint)
+                _publish_file(staged, target)
+                files = 1
+            else:
+                written = _write_all(checkpoint, manifest, archive, staged, tell)
+                files = len(manifest.files)
+                (_publish_file if manifest.kind == "file" else _publish_directory)(staged, target)
+    return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
+
+
+def _target(path: Path, archive: Path, output: Path | None, *, weights_only: bool) -> Path:
+    """What is to be created. Raises ConfigError if that is not clear or already there."""
+    if output is not None:
+        target = output.absolute()
+        if os.path.lexists(target):
+            raise ConfigError(target, "exists already", hint="name a path that does not, or leave -o out")
+        if not target.parent.is_dir():
+            raise ConfigError(target.parent, "is not a directory", hint="create it first")
+        return target
+    if weights_only:
+        raise ConfigError("--weights-only", "writes a safetensors file and needs its name", hint="add -o FILE")
+    if path.name == POINTER_IN_DIRECTORY:
+        return path.parent
+    if path == archive:
+        raise ConfigError(path, "is an archive in a store: the original place is not clear", hint="add -o PATH")
+    target = path.with_suffix("") if path == pointer_for(path.with_suffix("")) and path.is_file() else path
+    if os.path.lexists(target) and not (target / POINTER_IN_DIRECTORY).exists():
+        raise ConfigError(target, "is there: nothing to restore", hint="use -o PATH to write a copy elsewhere")
+    return target
+
+
+@contextmanager
+def _staging(archive: Path, target: Path) -> Iterator[Path]:
+    """A path on the target's file system, in the store's tmp/ if that is on it; whatever is left there is removed."""
+    store = store_of(archive)
+    if store is not None and store.tmp.stat().st_dev == target.parent.stat().st_dev:
+        staged = store.new_temp(".restore")
+    else:
+        staged = target.parent / f".ckzd-{secrets.token_hex(6)}.tmp"
+    try:
+        yield staged
+    finally:
+        if staged.is_dir():
+            durable.remove_tree(staged)
+        else:
+            durable.remove(staged)
+
+
+def _write_all(checkpoint: OpenCheckpoint, manifest: Manifest, archive: Path, staged: Path, tell: OnProgress) -> int:
+    """Write every file below `staged` (or `staged` itself) and check its sha256; bytes written."""
+    written = 0
+    if manifest.kind == "directory":
+        staged.mkdir(mode=0o700)
+    for number, model in enumerate(manifest.files):
+        path = staged / model.name if manifest.kind == "directory" else staged
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with path.open("xb") as file:
+            for piece in assemble(checkpoint.layout.files[number], checkpoint.verbatim[number], checkpoint.payload):
+                digest.update(piece)
+                written += file.write(piece)
+                tell(written / max(manifest.original_bytes, 1))
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != model.sha256:
+            problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
+            raise CorruptArchive(archive, problem, hint="run `ckzd verify` on the archive and its chain")
+        _set_stat(path, model)
+    if manifest.directory is not None:
+        _set_stat(staged, manifest.directory)
+    return written
+
+
+def _set_stat(path: Path, stat: FileModel | StatModel) -> None:
+    """Mode, owner (where we may give it away) and time."""
+    with suppress(PermissionError):
+        os.chown(path, stat.uid, stat.gid)
+    path.chmod(stat.mode & 0o7777)
+    os.utime(path, ns=(stat.mtime_ns, stat.mtime_ns))
+
+
+def _publish_file(staged: Path, target: Path) -> None:
+    """Put the file in its place and take its pointer away."""
+    if not durable.publish(staged, target):
+        raise ConfigError(target, "appeared while it was restored", hint="nothing was overwritten")
+    durable.remove(pointer_for(target))
+
+
+def _publish_directory(staged: Path, target: Path) -> None:
+    """Trade places with the directory that holds the pointer, keeping what else was put there since."""
+    if not target.exists():
+        durable.rename(staged, target)
+        return
+    status = staged.stat()
+    for path in target.iterdir():
+        if path.name != POINTER_IN_DIRECTORY and not (staged / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, staged / path.name)
+    os.utime(staged, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    durable.fsync_tree(staged)
+    try:
+        durable.exchange(staged, target)
+    except OSError as error:
+        if not durable.exchange_unsupported(error):
+            raise
+        _fill_directory(staged, target)
+
+
+def _fill_directory(staged: Path, target: Path) -> None:
+    """Without exchange: the optimizer comes back before the model, the pointer goes last."""
+    status = staged.stat()
+    files = [path for path in staged.rglob("*") if path.is_file() and not (target / path.relative_to(staged)).exists()]
+    for path in sorted(files, key=lambda path: "optim" not in path.name):
+        durable.rename(path, target / path.relative_to(staged))
+    durable.remove(target / POINTER_IN_DIRECTORY)
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))

@@ -1,0 +1,110 @@
+"""Prove that an archive decodes: read back every byte, decode every tensor, compare every file's sha256.
+
+The encoder never verifies its own work in its own process: `verify_in_child` starts a fresh one, on the CPU, with
+another number of threads, that reads the archive from disk. `python -m ckzd.operations.verify ARCHIVE [REFERENCE]` is
+that process; it never loads torch.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckzd.archive import ArchiveReader
+from ckzd.checkpoint import assemble
+from ckzd.codec.reconstruction import Reconstruction
+from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
+from ckzd.operations.pointer import resolve
+from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_of, scratch_file, store_of
+from ckzd.store import reference_of
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """An archive that decodes to exactly what it says."""
+
+    archive: str
+    files: int
+    seconds: float
+    ok: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def verify(path: Path, *, on_progress: Callable[[float], None] = lambda _: None) -> VerifyReport:
+    """Check an archive (or the pointer or checkpoint path that names one) down to its last byte.
+
+    Raises CorruptArchive, MissingReference, or VerificationFailed where all bytes are whole but decode to something else.
+    """
+    started = time.monotonic()
+    archive = resolve(path)
+    reference = reference_of(archive)
+    files = check_archive(archive, reference, on_progress)
+    return VerifyReport(str(archive), files, time.monotonic() - started)
+
+
+def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[float], None]) -> int:
+    """Decode `archive` against `reference`'s reconstruction; the number of files that it restores."""
+    store = store_of(reference) if reference is not None else store_of(archive)
+    with ArchiveReader(archive) as reader, _reference(reference) as before, scratch_file(store) as file:
+        reader.check()
+        own = decode_link(reader, before, file)
+        opened = OpenCheckpoint(reader, own)
+        models = reader.manifest.files
+        if [layout.name for layout in opened.layout.files] != [model.name for model in models]:
+            raise CorruptArchive(archive, "the index and the manifest do not name the same files")
+        for position, (layout, model) in enumerate(zip(opened.layout.files, models, strict=True)):
+            digest = hashlib.sha256()
+            for piece in assemble(layout, opened.verbatim[position], opened.payload):
+                digest.update(piece)
+            if digest.hexdigest() != model.sha256:
+                problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
+                raise VerificationFailed(archive, problem, hint="keep the original; report this with both archives")
+            on_progress((position + 1) / len(models))
+        return len(models)
+
+
+@contextmanager
+def _reference(reference: Path | None) -> Iterator[Reconstruction | None]:
+    if reference is None:
+        yield None
+        return
+    with reconstruction_of(reference) as found:
+        yield found
+
+
+def verify_in_child(archive: Path, reference: Path | None) -> None:
+    """Run `check_archive` in another process with another thread count; raises VerificationFailed with what it said."""
+    threads = "1" if os.environ.get("OMP_NUM_THREADS") != "1" else "2"
+    environment = os.environ | dict.fromkeys(_THREADS, threads)
+    command = [sys.executable, "-m", "ckzd.operations.verify", str(archive)]
+    if reference is not None:
+        command.append(str(reference))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own interpreter and module
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise VerificationFailed(archive, said[0], hint="nothing was published; the original is untouched")
+
+
+def _main(arguments: list[str]) -> int:
+    archive, reference = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None
+    try:
+        check_archive(archive, reference, lambda _: None)
+    except CkzdError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # the parent reads it
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""Weights alone, as a safetensors file: for looking at a model without its optimizer."""
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ckzd.checkpoint import TensorSpec
+from ckzd.operations.reconstruct import OpenCheckpoint
+
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
+    """Write all float tensors that are no optimizer state; bytes written. Moments are not decoded."""
+    header: dict[str, object] = {}
+    start = 0
+    for name, _, tensor in _weights(checkpoint):
+        offsets = [start, start + tensor.nbytes]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        start += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, number, _ in _weights(checkpoint):
+            file.write(checkpoint.payload(number))
+        return _flushed(file)
+
+
+def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, int, TensorSpec]]:
+    for number in checkpoint.layout.kept:
+        tensor = checkpoint.layout.tensors[number]
+        yield ".".join(tensor.path), number, tensor
+
+
+def _flushed(file: BinaryIO) -> int:
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()
