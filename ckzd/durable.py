@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ckzd.errors import NoSpace
+from ckzd.locks import Process
 
 TEMP_PREFIX, TEMP_SUFFIX = ".ckzd-", ".tmp"
 
@@ -41,8 +42,9 @@ def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[Binar
     """Yield a file that becomes `target` when the block ends: temp beside it, fsync, rename, fsync of the directory.
 
     On any error `target` is as it was and the temporary file is gone. `mode` is exact; None is what `open` would give.
+    After a crash the temporary file stays; its name tells whose it was.
     """
-    temp = target.with_name(f"{TEMP_PREFIX}{secrets.token_hex(8)}{TEMP_SUFFIX}")
+    temp = target.with_name(f"{TEMP_PREFIX}{Process.this()}-{secrets.token_hex(6)}{TEMP_SUFFIX}")
     with as_no_space(target):
         try:
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -97,8 +97,8 @@ class Process:
 
     @classmethod
     def parse(cls, name: str) -> "Process | None":
-        """The process that a name begins with; None for any other name."""
-        match = re.match(r"([0-9a-f]{8})-(\d+)-(\d+)-(\d+)-", name)
+        """The process that is named at the beginning of a temporary file's name; None for any other name."""
+        match = re.match(r"(?:\.ckzd-)?([0-9a-f]{8})-(\d+)-(\d+)-(\d+)-", name)
         return cls(match[1], match[2], int(match[3]), match[4]) if match else None
 
     def __str__(self) -> str:

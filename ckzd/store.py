@@ -205,12 +205,14 @@ class Store:
     # Cleaning
 
     def sweep_temps(self, now: float | None = None) -> list[Path]:
-        """Remove what dead processes left in tmp/: those of this machine by their process, others by their age.
+        """Remove unfinished files of dead processes: those of this machine by their process, others by their age.
 
         What belongs to a living process stays, and so does, for a day, what cannot be told.
         """
         removed = []
-        for path in sorted(self.tmp.iterdir()):
+        unfinished = f"{durable.TEMP_PREFIX}*{durable.TEMP_SUFFIX}"
+        patterns = ("tmp/*", f"tmp/{unfinished}", unfinished, f"cache/{unfinished}", f"archives/*/{unfinished}")
+        for path in sorted({path for pattern in patterns for path in self.root.glob(pattern)}):
             owner = Process.parse(path.name)
             try:
                 age = (time.time() if now is None else now) - path.lstat().st_mtime

@@ -24,7 +24,7 @@ from ckzd.errors import CkzdError, ConfigError, SourceChanged
 from ckzd.operations import originals
 from ckzd.operations.pointer import archive_of, large_files, pointer_for, pointer_text, read_pointer, resolve
 from ckzd.operations.trash import Entry, Intent
-from ckzd.operations.undo import holds_original, optimizer_last, put_back, set_directory_time
+from ckzd.operations.undo import forget_prepared, holds_original, optimizer_last, put_back, set_directory_time, stands
 from ckzd.store import Store
 
 __all__ = ["empty_trash", "pointer_for", "recover", "replace", "resolve"]
@@ -147,8 +147,9 @@ def _trade_directory(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry
 
 def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     """Without exchange: the model goes before the optimizer, so that no framework finds weights without Adam."""
+    entry = forget_prepared(entry)
     durable.remove_tree(entry.held)
-    entry = entry.update(with_fields(entry.intent, method="pieces", prepared={}))
+    entry = entry.update(with_fields(entry.intent, method="pieces"))
     _publish_pointer(entry)
     set_directory_time(entry)
     on_step("pointer")
@@ -263,9 +264,11 @@ def _can_be_finished(entry: Entry) -> bool:
         manifest = _proven(entry.archive, entry.store)
         if entry.intent.method == "exchange":
             originals.require_unmarked(entry.held, entry.intent.original)
-        if entry.intent.method == "pieces" and entry.checkpoint.is_dir():
+        if entry.intent.method == "pieces" and stands(entry):
             originals.require_same_small_files(entry.checkpoint, manifest)
         originals.require_same_large_files(entry.held, manifest)
+        if entry.intent.method == "pieces" and stands(entry):
+            set_directory_time(entry)
     except (CkzdError, OSError) as error:
         log.warning("undone", extra={"path": str(entry.checkpoint), "reason": str(error)})
         return False

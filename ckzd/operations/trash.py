@@ -126,8 +126,9 @@ class Entry:
         log.error("an original stays in the trash", extra={"path": str(self.held), "reason": reason})
 
     def discard(self) -> None:
-        """Remove the entry: first what it holds, so that after a crash in between it still says what it was."""
+        """Remove the entry: first what it holds, then the intention. An entry without both is nothing but rubbish."""
         durable.remove_tree(self.root / "held")
+        durable.remove(self.root / "intent.json")
         durable.remove_tree(self.root)
 
     def write_intent(self) -> None:

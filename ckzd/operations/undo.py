@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ckzd import durable
@@ -44,6 +45,11 @@ def is_prepared(entry: Entry, place: Path) -> bool:
         return False
 
 
+def forget_prepared(entry: Entry) -> Entry:
+    """Before the prepared directory is taken apart: a half of one cannot be told from an original any more."""
+    return entry.update(replace(entry.intent, prepared={}))
+
+
 def _put_back_file(entry: Entry) -> str | None:
     kept = _move_back(entry.held, entry.checkpoint)
     _withdraw_pointer(entry)
@@ -57,6 +63,7 @@ def _put_back_directory(entry: Entry) -> str | None:
         durable.exchange(entry.held, entry.checkpoint)
     if entry.intent.prepared and entry.held.is_dir():
         _carry_over_what_came_later(entry)
+        forget_prepared(entry)
     return None
 
 
@@ -75,11 +82,13 @@ def _carry_over_what_came_later(entry: Entry) -> None:
 def _put_back_pieces(entry: Entry) -> str | None:
     """The optimizer comes before the model: Hugging Face takes a model without optimizer for a whole checkpoint."""
     kept = None
-    names = [name for name, _ in marks_of(entry.held).items()] if entry.held.is_dir() else []
+    names = marks_of(entry.held) if entry.held.is_dir() else {}
     for name in sorted(names, key=optimizer_last, reverse=True):
         if not (entry.held / name).is_dir():
+            if not stands(entry):
+                return f"{entry.checkpoint} is gone, or another directory"
             kept = _move_back(entry.held / name, entry.checkpoint / name) or kept
-    if entry.checkpoint.is_dir():
+    if stands(entry):
         _withdraw_pointer(entry)
         set_directory_time(entry)
     return kept
@@ -88,6 +97,11 @@ def _put_back_pieces(entry: Entry) -> str | None:
 def optimizer_last(name: str) -> tuple[bool, str]:
     """Sort key: a directory without model is refused by every framework, one without optimizer is not."""
     return "optim" in name.lower(), name
+
+
+def stands(entry: Entry) -> bool:
+    """Whether the directory that is being replaced in pieces is still the one it was."""
+    return entry.checkpoint.is_dir() and entry.checkpoint.lstat().st_ino == entry.intent.original[""].inode
 
 
 def set_directory_time(entry: Entry) -> None:

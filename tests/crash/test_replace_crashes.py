@@ -1,0 +1,289 @@
+"""The original or a verified archive exists, and can be found, after a crash at any instant of a replacement.
+
+Every instant is one call that changes the disk: the victim is killed before the first, the second, ... until it gets
+through. Then a new process recovers. So it goes for a file, a directory, and a directory where there is no exchange.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from making import store_archive, tree_of
+
+from ckzd.archive import ArchiveReader
+from ckzd.operations.replace import pointer_for, resolve
+from ckzd.store import Store
+
+METHODS = ("file", "exchange", "pieces")
+STEPS = {
+    "file": ["intent", "pointer", "moved", "checked", "verified"],
+    "exchange": ["intent", "prepared", "exchanged", "checked", "verified"],
+    "pieces": ["intent", "prepared", "pointer", "moved model.bin", "moved optimizer.bin", "checked", "verified"],
+}
+DIRECTORY_TIME = 10**18 + 7
+
+
+@pytest.fixture(scope="module")
+def victim():
+    """Send an order to a process of its own; see victim.py."""
+    command = [sys.executable, str(Path(__file__).with_name("victim.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def order(**fields) -> dict:
+            process.stdin.write(json.dumps(fields, default=str) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield order
+        process.stdin.close()
+
+
+@pytest.fixture
+def place(tmp_path):
+    """In memory, if there is such a place: hundreds of crashes, and each fsync of a disk takes milliseconds."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        yield Path(place)
+
+
+@dataclass
+class Scene:
+    """A run with one checkpoint, archived in a store."""
+
+    root: Path
+    method: str
+
+    def __post_init__(self) -> None:
+        run = self.root / "run"
+        run.mkdir(parents=True)
+        self.store = Store.open_or_create(self.root / ".ckzd")
+        self.checkpoint = run / ("step_100.pt" if self.method == "file" else "checkpoint-100")
+        if self.method == "file":
+            self.checkpoint.write_bytes(b"weights and moments" * 50)
+            os.utime(self.checkpoint, ns=(10**18, 10**18 + 3))
+        else:
+            self.checkpoint.mkdir()
+            for name in ("model.bin", "optimizer.bin", "trainer_state.json"):
+                (self.checkpoint / name).write_bytes(name.encode() * 50)
+                os.utime(self.checkpoint / name, ns=(10**18, 10**18 + 3))
+            os.utime(self.checkpoint, ns=(10**18, DIRECTORY_TIME))
+        self.archive = store_archive(self.store, self.checkpoint)
+        self.before = tree_of(self.checkpoint)
+
+    def order(self, victim, do: str = "replace", **fields) -> dict:
+        places = {"store": self.store.root, "checkpoint": self.checkpoint, "archive": self.archive}
+        return victim(do=do, no_exchange=self.method == "pieces", **places, **fields)
+
+    def is_original(self) -> bool:
+        """All is in its place, as it was; a pointer may stand beside it."""
+        if not os.path.lexists(self.checkpoint):
+            return False
+        now = tree_of(self.checkpoint)
+        now.pop("ckzd.json", None)
+        if self.method == "pieces":  # between two of its steps the time of the directory is that of the step
+            return {name: file[0] for name, file in now.items()} == {
+                name: file[0] for name, file in self.before.items()
+            }
+        return now == self.before
+
+    def is_archived(self) -> bool:
+        """The pointer stands and leads to a whole archive."""
+        if not pointer_for(self.checkpoint).is_file():
+            return False
+        with ArchiveReader(resolve(pointer_for(self.checkpoint))) as archive:
+            archive.check()
+        return True
+
+    def assert_nothing_is_lost(self) -> None:
+        assert self.is_original() or self.is_archived()
+        if self.method != "file":  # Hugging Face resumes from such a directory with a fresh Adam, and says nothing
+            assert not ((self.checkpoint / "model.bin").exists() and not (self.checkpoint / "optimizer.bin").exists())
+        with ArchiveReader(self.archive) as archive:
+            archive.check()
+
+    def assert_clean(self) -> str:
+        """Either end of a replacement, and nothing half-done anywhere. Tells which end."""
+        assert list(self.store.tmp.iterdir()) == []
+        assert all((entry / "verified").exists() for entry in self.store.trash.iterdir())
+        if self.method != "file":
+            assert self.checkpoint.stat().st_mtime_ns == DIRECTORY_TIME
+        run = {path.name for path in self.checkpoint.parent.iterdir()}
+        if not any(self.store.trash.iterdir()):
+            assert tree_of(self.checkpoint) == self.before
+            assert run == {self.checkpoint.name}
+            return "original"
+        assert self.is_archived()
+        if self.method == "file":
+            assert run == {"step_100.pt.ckz"}
+        else:
+            assert {path.name for path in self.checkpoint.iterdir()} == {"ckzd.json", "trainer_state.json"}
+        (entry,) = self.store.trash.iterdir()
+        held = tree_of(entry / "held" / self.checkpoint.name)
+        assert all(held[name][0] == file[0] for name, file in self.before.items() if name in held)
+        return "replaced"
+
+
+def scenes(place: Path, method: str):
+    """A fresh scene for every instant."""
+    for number in itertools.count(1):
+        root = place / str(number)
+        yield number, Scene(root, method)
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(("method", "step"), [(method, step) for method in METHODS for step in STEPS[method]])
+def test_killed_after_a_step(tmp_path, victim, method, step):
+    scene = Scene(tmp_path, method)
+    assert scene.order(victim, die_after=step)["killed"]
+    scene.assert_nothing_is_lost()
+    scene.order(victim, "recover")
+    late = step in {"moved", "moved optimizer.bin", "exchanged", "checked", "verified"}
+    assert scene.assert_clean() == ("replaced" if late else "original")
+    assert scene.order(victim, "recover")["result"] == []
+    scene.order(victim)
+    assert scene.assert_clean() == "replaced"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_before_any_call(place, victim, method):
+    ends = []
+    for number, scene in scenes(place, method):
+        died = scene.order(victim, die_at=number)["killed"]
+        scene.assert_nothing_is_lost()
+        scene.order(victim, "recover")
+        ends.append(scene.assert_clean())
+        assert scene.order(victim, "recover")["result"] == []
+        assert scene.assert_clean() == ends[-1]
+        if not died:
+            break
+    assert ends[0] == "original"
+    assert ends[-1] == "replaced"
+    assert ends == sorted(ends)  # there is one instant from which on it is replaced
+    assert len(ends) > 15
+
+
+@pytest.mark.parametrize(("method", "error"), [*((method, "EIO") for method in METHODS), ("exchange", "ENOSPC")])
+def test_any_call_fails(place, victim, method, error):
+    """An error is not a crash: the call returns, and has put everything back already, or `recover` does."""
+    for number, scene in scenes(place, method):
+        answer = scene.order(victim, fail_at=number, error=error)
+        scene.assert_nothing_is_lost()
+        if "error" in answer:
+            assert answer["error"] in {"OSError", "NoSpace"}
+        scene.order(victim, "recover")
+        end = scene.assert_clean()
+        if "error" not in answer and end == "replaced" and answer["calls"] < number:
+            break
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("late", [True, False])
+def test_killed_while_recovering(place, victim, method, late):
+    """From a state that recovery finishes, and from one that it undoes."""
+    step = {"file": "moved", "exchange": "exchanged", "pieces": "moved optimizer.bin"}[method]
+    for number, scene in scenes(place, method):
+        assert scene.order(victim, die_after=step if late else STEPS[method][STEPS[method].index(step) - 1])["killed"]
+        died = scene.order(victim, "recover", die_at=number)["killed"]
+        scene.assert_nothing_is_lost()
+        scene.order(victim, "recover")
+        assert scene.assert_clean() == ("replaced" if late else "original")
+        if not died:
+            break
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_while_putting_a_changed_original_back(place, victim, method):
+    """The content changed after it was archived: recovery has to put it back, however often it is killed."""
+    step = {"file": "moved", "exchange": "exchanged", "pieces": "moved optimizer.bin"}[method]
+    for number, scene in scenes(place, method):
+        assert scene.order(victim, die_after=step)["killed"]
+        (entry,) = scene.store.trash.iterdir()
+        held = entry / "held" / scene.checkpoint.name
+        changed = held if method == "file" else held / "optimizer.bin"
+        changed.write_bytes(b"x" * changed.stat().st_size)
+        died = scene.order(victim, "recover", die_at=number)["killed"]
+        scene.order(victim, "recover")
+        assert list(scene.store.trash.iterdir()) == []
+        back = scene.checkpoint if method == "file" else scene.checkpoint / "optimizer.bin"
+        assert set(back.read_bytes()) == {ord("x")}
+        assert not pointer_for(scene.checkpoint).exists()
+        if method != "file":
+            assert scene.checkpoint.stat().st_mtime_ns == DIRECTORY_TIME
+            assert (scene.checkpoint / "model.bin").read_bytes() == b"model.bin" * 50
+        if not died:
+            break
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_while_emptying_the_trash(place, victim, method):
+    for number, scene in scenes(place, method):
+        scene.order(victim)
+        died = scene.order(victim, "empty", die_at=number)["killed"]
+        assert scene.is_archived()
+        assert scene.order(victim, "recover")["result"] == []
+        scene.order(victim, "empty")
+        assert list(scene.store.trash.iterdir()) == []
+        if not died:
+            break
+
+
+REPLACE = (
+    "import sys; from pathlib import Path; from ckzd.store import Store; from ckzd.operations.replace import replace\n"
+    "replace(Path(sys.argv[1]), Path(sys.argv[2]), Store.open(Path(sys.argv[3])))"
+)
+
+
+def strace(injection: str, *command: object) -> subprocess.CompletedProcess[str]:
+    tool = shutil.which("strace")
+    if tool is None:
+        pytest.skip("needs strace")
+    traced = injection.split(":", maxsplit=1)[0]
+    run = [
+        tool,
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={traced}",
+        "-e",
+        f"inject={injection}",
+        *map(str, command),
+    ]
+    finished = subprocess.run(run, capture_output=True, text=True, check=False)
+    if "ptrace" in finished.stderr:
+        pytest.skip(f"may not trace: {finished.stderr}")
+    return finished
+
+
+@pytest.mark.parametrize(
+    ("method", "injection"),
+    [
+        ("file", "fsync:error=EIO:when=1"),
+        ("file", "fsync:error=EIO:when=8"),
+        ("file", "fsync:error=EIO:when=12"),
+        ("file", "renameat2:error=EIO:when=3"),
+        ("exchange", "fsync:error=EIO:when=12"),
+        ("exchange", "fsync:error=EIO:when=16"),
+        ("exchange", "renameat2:error=EIO:when=2"),
+        ("exchange", "renameat2:signal=KILL:when=2"),
+        ("exchange", "write:error=ENOSPC:when=2+"),
+    ],
+)
+def test_the_kernel_says_no(tmp_path, victim, method, injection):
+    """The same at the real system calls, whoever makes them."""
+    scene = Scene(tmp_path, method)
+    finished = strace(injection, sys.executable, "-c", REPLACE, scene.checkpoint, scene.archive, scene.store.root)
+    assert finished.returncode != 0
+    scene.assert_nothing_is_lost()
+    scene.order(victim, "recover")
+    assert scene.assert_clean() == "original"
