@@ -138,6 +138,10 @@ class Journal:
         """The original has made way for its pointer."""
         self._set(number, State.REPLACED, now, reclaimed_bytes=reclaimed_bytes, error="", not_before=0.0)
 
+    def stands_again(self, number: int, now: float) -> None:
+        """The replaced original was put back by hand."""
+        self._set(number, State.RESTORED, now, reclaimed_bytes=0)
+
     def failed(self, number: int, now: float, error: str, not_before: float) -> None:
         """The attempt failed; the next may begin at `not_before`."""
         self._set(number, State.FAILED, now, error=error, not_before=not_before)
@@ -172,6 +176,11 @@ class Journal:
         for row in interrupted:
             self._set(row.number, State.SETTLED, now)
         return interrupted
+
+    def forget(self, number: int) -> None:
+        """Its archive was dropped: nothing is left of it."""
+        with self._transaction():
+            self._database.execute("DELETE FROM checkpoints WHERE number = ?", (number,))
 
     def import_archive(
         self, run: Path, path: Path, identity: Identity, *, archive: Path, step: int | None, archive_bytes: int,

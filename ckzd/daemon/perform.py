@@ -16,13 +16,15 @@ log = logging.getLogger(__name__)
 def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     """Do one job; the report as a dict."""
     if job.kind == "compress":
-        chosen = {"store": job.store, "preset": job.preset, "stride": job.stride}
-        return compress(job.checkpoint, **chosen, device=device, on_stage=on_stage).to_dict()
+        report = compress(
+            job.checkpoint, store=job.store, preset=job.preset, stride=job.stride, device=device, on_stage=on_stage
+        )
+        return report.to_dict()
     store = Store.open(job.store)
     if job.kind == "replace":
         assert job.archive is not None
-        steps = {"on_step": lambda step: on_stage(f"replace: {step}", 0.0)}
-        return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store, **steps)}
+        reclaimed = replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
+        return {"reclaimed_bytes": reclaimed}
     for line in recover(store):
         log.warning("recovered", extra={"store": str(job.store), "what": line})
     return {"freed_bytes": empty_trash(store, job.trash_seconds, time.time())}

@@ -20,10 +20,34 @@ _BOOT = """
 import sys
 sys.path.extend(place for place in {places!r} if place not in sys.path)
 from ckzd.daemon import worker
-worker.begin({parent}, {nice})
+worker.begin({parent}, {nice}, as_json={as_json})
 from {module} import {function}
 worker.main({descriptor}, {device!r}, {function})
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What a worker process is told when it starts."""
+
+    operation: str  # "module:function"
+    nice: int
+    places: list[str]  # further directories on its module path
+    log_as_json: bool = False
+
+    def script(self, descriptor: int, device: str) -> str:
+        """The program that it runs."""
+        module, function = self.operation.split(":")
+        return _BOOT.format(
+            places=[str(Path(ckzd.__file__).parent.parent), *self.places],
+            parent=os.getpid(),
+            nice=self.nice,
+            as_json=self.log_as_json,
+            module=module,
+            function=function,
+            descriptor=descriptor,
+            device=device,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +62,12 @@ class WorkerProcess:
     placement: Placement
 
     @classmethod
-    def start(cls, placement: Placement, operation: str, nice: int, places: list[str]) -> Self:
+    def start(cls, placement: Placement, boot: Boot) -> Self:
         """Start it; OSError if the system has no room for another process."""
         ours, theirs = Pipe()
-        module, function = operation.split(":")
         try:
-            boot = _BOOT.format(
-                places=[str(Path(ckzd.__file__).parent.parent), *places],
-                descriptor=theirs.fileno(),
-                parent=os.getpid(),
-                nice=nice,
-                device=placement.device,
-                module=module,
-                function=function,
-            )
             process = subprocess.Popen(  # noqa: S603  # our own text, no shell
-                [sys.executable, "-P", "-c", boot],
+                [sys.executable, "-P", "-c", boot.script(theirs.fileno(), placement.device)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # our standard output belongs to our own results
                 env=child_environment(placement.environment),

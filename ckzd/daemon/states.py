@@ -37,12 +37,12 @@ RUNNING = frozenset({State.ENCODING, State.WRITTEN})
 ARCHIVED = frozenset({State.VERIFIED, State.REPLACED, State.RESTORED, State.ROTATED})
 MOVES: dict[State, frozenset[State]] = {
     State.SEEN: frozenset({State.SETTLED}),
-    State.SETTLED: frozenset({State.SEEN, State.ENCODING, State.SKIPPED}),
+    State.SETTLED: frozenset({State.SEEN, State.ENCODING, State.SKIPPED, State.QUARANTINED}),
     State.ENCODING: frozenset(State) - {State.ROTATED, State.SKIPPED, State.REPLACED},
     State.WRITTEN: frozenset(State) - {State.ROTATED, State.SKIPPED, State.REPLACED},
     State.VERIFIED: frozenset({State.REPLACED, State.ROTATED, State.SETTLED}),
     State.RESTORED: frozenset({State.REPLACED, State.ROTATED, State.SETTLED}),
-    State.REPLACED: frozenset({State.ROTATED, State.VERIFIED}),
+    State.REPLACED: frozenset({State.ROTATED, State.RESTORED}),
     State.FAILED: frozenset({State.SEEN, State.SETTLED, State.ENCODING, State.QUARANTINED, State.SKIPPED}),
     State.QUARANTINED: frozenset({State.SETTLED}),
     State.SKIPPED: frozenset({State.SEEN, State.SETTLED}),

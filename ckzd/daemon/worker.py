@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckzd.daemon.jobs import Done, Failed, Job, Progress
+from ckzd.daemon.logs import configure
 from ckzd.errors import CkzdError
 
 READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
@@ -25,9 +26,10 @@ OnStage = Callable[[str, float], None]
 Operation = Callable[[Job, str, OnStage], dict[str, Any]]
 
 
-def begin(parent: int, nice: int) -> None:
+def begin(parent: int, nice: int, *, as_json: bool) -> None:
     """First thing in a new process, before anything heavy is loaded: tie it to its parent and make it polite."""
     die_with_parent(parent)
+    configure(as_json=as_json)
     os.nice(nice)
     with suppress(OSError):  # some containers forbid it
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")

@@ -13,7 +13,7 @@ from ckzd.config import DaemonSettings
 from ckzd.daemon import devices
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Cancelled, Died, Event, Job, NotStarted, Progress, WorkerStatus
-from ckzd.daemon.processes import WorkerProcess
+from ckzd.daemon.processes import Boot, WorkerProcess
 from ckzd.daemon.worker import READY
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,19 @@ class LocalExecutor:
     """Executor on this machine."""
 
     def __init__(
-        self, settings: DaemonSettings, clock: Clock, *, operation: str = OPERATION, places: Sequence[str] = ()
+        self,
+        settings: DaemonSettings,
+        clock: Clock,
+        *,
+        operation: str = OPERATION,
+        places: Sequence[str] = (),
+        log_as_json: bool = False,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._operation = operation
         self._places = list(places)  # further directories on the workers' module path
+        self._log_as_json = log_as_json
         names = devices.slots(settings)
         self._slots = [_Slot(f"{device}-{names[:i].count(device)}", device) for i, device in enumerate(names)]
 
@@ -107,7 +114,8 @@ class LocalExecutor:
     def _start(self, slot: _Slot) -> None:
         taken = {worker.placement.environment.get("CUDA_VISIBLE_DEVICES", "") for worker in self._living()}
         placement = devices.place(slot.device, self._settings, frozenset(taken))
-        slot.worker = WorkerProcess.start(placement, self._operation, self._settings.nice, self._places)
+        boot = Boot(self._operation, self._settings.nice, self._places, self._log_as_json)
+        slot.worker = WorkerProcess.start(placement, boot)
         slot.ready, slot.left_at = False, None
 
     def _living(self) -> list[WorkerProcess]:

@@ -1,0 +1,140 @@
+"""Which jobs may begin now: one at a time for a run, replacing before compressing, cleaning before replacing."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ckzd.config import Settings
+from ckzd.daemon import plan
+from ckzd.daemon.clock import Clock
+from ckzd.daemon.identity import fingerprint
+from ckzd.daemon.jobs import Job
+from ckzd.daemon.journal import Journal
+from ckzd.daemon.metrics import Metrics
+from ckzd.daemon.outcomes import Outcomes
+from ckzd.daemon.protect import protected
+from ckzd.daemon.scan import Run
+from ckzd.daemon.states import Row, State
+from ckzd.daemon.status import replacing_stopped
+from ckzd.daemon.stores import Stores
+
+
+class Chooser:
+    """Decides from the last scan, the journal and what is running. `why` says of each checkpoint why it stays raw."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        journal: Journal,
+        stores: Stores,
+        outcomes: Outcomes,
+        metrics: Metrics,
+        clock: Clock,
+        once: bool,
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._stores = stores
+        self._outcomes = outcomes
+        self._metrics = metrics
+        self._clock = clock
+        self._once = once
+        self._served: dict[Path, float] = {}  # run -> when it last had its turn
+        self.why: dict[Path, str] = {}
+
+    def jobs(self, runs: Mapping[Path, Run]) -> Iterator[tuple[Job, Path | None]]:
+        """Jobs that could begin now, with their run; ask for the next one only after the last was begun."""
+        cleaning = self._stores.to_clean()
+        yield from self._clean({root: age for root, age in cleaning.items() if self._stores.is_dirty(root)})
+        for run in sorted(runs.values(), key=lambda run: self._served.get(run.path, 0.0)):
+            if not any(running.run == run.path for running in self._outcomes.running):
+                job = self._replacement(run) or self._compression(run)
+                if job is not None:
+                    self._served[run.path] = self._clock.monotonic()
+                    yield job, run.path
+        if not (self._once and self._outcomes.running):  # a pass that does not wait empties the trash once, at its end
+            yield from self._clean({root: age for root, age in cleaning.items() if not self._stores.is_dirty(root)})
+
+    def _clean(self, roots: Mapping[Path, float]) -> Iterator[tuple[Job, None]]:
+        for root, trash_seconds in roots.items():
+            if not any(other.job.store == root and other.job.kind != "compress" for other in self._outcomes.running):
+                yield Job("clean", root, trash_seconds=trash_seconds), None
+
+    def _compression(self, run: Run) -> Job | None:
+        if self._outcomes.is_paused():
+            return None
+        now, order = self._clock.time(), run.order
+        rows = [row for row in self._journal.rows(run=run.path) if self._has_turn(row)]
+        if not self._once:
+            rows = self._leave_some_raw(rows, run, now)
+        row = plan.next_to_compress(rows, order, float("inf") if self._once else now)
+        if row is None:
+            row = plan.to_take_back(rows, order)
+            if row is None:
+                return None
+            self._journal.taken_back(row.number, now)
+        return Job("compress", run.store, row.path, row.number, row.identity.size, run.watch.preset, run.watch.stride)
+
+    def _has_turn(self, row: Row) -> bool:
+        """A pass that does not wait tries everything once."""
+        return not (self._once and row.number in self._outcomes.failed)
+
+    def _leave_some_raw(self, rows: list[Row], run: Run, now: float) -> list[Row]:
+        left = plan.to_skip(rows, run.order, run.watch.max_lag)
+        for row in left:
+            self._journal.skipped(row.number, now)
+            self._metrics.checkpoints.labels("skipped").inc()
+        numbers = {row.number for row in left}
+        return [row for row in rows if row.number not in numbers]
+
+    def _replacement(self, run: Run) -> Job | None:
+        rows = self._journal.rows(run=run.path, states={State.VERIFIED, State.RESTORED})
+        rows = plan.in_order([row for row in rows if row.path in run.order and self._has_turn(row)], run.order)
+        general = self._why_nothing_is_replaced(run)
+        if general:
+            self.why |= {row.path: general for row in rows}
+            return None
+        candidates = self._candidates(run, rows)
+        if not candidates:
+            return None
+        held = protected(run.path, run.checkpoints)
+        for row in candidates:
+            reason = held.get(row.path) or self._check(row)
+            if reason:
+                self.why[row.path] = reason
+                continue
+            return Job("replace", run.store, row.path, row.number, row.identity.size, archive=row.archive)
+        return None
+
+    def _why_nothing_is_replaced(self, run: Run) -> str:
+        if not run.watch.replace:
+            return "replace = false"
+        if replacing_stopped(self._settings) is not None:
+            return "replacing is stopped until a person acknowledges"
+        cleaning = any(other.job.kind == "clean" and other.job.store == run.store for other in self._outcomes.running)
+        return "its store is being cleaned" if cleaning or self._stores.is_dirty(run.store) else ""
+
+    def _candidates(self, run: Run, rows: list[Row]) -> list[Row]:
+        """Those whose time has come."""
+        now = self._clock.time()
+        newest = plan.newest(self._journal.rows(run=run.path), run.order, run.watch.keep_raw)
+        found = []
+        for row in rows:
+            kept = f"one of the newest {run.watch.keep_raw}" if row.path in newest else plan.may_be_replaced(row, now)
+            if kept is None:
+                found.append(row)
+            else:
+                self.why[row.path] = kept
+        return found
+
+    def _check(self, row: Row) -> str | None:
+        """A last look at the disk; what was archived is compared by its hash when it is replaced."""
+        if row.archive is None or not os.path.lexists(row.archive):
+            self._journal.taken_back(row.number, self._clock.time())
+            return "its archive is gone: it is compressed again"
+        try:
+            unchanged = fingerprint(row.path).identity == row.identity
+        except OSError:
+            unchanged = False
+        return None if unchanged else "it has changed since it was archived"

@@ -1,0 +1,119 @@
+"""All metrics of ckzd, in a registry of our own. The only home of prometheus_client.
+
+Base units, few labels, never a path. Workers send what they measured through their pipe; nothing here is shared between
+processes. Timestamps, not ages: Prometheus has a clock.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+
+OUTCOMES: Final = ("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped")
+KINDS: Final = ("compress", "replace", "clean")
+STAGES: Final = ("start", "read", "encode", "verify", "publish", "replace", "clean", "other")
+QUEUE_STATES: Final = ("seen", "settled", "encoding", "written", "failed", "skipped")
+RESTART_REASONS: Final = ("signal", "exit", "time limit", "not started")
+VERIFY_REASONS: Final = ("mismatch", "corrupt archive", "missing reference")
+FAILURES: Final = (
+    *("BadCheckpoint", "SourceChanged", "VerificationFailed", "ConfigError", "CorruptArchive", "MissingReference"),
+    *("StoreLocked", "NoSpace", "unexpected", "signal", "exit", "time limit", "not started"),
+)
+SECONDS_BUCKETS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 7200)
+RATIO_BUCKETS: Final = (1, 1.2, 1.5, 2, 5, 10, 20, 40, 70, 100, 150, 200, 300, 500, 1000)
+
+
+class Metrics:
+    """One attribute a metric; the service sets them, HTTP threads read them."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation there
+        self.registry = CollectorRegistry()
+        self._add_work()
+        self._add_queue()
+        self._add_health()
+        Info("ckzd_build", "version of ckzd", registry=self.registry).info({"version": version})
+
+    def _add_work(self) -> None:
+        self.checkpoints = self._counter("ckzd_checkpoints", "checkpoints by what became of them", outcome=OUTCOMES)
+        self.started = self._counter("ckzd_jobs_started", "jobs given to a worker", kind=KINDS)
+        self.failures = self._counter("ckzd_jobs_failed", "jobs that did not end well, by why", reason=FAILURES)
+        self.verify_failures = self._counter(
+            "ckzd_verify_failures", "archives that did not decode to what was recorded", reason=VERIFY_REASONS
+        )
+        self.bytes_read = self._counter("ckzd_bytes_read", "bytes of the checkpoints that were archived")
+        self.bytes_written = self._counter("ckzd_bytes_written", "bytes of their archives")
+        self.reclaimed_bytes = self._counter("ckzd_reclaimed_bytes", "bytes of the originals that were replaced")
+        self.freed_bytes = self._counter("ckzd_trash_freed_bytes", "bytes of replaced originals deleted from the trash")
+        self.ratio = Histogram(
+            "ckzd_compression_ratio", "size of a checkpoint over size of its archive",
+            buckets=RATIO_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.stage_seconds = Histogram(
+            "ckzd_stage_duration_seconds", "time in one stage of a job", ["stage"],
+            buckets=SECONDS_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        self.last_success = self._gauge("ckzd_last_success_timestamp_seconds", "when a checkpoint was last archived")
+
+    def _add_queue(self) -> None:
+        self.queue = self._gauge("ckzd_queue_checkpoints", "checkpoints that are not archived yet", state=QUEUE_STATES)
+        self.queue_bytes = self._gauge("ckzd_queue_bytes", "their bytes")
+        self.queue_oldest = self._gauge(
+            "ckzd_queue_oldest_timestamp_seconds", "when the longest waiting one was seen; 0 when none waits"
+        )
+        self.quarantined = self._gauge("ckzd_quarantined_checkpoints", "checkpoints that are no longer tried")
+        self.paused = self._gauge("ckzd_queue_paused", "1 while the file system is too full to go on")
+        self.replacing_stopped = self._gauge(
+            "ckzd_replacing_stopped", "1 after a verification failure, until a person acknowledges it"
+        )
+
+    def _add_health(self) -> None:
+        self.worker_up = self._gauge("ckzd_worker_up", "1 if the worker runs or can be started", labels=("worker",))
+        self.restarts = self._counter(
+            "ckzd_worker_restarts", "worker processes that ended unasked", reason=RESTART_REASONS
+        )
+        self.overflows = self._counter("ckzd_watch_overflows", "times the kernel dropped file events; a scan follows")
+        self.watching = self._gauge("ckzd_watch_healthy", "1 while file events come for every watched directory")
+        self.scan_seconds = Histogram(
+            "ckzd_scan_duration_seconds", "time of one scan of the watched directories",
+            buckets=SECONDS_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.last_scan = self._gauge("ckzd_scan_last_success_timestamp_seconds", "when a scan last saw every directory")
+        self.free_bytes = self._gauge("ckzd_filesystem_free_bytes", "free space under a watch", labels=("watch",))
+
+    def failed(self, reason: str) -> None:
+        """Count a job that did not end well; an unknown reason is "unexpected"."""
+        self.failures.labels(reason if reason in FAILURES else "unexpected").inc()
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """A job has left a stage."""
+        self.stage_seconds.labels(stage if stage in STAGES else "other").observe(seconds)
+
+    def set_queue(self, counts: Mapping[str, int], nbytes: int, oldest: float) -> None:
+        """What waits, by state."""
+        for state in QUEUE_STATES:
+            self.queue.labels(state).set(counts.get(state, 0))
+        self.queue_bytes.set(nbytes)
+        self.queue_oldest.set(oldest)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition that the client asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _counter(self, name: str, text: str, **labels: Collection[str]) -> Counter:
+        counter = Counter(name, text, list(labels), registry=self.registry)
+        for values in labels.values():
+            for value in values:
+                counter.labels(value)  # known from the start as 0: a rate() needs a first point
+        return counter
+
+    def _gauge(self, name: str, text: str, labels: Collection[str] = (), **known: Collection[str]) -> Gauge:
+        gauge = Gauge(name, text, [*labels, *known], registry=self.registry)
+        for values in known.values():
+            for value in values:
+                gauge.labels(value)
+        return gauge

@@ -1,0 +1,286 @@
+"""What an event of the executor means: for the journal, the metrics, and for what may go on."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckzd import durable
+from ckzd.config import Settings
+from ckzd.daemon.clock import Clock
+from ckzd.daemon.jobs import Cancelled, Died, Done, Event, Failed, Job, NotStarted, Progress
+from ckzd.daemon.journal import Journal
+from ckzd.daemon.metrics import Metrics
+from ckzd.daemon.states import RUNNING, Row, State
+from ckzd.daemon.status import STOPPED, replacing_stopped
+from ckzd.daemon.stores import Stores
+from ckzd.errors import (
+    BadCheckpoint,
+    CkzdError,
+    CorruptArchive,
+    MissingReference,
+    NoSpace,
+    StoreLocked,
+    VerificationFailed,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3  # of one checkpoint, by failure, death or crash of ours; then a person has to look
+BACKOFF_SECONDS = (30.0, 120.0)  # after the first and the second failed attempt
+LOCKED_SECONDS = 30.0  # somebody collects garbage in the store
+REFUSED_SECONDS = 3600.0  # a replacement that a hard link or a missing pointer's place forbids
+RETRY_REPLACE_SECONDS = 600.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 60.0, 900.0
+MAX_NOT_STARTED = 3  # in a pass that does not wait
+_UNTRUE = (VerificationFailed, CorruptArchive)  # an archive is not what it should be: replace nothing more
+_VERIFY_REASONS = {
+    VerificationFailed: "mismatch",
+    CorruptArchive: "corrupt archive",
+    MissingReference: "missing reference",
+}
+
+
+_DURING = {  # after the operation said this, it does that
+    "waiting for the worker": "start", "read": "read", "encode": "encode", "written": "verify", "verified": "publish",
+}  # fmt: skip
+
+
+@dataclass
+class Running:
+    """A job in an executor."""
+
+    job: Job
+    run: Path | None
+    stage: str
+    fraction: float
+    since: float  # monotonic: when the stage began
+
+
+@dataclass
+class Outcomes:
+    """Applies events. Owner: the service's thread."""
+
+    settings: Settings
+    journal: Journal
+    metrics: Metrics
+    stores: Stores
+    clock: Clock
+    rescan: Callable[[], None]
+    running: list[Running] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)  # rows that failed since the start
+    not_started: int = 0  # in a row
+    worker_problem: str = ""
+    no_space: NoSpace | None = None
+    paused_until: float = 0.0  # monotonic
+    _pause_seconds: float = FIRST_PAUSE_SECONDS
+
+    def began(self, job: Job, run: Path | None) -> None:
+        """A job was given to the executor."""
+        self.running.append(Running(job, run, "waiting for the worker", 0.0, self.clock.monotonic()))
+        self.metrics.started.labels(job.kind).inc()
+
+    def apply(self, event: Event) -> None:
+        """Do what the event asks for."""
+        if isinstance(event, Progress):
+            self._progress(event)
+            return
+        self._end_stage(event.job)
+        self.running = [running for running in self.running if running.job != event.job]
+        if isinstance(event, Done):
+            self.not_started, self.worker_problem = 0, ""
+            done = {"compress": self._archived, "replace": self._replaced, "clean": self._cleaned}
+            done[event.job.kind](event.job, event.report)
+        elif isinstance(event, Failed):
+            self._failed(event)
+        elif isinstance(event, Died):
+            self._died(event)
+        else:
+            self._not_begun(event)
+
+    def is_paused(self) -> bool:
+        """Whether the file system was too full a short while ago."""
+        return self.clock.monotonic() < self.paused_until
+
+    def count_crash(self, row: Row) -> None:
+        """The daemon itself died under this job; after too often it is not tried again."""
+        if row.attempts >= MAX_ATTEMPTS:
+            self._give_up(
+                self.journal.row(row.number), f"the daemon ended {row.attempts} times while it was compressed"
+            )
+
+    # -- it went well -------------------------------------------------------------------------------------------
+
+    def _archived(self, job: Job, report: dict[str, Any]) -> None:
+        if not report["verified"]:
+            problem = "the archive was not verified"
+            self._failed(Failed(job, VerificationFailed(job.checkpoint, problem, hint="report this")))
+            return
+        self._pause_seconds, self.no_space, self.paused_until = FIRST_PAUSE_SECONDS, None, 0.0
+        row = self._row(job)
+        if row is None:
+            return
+        now = self.clock.time()
+        reference = Path(report["reference"]) if report["reference"] else None
+        self.journal.verified(
+            row.number, now, archive=Path(report["archive"]), reference=reference, nbytes=report["archive_bytes"],
+            seconds=report["seconds"], again=bool(report["already"] and row.in_place_of_replaced),
+        )  # fmt: skip
+        self.metrics.checkpoints.labels("already" if report["already"] else "archived").inc()
+        self.metrics.last_success.set(now)
+        if not report["already"]:
+            self.metrics.bytes_read.inc(report["original_bytes"])
+            self.metrics.bytes_written.inc(report["archive_bytes"])
+            self.metrics.ratio.observe(report["ratio"])
+        log.info("archived", extra={name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")})
+
+    def _replaced(self, job: Job, report: dict[str, Any]) -> None:
+        self.metrics.checkpoints.labels("replaced").inc()
+        self.metrics.reclaimed_bytes.inc(report["reclaimed_bytes"])
+        row = self._row(job)
+        if row is not None and row.state in {State.VERIFIED, State.RESTORED}:
+            self.journal.replaced(row.number, self.clock.time(), report["reclaimed_bytes"])
+        log.info("replaced", extra={"checkpoint": str(job.checkpoint), "reclaimed_bytes": report["reclaimed_bytes"]})
+
+    def _cleaned(self, job: Job, report: dict[str, Any]) -> None:
+        self.metrics.freed_bytes.inc(report["freed_bytes"])
+        self.stores.cleaned(job.store)
+        self.rescan()
+
+    # -- it did not ---------------------------------------------------------------------------------------------
+
+    def _failed(self, event: Failed) -> None:
+        job, error = event.job, event.error
+        kind = type(error).__name__
+        self.metrics.failed(kind)
+        log.error("job failed", extra={"job": job.kind, "checkpoint": str(job.checkpoint), "error": str(error)})
+        if event.detail:
+            log.error("%s", event.detail)
+        if type(error) in _VERIFY_REASONS:
+            self.metrics.verify_failures.labels(_VERIFY_REASONS[type(error)]).inc()
+        if isinstance(error, _UNTRUE):
+            self._stop_replacing(error)
+        if isinstance(error, NoSpace):
+            self._pause(error)
+        if job.kind == "compress":
+            self._compress_failed(job, error)
+        elif job.kind == "replace":
+            self._replace_failed(job, error)
+        else:
+            self.stores.wait_with_cleaning(job.store)
+
+    def _compress_failed(self, job: Job, error: CkzdError) -> None:
+        row = self._row(job)
+        if row is None:
+            return
+        now = self.clock.time()
+        if isinstance(error, NoSpace):
+            self.journal.give_back(row.number, now)
+        elif isinstance(error, StoreLocked):
+            self.journal.give_back(row.number, now)
+            self.journal.note(row.number, str(error), now + LOCKED_SECONDS)
+        else:
+            self._count_failure(row, str(error))
+            self.rescan()
+
+    def _replace_failed(self, job: Job, error: CkzdError) -> None:
+        """The original is in its place, or the store's trash says how to get it there."""
+        self.stores.mark_dirty(job.store)
+        self.failed.add(job.number)
+        wait = REFUSED_SECONDS if isinstance(error, BadCheckpoint) else RETRY_REPLACE_SECONDS
+        if self._row(job) is not None:
+            self.journal.note(job.number, str(error), self.clock.time() + wait)
+        self.rescan()
+
+    def _died(self, event: Died) -> None:
+        job = event.job
+        self.metrics.failed(event.reason)
+        self.metrics.restarts.labels(event.reason).inc()
+        log.error("worker died", extra={"checkpoint": str(job.checkpoint), "job": job.kind, "why": event.detail})
+        problem = f"the worker died: {event.detail}"
+        if job.kind == "compress":
+            row = self._row(job)
+            if row is not None:
+                self._count_failure(row, problem)
+        elif job.kind == "replace":
+            self._replace_failed(job, CkzdError(job.checkpoint, problem))
+        else:
+            self.stores.wait_with_cleaning(job.store)
+
+    def _not_begun(self, event: Cancelled | NotStarted) -> None:
+        job = event.job
+        if isinstance(event, NotStarted):
+            self.not_started += 1
+            self.worker_problem = f"a worker does not start: {event.detail}"
+            self.metrics.failed("not started")
+            self.metrics.restarts.labels("not started").inc()
+            log.error("worker does not start", extra={"why": event.detail})
+        elif job.kind == "replace":
+            self.stores.mark_dirty(job.store)
+        if job.kind == "compress" and self._row(job) is not None:
+            self.journal.give_back(job.number, self.clock.time())
+
+    def _count_failure(self, row: Row, problem: str) -> None:
+        self.failed.add(row.number)
+        if row.attempts >= MAX_ATTEMPTS:
+            self._give_up(row, problem)
+            return
+        wait = BACKOFF_SECONDS[min(row.attempts, len(BACKOFF_SECONDS)) - 1]
+        now = self.clock.time()
+        self.journal.failed(row.number, now, problem, not_before=now + wait)
+        self.metrics.checkpoints.labels("failed").inc()
+
+    def _give_up(self, row: Row, problem: str) -> None:
+        self.journal.quarantined(row.number, self.clock.time(), problem)
+        self.metrics.checkpoints.labels("quarantined").inc()
+        log.error(
+            "checkpoint quarantined: left raw and not tried again until it is written anew (or touched)",
+            extra={"checkpoint": str(row.path), "error": problem},
+        )
+
+    def _pause(self, error: NoSpace) -> None:
+        """Wait for somebody to make room. Nothing is deleted to get it."""
+        self.no_space = error
+        self.paused_until = self.clock.monotonic() + self._pause_seconds
+        self._pause_seconds = min(MAX_PAUSE_SECONDS, 2 * self._pause_seconds)
+
+    def _stop_replacing(self, error: CkzdError) -> None:
+        if replacing_stopped(self.settings) is not None:
+            return
+        file = self.settings.daemon.state_dir / STOPPED
+        text = (
+            f"replacing is stopped: {error}\n\nEvery original stays where it is; archiving goes on. Find out why an"
+            f" archive was not what it should be\n(`ckzd verify`; disk, memory), then let it go on with: rm {file}\n"
+        )
+        with durable.write_atomically(file) as out:
+            out.write(text.encode(errors="replace"))
+        log.critical("replacing is stopped until a person acknowledges", extra={"acknowledge": f"rm {file}"})
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _row(self, job: Job) -> Row | None:
+        """The job's row; None when the scan has found meanwhile that the checkpoint is gone or rewritten."""
+        try:
+            row = self.journal.row(job.number)
+        except KeyError:
+            return None
+        return row if job.kind != "compress" or row.state in RUNNING else None
+
+    def _progress(self, event: Progress) -> None:
+        for running in self.running:
+            if running.job == event.job:
+                if running.stage != event.stage:
+                    self._end_stage(event.job)
+                    running.stage, running.since = event.stage, self.clock.monotonic()
+                running.fraction = event.fraction
+        if event.stage == "written" and event.job.kind == "compress":
+            row = self._row(event.job)
+            if row is not None:
+                self.journal.written(row.number, self.clock.time())
+
+    def _end_stage(self, job: Job) -> None:
+        for running in self.running:
+            if running.job == job:
+                stage = job.kind if job.kind != "compress" else _DURING.get(running.stage, "other")
+                self.metrics.stage(stage, self.clock.monotonic() - running.since)

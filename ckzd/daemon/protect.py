@@ -1,0 +1,134 @@
+"""Which checkpoints somebody holds by name. They are archived like all others and never replaced.
+
+Asked just before something is replaced, of the disk and not of memory: a job moves its markers whenever it likes. Being
+too careful costs space, being too bold costs a training job, so a marker that cannot be understood protects nothing
+but is looked for wherever a framework puts one.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ckzd.daemon.identity import Fingerprint
+from ckzd.errors import CkzdError
+from ckzd.formats import inert_pickle
+from ckzd.formats.names import step_in_name
+from ckzd.formats.source import FileSource
+from ckzd.formats.tree import Mapping
+from ckzd.formats.zip_records import read_records
+
+MAX_MARKER_BYTES = 4096  # `latest` of DeepSpeed, `latest_checkpointed_iteration.txt` of Megatron: a name or a number
+MAX_STATE_BYTES = 64 << 20  # trainer_state.json grows with the log history
+MAX_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and hold no Lightning callbacks
+_MARKED = re.compile(r"(?<![a-z])(best|last|latest)(?![a-z])", re.IGNORECASE)
+_TRAINER_STATE = "trainer_state.json"
+
+
+def protected(run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
+    """Checkpoint -> who holds it, of the run's checkpoints in order."""
+    paths = [path for path, _ in checkpoints]
+    found = _by_themselves(checkpoints)
+    for reason, names in (
+        ("a symlink points to it", set(_symlink_targets(run, paths))),
+        ("a marker file names it", set(_named_in_markers(run, paths))),
+        ("best_model_checkpoint in trainer_state.json names it", set(_best_of_trainer(run))),
+        ("Lightning's best_model_path names it", set(_best_of_lightning(paths))),
+    ):
+        for path in paths:
+            if path.name in names:
+                found.setdefault(path, reason)
+    return found
+
+
+def _by_themselves(checkpoints: Iterable[tuple[Path, Fingerprint]]) -> dict[Path, str]:
+    found = {}
+    for path, seen in checkpoints:
+        if any(file.is_symlink for file in seen.files):
+            found[path] = "it holds a symlink"
+        elif any(file.links > 1 for file in seen.files):
+            found[path] = "it has another name (hard link)"
+        elif match := _MARKED.search(path.name):
+            found[path] = f"its name says {match[0].lower()}"
+    return found
+
+
+def _symlink_targets(run: Path, paths: Iterable[Path]) -> Iterator[str]:
+    """Names of checkpoints that a symlink in the run, or beside it, leads to or into."""
+    real = {path.resolve(): path.name for path in paths}
+    for place in (run, run.parent):
+        for entry in _entries(place):
+            if entry.is_symlink():
+                with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a circle
+                    target = Path(entry.path).resolve()
+                    yield from (name for path, name in real.items() if target == path or path in target.parents)
+
+
+def _named_in_markers(run: Path, paths: Iterable[Path]) -> Iterator[str]:
+    """Names of checkpoints that stand, alone or among others, in a small file called best, last or latest."""
+    names = {path.name for path in paths}
+    steps = {step_in_name(name): name for name in names}
+    for entry in _entries(run):
+        with contextlib.suppress(OSError):
+            if _MARKED.search(entry.name.replace("_", "-")) and entry.is_file(follow_symlinks=False):
+                text = _small_text(Path(entry.path))
+                words = set(re.split(r"[\s\"',:/]+", text))
+                yield from names & words
+                if text.strip().isdecimal() and int(text) in steps:
+                    yield steps[int(text)]
+
+
+def _best_of_trainer(run: Path) -> Iterator[str]:
+    """What the newest readable trainer_state.json of the run calls its best model."""
+    states = [run / _TRAINER_STATE, *(Path(entry.path) / _TRAINER_STATE for entry in _entries(run) if entry.is_dir())]
+    dated = []
+    for state in states:
+        with contextlib.suppress(OSError):
+            dated.append((os.stat(state).st_mtime_ns, state))  # noqa: PTH116
+    for _, state in sorted(dated, reverse=True):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if state.stat().st_size <= MAX_STATE_BYTES:
+                best = json.loads(state.read_bytes()).get("best_model_checkpoint")
+                yield from [Path(best).name] if isinstance(best, str) else []
+                return
+
+
+def _best_of_lightning(paths: Iterable[Path]) -> Iterator[str]:
+    """What the callbacks in the newest readable Lightning checkpoint call their best model."""
+    files = [path for path in paths if path.name.endswith(".ckpt") and path.is_file()]
+    dated = []
+    for path in files:
+        with contextlib.suppress(OSError):
+            dated.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(dated, reverse=True):
+        with contextlib.suppress(CkzdError, OSError):
+            yield from _best_model_paths(path)
+            return
+
+
+def _best_model_paths(file: Path) -> list[str]:
+    """`best_model_path` of every callback in a Lightning checkpoint, as names; CkzdError if it cannot be read."""
+    with contextlib.closing(FileSource([file])) as source:
+        view = source.view(0)
+        pickles = [record for record in read_records(view) if record.name.endswith("/data.pkl")]
+        if len(pickles) != 1 or pickles[0].nbytes > MAX_PICKLE_BYTES:
+            return []
+        root = inert_pickle.load(view.read(pickles[0].offset, pickles[0].nbytes), str(file))
+    callbacks = root.get("callbacks") if isinstance(root, Mapping) else None
+    states = [state for _, state in callbacks.pairs] if isinstance(callbacks, Mapping) else []
+    best = [state.get("best_model_path") for state in states if isinstance(state, Mapping)]
+    return [Path(name).name for name in best if isinstance(name, str) and name]
+
+
+def _entries(place: Path) -> list[os.DirEntry[str]]:
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        return list(entries)
+    return []
+
+
+def _small_text(file: Path) -> str:
+    with file.open("rb") as opened:
+        data = opened.read(MAX_MARKER_BYTES + 1)
+    return data.decode(errors="replace") if len(data) <= MAX_MARKER_BYTES else ""

@@ -1,0 +1,50 @@
+"""on_rotate = "drop": archives of checkpoints that the framework itself has deleted."""
+
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from ckzd.daemon.journal import Journal
+from ckzd.daemon.metrics import Metrics
+from ckzd.daemon.scan import Run
+from ckzd.daemon.states import Row, State
+from ckzd.daemon.stores import Stores
+from ckzd.errors import CkzdError
+
+log = logging.getLogger(__name__)
+
+MIN_GONE_SECONDS = 300.0  # a directory that a file server hides for a while must not look like a deletion
+
+
+def drop_rotated(
+    runs: Iterable[Run],
+    *,
+    busy: Collection[Path | None],
+    journal: Journal,
+    stores: Stores,
+    metrics: Metrics,
+    now: float,
+) -> None:
+    """Delete what `on_rotate` says and nothing needs; journal rows go with their archives."""
+    for run in runs:
+        if run.watch.on_rotate != "drop" or run.path in busy or not run.checkpoints:
+            continue  # a run in which nothing is left may only be out of sight
+        rows = journal.rows(run=run.path)
+        unwanted = {row.archive: row for row in rows if _is_unwanted(row, rows, now, run.watch.scan_seconds)}
+        archives = [archive for archive in unwanted if archive is not None]
+        if not archives:
+            continue
+        try:
+            dropped = stores.drop(run.store, run.path, archives, run.watch.stride)
+        except (CkzdError, OSError) as error:  # locked by a reader: next time
+            log.info("archives not dropped yet", extra={"run": str(run.path), "error": str(error)})
+            continue
+        for archive in dropped:
+            journal.forget(unwanted[archive].number)
+            metrics.checkpoints.labels("dropped").inc()
+
+
+def _is_unwanted(row: Row, rows: Collection[Row], now: float, scan_seconds: float) -> bool:
+    gone = now - row.changed >= max(MIN_GONE_SECONDS, 2 * scan_seconds)
+    shared = any(other.archive == row.archive for other in rows if other.state is not State.ROTATED)
+    return row.state is State.ROTATED and row.archive is not None and gone and not shared

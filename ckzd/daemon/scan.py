@@ -1,0 +1,163 @@
+"""The scan: what stands in the watched directories now, brought into the journal. It is the truth; events are hints."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckzd import formats
+from ckzd.config import Settings, WatchSettings
+from ckzd.daemon.clock import Clock
+from ckzd.daemon.identity import Fingerprint, fingerprint
+from ckzd.daemon.journal import Journal
+from ckzd.daemon.settle import Settled, Settler
+from ckzd.daemon.states import RUNNING, Row, State
+from ckzd.errors import CkzdError
+from ckzd.operations.pointer import pointer_for
+
+log = logging.getLogger(__name__)
+
+STORE_MARKER = "store.json"  # a store's trash holds originals: they are nobody's run
+MAX_RUN_DEPTH = 3  # below a watched directory of runs: lightning_logs/version_0/checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training job's directory as the last scan saw it."""
+
+    path: Path
+    watch: WatchSettings
+    store: Path
+    checkpoints: tuple[tuple[Path, Fingerprint], ...]  # in order
+
+    @property
+    def order(self) -> dict[Path, int]:
+        """Place of each checkpoint in the run."""
+        return {path: place for place, (path, _) in enumerate(self.checkpoints)}
+
+
+@dataclass
+class Scan:
+    """What one scan found. `errors` are of runs that cannot be served, `problems` of watches that cannot be seen."""
+
+    runs: list[Run] = field(default_factory=list)
+    errors: list[CkzdError] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    why: dict[Path, str] = field(default_factory=dict)  # checkpoint -> why it is not settled
+    again_seconds: float = float("inf")  # a checkpoint may have settled then
+
+
+class Scanner:
+    """Looks at every watched directory. `adopt(run, watch)` gives the run's store; it is asked in every scan."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        settler: Settler,
+        clock: Clock,
+        adopt: Callable[[Path, WatchSettings], Path],
+        *,
+        once: bool,
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._settler = settler
+        self._clock = clock
+        self._adopt = adopt
+        self._once = once
+
+    def scan(self) -> Scan:
+        """Look at everything once."""
+        result = Scan()
+        for watch in self._settings.watch:
+            if not watch.path.is_dir():
+                result.problems.append(f"{watch.path}: is not a directory, or not there")
+                continue
+            found = dict.fromkeys(find_runs(watch.path))
+            known = {row.run for row in self._journal.rows() if row.run.is_relative_to(watch.path)}
+            for run in (*found, *sorted(known - found.keys())):
+                try:
+                    self._scan_run(run, watch, result)
+                except (CkzdError, OSError, UnicodeError) as error:
+                    wrapped = error if isinstance(error, CkzdError) else CkzdError(run, f"cannot be scanned: {error}")
+                    log.warning("run left out", extra={"run": str(run), "error": str(wrapped)})
+                    result.errors.append(wrapped)
+        self._settler.forget_all_but(result.why)
+        return result
+
+    def _scan_run(self, run: Path, watch: WatchSettings, result: Scan) -> None:
+        now = self._clock.time()
+        if not run.is_dir():  # known from the journal only
+            self._reconcile(run, {}, now)
+            return
+        store = self._adopt(run, watch)
+        checkpoints = []
+        for path in formats.list_checkpoints(run):
+            try:
+                checkpoints.append((path, fingerprint(path)))
+            except OSError:  # it has just gone
+                continue
+        for path, seen in checkpoints:
+            row = self._journal.find(path, seen.identity)
+            if row is None or row.state is State.ROTATED:
+                row = self._journal.see(run, path, seen.identity, now)
+            if row.state is State.REPLACED:
+                self._journal.stands_again(row.number, now)
+            elif row.state is State.SEEN:
+                self._look(row, seen, watch, result)
+        self._reconcile(run, dict(checkpoints), now)
+        result.runs.append(Run(run, watch, store, tuple(checkpoints)))
+
+    def _look(self, row: Row, seen: Fingerprint, watch: WatchSettings, result: Scan) -> None:
+        look = self._settler.look_once if self._once else self._settler.look
+        verdict = look(row.path, watch.settle_seconds)
+        if isinstance(verdict, Settled):
+            if verdict.fingerprint == seen:
+                self._journal.settled(row.number, verdict.step, self._clock.time())
+                return
+            result.why[row.path] = "has just changed"
+            result.again_seconds = 0.0
+            return
+        result.why[row.path] = verdict.reason
+        if verdict.again_seconds is not None:
+            result.again_seconds = min(result.again_seconds, verdict.again_seconds)
+
+    def _reconcile(self, run: Path, present: dict[Path, Fingerprint], now: float) -> None:
+        """Bring rows in line whose checkpoint is not where it was: replaced just before a crash, or gone."""
+        for row in self._journal.rows(run=run):
+            seen = present.get(row.path)
+            if (seen is not None and seen.identity == row.identity) or row.state in RUNNING | {State.ROTATED}:
+                continue
+            has_pointer = os.path.lexists(pointer_for(row.path))
+            if row.state in {State.VERIFIED, State.RESTORED} and has_pointer:
+                self._journal.replaced(row.number, now, row.original_bytes)
+            elif row.state is not State.REPLACED or not has_pointer:
+                gone = self._journal.gone(row.number, now)
+                log.info("checkpoint gone", extra={"checkpoint": str(row.path), "archived": gone is not None})
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """The runs at and below a watched directory. What is inside a checkpoint is never a run."""
+    folders = [(root, 0)]
+    while folders:
+        folder, depth = folders.pop()
+        if formats.is_run(folder):
+            yield folder
+        if depth == MAX_RUN_DEPTH:
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                inner = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        folders += [
+            (path, depth + 1)
+            for path in sorted(inner, reverse=True)
+            if not path.name.startswith(".") and not _is_checkpoint(path) and not os.path.lexists(path / STORE_MARKER)
+        ]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return formats.looks_like_checkpoint(path) or os.path.lexists(pointer_for(path))

@@ -1,0 +1,143 @@
+"""What the daemon tells of itself: one dict, for the page, for /status.json and for `ckzd status`.
+
+It is made from the journal's rows and from what only the running service knows (`Live`). Without a running service
+`read_status` makes it from the journal alone.
+"""
+
+import http.client
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckzd import __version__
+from ckzd.config import Settings, WatchSettings
+from ckzd.daemon import journal
+from ckzd.daemon.states import ARCHIVED, Row, State
+
+SCHEMA_VERSION = 1
+SHOWN_CHECKPOINTS = 200  # the newest ones; the totals count all
+ENDPOINT = "http.json"  # in state_dir: where the running daemon listens
+JOURNAL = "journal.sqlite3"
+STOPPED = "REPLACING-STOPPED"
+ASK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the service knows beyond its journal."""
+
+    state: str = "stopped"  # starting, running, draining, stopped
+    started: float = 0.0
+    problems: Sequence[str] = ()  # why it does not do its job
+    paused: str | None = None
+    jobs: Sequence[Mapping[str, Any]] = ()
+    workers: Sequence[Mapping[str, Any]] = ()
+    stores: Sequence[Mapping[str, Any]] = ()
+    why: Mapping[Path, str] = field(default_factory=dict)  # checkpoint -> why it waits or stays
+    runs: Mapping[Path, tuple[WatchSettings, Path | None]] = field(default_factory=dict)  # run -> its watch and store
+
+
+def build(rows: Sequence[Row], live: Live, settings: Settings, now: float) -> dict[str, Any]:
+    """The status as JSON-able data. Fields may be added; none changes its meaning within a schema version."""
+    stop = replacing_stopped(settings)
+    reasons = list(live.problems) + ([live.paused] if live.paused else []) + ([stop["reason"]] if stop else [])
+    newest = sorted(rows, key=lambda row: (row.changed, row.number), reverse=True)[:SHOWN_CHECKPOINTS]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "pid": os.getpid() if live.state != "stopped" else None,
+        "state": live.state,
+        "now": now,
+        "started": live.started or None,
+        "ready": live.state == "running" and not reasons,
+        "reasons": reasons,
+        "replacing_stopped": stop,
+        "paused": live.paused,
+        "totals": totals(rows),
+        "jobs": [dict(job) for job in live.jobs],
+        "workers": [dict(worker) for worker in live.workers],
+        "runs": [_run(run, rows, live) for run in sorted({row.run for row in rows} | set(live.runs))],
+        "stores": [dict(store) for store in live.stores],
+        "checkpoints": [_checkpoint(row, live.why.get(row.path, "")) for row in newest],
+    }
+
+
+def totals(rows: Iterable[Row]) -> dict[str, Any]:
+    """Sums over rows; `ratio` is that of everything that is archived, None before the first."""
+    rows = list(rows)
+    archived = [row for row in rows if row.state in ARCHIVED and row.archive is not None]
+    original = sum(row.original_bytes for row in archived)
+    archive = sum(row.archive_bytes for row in archived)
+    counts = Counter(row.state.value for row in rows)
+    return {
+        "checkpoints": {state.value: counts[state.value] for state in State if counts[state.value]},
+        "original_bytes": original,
+        "archive_bytes": archive,
+        "ratio": original / archive if archive else None,
+        "reclaimed_bytes": sum(row.reclaimed_bytes for row in rows if row.state is State.REPLACED),
+    }
+
+
+def replacing_stopped(settings: Settings) -> dict[str, Any] | None:
+    """Why replacing was stopped and how to let it go on, or None."""
+    file = settings.daemon.state_dir / STOPPED
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    return {"reason": text.splitlines()[0] if text else "stopped by hand", "acknowledge": f"rm {file}"}
+
+
+def read_status(settings: Settings) -> dict[str, Any]:
+    """Ask the running daemon; if there is none, tell what its journal says, with state "stopped"."""
+    status = _ask(settings.daemon.state_dir / ENDPOINT)
+    if status is not None:
+        return status
+    rows = journal.read_only(settings.daemon.state_dir / JOURNAL)
+    return build(rows, Live(), settings, now=max((row.changed for row in rows), default=0.0))
+
+
+def _ask(endpoint: Path) -> dict[str, Any] | None:
+    """The running daemon's own words; None when nobody listens, or somebody else does on that port."""
+    try:
+        place = json.loads(endpoint.read_text(encoding="utf-8"))
+        connection = http.client.HTTPConnection(place["host"], place["port"], timeout=ASK_SECONDS)
+        try:
+            connection.request("GET", "/status.json")
+            status = json.load(connection.getresponse())
+        finally:
+            connection.close()
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return None
+    return status if isinstance(status, dict) and status.get("pid") == place["pid"] else None
+
+
+def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
+    watch, store = live.runs.get(run, (None, None))
+    known = {"preset": watch.preset, "replace": watch.replace, "keep_raw": watch.keep_raw} if watch else {}
+    return {"run": str(run), "store": str(store) if store else None, **known} | totals(
+        row for row in rows if row.run == run
+    )
+
+
+def _checkpoint(row: Row, why: str) -> dict[str, Any]:
+    return {
+        "checkpoint": str(row.path),
+        "run": str(row.run),
+        "state": row.state.value,
+        "why": why or row.error,
+        "step": row.step,
+        "original_bytes": row.original_bytes,
+        "archive_bytes": row.archive_bytes or None,
+        "ratio": row.original_bytes / row.archive_bytes if row.archive_bytes else None,
+        "archive": str(row.archive) if row.archive else None,
+        "reference": str(row.reference) if row.reference else None,
+        "reclaimed_bytes": row.reclaimed_bytes if row.state is State.REPLACED else 0,
+        "attempts": row.attempts,
+        "seconds": row.seconds or None,
+        "changed": row.changed,
+    }

@@ -1,0 +1,169 @@
+"""The stores that the daemon writes to: opened and locked once, cleaned after a crash, kept small, measured."""
+
+import logging
+import os
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckzd import durable
+from ckzd.config import WatchSettings
+from ckzd.daemon.clock import Clock
+from ckzd.errors import CkzdError
+from ckzd.operations.pointer import pointer_for
+from ckzd.store import ArchiveRecord, Store, default_store
+
+log = logging.getLogger(__name__)
+
+CLEAN_AGAIN_SECONDS = 60.0
+MEASURE_SECONDS = 30.0  # walking a store with thousands of archives takes a moment
+
+
+@dataclass
+class _Opened:
+    store: Store
+    trash_seconds: float
+    dirty: bool  # a replacement may be half-done: to be cleaned before anything else
+    clean_not_before: float = 0.0
+
+
+class Stores:
+    """Every store is held by one daemon: opening one that another daemon holds raises StoreLocked."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._locks = ExitStack()
+        self._opened: dict[Path, _Opened] = {}
+        self._sizes: dict[Path, dict[str, Any]] = {}
+        self._measured = float("-inf")
+
+    def open(self, run: Path, watch: WatchSettings) -> Path:
+        """The root of the run's store, created, locked and ready."""
+        root = watch.store if watch.store is not None else default_store(run)
+        opened = self._opened.get(root)
+        if opened is None:
+            store = Store.open_or_create(root)
+            self._locks.enter_context(store.daemon_lock())
+            unclean = any(True for place in (store.trash, store.tmp) for _ in os.scandir(place))
+            self._opened[root] = opened = _Opened(store, watch.trash_seconds, dirty=unclean)
+        opened.trash_seconds = max(opened.trash_seconds, watch.trash_seconds)
+        return root
+
+    def close(self) -> None:
+        """Give the locks back."""
+        self._locks.close()
+        self._opened.clear()
+
+    def archives(self, root: Path, run: Path) -> list[ArchiveRecord]:
+        """The archives of a run, in order."""
+        return self._opened[root].store.archives(run)
+
+    def is_dirty(self, root: Path) -> bool:
+        """Whether a crash may have left something half-done: then nothing else is begun there."""
+        return self._opened[root].dirty
+
+    def mark_dirty(self, root: Path) -> None:
+        """A replacement was interrupted."""
+        self._opened[root].dirty = True
+
+    def to_clean(self) -> dict[Path, float]:
+        """Store -> trash_seconds, of those that are dirty or hold trash that is old enough."""
+        now = self._clock.monotonic()
+        return {
+            root: opened.trash_seconds
+            for root, opened in self._opened.items()
+            if now >= opened.clean_not_before and (opened.dirty or self._has_old_trash(opened))
+        }
+
+    def cleaned(self, root: Path) -> None:
+        """A clean job ended well; what it left it had reasons to leave, so the next one waits."""
+        self._opened[root].dirty = False
+        self.wait_with_cleaning(root)
+
+    def wait_with_cleaning(self, root: Path) -> None:
+        """Leave the store's trash alone for a while."""
+        self._opened[root].clean_not_before = self._clock.monotonic() + CLEAN_AGAIN_SECONDS
+
+    def drop(self, root: Path, run: Path, unwanted: Collection[Path], stride: int) -> list[Path]:
+        """Delete those of the unwanted archives that nothing needs; what was deleted.
+
+        Needed is what another archive is a delta against, what a pointer in the run names, and the newest `stride`
+        archives: the next checkpoint is a delta against one of them. StoreLocked while somebody reads or writes.
+        """
+        store = self._opened[root].store
+        dropped: list[Path] = []
+        with store.lock(shared=False):
+            records = store.archives(run)
+            while True:
+                references = {record.manifest.reference for record in records}
+                kept = {record.path for record in records[-stride:]}
+                droppable = [
+                    record
+                    for record in records
+                    if record.path in unwanted
+                    and record.path not in kept
+                    and record.manifest.reconstruction not in references
+                    and not os.path.lexists(pointer_for(run / record.manifest.name))
+                    and not os.path.lexists(run / record.manifest.name)
+                ]
+                if not droppable:
+                    return dropped
+                for record in droppable:
+                    log.info("archive dropped", extra={"archive": str(record.path)})
+                    durable.remove(record.path)
+                    dropped.append(record.path)
+                records = [record for record in records if record.path not in dropped]
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Sizes of each store, measured now and then."""
+        now = self._clock.monotonic()
+        if now - self._measured >= MEASURE_SECONDS or self._sizes.keys() != self._opened.keys():
+            self._measured = now
+            self._sizes = {root: _measure(opened.store) for root, opened in self._opened.items()}
+        return list(self._sizes.values())
+
+    def _has_old_trash(self, opened: _Opened) -> bool:
+        limit = self._clock.time() - opened.trash_seconds
+        return any(verified <= limit for verified in _verified_at(opened.store.trash))
+
+
+def _verified_at(trash: Path) -> Iterator[float]:
+    """When each original in the trash was found to be what its archive stands for."""
+    with os.scandir(trash) as entries:
+        for entry in entries:
+            try:
+                yield (Path(entry.path) / "verified").stat().st_mtime
+            except OSError:  # not there: half-done, or just gone
+                continue
+
+
+def _measure(store: Store) -> dict[str, Any]:
+    try:
+        free = durable.free_bytes(store.root)
+    except (OSError, CkzdError):
+        free = 0
+    return {
+        "store": str(store.root),
+        "free_bytes": free,
+        "archive_bytes": _tree_bytes(store.root / "archives"),
+        "cache_bytes": _tree_bytes(store.cache),
+        "trash_bytes": _tree_bytes(store.trash),
+    }
+
+
+def _tree_bytes(place: Path) -> int:
+    """Bytes of the files under a directory; what vanishes meanwhile does not count."""
+    total, folders = 0, [str(place)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return total
