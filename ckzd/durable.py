@@ -76,12 +76,25 @@ def publish(temp: Path, target: Path) -> bool:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Move a file or directory within its file system; FileExistsError rather than overwrite."""
+    """Move what is ours, a file or directory, within its file system; FileExistsError rather than overwrite."""
     with as_no_space(target):
         _rename_noreplace(source, target)
         fsync_dir(target.parent)
         if source.parent != target.parent:
             fsync_dir(source.parent)
+
+
+def take(source: Path, target: Path) -> None:
+    """Move what others may rewrite at any instant to a new name that only we know: in one step on every file system.
+
+    `rename` does without flags by linking and unlinking: between the two, the file it unlinks could be a newer one.
+    """
+    with as_no_space(target):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+        fsync_dir(target.parent)
+        fsync_dir(source.parent)
 
 
 def overwrite(source: Path, target: Path) -> None:

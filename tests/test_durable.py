@@ -176,6 +176,22 @@ def test_renaming_never_overwrites(tmp_path, request, flags, kind):
         durable.rename(source, tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("flags", [True, False])
+def test_taking_is_one_step_and_never_overwrites(tmp_path, request, failing, flags):
+    if not flags:
+        request.getfixturevalue("no_flags")
+    unlinked = failing("unlink", 99)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"original")
+    durable.take(source, target)
+    assert target.read_bytes() == b"original"
+    source.write_bytes(b"newer")
+    with pytest.raises(FileExistsError):
+        durable.take(source, target)
+    assert source.read_bytes() == b"newer"
+    assert unlinked == []
+
+
 def test_overwriting_overwrites(tmp_path):
     (tmp_path / "a").write_bytes(b"new")
     (tmp_path / "b").write_bytes(b"old")

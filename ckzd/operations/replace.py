@@ -32,6 +32,7 @@ __all__ = ["empty_trash", "pointer_for", "recover", "replace", "resolve"]
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 600.0  # replacing is hashing: one 100 GB checkpoint takes minutes
+CLEANING_LOCK_SECONDS = 60.0  # who cleans up can come again
 
 OnStep = Callable[[str], None]
 
@@ -59,7 +60,7 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
 def recover(store: Store) -> list[str]:
     """Finish or undo every replacement that a crash left half-done and remove dead temporary files; one line each."""
     report = []
-    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+    with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
         for root in sorted(store.trash.iterdir()):
             try:
                 line = _recover_entry(store, root)
@@ -78,7 +79,7 @@ def empty_trash(store: Store, older_than_seconds: float, now: float) -> int:
     The archive that stands for each is read once more before; if it is not whole the original stays.
     """
     freed = 0
-    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+    with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
         for root in sorted(store.trash.iterdir()):
             verified = root / "verified"
             if not verified.exists() or now - verified.stat().st_mtime < older_than_seconds:
@@ -120,7 +121,7 @@ def _move_file(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     del manifest
     _publish_pointer(entry)
     on_step("pointer")
-    durable.rename(entry.checkpoint, entry.held)
+    durable.take(entry.checkpoint, entry.held)
     on_step("moved")
     return entry
 
@@ -156,7 +157,7 @@ def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     names = [str(path.relative_to(entry.checkpoint)) for path in large_files(entry.checkpoint, manifest)]
     for name in sorted(names, key=optimizer_last):
         (entry.held / name).parent.mkdir(parents=True, exist_ok=True)
-        durable.rename(entry.checkpoint / name, entry.held / name)
+        durable.take(entry.checkpoint / name, entry.held / name)
         set_directory_time(entry)
         on_step(f"moved {name}")
     originals.require_same_small_files(entry.checkpoint, manifest)

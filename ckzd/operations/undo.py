@@ -116,7 +116,9 @@ def _move_back(held: Path, place: Path) -> str | None:
     try:
         durable.rename(held, place)
     except FileExistsError:
-        return f"{place} was written anew"
+        if not held.samefile(place):
+            return f"{place} was written anew"
+        durable.remove(held)  # without flags a rename links first: an earlier attempt died in between
     except (FileNotFoundError, NotADirectoryError):
         return f"the directory of {place} is gone"
     return None

@@ -1,7 +1,8 @@
 """The original or a verified archive exists, and can be found, after a crash at any instant of a replacement.
 
 Every instant is one call that changes the disk: the victim is killed before the first, the second, ... until it gets
-through. Then a new process recovers. So it goes for a file, a directory, and a directory where there is no exchange.
+through. Then a new process recovers. So it goes for a file and a directory, on a file system with the flags of
+renameat2 and on one without.
 """
 
 import itertools
@@ -21,12 +22,14 @@ from ckzd.archive import ArchiveReader
 from ckzd.operations.replace import pointer_for, resolve
 from ckzd.store import Store
 
-METHODS = ("file", "exchange", "pieces")
+METHODS = ("file", "file without flags", "exchange", "pieces")
 STEPS = {
+    "file without flags": ["intent", "pointer", "moved", "checked", "verified"],
     "file": ["intent", "pointer", "moved", "checked", "verified"],
     "exchange": ["intent", "prepared", "exchanged", "checked", "verified"],
     "pieces": ["intent", "prepared", "pointer", "moved model.bin", "moved optimizer.bin", "checked", "verified"],
 }
+LAST_MOVE = {method: steps[-3] for method, steps in STEPS.items()}
 DIRECTORY_TIME = 10**18 + 7
 
 
@@ -66,8 +69,8 @@ class Scene:
         run = self.root / "run"
         run.mkdir(parents=True)
         self.store = Store.open_or_create(self.root / ".ckzd")
-        self.checkpoint = run / ("step_100.pt" if self.method == "file" else "checkpoint-100")
-        if self.method == "file":
+        self.checkpoint = run / ("step_100.pt" if self.is_file else "checkpoint-100")
+        if self.is_file:
             self.checkpoint.write_bytes(b"weights and moments" * 50)
             os.utime(self.checkpoint, ns=(10**18, 10**18 + 3))
         else:
@@ -79,9 +82,13 @@ class Scene:
         self.archive = store_archive(self.store, self.checkpoint)
         self.before = tree_of(self.checkpoint)
 
+    @property
+    def is_file(self) -> bool:
+        return self.method.startswith("file")
+
     def order(self, victim, do: str = "replace", **fields) -> dict:
         places = {"store": self.store.root, "checkpoint": self.checkpoint, "archive": self.archive}
-        return victim(do=do, no_exchange=self.method == "pieces", **places, **fields)
+        return victim(do=do, no_flags=self.method in {"file without flags", "pieces"}, **places, **fields)
 
     def is_original(self) -> bool:
         """All is in its place, as it was; a pointer may stand beside it."""
@@ -105,7 +112,7 @@ class Scene:
 
     def assert_nothing_is_lost(self) -> None:
         assert self.is_original() or self.is_archived()
-        if self.method != "file":  # Hugging Face resumes from such a directory with a fresh Adam, and says nothing
+        if not self.is_file:  # Hugging Face resumes from such a directory with a fresh Adam, and says nothing
             assert not ((self.checkpoint / "model.bin").exists() and not (self.checkpoint / "optimizer.bin").exists())
         with ArchiveReader(self.archive) as archive:
             archive.check()
@@ -114,7 +121,7 @@ class Scene:
         """Either end of a replacement, and nothing half-done anywhere. Tells which end."""
         assert list(self.store.tmp.iterdir()) == []
         assert all((entry / "verified").exists() for entry in self.store.trash.iterdir())
-        if self.method != "file":
+        if not self.is_file:
             assert self.checkpoint.stat().st_mtime_ns == DIRECTORY_TIME
         run = {path.name for path in self.checkpoint.parent.iterdir()}
         if not any(self.store.trash.iterdir()):
@@ -122,7 +129,7 @@ class Scene:
             assert run == {self.checkpoint.name}
             return "original"
         assert self.is_archived()
-        if self.method == "file":
+        if self.is_file:
             assert run == {"step_100.pt.ckz"}
         else:
             assert {path.name for path in self.checkpoint.iterdir()} == {"ckzd.json", "trainer_state.json"}
@@ -189,7 +196,7 @@ def test_any_call_fails(place, victim, method, error):
 @pytest.mark.parametrize("late", [True, False])
 def test_killed_while_recovering(place, victim, method, late):
     """From a state that recovery finishes, and from one that it undoes."""
-    step = {"file": "moved", "exchange": "exchanged", "pieces": "moved optimizer.bin"}[method]
+    step = LAST_MOVE[method]
     for number, scene in scenes(place, method):
         assert scene.order(victim, die_after=step if late else STEPS[method][STEPS[method].index(step) - 1])["killed"]
         died = scene.order(victim, "recover", die_at=number)["killed"]
@@ -203,20 +210,20 @@ def test_killed_while_recovering(place, victim, method, late):
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_while_putting_a_changed_original_back(place, victim, method):
     """The content changed after it was archived: recovery has to put it back, however often it is killed."""
-    step = {"file": "moved", "exchange": "exchanged", "pieces": "moved optimizer.bin"}[method]
+    step = LAST_MOVE[method]
     for number, scene in scenes(place, method):
         assert scene.order(victim, die_after=step)["killed"]
         (entry,) = scene.store.trash.iterdir()
         held = entry / "held" / scene.checkpoint.name
-        changed = held if method == "file" else held / "optimizer.bin"
+        changed = held if scene.is_file else held / "optimizer.bin"
         changed.write_bytes(b"x" * changed.stat().st_size)
         died = scene.order(victim, "recover", die_at=number)["killed"]
         scene.order(victim, "recover")
         assert list(scene.store.trash.iterdir()) == []
-        back = scene.checkpoint if method == "file" else scene.checkpoint / "optimizer.bin"
+        back = scene.checkpoint if scene.is_file else scene.checkpoint / "optimizer.bin"
         assert set(back.read_bytes()) == {ord("x")}
         assert not pointer_for(scene.checkpoint).exists()
-        if method != "file":
+        if not scene.is_file:
             assert scene.checkpoint.stat().st_mtime_ns == DIRECTORY_TIME
             assert (scene.checkpoint / "model.bin").read_bytes() == b"model.bin" * 50
         if not died:
@@ -271,7 +278,7 @@ def strace(injection: str, *command: object) -> subprocess.CompletedProcess[str]
         ("file", "fsync:error=EIO:when=1"),
         ("file", "fsync:error=EIO:when=8"),
         ("file", "fsync:error=EIO:when=12"),
-        ("file", "renameat2:error=EIO:when=3"),
+        ("file", "rename:error=EIO:when=3"),
         ("exchange", "fsync:error=EIO:when=12"),
         ("exchange", "fsync:error=EIO:when=16"),
         ("exchange", "renameat2:error=EIO:when=2"),

@@ -60,8 +60,11 @@ class Calls:
         os.open = opened
 
 
-def no_exchange(a: Path, b: Path) -> None:
-    raise OSError(errno.EINVAL, "invalid argument", str(a))
+def no_flags(source: Path, target: Path, flags: int) -> None:
+    """As NFS does: neither RENAME_NOREPLACE nor RENAME_EXCHANGE."""
+    if not os.path.lexists(source):
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
+    raise OSError(errno.EINVAL, "invalid argument", str(source))
 
 
 def obey(order: dict) -> object:
@@ -71,8 +74,8 @@ def obey(order: dict) -> object:
         if name == order.get("die_after"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if order.get("no_exchange"):
-        durable.exchange = no_exchange
+    if order.get("no_flags"):
+        durable._renameat2 = no_flags
     calls = Calls(order)
     calls.install()
     if order["do"] == "replace":

@@ -271,11 +271,11 @@ class TestArchiveFirst:
     def test_another_file_system_is_refused(self, store, single, monkeypatch):
         archive, before = store_archive(store, single), tree_of(single)
 
-        def other_mount(source, target, flags):
+        def other_mount(source, target):
             raise OSError(errno.EXDEV, "invalid cross-device link", str(source))
 
-        real = durable._renameat2
-        monkeypatch.setattr(durable, "_renameat2", lambda *a: (other_mount if a[0] == single else real)(*a))
+        real = os.rename
+        monkeypatch.setattr(os, "rename", lambda *paths: (other_mount if paths[0] == single else real)(*paths))
         with pytest.raises(ConfigError, match="nothing can be renamed"):
             replace(single, archive, store)
         assert_untouched(store, single, before)
