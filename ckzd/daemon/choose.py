@@ -46,15 +46,16 @@ class Chooser:
     def jobs(self, runs: Mapping[Path, Run]) -> Iterator[tuple[Job, Path | None]]:
         """Jobs that could begin now, with their run; ask for the next one only after the last was begun."""
         cleaning = self._stores.to_clean()
-        yield from self._clean({root: age for root, age in cleaning.items() if self._stores.is_dirty(root)})
+        urgent = {root: age for root, age in cleaning.items() if not self._once or self._stores.is_dirty(root)}
+        yield from self._clean(urgent)
         for run in sorted(runs.values(), key=lambda run: self._served.get(run.path, 0.0)):
             if not any(running.run == run.path for running in self._outcomes.running):
                 job = self._replacement(run) or self._compression(run)
                 if job is not None:
                     self._served[run.path] = self._clock.monotonic()
                     yield job, run.path
-        if not (self._once and self._outcomes.running):  # a pass that does not wait empties the trash once, at its end
-            yield from self._clean({root: age for root, age in cleaning.items() if not self._stores.is_dirty(root)})
+        if self._once and not self._outcomes.running:  # a pass that does not wait empties the trash at its end
+            yield from self._clean({root: age for root, age in cleaning.items() if root not in urgent})
 
     def _clean(self, roots: Mapping[Path, float]) -> Iterator[tuple[Job, None]]:
         for root, trash_seconds in roots.items():

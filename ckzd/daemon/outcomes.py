@@ -270,16 +270,17 @@ class Outcomes:
     def _progress(self, event: Progress) -> None:
         for running in self.running:
             if running.job == event.job:
-                if running.stage != event.stage:
+                if running.stage != event.stage and event.job.kind == "compress":
                     self._end_stage(event.job)
-                    running.stage, running.since = event.stage, self.clock.monotonic()
-                running.fraction = event.fraction
+                    running.since = self.clock.monotonic()
+                running.stage, running.fraction = event.stage, event.fraction
         if event.stage == "written" and event.job.kind == "compress":
             row = self._row(event.job)
             if row is not None:
                 self.journal.written(row.number, self.clock.time())
 
     def _end_stage(self, job: Job) -> None:
+        """The other kinds of jobs are one stage each."""
         for running in self.running:
             if running.job == job:
                 stage = job.kind if job.kind != "compress" else _DURING.get(running.stage, "other")
