@@ -23,9 +23,10 @@ from ckzd.codec.dtypes import from_float64, stored_array, to_float64
 from ckzd.codec.exact import decode_exact
 from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, layer_before, plane_shape
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
+from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import Triple
-from ckzd.codec.planes import Models, Plane, TableModel, decode_plane
+from ckzd.codec.planes import Plane, decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 
@@ -154,8 +155,9 @@ class Decoder:
     ) -> None:
         self.index, self.lstm = index, lstm
         self._stream, self._reference, self._scales = stream, reference, scales
-        model = LstmModel(LstmWeights.from_bytes(lstm)) if lstm else None
-        self._models = Models(TableModel.from_bytes(tables), model)
+        table_model = TableModel.from_bytes(tables)
+        refined = RefinedModel(table_model, LstmModel(LstmWeights.from_bytes(lstm))) if lstm else None
+        self._models = Models(table_model, refined)
         self._triple_of = {n: t for t in index.layout.triples for n in (t.first, t.second)}
 
     @classmethod

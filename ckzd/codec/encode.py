@@ -46,9 +46,10 @@ from ckzd.codec.dtypes import Float64, from_float64, is_finite, stored_array, to
 from ckzd.codec.exact import encode_exact
 from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, compress_against, plane_shape, skeleton_of
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
+from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel, cost_bits
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import Triple, pair
-from ckzd.codec.planes import Histograms, Models, Plane, TableModel, cost_bits, encode_plane, histograms_of
+from ckzd.codec.planes import Plane, encode_plane, histograms_of
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.quantize import KmeansCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -110,6 +111,7 @@ class Encoder:
         self._codes: dict[int, Code] = {}
         self._parts: Counter[str] = Counter()
         self._coders: Counter[str] = Counter()
+        self._lstm = b""  # chosen by _model
         self._error = self._worst = 0.0
         self._step = self._moment_step = 0.0
 
@@ -325,16 +327,16 @@ class Encoder:
         before = self._reference.blob("lstm") if self._reference is not None else b""
         start = LstmWeights.from_bytes(before) if len(before) == LSTM_BYTES else None
         steps = self._preset.lstm_steps if start is not None else self._preset.lstm_cold_steps
-        fitted = train.fit(histograms, start, steps=steps, device=self._device)
-        best: tuple[float, Models] = (cost_bits(histograms, tables), Models(tables))
+        fitted = train.fit(histograms, tables, start, steps=steps, device=self._device)
+        best_bits, chosen = cost_bits(histograms, tables), Models(tables)
         for weights in (start, fitted):
             if weights is None:
                 continue
-            model = LstmModel(weights)
+            model = RefinedModel(tables, LstmModel(weights))
             bits = cost_bits(histograms, model) + 8 * len(encode_lstm(weights.to_bytes(), self._reference))
-            if bits < best[0]:
-                best = (bits, Models(tables, model))
-        return best[1]
+            if bits < best_bits:
+                best_bits, chosen, self._lstm = bits, Models(tables, model), weights.to_bytes()
+        return chosen
 
     def _code(self, models: Models) -> None:
         for number, kind, plane, guide in self._planes():
@@ -380,19 +382,19 @@ class Encoder:
         )
         codes = tuple(self._codes[number] for number in range(len(self._checkpoint.tensors)))
         skeleton = skeleton_of(self._checkpoint)
-        lstm = b"" if models.lstm is None else models.lstm.weights.to_bytes()
+        lstm = self._lstm if self._coders["lstm"] else b""
         entries = {
             "index": Index(layout, codes, self._step, self._moment_step).to_bytes(reference_layout),
             "skeleton": compress_against(skeleton, reference_skeleton),
             "scales": encode_scales(layout, used, self._reference),
-            "lstm": encode_lstm(lstm, self._reference) if self._coders["lstm"] else b"",
-            "tables": models.tables.to_bytes() if self._coders["tables"] else b"",
+            "lstm": encode_lstm(lstm, self._reference) if lstm else b"",
+            "tables": models.tables.to_bytes() if self._coders["tables"] or lstm else b"",
         }
         for name, data in entries.items():
             self._parts[name] += len(data)
             if data:
                 self._add_entry(name, data)
-        return seal(self._kept, lstm if self._coders["lstm"] else b"", skeleton, layout.to_json())
+        return seal(self._kept, lstm, skeleton, layout.to_json())
 
     def _digest(self) -> tuple[str, ...]:
         """sha256 of every file as a restore will write it."""

@@ -82,7 +82,6 @@ class LstmModel:
     """Frequencies of all contexts of a (kind, pass, density), computed once each and kept."""
 
     def __init__(self, weights: LstmWeights) -> None:
-        self.weights = weights
         embedded = weights.embedding.astype(np.float64) @ weights.gates.astype(np.float64)
         bias = weights.bias.astype(np.int32) << (GATE_BITS - WEIGHT_BITS)
         self._input = (embedded.astype(np.int32) << (GATE_BITS - 2 * WEIGHT_BITS)) + bias  # (T, 4H), 2**-12

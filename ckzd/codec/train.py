@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ckzd.codec.context import FIELDS, GRID, PASSES
 from ckzd.codec.lstm import HIDDEN, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
+from ckzd.codec.models import Model
 
 Histogram = npt.NDArray[np.int64]  # (GRID, A)
 Prefix = tuple[int, int, int]  # kind, pass, density
@@ -35,10 +36,16 @@ class _Level:
 
 
 def fit(
-    histograms: Mapping[Prefix, Histogram], start: LstmWeights | None, *, steps: int, seed: int = 0, device: str = "cpu"
+    histograms: Mapping[Prefix, Histogram],
+    tables: Model,
+    start: LstmWeights | None,
+    *,
+    steps: int,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> LstmWeights:
-    """Weights that code the histograms in few bits, starting from `start` (the reference's) if there is one."""
-    levels, counts = _tree(histograms, device)
+    """Weights that refine the tables so that the histograms cost few bits, from `start` (the reference's) if there."""
+    levels, counts, prior = _tree(histograms, tables, device)
     parameters = _parameters(start, seed, device)
     optimizer = torch.optim.Adam(parameters.values(), lr=_LEARNING_RATE, betas=(0.9, 0.98))
     best, best_bits, stale = {name: p.detach().clone() for name, p in parameters.items()}, float("inf"), 0
@@ -46,7 +53,7 @@ def fit(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * (1 - step / steps) + 1e-4
-        bits = _bits(levels, counts, parameters) / total
+        bits = _bits(levels, counts, prior, parameters) / total
         if step % _LOOK_EVERY == 0:
             stale = 0 if bits.item() < best_bits * 0.9999 else stale + 1
             if bits.item() < best_bits:
@@ -59,7 +66,7 @@ def fit(
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.clamp_(-_LIMIT, _LIMIT)
-    if _bits(levels, counts, parameters).item() / total < best_bits:
+    if _bits(levels, counts, prior, parameters).item() / total < best_bits:
         best = parameters
     return LstmWeights(**{name: _int8(best[name]) for name in SHAPES})
 
@@ -75,7 +82,7 @@ def _parameters(start: LstmWeights | None, seed: int, device: str) -> dict[str, 
     for name, shape in SHAPES.items():
         if start is not None:
             value = torch.from_numpy(getattr(start, name).astype(np.float32) / _SCALE)
-        elif name.endswith("bias"):
+        elif name.startswith("output") or name == "bias":  # begin by changing nothing
             value = torch.zeros(shape)
         else:
             value = torch.randn(shape, generator=generator) * (1.0 if name == "embedding" else shape[0] ** -0.5)
@@ -83,16 +90,17 @@ def _parameters(start: LstmWeights | None, seed: int, device: str) -> dict[str, 
     return parameters
 
 
-def _tree(histograms: Mapping[Prefix, Histogram], device: str) -> tuple[list[_Level], Tensor]:
-    """The contexts that occur, as one tree: a level a class; counts (B, A) of its leaves."""
+def _tree(histograms: Mapping[Prefix, Histogram], tables: Model, device: str) -> tuple[list[_Level], Tensor, Tensor]:
+    """The contexts that occur, as one tree: a level a class; counts (B, A) and log2 table rows (B, A) of its leaves."""
     sizes = [size for _, size in FIELDS]
-    paths, counts = [], []
+    paths, counts, rows = [], [], []
     for (kind, number, density), histogram in sorted(histograms.items()):
         used = np.flatnonzero(histogram.sum(1) >= _MIN_SEEN)
         classes = np.stack(np.unravel_index(used, sizes), 1) if used.size else np.empty((0, len(sizes)), np.int64)
         prefix = np.broadcast_to(np.array([kind * PASSES + number, density]), (used.size, 2))
         paths.append(np.concatenate([prefix, classes], 1))
         counts.append(histogram[used])
+        rows.append(np.log2(tables.rows(kind, number, density)[used]))
     path = np.concatenate(paths)
     levels, parent = [], np.zeros(len(path), np.int64)
     for field in range(path.shape[1]):
@@ -101,12 +109,12 @@ def _tree(histograms: Mapping[Prefix, Histogram], device: str) -> tuple[list[_Le
         token = nodes % (GRID + 1) + tokens_of(field).start
         levels.append(_Level(torch.from_numpy(nodes // (GRID + 1)).to(device), torch.from_numpy(token).to(device)))
         parent = parent_of_path
-    leaves = np.zeros((len(levels[-1].token), counts[0].shape[1]))
-    np.add.at(leaves, parent, np.concatenate(counts))
-    return levels, torch.from_numpy(leaves).to(device, torch.float32)
+    order = np.argsort(parent)  # a path is a leaf
+    leaves, prior = (torch.from_numpy(np.concatenate(x)[order]).to(device, torch.float32) for x in (counts, rows))
+    return levels, leaves, prior
 
 
-def _bits(levels: list[_Level], counts: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+def _bits(levels: list[_Level], counts: Tensor, prior: Tensor, parameters: dict[str, Tensor]) -> Tensor:
     """Bits that the counts cost under the rounded parameters."""
     rounded = {name: p + (torch.round(p * _SCALE) / _SCALE - p).detach() for name, p in parameters.items()}
     inputs = rounded["embedding"] @ rounded["gates"] + rounded["bias"]
@@ -117,5 +125,5 @@ def _bits(levels: list[_Level], counts: Tensor, parameters: dict[str, Tensor]) -
         cell = keep * cell[level.parent] + enter * torch.tanh(gates[:, 3 * HIDDEN :])
         hidden = show * torch.tanh(cell)
     logits = hidden @ rounded["output"] + rounded["output_bias"]
-    natural = torch.log_softmax(logits * float(np.log(2.0)), 1)
+    natural = torch.log_softmax((logits + prior) * float(np.log(2.0)), 1)
     return -(counts * natural).sum() / float(np.log(2.0))

@@ -1,0 +1,157 @@
+"""What gives a context its symbol frequencies: tables, the LSTM that refines them, and a plane's own correction.
+
+All frequencies are integer-valued float64, at least 1; products of them stay far below 2**53, so that they are exact.
+
+# G = contexts of the grid, A = alphabet
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from ckzd.codec import context
+from ckzd.codec.context import GRID
+from ckzd.codec.entropy import Rows
+from ckzd.codec.lstm import ALPHABET, LstmModel
+from ckzd.codec.tables import FREQUENCY
+
+Codes = npt.NDArray[np.uint8]  # (A,) indices into FREQUENCY, or none
+Histograms = dict[tuple[int, int, int], npt.NDArray[np.int64]]  # (kind, pass, density) -> (GRID, A)
+
+_FREQUENCIES = np.array(FREQUENCY, np.float64)
+_NEUTRAL_CODE = 128
+_NEUTRAL_FACTOR = 256.0
+_BIAS_ROUNDS = 5
+
+
+class Model(Protocol):
+    """Gives each context's symbol frequencies."""
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:
+        """Frequencies (GRID, A), integer-valued, of all contexts of a plane kind, pass and density."""
+        ...
+
+
+class TableModel:
+    """Static tables over the first two classes of a context, guide and energy, for each kind and density."""
+
+    _COARSE = 5 * 24
+
+    def __init__(self, codes: Mapping[tuple[int, int], npt.NDArray[np.uint8]]) -> None:
+        self._codes = dict(codes)  # (kind, density) -> (120, A) frequency codes
+        self._coarse = np.arange(GRID) // (GRID // self._COARSE)
+
+    @classmethod
+    def fit(cls, histograms: Histograms) -> "TableModel":
+        """Tables that fit the histograms, each cell pulled towards its plane kind's average."""
+        coarse = cls({})._coarse
+        summed: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+        for (kind, _, density), histogram in histograms.items():
+            table = summed.setdefault((kind, density), np.zeros((cls._COARSE, ALPHABET)))
+            np.add.at(table, coarse, histogram)
+        return cls({key: frequency_codes(table + 2 * _average(table)) for key, table in summed.items()})
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:  # noqa: ARG002  # one table for all passes
+        """Frequencies of all contexts; even odds where no table was sent."""
+        codes = self._codes.get((kind, density))
+        if codes is None:
+            return np.ones((GRID, ALPHABET))
+        return _FREQUENCIES[codes[self._coarse]]
+
+    def to_bytes(self) -> bytes:
+        """Zstd of (kind, density, 120 x A codes) records in ascending order."""
+        records = [bytes(key) + codes.tobytes() for key, codes in sorted(self._codes.items())]
+        return zstandard.ZstdCompressor(level=19).compress(b"".join(records))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TableModel":
+        """The inverse of `to_bytes`; ValueError if it is malformed."""
+        size = 2 + cls._COARSE * ALPHABET
+        limit = size * context.KINDS * context.DENSITIES
+        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=limit) if data else b""
+        if len(plain) % size:
+            raise ValueError(f"expected records of {size} bytes, got {len(plain)} bytes")
+        records = [plain[start : start + size] for start in range(0, len(plain), size)]
+        return cls({(r[0], r[1]): np.frombuffer(r[2:], np.uint8).reshape(-1, ALPHABET) for r in records})
+
+
+def _average(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return (table.sum(0) + 1e-3) / (table.sum() + 1e-3 * ALPHABET)
+
+
+def frequency_codes(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Counts (..., A) -> codes into FREQUENCY, the likeliest symbol of each row at 2**15."""
+    relative = counts / counts.max(-1, keepdims=True)
+    return np.clip(np.rint(16 * (15 + np.log2(np.maximum(relative, 2.0**-15)))), 0, 255).astype(np.uint8)
+
+
+class RefinedModel:
+    """The tables' frequencies, multiplied by what the LSTM makes of the whole context."""
+
+    def __init__(self, tables: TableModel, lstm: LstmModel) -> None:
+        self._tables, self._lstm = tables, lstm
+        self._rows: dict[tuple[int, int, int], Rows] = {}
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:
+        """Frequencies (GRID, A)."""
+        key = (kind, number, density)
+        if key not in self._rows:
+            self._rows[key] = np.floor(self._tables.rows(*key) * self._lstm.rows(*key) / _NEUTRAL_FACTOR) + 1
+        return self._rows[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What an archive carries to code its planes with."""
+
+    tables: TableModel = field(default_factory=lambda: TableModel({}))
+    lstm: RefinedModel | None = None
+
+
+def cost_bits(histograms: Histograms, model: Model) -> float:
+    """Ideal length of the histogrammed symbols under a model; for choosing, never for decoding."""
+    bits = 0.0
+    for (kind, number, density), histogram in histograms.items():
+        used = np.flatnonzero(histogram.any(1))
+        rows = model.rows(kind, number, density)[used]
+        bits -= float((histogram[used] * np.log2(rows / rows.sum(1, keepdims=True))).sum())
+    return bits
+
+
+class UniformModel:
+    """The order-0 coder's model: one row for all contexts."""
+
+    def __init__(self, codes: Codes) -> None:
+        self._rows = np.broadcast_to(_FREQUENCIES[codes], (GRID, ALPHABET))
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:  # noqa: ARG002  # the same for all
+        return self._rows
+
+
+class BiasedModel:
+    """A model shared by all planes, its frequencies multiplied by this plane's own factor for each symbol."""
+
+    def __init__(self, model: Model, codes: Codes) -> None:
+        self._model = model
+        self._factors = _FREQUENCIES[codes]
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:
+        return np.floor(self._model.rows(kind, number, density) * self._factors / _NEUTRAL_FACTOR) + 1
+
+
+def fit_bias(histograms: Histograms, model: Model) -> Codes:
+    """Factors that make the model's expected symbol counts meet the plane's own (iterative scaling)."""
+    actual = np.sum([h.sum(0) for h in histograms.values()], 0, dtype=np.float64)
+    factors = np.ones(ALPHABET)
+    for _ in range(_BIAS_ROUNDS):
+        expected = np.zeros(ALPHABET)
+        for key, histogram in histograms.items():
+            used = np.flatnonzero(histogram.any(1))
+            rows = model.rows(*key)[used] * factors
+            expected += (histogram[used].sum(1, keepdims=True) * rows / rows.sum(1, keepdims=True)).sum(0)
+        factors *= (actual + 0.5) / (expected + 0.5)
+    return np.clip(np.rint(16 * np.log2(factors)) + _NEUTRAL_CODE, 0, 255).astype(np.uint8)
