@@ -68,7 +68,7 @@ def default_store(run: Path) -> Path:
 def _listed_by(directory: Path) -> str | None:
     """The framework that lists this directory whole and trips over, counts or deletes what it does not know."""
     try:
-        names = {entry.name for entry in os.scandir(directory)}
+        names = {path.name for path in directory.iterdir()}
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     if directory.name == "checkpoints" and any(re.fullmatch(r"checkpoint_\d+", name) for name in names):

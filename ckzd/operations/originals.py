@@ -142,7 +142,7 @@ def _walk(checkpoint: Path) -> Iterator[tuple[str, os.stat_result]]:
         path = checkpoint / name
         try:
             status = path.lstat()
-            children = sorted(child.name for child in os.scandir(path)) if stat.S_ISDIR(status.st_mode) else []
+            children = sorted(child.name for child in path.iterdir()) if stat.S_ISDIR(status.st_mode) else []
         except FileNotFoundError:
             raise SourceChanged(path, "is gone") from None
         yield name, status
