@@ -18,7 +18,7 @@ from ckzd.formats.torch_objects import Refused, construct, storage
 from ckzd.formats.tree import Call, Global, Mapping, Node, SetOf
 
 MAX_PICKLE_BYTES = 256 << 20
-MAX_OPS = 10_000_000  # about 10 s and 2 GB at worst; 100,000 tensors with Adam take 4 million
+MAX_OPS = 6_000_000  # a tensor takes about 31; at worst 2 GB (empty dicts) and half a minute of one core
 MAX_MEMO_INDEX = 1 << 32
 MAX_LINE_BYTES = 1 << 16  # of a text argument (protocol 0)
 
@@ -57,13 +57,15 @@ class _Machine:
             operation = _OPERATIONS.get(code)
             if operation is None:
                 raise Refused(f"opcode {code!r} is not allowed" if code else "ends before its STOP")
-            self.spend(1)
+            self.ops_left -= 1
+            if self.ops_left < 0:
+                self.spend(0)
             read, execute = operation
             execute(self, read(stream) if read else None)
         return self.stack.pop()
 
     def spend(self, ops: int) -> None:
-        """Count one opcode, or work that an opcode could ask for again and again."""
+        """Count work that an opcode could ask for again and again, beside the opcodes themselves."""
         self.ops_left -= ops
         if self.ops_left < 0:
             raise Refused(f"more than {MAX_OPS} operations")

@@ -13,6 +13,7 @@ from ckzd.checkpoint import FileStat
 from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
 
 MAX_OPEN_FILES = 8
+WINDOW_BYTES = 4096
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not make us wait
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ENODEV}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
@@ -157,3 +158,20 @@ class FileView:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise BadCheckpoint(self.subject, f"refers to {nbytes} bytes at {offset} in a file of {self.size} bytes")
         return self.source.read(self.file, offset, nbytes)
+
+
+class Window:
+    """A view for short reads that mostly go forward: each trip to the file brings a page."""
+
+    def __init__(self, view: FileView) -> None:
+        self._view = view
+        self._start = 0
+        self._data = b""
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """As `FileView.read`."""
+        at = offset - self._start
+        if at < 0 or nbytes < 0 or at + nbytes > len(self._data):
+            ahead = max(nbytes, min(WINDOW_BYTES, self._view.size - offset))
+            self._start, self._data, at = offset, self._view.read(offset, ahead), 0
+        return self._data[at : at + nbytes]

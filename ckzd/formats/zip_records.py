@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckzd.errors import BadCheckpoint
-from ckzd.formats.source import FileView
+from ckzd.formats.source import FileView, Window
 
 MAGIC = b"PK\x03\x04"
 MAX_RECORDS = 1_000_000
@@ -67,13 +67,14 @@ def read_records(view: FileView) -> list[Record]:
     if len({entry.name for entry in entries}) != len(entries):
         raise BadCheckpoint(view.subject, "two records of the zip have one name")
     records: list[Record] = []
+    window = Window(view)
     position = 0
     for entry in entries:
         if entry.header_offset != position:
             raise BadCheckpoint(
                 view.subject, f"zip record {_shown(entry)}: expected at {position}, got {entry.header_offset}"
             )
-        record, position = _record(view, entry)
+        record, position = _record(view, window, entry)
         if position > directory.offset:
             raise BadCheckpoint(view.subject, f"zip record {_shown(entry)} reaches into the central directory")
         records.append(record)
@@ -164,16 +165,16 @@ def _zip64_values(view: FileView, extra: bytes, values: tuple[int, ...]) -> list
     raise BadCheckpoint(view.subject, "a zip record without its ZIP64 sizes")
 
 
-def _record(view: FileView, entry: _Entry) -> tuple[Record, int]:
+def _record(view: FileView, window: Window, entry: _Entry) -> tuple[Record, int]:
     """The record behind an entry, and where the next one must start."""
-    header = view.read(entry.header_offset, _LOCAL.size + len(entry.raw_name))
+    header = window.read(entry.header_offset, _LOCAL.size + len(entry.raw_name))
     mark, _, flags, method, _, _, crc, packed, nbytes, name_length, extra_length = _LOCAL.unpack_from(header)
     if mark != MAGIC or flags != entry.flags or method or header[_LOCAL.size :] != entry.raw_name:
         raise BadCheckpoint(view.subject, f"zip record {_shown(entry)}: local header and central directory disagree")
     offset = entry.header_offset + _LOCAL.size + name_length + extra_length
     late = bool(flags & _HAS_DESCRIPTOR)
     if _FULL32 in (packed, nbytes):
-        extra = view.read(offset - extra_length, extra_length)
+        extra = window.read(offset - extra_length, extra_length)
         nbytes, packed = _zip64_values(view, extra, (nbytes, packed))
     sizes_agree = (late and nbytes == packed == 0) or nbytes == packed == entry.nbytes
     if name_length != len(entry.raw_name) or not sizes_agree or not (crc == entry.crc or (late and crc == 0)):
@@ -182,14 +183,14 @@ def _record(view: FileView, entry: _Entry) -> tuple[Record, int]:
     crc_offsets = [entry.header_offset + 14] if crc else []
     if late:
         crc_offsets.append(stop + 4)
-        stop += _descriptor_bytes(view, entry, stop)
+        stop += _descriptor_bytes(view, window, entry, stop)
     crc_offsets.append(entry.crc_offset)
     return Record(entry.name, offset, entry.nbytes, tuple(crc_offsets) if entry.crc else ()), stop
 
 
-def _descriptor_bytes(view: FileView, entry: _Entry, offset: int) -> int:
+def _descriptor_bytes(view: FileView, window: Window, entry: _Entry, offset: int) -> int:
     """Length of the data descriptor at `offset`, which must say what the central directory says."""
-    data = view.read(offset, max(0, min(_DESCRIPTOR64.size, view.size - offset)))
+    data = window.read(offset, max(0, min(_DESCRIPTOR64.size, view.size - offset)))
     for kind in (_DESCRIPTOR64, _DESCRIPTOR):
         if len(data) >= kind.size and kind.unpack_from(data) == (b"PK\x07\x08", entry.crc, entry.nbytes, entry.nbytes):
             return kind.size

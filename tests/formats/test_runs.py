@@ -1,13 +1,17 @@
 """What in a run is a checkpoint, in what order, and when a writer has finished it."""
 
+import contextlib
 import os
+import shutil
 import struct
+import threading
+import time
 
 import pytest
 from damaged.inputs import make_safetensors, torch_file
 from formats.test_directory import make_directory
 
-from ckzd.errors import CkzdError, SourceChanged
+from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
 from ckzd.formats import completeness, is_run, list_checkpoints, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import natural_key, step_in_name
 
@@ -186,3 +190,45 @@ def test_steps_in_names(name, step):
 def test_names_sort_naturally_whatever_is_in_them():
     names = ["a10", "a9", "a", "10", "9", "\u0663", "a\u0663b1", "", "9" * 40]
     assert sorted(names, key=natural_key)[:6] == ["", "9", "10", "9" * 40, "a", "a9"]
+
+
+def busy_writer(run, stop):
+    """A job that overwrites, truncates, replaces, rotates and recreates as fast as it can."""
+    file, whole = run / "ckpt_1.pt", run / "checkpoint-100"
+    keep = {entry.name: entry.read_bytes() for entry in whole.iterdir()}
+    while not stop.is_set():
+        with file.open("wb") as out:
+            for start in range(0, len(TORCH), 200):
+                out.write(TORCH[start : start + 200])
+                out.flush()
+        (run / "new").write_bytes(TORCH)
+        (run / "new").rename(run / "ckpt_2.pt")
+        file.unlink()
+        shutil.rmtree(whole)
+        whole.mkdir()
+        for name, data in keep.items():
+            (whole / name).write_bytes(data)
+
+
+def test_only_errors_of_ckzd_come_out_beside_a_busy_writer(tmp_path):
+    make_directory(tmp_path / "checkpoint-100", 100)
+    stop = threading.Event()
+    writer = threading.Thread(target=busy_writer, args=(tmp_path, stop))
+    writer.start()
+    read = 0
+    try:
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            is_run(tmp_path)
+            for path in {*list_checkpoints(tmp_path), tmp_path / "ckpt_1.pt", tmp_path / "checkpoint-100"}:
+                completeness(path)
+                with contextlib.suppress(BadCheckpoint, SourceChanged):
+                    checkpoint = read_checkpoint(path)
+                    for number in range(len(checkpoint.tensors)):
+                        checkpoint.payload(number)
+                    checkpoint.source.close()
+                    read += 1
+    finally:
+        stop.set()
+        writer.join()
+    assert read
