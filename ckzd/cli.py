@@ -225,7 +225,7 @@ def serve(
     from ckzd.config import load
     from ckzd.daemon.service import serve as serve_runs
 
-    return serve_runs(load(config), once=once)
+    return serve_runs(load(config), once=once, log_as_json=as_json)
 
 
 @app.command()
@@ -328,7 +328,7 @@ def verify(
 
         def check(path: Path) -> None:
             bar.start(path.name)
-            report = verify_one(path)
+            report = verify_one(path, on_progress=bar.fraction)
             if as_json:
                 screen.line(report.to_dict())
             else:

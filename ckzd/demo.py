@@ -33,9 +33,9 @@ class Plan:
     """How long the job is and when it dies. The kill lies between two checkpoints, as kills do."""
 
     size: str = "demo"  # a name in demo_training.SIZES
-    steps: int = 300
-    every: int = 30
-    kill_at: int = 255
+    steps: int = 280
+    every: int = 35
+    kill_at: int = 225
     keep_raw: int = 1
     preset: str = "resume"
 

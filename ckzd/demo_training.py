@@ -4,7 +4,7 @@ It stands for the user's job and knows nothing of ckzd: it saves with `torch.sav
 most jobs do, and resumes with `torch.load`. Data order and learning rate depend on the step alone and it computes on
 one thread, so that two runs of the same steps from the same state agree bit for bit.
 
-    python -m ckzd.demo_training RUN --size demo --steps 300 --every 30 [--no-save] [--resume RUN/step_150.pt]
+    python -m ckzd.demo_training RUN --size demo --steps 280 --every 35 [--no-save] [--resume RUN/step_175.pt]
 
 It prints one JSON object a line: step, loss (training, nats a byte), and where it evaluated or saved also heldout_loss
 and checkpoint.

@@ -56,7 +56,7 @@ from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionW
 from ckzd.errors import BadCheckpoint
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
-_SHORT_MEMORY = 0.905  # beta1 above this averages over more than about 10 steps: never dropped
+_LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +198,13 @@ class Encoder:
         """The preset's step where first moments are worth their bits, else 0: they restore as 0."""
         if self._preset.scheme is not Scheme.SCALAR or not self._survey.update_elements:
             return 0.0
-        betas = [g.betas[0] for o in self._checkpoint.optimizers for g in o.groups if g.betas is not None]
-        beta = max(betas, default=0.9)
-        noise = (1 - beta) / (1 + beta)  # energy of the mean of independent gradients, over that of one
+        betas = [g.betas for o in self._checkpoint.optimizers for g in o.groups if g.betas is not None]
+        beta1, beta2 = max(betas, default=(0.9, 0.999))
         signal = self._survey.update_energy / self._survey.update_elements
-        needed = beta > _SHORT_MEMORY or signal > _STEADY_SIGNAL * noise
-        return self._preset.moment_step * min(1.0, signal**0.5 / 0.5) if needed else 0.0
+        filled = 1 - beta2 ** (self._checkpoint.step or 1_000_000)  # exp_avg_sq starts at 0 and is still filling up
+        noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
+        needed = beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
+        return self._preset.moment_step * signal**0.5 if needed else 0.0
 
     # -- transform ----------------------------------------------------------------------------------------------
 

@@ -26,12 +26,13 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.seconds = 1_000_000.0
+        self._began = time.time() - self.seconds  # files are written by the real clock
 
     def monotonic(self) -> float:
         return self.seconds
 
     def time(self) -> float:
-        return self.seconds + 1_700_000_000.0
+        return self.seconds + self._began
 
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
