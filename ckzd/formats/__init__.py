@@ -5,9 +5,10 @@ import stat
 from pathlib import Path
 
 from ckzd.checkpoint import Checkpoint, FileLayout
+from ckzd.errors import BadCheckpoint
 from ckzd.formats import sniff
 from ckzd.formats.directory import read_directory
-from ckzd.formats.names import step_in_name
+from ckzd.formats.names import POINTER_SUFFIX, step_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
 
@@ -20,6 +21,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     BadCheckpoint if it is damaged, half-written, hostile or of no known format; SourceChanged if it moved meanwhile.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link in its place
+    if path.suffix == POINTER_SUFFIX:
+        raise BadCheckpoint(path, "is an archive or a pointer, no checkpoint", hint="`ckzd inspect` says what is in it")
+    if not os.path.lexists(path) and os.path.lexists(f"{path}{POINTER_SUFFIX}"):
+        raise BadCheckpoint(path, "was replaced by its archive", hint=f"run `ckzd restore {path}` first")
     with as_ckzd_errors(path):
         is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
     return read_directory(path) if is_directory else _read_file(path)

@@ -70,10 +70,9 @@ def _order(path: Path) -> tuple[bool, int, tuple[str | int, ...], int]:
 
 def is_run(path: Path) -> bool:
     """A directory that directly holds checkpoints or pointers of replaced ones, and is no checkpoint itself."""
-    if not path.is_dir() or looks_like_checkpoint(path) or os.path.lexists(path / POINTER_NAME):
-        return False
-    with contextlib.suppress(CkzdError, OSError):
-        return any(looks_like_checkpoint(entry) or _is_pointer(entry) for entry in path.iterdir())
+    with contextlib.suppress(CkzdError, OSError, ValueError):
+        if path.is_dir() and not looks_like_checkpoint(path) and not os.path.lexists(path / POINTER_NAME):
+            return any(looks_like_checkpoint(entry) or _is_pointer(entry) for entry in path.iterdir())
     return False
 
 

@@ -38,7 +38,7 @@ def as_ckzd_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _GONE:
-            raise SourceChanged(path, "is not there any more") from error
+            raise SourceChanged(path, "is not there") from error
         if error.errno in _FORBIDDEN:
             raise BadCheckpoint(path, "permission denied", hint="run ckzd as a user who may read it") from error
         if error.errno == errno.ELOOP:

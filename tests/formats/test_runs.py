@@ -97,10 +97,19 @@ def test_pointers_make_a_run_and_archives_do_not(tmp_path):
     assert not is_run(run / "step_1.pt.ckz")
 
 
+def test_what_ckzd_put_there_is_named(tmp_path):
+    pointer = tmp_path / "step_1.pt.ckz"
+    pointer.write_text("{}")
+    with pytest.raises(BadCheckpoint, match="archive or a pointer"):
+        read_checkpoint(pointer)
+    with pytest.raises(BadCheckpoint, match=r"replaced by its archive.*ckzd restore"):
+        read_checkpoint(tmp_path / "step_1.pt")
+
+
 def test_what_vanishes_is_not_there(tmp_path):
     gone = tmp_path / "step_1.pt"
     assert not looks_like_checkpoint(gone)
-    assert "not there any more" in completeness(gone)
+    assert "not there" in completeness(gone)
     for ask in (read_checkpoint, list_checkpoints):
         with pytest.raises(SourceChanged):
             ask(gone)
