@@ -341,7 +341,8 @@ class Demo:
             self._tell("ckzd", text, **asdict(archived))
 
     def _step_of(self, checkpoint: str) -> int:
-        return next(line["step"] for line in self.children["job"].said if line.get("checkpoint") == checkpoint)
+        said = self.children["job"].said
+        return next(int(line["step"]) for line in said if line.get("checkpoint") == checkpoint)
 
     def _tell(self, who: str, text: str, **fields: Any) -> None:
         self._on_event(Event(who, text, time.monotonic() - self._started, fields))

@@ -1,0 +1,103 @@
+"""ensure_restored: one rank restores, the others wait, and errors arrive as what they were."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ckzd
+from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
+from ckzd.operations.ensure import _error_of
+from ckzd.operations.replace import pointer_for
+
+RANK = """
+import sys
+from pathlib import Path
+import ckzd.operations.ensure as ensure
+real = ensure._restore_in_child
+ensure._restore_in_child = lambda path: (print("restored"), real(path))
+ensure.ensure_restored(Path(sys.argv[1]))
+print("there" if "torch" not in sys.modules else "loaded torch")
+"""
+
+
+@pytest.fixture(params=["file", "directory"])
+def replaced(request, tmp_path):
+    """A checkpoint that was replaced without loss, and what it was: path, archive, bytes by name."""
+    weights = {"weight": torch.randn(64, 64), "bias": torch.randn(64)}
+    run = tmp_path / "runs" / "gpt"
+    if request.param == "file":
+        checkpoint = run / "step_100.pt"
+        run.mkdir(parents=True)
+        torch.save({"step": 100, "model": weights}, checkpoint)
+        files = [checkpoint]
+    else:
+        checkpoint = run / "checkpoint-100"
+        checkpoint.mkdir(parents=True)
+        save_file(weights, checkpoint / "model.safetensors")
+        torch.save({"state": {}, "param_groups": []}, checkpoint / "optimizer.pt")
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 100}))
+        files = sorted(checkpoint.iterdir())
+    original = {file.name: file.read_bytes() for file in files}
+    report = ckzd.compress(checkpoint, preset="lossless", replace=True)
+    assert pointer_for(checkpoint).exists()
+    return checkpoint, Path(report.archive), original
+
+
+def content(checkpoint):
+    files = sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_one_rank_restores_and_the_others_wait(replaced):
+    checkpoint, _, original = replaced
+    command = [sys.executable, "-c", RANK, str(checkpoint)]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+
+    assert [rank.returncode for rank in ranks] == [0, 0, 0]
+    assert sorted(len(words) for words in said) == [1, 1, 2]
+    assert {words[-1] for words in said} == {"there"}
+    assert content(checkpoint) == original
+
+
+def test_a_checkpoint_that_is_there_needs_nothing(replaced):
+    checkpoint, archive, _ = replaced
+    ckzd.restore(checkpoint)
+    archive.unlink()
+    assert ckzd.ensure_restored(str(checkpoint)) == checkpoint
+
+
+def test_a_damaged_archive_is_reported_as_such(replaced):
+    checkpoint, archive, _ = replaced
+    for cached in (archive.parents[2] / "cache").iterdir():
+        cached.unlink()  # with it the damaged bytes would not even be needed
+    damaged = bytearray(archive.read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    archive.write_bytes(damaged)
+    with pytest.raises(CorruptArchive) as caught:
+        ckzd.ensure_restored(checkpoint)
+    assert str(archive) in caught.value.subject
+
+
+def test_a_missing_archive_is_reported_as_such(replaced):
+    checkpoint, archive, _ = replaced
+    archive.unlink()
+    with pytest.raises(MissingReference):
+        ckzd.ensure_restored(checkpoint)
+
+
+def test_nothing_there_at_all(tmp_path):
+    with pytest.raises(ConfigError, match="is not there"):
+        ckzd.ensure_restored(tmp_path / "step_1.pt")
+
+
+@pytest.mark.parametrize("stderr", ["", "Killed", "{}", '{"error": "Path", "subject": "", "problem": "", "hint": ""}'])
+def test_a_child_that_dies_without_a_word_is_an_error_too(tmp_path, stderr):
+    error = _error_of(tmp_path, -9, stderr)
+    assert type(error) is CkzdError
+    assert "-9" in error.problem
