@@ -163,10 +163,10 @@ class Bar:
         self._progress.update(self._task, completed=fraction)
 
 
-def for_each(paths: Iterable[Path], action: Callable[[Path], None], screen: Screen) -> int:
+def for_each(paths: Iterable[Path], action: Callable[[Path], None], screen: Screen, *fatal: type[CkzdError]) -> int:
     """Do `action` for every path, report the failures as they come, and say by the exit code how many there were.
 
-    A full disk or a locked store would stop the next one too: they end the loop.
+    What would stop the next one too ends the loop: a full disk, a locked store, and what else is `fatal`.
     """
     codes = []
     for path in paths:
@@ -176,7 +176,7 @@ def for_each(paths: Iterable[Path], action: Callable[[Path], None], screen: Scre
         except (CkzdError, OSError) as failure:
             error = as_ckzd_error(failure)
             codes.append(screen.error(error))
-            if isinstance(error, NoSpace | StoreLocked):
+            if isinstance(error, (NoSpace, StoreLocked, *fatal)):
                 break
     failures = [code for code in codes if code != EXIT_DONE]
     if not failures:
@@ -232,7 +232,7 @@ def serve(
 def compress(
     paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or run directories whose checkpoints it takes.")],
     *,
-    preset: Annotated[str, typer.Option(help="The quality: resume, paper or lossless.")] = "resume",
+    preset: Annotated[str, typer.Option(help="The quality: resume, archive, paper or lossless.")] = "resume",
     store: Store = None,
     stride: Annotated[int, typer.Option(min=1, help="How many checkpoints back the reference is.")] = 1,
     replace: Annotated[
@@ -264,7 +264,7 @@ def compress(
             else:
                 table.add_row(*_compress_row(report))
 
-        code = for_each([found for path in paths for found in _checkpoints_of(path)], archive, screen)
+        code = for_each([found for path in paths for found in _checkpoints_of(path)], archive, screen, ConfigError)
     if table.row_count:
         screen.show(table)
     return code
@@ -359,7 +359,12 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in facts.items():
+    files = [f"{file['name']}, {plain_bytes(file['size'])}" for file in facts.get("files", ())]
+    for name, value in {
+        **facts,
+        "files": files,
+        "entries": f"{len(facts.get('entries', ()))} (listed by --json)",
+    }.items():
         table.add_row(name.replace("_", " "), _plain_value(name, value))
     return table
 

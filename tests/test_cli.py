@@ -1,7 +1,10 @@
 """The command line: what it prints, where, and with which exit code. Operations are fakes here."""
 
+import contextlib
 import errno
 import json
+import os
+import pty
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -130,6 +133,14 @@ def test_inspect_shows_every_fact(operation, capsys):
     assert json.loads(line) == operation.answer
 
 
+def test_inspect_spares_a_person_the_hashes(operation, capsys):
+    operation.answer = {"files": [{"name": "step_1.pt", "size": 2_000_000, "sha256": "f" * 64}], "entries": [{}, {}]}
+    cli.run(["inspect", "a.ckz"])
+    out = capsys.readouterr().out
+    assert "step_1.pt, 2.0 MB" in out
+    assert "f" * 64 not in out
+
+
 def test_verify_says_ok_for_each(operation, capsys):
     assert cli.run(["verify", "a.ckz", "b.ckz"]) == 0
     assert capsys.readouterr().out.count("ok ") == 2
@@ -232,10 +243,43 @@ def test_what_would_stop_the_next_one_too_ends_the_loop(operation, error):
     assert [path.name for path, _ in operation.calls] == ["a.pt", "b.pt"]
 
 
+def test_a_wrong_setting_is_said_once(operation, capsys):
+    operation.failures["a.pt"] = ConfigError("preset", "expected one of resume, got 'fast'")
+    assert cli.run(["compress", "a.pt", "b.pt"]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
+
+
 def test_our_own_mistakes_are_not_hidden(operation):
     operation.failures["a.pt"] = AssertionError("ours")
     with pytest.raises(AssertionError):
         cli.run(["restore", "a.pt"])
+
+
+# --- progress ---
+
+
+def output_of(tmp_path, *, on_terminal: bool) -> str:
+    """What `ckzd compress` of no checkpoint at all says on standard error, with a terminal there and without."""
+    (tmp_path / "step_1.pt").write_bytes(b"no checkpoint")
+    command = [sys.executable, "-m", "ckzd", "compress", str(tmp_path / "step_1.pt")]
+    if not on_terminal:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=os.environ | {"TERM": "xterm"}):
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while piece := os.read(ours, 4096):
+                said += piece
+    os.close(ours)
+    return said.decode()
+
+
+def test_progress_is_for_terminals_only(tmp_path):
+    assert "\x1b[" in output_of(tmp_path, on_terminal=True)
+    said = output_of(tmp_path, on_terminal=False)
+    assert said.startswith("error: ")
+    assert "\x1b[" not in said
 
 
 # --- usage --------------------------------------------------------------------------------------------------
