@@ -23,7 +23,9 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = struct.Struct("<4s3L")
 _DESCRIPTOR64 = struct.Struct("<4sL2Q")
+_ENDS_BYTES = _END64.size + _LOCATOR.size + _END.size
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_FULLS = (_FULL16, _FULL32, _FULL32)  # entries, size and offset in an end that leaves them to the ZIP64 end
 _HAS_DESCRIPTOR, _UTF8 = 0x0008, 0x0800
 _ALLOWED_FLAGS = _HAS_DESCRIPTOR | _UTF8
 
@@ -85,12 +87,12 @@ def read_records(view: FileView) -> list[Record]:
 
 def find_directory(view: FileView) -> Directory:
     """Read the end of the file. It is what a writer that was interrupted has not written yet."""
-    tail = view.read(max(0, view.size - _END64.size - _LOCATOR.size - _END.size), min(view.size, 98))
+    tail = view.read(max(0, view.size - _ENDS_BYTES), min(view.size, _ENDS_BYTES))
     if len(tail) < _END.size or not tail[-_END.size :].startswith(b"PK\x05\x06"):
         raise BadCheckpoint(view.subject, "a zip without an end: cut off, or still being written")
     _, disk, first_disk, entries_here, entries, nbytes, offset, comment = _END.unpack(tail[-_END.size :])
     end = view.size - _END.size
-    if len(tail) == 98 and tail[-42:].startswith(b"PK\x06\x07"):
+    if len(tail) == _ENDS_BYTES and tail[_END64.size :].startswith(b"PK\x06\x07"):
         end = view.size - len(tail)
         small = entries, nbytes, offset
         entries, nbytes, offset = _end64(view, tail)
@@ -104,13 +106,10 @@ def find_directory(view: FileView) -> Directory:
     return Directory(offset, nbytes, entries)
 
 
-_FULLS = (_FULL16, _FULL32, _FULL32)
-
-
 def _end64(view: FileView, tail: bytes) -> tuple[int, int, int]:
     """Entries, size and offset of the central directory from the ZIP64 end, which lies right before its locator."""
-    _, disk, place, disks = _LOCATOR.unpack(tail[56:76])
-    mark, length, _, _, this_disk, first_disk, here, entries, nbytes, offset = _END64.unpack(tail[:56])
+    _, disk, place, disks = _LOCATOR.unpack_from(tail, _END64.size)
+    mark, length, _, _, this_disk, first_disk, here, entries, nbytes, offset = _END64.unpack_from(tail)
     right_place = mark == b"PK\x06\x06" and place == view.size - len(tail) and length == _END64.size - 12
     if not right_place or disk or disks > 1 or this_disk or first_disk or here != entries:
         raise BadCheckpoint(view.subject, "the ZIP64 end of the zip is not where or what it should be")
@@ -130,24 +129,27 @@ def _entries(view: FileView, directory: Directory) -> Iterator[_Entry]:
 def _entry(view: FileView, data: bytes, position: int, base: int) -> tuple[_Entry, int]:
     if len(data) - position < _CENTRAL.size:
         raise BadCheckpoint(view.subject, "the central directory is cut off")
-    fields = _CENTRAL.unpack_from(data, position)
-    mark, flags, method, crc, packed, nbytes, offset = *fields[:1], *fields[3:5], *fields[7:10], fields[16]
+    mark, _, _, flags, method, _, _, crc, packed, nbytes, *lengths, _, _, _, offset = _CENTRAL.unpack_from(
+        data, position
+    )
+    name_length, extra_length, comment_length = lengths
     name_start = position + _CENTRAL.size
-    extra_start = name_start + fields[10]
-    stop = extra_start + fields[11] + fields[12]
+    extra_start = name_start + name_length
+    stop = extra_start + extra_length + comment_length
     if mark != b"PK\x01\x02" or stop > len(data):
         raise BadCheckpoint(view.subject, "the central directory is damaged")
     raw_name = data[name_start:extra_start]
     if method != 0 or flags & ~_ALLOWED_FLAGS:
         raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a} is compressed or encrypted")
-    wide = _zip64_values(view, data[extra_start : extra_start + fields[11]], (nbytes, packed, offset))
-    if wide[0] != wide[1]:
-        raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a}: {wide[1]} bytes stored as {wide[0]}")
+    extra = data[extra_start : extra_start + extra_length]
+    nbytes, packed, offset = _zip64_values(view, extra, (nbytes, packed, offset))
+    if nbytes != packed:
+        raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a}: {nbytes} bytes stored as {packed}")
     try:
         name = raw_name.decode("utf-8" if flags & _UTF8 else "cp437")
     except UnicodeDecodeError as error:
         raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a} has a name that is no text") from error
-    return _Entry(raw_name, name, flags, crc, wide[0], wide[2], base + position + 16), stop
+    return _Entry(raw_name, name, flags, crc, nbytes, offset, base + position + 16), stop
 
 
 def _zip64_values(view: FileView, extra: bytes, values: tuple[int, ...]) -> list[int]:
