@@ -1,4 +1,6 @@
-# CPU image: ckzd beside training jobs on a node's checkpoint directory. Build: docker build -t ckzd .
+# CPU image: ckzd beside the training jobs of a node. Run it as the user that owns the checkpoints:
+#   docker build -t ckzd .
+#   docker run --user 1000:1000 -v /ckpts:/ckpts -v ckzd-state:/var/lib/ckzd -v ./ckzd.toml:/etc/ckzd/ckzd.toml:ro ckzd
 FROM python:3.11-slim AS build
 ENV VIRTUAL_ENV=/opt/ckzd PATH=/opt/ckzd/bin:$PATH PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1
 RUN python -m venv "$VIRTUAL_ENV"
@@ -10,9 +12,10 @@ RUN sh deploy/install.sh
 
 FROM python:3.11-slim
 COPY --from=build /opt/ckzd /opt/ckzd
-# The ids that own the checkpoints are the ones to run as: docker run --user 1000:1000 ...
-RUN useradd --system --uid 10019 --create-home --home-dir /var/lib/ckzd ckzd
-ENV PATH=/opt/ckzd/bin:$PATH STATE_DIRECTORY=/var/lib/ckzd PYTHONUNBUFFERED=1
+# the journal's directory is open to whichever user runs it; the image holds nothing else to protect
+RUN useradd --system --uid 10019 --create-home --home-dir /var/lib/ckzd ckzd && chmod 1777 /var/lib/ckzd
+# all interfaces of the container; what the host sees of it is the host's choice (-p)
+ENV PATH=/opt/ckzd/bin:$PATH STATE_DIRECTORY=/var/lib/ckzd CKZD_DAEMON__HOST=0.0.0.0 PYTHONUNBUFFERED=1
 USER ckzd
 VOLUME ["/var/lib/ckzd"]
 EXPOSE 19840

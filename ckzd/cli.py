@@ -456,6 +456,8 @@ def _show_demo(report: "DemoReport", screen: Screen) -> None:
     for loss in report.comparisons:
         losses.add_row(loss.what, f"{loss.uninterrupted:.4f}", f"{loss.resumed:.4f}", f"{100 * loss.gap:+.2f} %")
     screen.show(losses)
+    if report.twin_agreed:
+        screen.say("up to the kill, the uninterrupted run's losses are the killed job's, bit for bit")
     verdict = "every loss is" if report.passed else "FAILED: not every loss is"
     allowed = f"within {100 * report.allowed_gap:.0f} % of the uninterrupted run's"
     screen.say(f"killed at step {report.killed_at}, resumed to step {report.steps}; {verdict} {allowed}")

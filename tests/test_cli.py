@@ -342,6 +342,7 @@ def fake_demo(*, passed: bool):
         steps=300,
         comparisons=(loss,),
         allowed_gap=0.01,
+        twin_agreed=True,
         seconds=99.0,
         passed=passed,
         to_dict=lambda: {"passed": passed},
