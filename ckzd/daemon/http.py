@@ -43,7 +43,7 @@ class HttpServer:
             problem = f"cannot listen on {host}:{port}: {error.strerror}"
             raise ConfigError("daemon.port", problem, hint="port = 0 takes any free one") from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="ckzd-http", kwargs={"poll_interval": 0.2}
+            target=self._server.serve_forever, name="ckzd-http", kwargs={"poll_interval": 0.05}
         )
 
     @property

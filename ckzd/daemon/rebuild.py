@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ckzd.daemon.identity import Identity
 from ckzd.daemon.journal import Journal
-from ckzd.errors import CkzdError
-from ckzd.operations.pointer import archive_of, pointer_for
+from ckzd.daemon.stores import points_to
 from ckzd.store import ArchiveRecord
 
 
@@ -18,7 +17,7 @@ def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: floa
     for record in records:
         manifest = record.manifest
         path = run / manifest.name
-        replaced = _points_to(path, record.path)
+        replaced = points_to(path, record.path)
         if not replaced and os.path.lexists(path):
             continue
         identity = Identity(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))
@@ -26,10 +25,3 @@ def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: floa
             run, path, identity, archive=record.path, step=manifest.step,
             archive_bytes=record.path.stat().st_size, replaced=replaced, now=now,
         )  # fmt: skip
-
-
-def _points_to(checkpoint: Path, archive: Path) -> bool:
-    try:
-        return archive_of(pointer_for(checkpoint)) == archive.resolve()
-    except (CkzdError, OSError):
-        return False

@@ -45,6 +45,9 @@ def drop_rotated(
 
 
 def _is_unwanted(row: Row, rows: Collection[Row], now: float, scan_seconds: float) -> bool:
-    gone = now - row.changed >= max(MIN_GONE_SECONDS, 2 * scan_seconds)
-    shared = any(other.archive == row.archive for other in rows if other.state is not State.ROTATED)
-    return row.state is State.ROTATED and row.archive is not None and gone and not shared
+    """Gone for a while, and nothing that is still there was, or may turn out to be, made from its archive."""
+    if row.state is not State.ROTATED or row.archive is None:
+        return False
+    here = [other for other in rows if other.state is not State.ROTATED]
+    shared = any(other.archive == row.archive or (other.path == row.path and other.archive is None) for other in here)
+    return not shared and now - row.changed >= max(MIN_GONE_SECONDS, 2 * scan_seconds)

@@ -45,6 +45,7 @@ class Scan:
     errors: list[CkzdError] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     why: dict[Path, str] = field(default_factory=dict)  # checkpoint -> why it is not settled
+    folders: list[Path] = field(default_factory=list)  # where something new may appear
     again_seconds: float = float("inf")  # a checkpoint may have settled then
 
 
@@ -75,7 +76,8 @@ class Scanner:
             if not watch.path.is_dir():
                 result.problems.append(f"{watch.path}: is not a directory, or not there")
                 continue
-            found = dict.fromkeys(find_runs(watch.path))
+            result.folders += (folders := list(folders_below(watch.path)))
+            found = dict.fromkeys(folder for folder in folders if formats.is_run(folder))
             known = {row.run for row in self._journal.rows() if row.run.is_relative_to(watch.path)}
             for run in (*found, *sorted(known - found.keys())):
                 try:
@@ -138,13 +140,12 @@ class Scanner:
                 log.info("checkpoint gone", extra={"checkpoint": str(row.path), "archived": gone is not None})
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """The runs at and below a watched directory. What is inside a checkpoint is never a run."""
+def folders_below(root: Path) -> Iterator[Path]:
+    """The directories at and below a watched one that are, or may become, runs: not stores, not checkpoints."""
     folders = [(root, 0)]
     while folders:
         folder, depth = folders.pop()
-        if formats.is_run(folder):
-            yield folder
+        yield folder
         if depth == MAX_RUN_DEPTH:
             continue
         try:

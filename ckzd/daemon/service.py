@@ -28,6 +28,7 @@ from ckzd.daemon.rebuild import rebuild
 from ckzd.daemon.rotate import drop_rotated
 from ckzd.daemon.scan import Scan, Scanner
 from ckzd.daemon.settle import Rule, Settler
+from ckzd.daemon.states import RUNNING
 from ckzd.daemon.stores import Stores
 from ckzd.daemon.telling import Teller
 from ckzd.daemon.watch import Watcher
@@ -41,6 +42,7 @@ TICK_SECONDS = 0.5  # a signal or a hint waits at most so long
 PLAN_SECONDS = 2.0  # back-offs and pauses end without an event
 TELL_SECONDS, TELL_ANYWAY_SECONDS = 1.0, 10.0
 MIN_SCAN_SECONDS = 1.0  # between scans, however many hints come
+MAX_TROUBLES = 20  # rounds in a row that went wrong, some minutes: then it is time for a restart
 SCAN_SHARE = 4.0  # and at least so many times as long as the last scan took
 
 
@@ -72,7 +74,14 @@ class Service:
     """The daemon's state and its one loop."""
 
     def __init__(
-        self, settings: Settings, executor: Executor, clock: Clock, *, once: bool = False, rule: Rule | None = None
+        self,
+        settings: Settings,
+        executor: Executor,
+        clock: Clock,
+        *,
+        once: bool = False,
+        rule: Rule | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self._settings = settings
         self._executor = executor
@@ -86,7 +95,7 @@ class Service:
         self.teller = Teller(settings, clock)
         self.metrics = self.teller.metrics
         self._notifier = Notifier(systemd(), clock)
-        self._watcher = Watcher(watch.path for watch in settings.watch)
+        self._watcher = watcher or Watcher()
         self._outcomes = Outcomes(settings, self.journal, self.metrics, self._stores, clock, self._ask_for_scan)
         self._scanner = Scanner(settings, self.journal, Settler(clock, rule), clock, self._adopt, once=once)
         self._chooser = Chooser(
@@ -105,6 +114,7 @@ class Service:
         self._next_plan = self._next_tell = self._tell_anyway = clock.monotonic()
         self._overflows = 0
         self._started = clock.time()
+        self._trouble, self._troubles = "", 0  # what went wrong in the last round, and how often in a row
         self._terminations = 0
         self._ends_at: float | None = None  # monotonic; draining since it is set
 
@@ -137,7 +147,7 @@ class Service:
             if watch.store is not None:
                 self._stores.open(watch.path, watch)
         if not self._once:
-            self._watcher.start()  # before the scan: nothing falls between
+            self._watcher.start()
             self.teller.listen()
             log.info("listening", extra={"url": self.teller.url})
         self._look()
@@ -148,14 +158,29 @@ class Service:
         """Come round once; waits for events at most `TICK_SECONDS`."""
         self._notifier.alive()
         self.teller.came_round()
-        if self._scan_is_due():
-            self._look()
-        if self._ends_at is None and self._clock.monotonic() >= self._next_plan:
-            self._plan()
-        for event in self._executor.events(TICK_SECONDS):
-            self._outcomes.apply(event)
-            self._next_plan = self._next_tell = min(self._next_plan, self._clock.monotonic())
-        self._tell()
+        try:
+            if self._scan_is_due():
+                self._look()
+            if self._ends_at is None and self._clock.monotonic() >= self._next_plan:
+                self._plan()
+            for event in self._executor.events(TICK_SECONDS):
+                self._outcomes.apply(event)
+                self._next_plan = self._next_tell = min(self._next_plan, self._clock.monotonic())
+            self._tell()
+            self._trouble, self._troubles = "", 0
+        except Exception as error:  # noqa: BLE001  # see there
+            self._survive(error)
+
+    def _survive(self, error: Exception) -> None:
+        """One thing that went wrong (a full state directory, a store out of sight) must not end the service.
+
+        If it goes on it must: a restart may help, and silence does not.
+        """
+        self._trouble, self._troubles = f"{type(error).__name__}: {error}", self._troubles + 1
+        if self._once or self._troubles >= MAX_TROUBLES:
+            raise error
+        log.error("something went wrong: trying again", exc_info=error)
+        self._clock.sleep(TICK_SECONDS * self._troubles)
 
     def terminate(self, number: int) -> None:
         """SIGTERM: drain. SIGINT, or SIGTERM again: end at once."""
@@ -177,10 +202,10 @@ class Service:
 
     def _look(self) -> None:
         began = self._clock.monotonic()
-        if not self._once:
-            self._watcher.repair()
         self._scan_wanted = False
         self._scan = self._scanner.scan()
+        if not self._once and self._watcher.follow(self._scan.folders):
+            self._ask_for_scan()  # what happened in a new directory before it was watched
         ended = self._clock.monotonic()
         self._earliest_scan = ended + max(MIN_SCAN_SECONDS, SCAN_SHARE * (ended - began))
         wait = min([self._scan.again_seconds, *(watch.scan_seconds for watch in self._settings.watch)])
@@ -191,6 +216,7 @@ class Service:
         self._overflows = self._watcher.overflows
         if not self._scan.problems and not self._scan.errors:
             self.metrics.last_scan.set(self._clock.time())
+        self._take_back_lost_jobs()
         busy = {running.run for running in self._outcomes.running}
         drop_rotated(
             self._scan.runs,
@@ -200,6 +226,13 @@ class Service:
             metrics=self.metrics,
             now=self._clock.time(),
         )
+
+    def _take_back_lost_jobs(self) -> None:
+        """Rows that say a job runs while none does: its end was lost in some trouble."""
+        running = {running.job.number for running in self._outcomes.running}
+        for row in self.journal.rows(states=RUNNING):
+            if row.number not in running:
+                self.journal.taken_back(row.number, self._clock.time())
 
     def _adopt(self, run: Path, watch: WatchSettings) -> Path:
         """The run's store; a run that the journal does not know is filled in from there."""
@@ -289,6 +322,7 @@ class Service:
             for worker in self._executor.workers()
         ]
         problems = [*self._scan.problems, *map(str, self._scan.errors)]
+        problems += [self._trouble] if self._trouble else []
         problems += [self._outcomes.worker_problem] if self._outcomes.worker_problem else []
         paused = f"waiting for space: {self._outcomes.no_space}" if self._outcomes.no_space else None
         return status.Live(

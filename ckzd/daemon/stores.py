@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ckzd import durable
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.errors import CkzdError
-from ckzd.operations.pointer import pointer_for
+from ckzd.operations.pointer import archive_of, pointer_for
 from ckzd.store import ArchiveRecord, Store, default_store
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Stores:
         if opened is None:
             store = Store.open_or_create(root)
             self._locks.enter_context(store.daemon_lock())
-            unclean = any(True for place in (store.trash, store.tmp) for _ in os.scandir(place))
+            unclean = any(path for place in (store.trash, store.tmp) for path in place.iterdir())
             self._opened[root] = opened = _Opened(store, watch.trash_seconds, dirty=unclean)
         opened.trash_seconds = max(opened.trash_seconds, watch.trash_seconds)
         return root
@@ -105,8 +105,7 @@ class Stores:
                     if record.path in unwanted
                     and record.path not in kept
                     and record.manifest.reconstruction not in references
-                    and not os.path.lexists(pointer_for(run / record.manifest.name))
-                    and not os.path.lexists(run / record.manifest.name)
+                    and not points_to(run / record.manifest.name, record.path)
                 ]
                 if not droppable:
                     return dropped
@@ -129,14 +128,20 @@ class Stores:
         return any(verified <= limit for verified in _verified_at(opened.store.trash))
 
 
+def points_to(checkpoint: Path, archive: Path) -> bool:
+    """Whether there is a pointer in the checkpoint's place that names this archive."""
+    try:
+        return archive_of(pointer_for(checkpoint)) == archive.resolve()
+    except (CkzdError, OSError):
+        return False
+
+
 def _verified_at(trash: Path) -> Iterator[float]:
     """When each original in the trash was found to be what its archive stands for."""
-    with os.scandir(trash) as entries:
-        for entry in entries:
-            try:
-                yield (Path(entry.path) / "verified").stat().st_mtime
-            except OSError:  # not there: half-done, or just gone
-                continue
+    with suppress(OSError):  # the store is out of sight: a scan will say so
+        for entry in trash.iterdir():
+            with suppress(OSError):  # not there: half-done, or just gone
+                yield (entry / "verified").stat().st_mtime
 
 
 def _measure(store: Store) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""Hints that something changed under the watched directories. Hints only: the scan is the truth.
+"""Hints that something changed in the watched directories. Hints only: the scan is the truth.
 
 watchdog loses events silently in four ways (queue overflow, watch limit, a deleted root, a handler that raised), and
 network file systems give none. So `Watcher` says when a scan may be worth while, and `healthy()` whether hints still
 come; the service scans periodically anyway.
+
+Directories are watched one by one, never as a tree: watchdog 7.1 loses track of a tree in which two directories are
+exchanged (KeyError in InotifyWatchGroup), which is how we replace them; and what happens in a checkpoint is no news.
 """
 
+import contextlib
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,13 +27,14 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from ckzd.daemon import filesystems
 
 log = logging.getLogger(__name__)
 
 OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog tells of an overflow
+MAX_WATCHED = 256  # directories; the scan sees the others
 OURS = (".ckzd", ".ckz")  # our directory and temporary names begin with the one, our pointers end with the other
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
@@ -46,30 +50,42 @@ _EVENTS: list[type[FileSystemEvent]] = [
 class Watcher:
     """Watches directories and remembers that there was a hint. What cannot be watched is left to the scan."""
 
-    def __init__(self, roots: Iterable[Path]) -> None:
-        roots = list(roots)
-        self.polled = frozenset(root for root in roots if filesystems.gives_no_events(filesystems.kind(root)))
+    def __init__(self) -> None:
         self.overflows = 0  # owner: watchdog's reader thread
-        self._roots = [root for root in roots if root not in self.polled]
         self._hint = threading.Event()
         self._observer: BaseObserver | None = None
-        self._watched: dict[Path, int] = {}  # root -> inode that is watched
+        self._watches: dict[Path, tuple[int, ObservedWatch]] = {}  # directory -> inode and watch
+        self._wanted: list[Path] = []
+        self._silent: dict[Path, bool] = {}  # directory -> its file system gives no events
+        self._handler = _Handler(self)
         self._on_overflow = _OverflowHook(self)
 
     def start(self) -> None:
-        """Watch every root that exists; call it before the first scan."""
+        """Be ready for `follow`."""
         logger = logging.getLogger(OVERFLOW_LOGGER)
         logger.addHandler(self._on_overflow)
         if not logger.isEnabledFor(logging.WARNING):
             logger.setLevel(logging.WARNING)
-        # said of a directory that is made and filled at once; harmless, but an error to whoever made warnings errors
-        warnings.filterwarnings("ignore", message="Callback with id .* already exists", category=RuntimeWarning)
-        self._arm()
+        logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)  # an error whenever it is stopped
 
     def stop(self) -> None:
         """End the threads."""
         logging.getLogger(OVERFLOW_LOGGER).removeHandler(self._on_overflow)
         self._disarm()
+
+    def follow(self, directories: Iterable[Path]) -> bool:
+        """Watch exactly these. True if one of them was not watched before: what happened there meanwhile is unseen."""
+        self._wanted = _newest([path for path in directories if self._gives_events(path)])
+        if not self._is_alive():
+            if self._observer is not None:
+                log.warning("watching begins anew")
+            self._disarm()
+            self._arm()
+        present = self._present()
+        for path in [path for path, (inode, _) in self._watches.items() if present.get(path) != inode]:
+            self._unwatch(path)
+        new = [path for path in present if path not in self._watches]
+        return sum(self._watch(path, present[path]) for path in new) > 0
 
     def take_hint(self) -> bool:
         """Whether something happened since the last call."""
@@ -78,21 +94,17 @@ class Watcher:
         return happened
 
     def healthy(self) -> bool:
-        """Whether all is watched: observer and emitters alive, on the directories that are there now."""
-        return self._is_alive() and self._watched == self._present()
-
-    def repair(self) -> bool:
-        """Watch again what is not watched (any more). True if there was something to repair: then a scan is due."""
-        if self.healthy():
-            return False
-        log.warning("watching begins anew", extra={"roots": [str(root) for root in self._roots]})
-        self._disarm()
-        self._arm()
-        return True
+        """Whether hints come from all that should be watched and is there."""
+        return self._is_alive() and {path: inode for path, (inode, _) in self._watches.items()} == self._present()
 
     def hint(self) -> None:
         """Something may have changed; any thread."""
         self._hint.set()
+
+    def _gives_events(self, path: Path) -> bool:
+        if path not in self._silent:
+            self._silent[path] = filesystems.gives_no_events(filesystems.kind(path))
+        return not self._silent[path]
 
     def _is_alive(self) -> bool:
         if self._observer is None:
@@ -102,35 +114,58 @@ class Watcher:
         return all(thread.is_alive() for thread in threads)
 
     def _present(self) -> dict[Path, int]:
+        """The wanted directories that are there, and their inodes."""
         found = {}
-        for root in self._roots:
-            try:
-                found[root] = os.stat(root).st_ino  # noqa: PTH116  # one call, and it must not raise
-            except OSError:
-                continue
+        for path in self._wanted:
+            with contextlib.suppress(OSError):
+                found[path] = os.stat(path).st_ino  # noqa: PTH116  # one call, and it must not raise
         return found
 
     def _arm(self) -> None:
-        self._watched = self._present()
-        if not self._watched:
+        if not self._present():
             return
         try:
             self._observer = Observer()
-            for root in self._watched:
-                self._observer.schedule(_Handler(self), str(root), recursive=True, event_filter=_EVENTS)
             self._observer.start()
-        except OSError:  # watch or instance limit, or the root has just gone: the periodic scan goes on
+        except OSError:  # too many inotify instances: the periodic scan goes on
             log.exception("cannot watch for changes: relying on the periodic scan")
             self._disarm()
 
     def _disarm(self) -> None:
-        observer, self._observer, self._watched = self._observer, None, {}
+        observer, self._observer, self._watches = self._observer, None, {}
         if observer is None:
             return
         was_started = observer.ident is not None
         observer.stop()  # also one that could not start: its reader thread runs from the constructor on
         if was_started:
             observer.join()
+
+    def _watch(self, path: Path, inode: int) -> bool:
+        if self._observer is None:
+            return False
+        try:
+            watch = self._observer.schedule(self._handler, str(path), recursive=False, event_filter=_EVENTS)
+        except OSError as error:  # too many watches, or it has just gone
+            log.warning("cannot be watched: left to the periodic scan", extra={"path": str(path), "error": str(error)})
+            return False
+        self._watches[path] = inode, watch
+        return True
+
+    def _unwatch(self, path: Path) -> None:
+        _, watch = self._watches.pop(path)
+        if self._observer is not None:
+            self._observer.unschedule(watch)
+
+
+def _newest(directories: list[Path]) -> list[Path]:
+    """At most MAX_WATCHED of them, where something happened last: each costs a thread."""
+
+    def changed(path: Path) -> float:
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+        return 0.0
+
+    return sorted(sorted(directories, key=changed, reverse=True)[:MAX_WATCHED])
 
 
 class _Handler(FileSystemEventHandler):

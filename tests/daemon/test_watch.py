@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ckzd.daemon import filesystems
+from ckzd import durable
+from ckzd.daemon import filesystems, watch
 from ckzd.daemon.watch import OVERFLOW_LOGGER, Watcher
 
 
@@ -23,8 +24,9 @@ def root(tmp_path) -> Path:
 
 @pytest.fixture
 def watcher(root):
-    watcher = Watcher([root])
+    watcher = Watcher()
     watcher.start()
+    watcher.follow([root])
     yield watcher
     watcher.stop()
 
@@ -73,8 +75,9 @@ def remove_one(root: Path) -> None:
 )
 def test_every_way_of_writing_gives_a_hint(root, act, wait_until):
     (root / "there.pt").write_bytes(b"x")
-    watcher = Watcher([root])
+    watcher = Watcher()
     watcher.start()
+    watcher.follow([root])
     try:
         act(root)
 
@@ -83,14 +86,46 @@ def test_every_way_of_writing_gives_a_hint(root, act, wait_until):
         watcher.stop()
 
 
-def test_a_late_write_into_a_new_directory_gives_a_hint(root, watcher, wait_until):
+def test_a_new_directory_gives_hints_once_it_is_followed(root, watcher, wait_until):
     (root / "run").mkdir()
     assert wait_until(watcher.take_hint)
-    time.sleep(0.05)
+    assert watcher.follow([root, root / "run"])
+    assert not watcher.follow([root, root / "run"])
     watcher.take_hint()
     (root / "run" / "step_1.pt").write_bytes(b"x")
 
     assert wait_until(watcher.take_hint)
+
+
+def test_what_happens_inside_a_checkpoint_is_no_news(root, watcher, wait_until):
+    (root / "checkpoint-1").mkdir()
+    assert wait_until(watcher.take_hint)
+    (root / "checkpoint-1" / "optimizer.pt").write_bytes(b"x")
+    time.sleep(0.2)
+
+    assert not watcher.take_hint()
+
+
+def test_a_directory_that_is_no_longer_wanted_is_left(root, watcher):
+    (root / "run").mkdir()
+    watcher.follow([root, root / "run"])
+    watcher.follow([root])
+
+    assert list(watcher._watches) == [root]
+    assert watcher.healthy()
+
+
+def test_two_directories_may_trade_places(root, watcher, wait_until):
+    """That is how a checkpoint is replaced; watchdog's watching of whole trees does not survive it."""
+    for name in ("checkpoint-1", "prepared"):
+        (root / name / "inner").mkdir(parents=True)
+    durable.exchange(root / "checkpoint-1", root / "prepared")
+    shutil.rmtree(root / "prepared")
+    assert wait_until(watcher.take_hint)
+    plain_write(root)
+
+    assert wait_until(watcher.take_hint)
+    assert watcher.healthy()
 
 
 def test_our_own_files_and_mere_reading_give_no_hint(root, watcher, wait_until):
@@ -120,15 +155,26 @@ def test_a_deleted_root_is_noticed_and_a_new_one_watched(root, watcher, wait_unt
     assert watcher.healthy()
     shutil.rmtree(root)
     assert wait_until(lambda: not watcher.healthy())
-    watcher.repair()
+    watcher.follow([root])
     assert watcher.healthy()  # nothing is there to be watched
     root.mkdir()
     assert not watcher.healthy()
 
-    assert watcher.repair()
+    assert watcher.follow([root])
     assert watcher.healthy()
     watcher.take_hint()
     plain_write(root)
+    assert wait_until(watcher.take_hint)
+
+
+def test_a_root_that_was_exchanged_for_another_is_watched_anew(root, watcher, wait_until):
+    root.rename(root.with_name("before"))
+    root.mkdir()
+    assert not watcher.healthy()
+    assert watcher.follow([root])
+    watcher.take_hint()
+    plain_write(root)
+
     assert wait_until(watcher.take_hint)
 
 
@@ -136,7 +182,7 @@ def test_a_dead_reader_is_noticed_and_replaced(root, watcher, wait_until):
     watcher._observer._inotify_fd.stop()
     assert wait_until(lambda: not watcher.healthy())
 
-    assert watcher.repair()
+    assert watcher.follow([root])
     plain_write(root)
     assert wait_until(watcher.take_hint)
 
@@ -149,8 +195,14 @@ def test_a_handler_that_fails_does_not_end_the_watching(root, watcher, wait_unti
     assert watcher.healthy()
 
 
-def test_a_healthy_watcher_needs_no_repair(watcher):
-    assert not watcher.repair()
+def test_only_so_many_directories_are_watched(root, watcher, monkeypatch):
+    monkeypatch.setattr(watch, "MAX_WATCHED", 2)
+    for number in range(4):
+        (root / str(number)).mkdir()
+        os.utime(root / str(number), (0, number))
+    watcher.follow([root / str(number) for number in range(4)])
+
+    assert list(watcher._watches) == [root / "2", root / "3"]
 
 
 def test_an_overflow_that_watchdog_reports_is_counted_and_asks_for_a_scan(watcher):
@@ -178,9 +230,10 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 open("/proc/sys/user/max_inotify_instances", "w").write("0")
 from ckzd.daemon.watch import Watcher
-watcher = Watcher([Path({str(tmp_path)!r})])
+watcher = Watcher()
 watcher.start()
-print(watcher.healthy(), watcher.repair(), watcher.healthy())
+roots = [Path({str(tmp_path)!r})]
+print(watcher.follow(roots), watcher.healthy(), watcher.follow(roots))
 watcher.stop()
 """
     done = subprocess.run(
@@ -189,7 +242,7 @@ watcher.stop()
     if "unshare" in done.stderr or "Read-only" in done.stderr or "Permission" in done.stderr:
         pytest.skip(f"no user namespace here: {done.stderr.splitlines()[-1]}")
 
-    assert done.stdout.split() == ["False", "True", "False"], done.stderr
+    assert done.stdout.split() == ["False", "False", "False"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -218,9 +271,9 @@ def test_the_file_system_of_a_path_is_that_of_its_innermost_mount(tmp_path, path
 
 def test_a_network_file_system_is_left_to_the_scan(root, monkeypatch):
     monkeypatch.setattr(filesystems, "kind", lambda _: "nfs4")
-    watcher = Watcher([root])
+    watcher = Watcher()
     watcher.start()
 
-    assert watcher.polled == {root}
+    assert not watcher.follow([root])
     assert watcher.healthy()
     watcher.stop()

@@ -1,0 +1,143 @@
+"""A daemon without workers: jobs are done at once, by hand-made archives and the real replacement."""
+
+import json
+import struct
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from making import sha256, store_archive
+
+from ckzd.config import DaemonSettings, Settings, WatchSettings
+from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
+from ckzd.errors import CkzdError
+from ckzd.operations.replace import empty_trash, recover, replace
+from ckzd.store import Store
+
+
+def write_checkpoint(path: Path, content: str = "", elements: int = 64) -> Path:
+    """A safetensors file that parses; different `content` gives different bytes."""
+    data = (content or path.name).encode().ljust(4 * elements, b".")[: 4 * elements]
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [elements], "data_offsets": [0, len(data)]}}).encode()
+    header += b" " * (-len(header) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return path
+
+
+def settings_for(place: Path, *, daemon: dict[str, Any] | None = None, **watch: Any) -> Settings:
+    """Settings that watch `place/runs` and keep their state in `place/state`."""
+    (place / "runs").mkdir(exist_ok=True)
+    plain = {"path": place / "runs", "replace": True, "keep_raw": 1, "settle_seconds": 1, "scan_seconds": 5}
+    own = {"state_dir": place / "state", "port": 0, "devices": ("cpu",), **(daemon or {})}
+    return Settings(watch=(WatchSettings(**(plain | watch)),), daemon=DaemonSettings(**own))
+
+
+def archive_by_hand(job: Job) -> dict[str, Any]:
+    """The report of a compression, and an archive on disk that `replace` believes."""
+    store, run = Store.open_or_create(job.store), job.checkpoint.parent
+    digest = sha256(job.checkpoint.read_bytes()) if job.checkpoint.is_file() else None
+    for record in store.archives(run):
+        if record.manifest.name == job.checkpoint.name and digest in {f.sha256 for f in record.manifest.files}:
+            return _report(job, record.path, None, already=True)
+    step = int("".join(filter(str.isdigit, job.checkpoint.stem)) or 0)
+    reference = store.reference_for(run, step, job.checkpoint.name, job.stride)
+    changes: dict[str, Any] = {"step": step, "reconstruction": sha256(job.checkpoint.name.encode() + (digest or "").encode())}
+    if reference is not None:
+        changes |= {"reference": reference.manifest.reconstruction, "depth": reference.manifest.depth + 1}
+    archive = store_archive(store, job.checkpoint, **changes)
+    return _report(job, archive, reference.path if reference else None, already=False)
+
+
+def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -> dict[str, Any]:
+    size = archive.stat().st_size
+    return {
+        "checkpoint": str(job.checkpoint), "archive": str(archive), "reference": str(reference) if reference else None,
+        "preset": job.preset, "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
+        "seconds": 1.0, "verified": True, "already": already, "replaced": False,
+    }  # fmt: skip
+
+
+def perform(job: Job, _device: str, on_stage: Callable[[str, float], None]) -> dict[str, Any]:
+    """What a worker does, without a codec."""
+    if job.kind == "compress":
+        for stage in ("read", "encode", "written", "verified"):
+            on_stage(stage, 0.5)
+        return archive_by_hand(job)
+    store = Store.open(job.store)
+    if job.kind == "replace":
+        return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store)}
+    recover(store)
+    return {"freed_bytes": empty_trash(store, job.trash_seconds, now=job.trash_seconds + 4e9)}
+
+
+class FakeWatcher:
+    """Gives hints when it is told to."""
+
+    def __init__(self) -> None:
+        self.overflows = 0
+        self.hinted = False
+        self.followed: set[Path] = set()
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def follow(self, directories) -> bool:
+        before, self.followed = self.followed, set(directories)
+        return bool(self.followed - before)
+
+    def take_hint(self) -> bool:
+        hinted, self.hinted = self.hinted, False
+        return hinted
+
+    def healthy(self) -> bool:
+        return True
+
+
+class FakeExecutor:
+    """Does jobs in `events`, one a call, unless `behave` answers for them; waiting is only a step of the clock."""
+
+    def __init__(self, clock, slots: int = 1) -> None:
+        self.clock = clock
+        self.slots = slots
+        self.held = False  # jobs stay running
+        self.behave: Callable[[Job], Event | Exception | None] = lambda _: None
+        self.began: list[Job] = []
+        self._running: deque[Job] = deque()
+
+    def free(self) -> int:
+        return self.slots - len(self._running)
+
+    def submit(self, job: Job) -> None:
+        assert self.free()
+        self.began.append(job)
+        self._running.append(job)
+
+    def events(self, timeout_seconds: float) -> list[Event]:
+        self.clock.sleep(timeout_seconds)
+        if self.held or not self._running:
+            return []
+        job, told = self._running.popleft(), []
+        answer = self.behave(job)
+        if isinstance(answer, CkzdError):
+            answer = Failed(job, answer)
+        if answer is None:
+            try:
+                report = perform(job, "cpu", lambda stage, fraction: told.append(Progress(job, stage, fraction)))
+                answer = Done(job, report)
+            except CkzdError as error:
+                answer = Failed(job, error)
+        return [*told, answer]
+
+    def workers(self) -> list[WorkerStatus]:
+        return [WorkerStatus("fake-0", True, self._running[0] if self._running else None, 0)]
+
+    def close(self) -> list[Event]:
+        cancelled = [Cancelled(job) for job in self._running]
+        self._running.clear()
+        return cancelled
+
+    def names(self, kind: str) -> list[str]:
+        return [job.checkpoint.name for job in self.began if job.kind == kind]
