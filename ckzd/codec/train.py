@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ckzd.codec.context import FIELDS, GRID, PASSES
-from ckzd.codec.lstm import HIDDEN, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
+from ckzd.codec.lstm import HIDDEN, LSTM_BYTES, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
 from ckzd.codec.models import Model
 
 Histogram = npt.NDArray[np.int64]  # (GRID, A)
@@ -23,10 +23,14 @@ Prefix = tuple[int, int, int]  # kind, pass, density
 
 _SCALE = float(1 << WEIGHT_BITS)
 _LIMIT = 127 / _SCALE
-_MIN_SEEN = 4  # contexts seen less often are left to generalisation
+_MIN_SEEN = 16  # contexts seen less often are left to generalisation
 _LEARNING_RATE = 0.02
-_PATIENCE = 6  # stop after so many looks without a gain of 0.01 %
 _LOOK_EVERY = 5
+_PATIENCE = 6  # stop after so many looks with a gain of less than 0.01 %
+_FIRST_VERDICT = 3  # looks
+_HOPE = 4.0  # what 15 steps have gained is a quarter, at least, of what all will
+_COLD_PRICE_BITS = 6.0 * LSTM_BYTES  # weights of int8 cost about six bits each, differences to a reference about one
+_WARM_PRICE_BITS = 1.0 * LSTM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +52,29 @@ def fit(
     levels, counts, prior = _tree(histograms, tables, device)
     parameters = _parameters(start, seed, device)
     optimizer = torch.optim.Adam(parameters.values(), lr=_LEARNING_RATE, betas=(0.9, 0.98))
-    best, best_bits, stale = {name: p.detach().clone() for name, p in parameters.items()}, float("inf"), 0
-    total = float(counts.sum())
+    total, looks = float(counts.sum()), []
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * (1 - step / steps) + 1e-4
-        bits = _bits(levels, counts, prior, parameters) / total
+        optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps) + 1e-4
+        bits = _bits(levels, counts, prior, parameters)
         if step % _LOOK_EVERY == 0:
-            stale = 0 if bits.item() < best_bits * 0.9999 else stale + 1
-            if bits.item() < best_bits:
-                best, best_bits = {name: p.detach().clone() for name, p in parameters.items()}, bits.item()
-            if stale >= _PATIENCE:
+            looks.append(bits.item())
+            if _is_done(looks, price_bits=_COLD_PRICE_BITS if start is None else _WARM_PRICE_BITS):
                 break
         optimizer.zero_grad()
-        bits.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        (bits / total).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         optimizer.step()
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.clamp_(-_LIMIT, _LIMIT)
-    if _bits(levels, counts, prior, parameters).item() / total < best_bits:
-        best = parameters
-    return LstmWeights(**{name: _int8(best[name]) for name in SHAPES})
+    return LstmWeights(**{name: _int8(parameters[name]) for name in SHAPES})
+
+
+def _is_done(looks: list[float], *, price_bits: float) -> bool:
+    """Whether training has come to rest, or will not earn the bytes of its own weights."""
+    gained = looks[0] - looks[-1]
+    hopeless = len(looks) > _FIRST_VERDICT and _HOPE * gained < price_bits
+    at_rest = len(looks) > _PATIENCE and looks[-1 - _PATIENCE] - looks[-1] < 1e-4 * looks[0]
+    return hopeless or at_rest
 
 
 def _int8(parameter: Tensor) -> npt.NDArray[np.int8]:

@@ -181,6 +181,7 @@ def _write(
 ) -> Manifest:
     """Encode into `temp` and the reconstruction into `cache`; both are on disk when this returns."""
     tell("encode", 0.0)
+    torch.set_num_threads(1)  # the LSTM is small: more threads cost more than they give, and disturb training
     with temp.open("xb") as archive_file, cache.open("x+b") as cache_file, scratch_file(store) as scratch:
         writer = ArchiveWriter(archive_file)
         failed_at = reference.path if reference is not None else Path(checkpoint.name)
