@@ -82,7 +82,8 @@ def _named_in_markers(run: Path, paths: Iterable[Path]) -> Iterator[str]:
 
 def _best_of_trainer(run: Path) -> Iterator[str]:
     """What the newest readable trainer_state.json of the run calls its best model."""
-    states = [run / _TRAINER_STATE, *(Path(entry.path) / _TRAINER_STATE for entry in _entries(run) if entry.is_dir())]
+    folders = [Path(entry.path) for entry in _entries(run) if entry.is_dir(follow_symlinks=False)]
+    states = [folder / _TRAINER_STATE for folder in (run, *folders)]
     dated = []
     for state in states:
         with contextlib.suppress(OSError):

@@ -1,0 +1,165 @@
+"""What a framework, a person or a file system holds by name is never replaced."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from serving import write_checkpoint
+
+from ckzd.daemon.identity import fingerprint
+from ckzd.daemon.protect import protected
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    path = tmp_path / "runs" / "gpt"
+    path.mkdir(parents=True)
+    return path
+
+
+def held(run: Path, *paths: Path) -> dict[str, str]:
+    return {path.name: why for path, why in protected(run, [(path, fingerprint(path)) for path in paths]).items()}
+
+
+def write(run: Path, *names: str) -> list[Path]:
+    return [write_checkpoint(run / name) for name in names]
+
+
+def write_trainer(run: Path, step: int, best: str | None, mtime: int) -> Path:
+    folder = run / f"checkpoint-{step}"
+    write_checkpoint(folder / "model.safetensors")
+    state = folder / "trainer_state.json"
+    state.write_text(json.dumps({"global_step": step, "best_model_checkpoint": best}))
+    os.utime(state, (mtime, mtime))
+    return folder
+
+
+def write_lightning(run: Path, name: str, best: str, mtime: int) -> Path:
+    callback = {"monitor": "loss", "best_model_score": torch.tensor(1.0), "best_model_path": best}
+    state = {"callbacks": {"ModelCheckpoint{'monitor': 'loss'}": callback}, "state_dict": {"w": torch.zeros(4)}}
+    torch.save(state, run / name)
+    os.utime(run / name, (mtime, mtime))
+    return run / name
+
+
+def test_ordinary_checkpoints_are_not_held(run):
+    assert held(run, *write(run, "step_1.pt", "blast_2.pt", "lastly-3.pt", "epoch=1-step=200.ckpt")) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["best.pt", "model_best.pth.tar", "last.ckpt", "last-v1.ckpt", "checkpoint-latest.pt", "BEST_model.pt"]
+)
+def test_a_name_that_says_best_last_or_latest(run, name):
+    assert "its name says" in held(run, *write(run, name))[name]
+
+
+@pytest.mark.parametrize("place", ["run", "beside"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_symlink_in_the_run_or_beside_it(run, place, absolute):
+    first, _ = write(run, "step_1.pt", "step_2.pt")
+    link = (run if place == "run" else run.parent) / "resume-from-here"
+    link.symlink_to(first if absolute else os.path.relpath(first, link.parent))
+
+    assert held(run, first, run / "step_2.pt") == {"step_1.pt": "a symlink points to it"}
+
+
+def test_a_symlink_into_a_directory(run):
+    folder = write_trainer(run, 5, None, 1)
+    (run / "weights").symlink_to(folder / "model.safetensors")
+
+    assert held(run, folder) == {"checkpoint-5": "a symlink points to it"}
+
+
+def test_symlinks_that_lead_nowhere_or_in_circles_hold_nothing(run):
+    (run / "a").symlink_to("b")
+    (run / "b").symlink_to("a")
+    (run / "c").symlink_to("absent")
+
+    assert held(run, *write(run, "step_1.pt")) == {}
+
+
+def test_another_hard_link(run, tmp_path):
+    first, second = write(run, "step_1.pt", "step_2.pt")
+    os.link(second, tmp_path / "kept")
+    folder = write_trainer(run, 5, None, 1)
+    os.link(folder / "model.safetensors", tmp_path / "too")
+
+    assert held(run, first, second, folder) == dict.fromkeys(
+        ["step_2.pt", "checkpoint-5"], "it has another name (hard link)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("marker", "text"),
+    [
+        ("latest", "global_step2"),  # DeepSpeed
+        ("latest", "global_step2\n"),
+        ("latest_checkpointed_iteration.txt", "2"),  # Megatron
+        ("best.json", '{"path": "/ckpts/gpt/global_step2"}'),
+    ],
+)
+def test_a_marker_file(run, marker, text):
+    paths = write(run, "global_step1", "global_step2")
+    (run / marker).write_text(text)
+
+    assert held(run, *paths) == {"global_step2": "a marker file names it"}
+
+
+@pytest.mark.parametrize("text", ["release", "", "global_step22", "x" * 100_000])
+def test_a_marker_that_names_none_of_them(run, text):
+    (run / "latest").write_text(text)
+
+    assert held(run, *write(run, "global_step1", "global_step2")) == {}
+
+
+def test_the_trainer_s_best_is_what_its_newest_state_says(run):
+    paths = [
+        write_trainer(run, 100, "out/checkpoint-100", mtime=1),
+        write_trainer(run, 200, "out/checkpoint-100", mtime=2),
+        write_trainer(run, 300, "/elsewhere/checkpoint-200", mtime=3),
+    ]
+    why = "best_model_checkpoint in trainer_state.json names it"
+    assert held(run, *paths) == {"checkpoint-200": why}
+
+    (paths[2] / "trainer_state.json").write_text('{"global_step": 300, "best_model')  # being written
+    os.utime(paths[2] / "trainer_state.json", (3, 3))
+    assert held(run, *paths) == {"checkpoint-100": why}
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"best_model_checkpoint": 5}', "\ud800".encode("utf-8", "replace").decode()]
+)
+def test_a_strange_trainer_state_holds_nothing(run, text):
+    folder = write_trainer(run, 100, None, mtime=1)
+    (folder / "trainer_state.json").write_text(text)
+
+    assert held(run, folder) == {}
+
+
+def test_lightning_s_best_is_what_its_newest_checkpoint_says(run):
+    first = write_lightning(run, "epoch=0-step=10.ckpt", "", mtime=1)
+    second = write_lightning(run, "epoch=1-step=20.ckpt", str(first), mtime=2)
+    third = write_lightning(run, "epoch=2-step=30.ckpt", str(second), mtime=3)
+
+    assert held(run, first, second, third) == {second.name: "Lightning's best_model_path names it"}
+    third.write_bytes(third.read_bytes()[:-100])  # being written
+    os.utime(third, (3, 3))
+    assert held(run, first, second, third) == {first.name: "Lightning's best_model_path names it"}
+
+
+def test_a_torch_checkpoint_without_callbacks_holds_nothing(run):
+    torch.save({"callbacks": [1], "state_dict": {}}, run / "a.ckpt")
+    torch.save([1, 2], run / "b.ckpt")
+
+    assert held(run, run / "a.ckpt", run / "b.ckpt") == {}
+
+
+def test_what_vanishes_meanwhile_is_no_error(run):
+    (first,) = write(run, "step_1.ckpt")
+    seen = [(first, fingerprint(first)), (run / "gone.ckpt", fingerprint(first))]
+    first.unlink()
+    run.rmdir()
+
+    assert protected(run, seen) == {}
