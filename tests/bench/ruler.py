@@ -1,0 +1,61 @@
+"""A whole run in closed loop: ratio of every archive, bits a parameter by part, and the quality of one restored step.
+
+usage: ruler.py RUN_DIR WORK_DIR --tools DIR [--size dev] [--step 1200] [--preset resume]
+RUN_DIR holds step_000100.pt, ... of one deterministic run; DIR holds `quality.py`, which takes SIZE ORIGINAL RESTORED
+and prints a JSON object (kl, resume_gap, heldout_gap). Everything is done by the command line, as a user would.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+CKZD = [sys.executable, "-m", "ckzd"]
+PARTS = ("weights", "first_moment", "second_moment", "scales", "lstm", "tables", "index", "skeleton", "container")
+
+
+def ckzd(*arguments: str) -> list[dict[str, Any]]:
+    """Run one command with --json; its lines."""
+    done = subprocess.run([*CKZD, *arguments, "--json"], check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tools", type=Path, required=True)
+    parser.add_argument("--size", default="dev")
+    parser.add_argument("--step", type=int, default=1200)
+    parser.add_argument("--preset", default="resume")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True)
+    print(json.dumps({**machine(), "preset": options.preset, "run": options.run.name}))
+    archives = {}
+    for report in ckzd("compress", str(options.run), "--preset", options.preset, "--store", str(options.work / "store")):
+        seen = ckzd("inspect", report["archive"])[0]
+        archives[seen["step"]] = report
+        bits = {part: round(seen["bits_per_parameter"].get(part, 0.0), 4) for part in PARTS}
+        row = {"step": seen["step"], "bytes": report["archive_bytes"], "ratio": round(report["ratio"], 2)}
+        print(json.dumps({**row, "seconds": round(report["seconds"], 1), "bits": bits, "coders": seen["coders"]}), flush=True)
+    original = sum(report["original_bytes"] for report in archives.values())
+    stored = sum(report["archive_bytes"] for report in archives.values())
+    last = [archives[step]["ratio"] for step in sorted(archives)][-4:]
+    print(json.dumps({"whole_run_ratio": round(original / stored, 2), "last_three": [round(r, 1) for r in last[1:]]}))
+    restored = options.work / f"restored_{options.step}.pt"
+    started = time.perf_counter()
+    ckzd("restore", archives[options.step]["archive"], "-o", str(restored))
+    print(json.dumps({"restored_step": options.step, "seconds": round(time.perf_counter() - started, 2)}))
+    command = [sys.executable, "quality.py", options.size, archives[options.step]["checkpoint"], str(restored.absolute())]
+    done = subprocess.run(command, cwd=options.tools, check=True, capture_output=True, text=True)
+    quality = json.loads(done.stdout)
+    print(json.dumps({name: quality[name] for name in ("kl", "val_gap", "resume_gap", "heldout_gap")}))
+
+
+if __name__ == "__main__":
+    main()
