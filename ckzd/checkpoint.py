@@ -19,7 +19,7 @@ Bytes = bytes | memoryview
 RawArray = npt.NDArray[np.generic]
 
 # How a dtype name is held in memory. bfloat16 has no NumPy type: it travels as its 16 bits.
-STORED_AS = {
+STORED_AS: dict[str, np.dtype[np.generic]] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),

@@ -1,7 +1,7 @@
 """Which decoded symbols predict the next one: one function of decoded integers, shared by both directions.
 
-A plane (levels of one tensor, R x C) is coded in four passes over a diagonal lattice, (i + j) mod 8 = 0 | 4 | 2, 6 | odd,
-so that later passes see the energy of their row and column and their direct neighbours, and every pass is one
+A plane (levels of one tensor, R x C) is coded in four passes over a diagonal lattice, (i + j) mod 8 = 0 | 4 | 2, 6 |
+odd, so that later passes see the energy of their row and column and their direct neighbours, and every pass is one
 vectorised step. A context is a tuple of small classes; its number inside (plane kind, pass, density) is its grid id.
 
 # R = rows, C = columns, N = elements of a pass, G = grid size
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Levels = npt.NDArray[np.int8]
+from ckzd.codec.arrays import ContextLevels, Mask
+
 Magnitudes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int16]
 Classes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -50,8 +50,8 @@ class Guide:
     `previous`: the reference's residual of the same matrix one layer earlier.
     """
 
-    levels: Levels | None = None
-    previous: Levels | None = None
+    levels: ContextLevels | None = None
+    previous: ContextLevels | None = None
 
 
 def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
@@ -66,7 +66,8 @@ def density_class(total: int, elements: int) -> int:
 
 def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The pass in which each element is coded; (R, C)."""
-    return _PASS_OF_DIAGONAL[(np.arange(shape[0])[:, None] + np.arange(shape[1])) & 7]
+    pass_of: npt.NDArray[np.uint8] = _PASS_OF_DIAGONAL[(np.arange(shape[0])[:, None] + np.arange(shape[1])) & 7]
+    return pass_of
 
 
 def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Mask, Ids]]:
@@ -103,7 +104,7 @@ def _fixed_classes(guide: Guide, shape: tuple[int, int]) -> tuple[Classes, Class
     return guided, around, previous
 
 
-def _signed_classes(levels: Levels) -> Classes:
+def _signed_classes(levels: ContextLevels) -> Classes:
     """0 for 0, then +, - up to 2, then +, - beyond."""
     large = (np.abs(levels.astype(np.int16)) > 2).astype(np.uint8)
     return np.where(levels == 0, 0, 1 + (levels < 0) + 2 * large).astype(np.uint8)
@@ -122,13 +123,19 @@ def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classe
 
 def _relative_energy(known: Magnitudes, reference: Magnitudes | None, seen: Mask, total: int, *, axis: int) -> Counts:
     """Mean magnitude of each row (axis 1) or column (axis 0) relative to the plane's, in 1/4096; int64."""
-    elements = known.size
-    energy = _ONE * known.sum(axis, dtype=np.int64) * elements // max(total, 1)
+    energy = _shares(known, total, axis)
     weight = seen.sum(axis, dtype=np.int64)
     if reference is not None:  # the reference's row counts half: it has moved since
         whole = int(reference.sum(dtype=np.int64))
         if whole:
-            energy = energy + (_ONE // 2) * reference.sum(axis, dtype=np.int64) * elements // whole
+            energy = energy + _shares(reference, whole, axis) // 2
             weight = weight + known.shape[axis] // 2
     relative: Counts = (energy + _ONE * _PRIOR_ELEMENTS) // (weight + _PRIOR_ELEMENTS)
     return relative
+
+
+def _shares(magnitude: Magnitudes, total: int, axis: int) -> Counts:
+    """Sum of each row or column over the plane's mean, in 1/4096, rounded down twice: no product exceeds 2**63."""
+    mean_of_one = (magnitude.size << 30) // max(total, 1)
+    shares: Counts = (magnitude.sum(axis, dtype=np.int64) * mean_of_one) >> 18
+    return shares

@@ -3,7 +3,7 @@
     index --> weights, one by one --> reconstruction --> moments, payload by payload
 
 Weights never depend on moments, so the weights of a chain decode without them. Malformed streams raise ValueError,
-KeyError, TypeError, struct.error or zstandard.ZstdError (`MALFORMED`): the caller knows the archive and names it.
+KeyError, TypeError, IndexError or struct.error (`MALFORMED`): the caller knows the archive and names it.
 
 # R = rows, C = columns of a tensor seen as a matrix
 """
@@ -14,10 +14,10 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray, TensorSpec
-from ckzd.codec import moments, quantize
+from ckzd.codec import moments, quantize, zstd
+from ckzd.codec.arrays import ContextLevels, Float64, Plane
 from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import from_float64, stored_array, to_float64
 from ckzd.codec.exact import decode_exact
@@ -26,11 +26,11 @@ from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import Triple
-from ckzd.codec.planes import Plane, decode_plane
+from ckzd.codec.planes import decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 
-MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error, zstandard.ZstdError)
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 
 Entry = Callable[[str], bytes]
 
@@ -38,7 +38,7 @@ WEIGHTS, FIRST, SECOND = range(3)  # plane kinds
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
 
 
-def levels_for_context(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int8]:
+def levels_for_context(levels: Plane) -> ContextLevels:
     """What later planes see of these levels."""
     return np.clip(levels, -127, 127).astype(np.int8)
 
@@ -52,9 +52,7 @@ def weight_guide(tensor: TensorSpec, reference: Reconstruction | None) -> Guide:
     return Guide(_levels(reference, tensor.path, shape), _levels(reference, before, shape) if before else None)
 
 
-def _levels(
-    arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]
-) -> npt.NDArray[np.int8] | None:
+def _levels(arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:
     found = arrays.get(path, "levels")
     return found.astype(np.int8) if found is not None and found.shape == shape else None
 
@@ -67,7 +65,7 @@ def reference_values(tensor: TensorSpec, reference: Reconstruction | None) -> Ra
     return found
 
 
-def add_residual(before: RawArray, residual: npt.NDArray[np.float64], dtype: str) -> RawArray:
+def add_residual(before: RawArray, residual: Float64, dtype: str) -> RawArray:
     """Reference + residual in float64, rounded once. A non-finite reference counts as 0: it must not spread."""
     values = to_float64(before, dtype)
     return from_float64(np.where(np.isfinite(values), values, 0.0) + residual.reshape(before.shape), dtype)
@@ -87,7 +85,7 @@ def restore_scalar(before: RawArray, code: quantize.ScalarCode, scales: Scales, 
     return add_residual(before, quantize.weigher_of(scales).unweigh(weighted), dtype)
 
 
-def restore_first(levels: npt.NDArray[np.int16], second: RawArray, step: float, dtype: str) -> RawArray:
+def restore_first(levels: Plane, second: RawArray, step: float, dtype: str) -> RawArray:
     """A first moment (R, C) from its levels and the restored second moment (R, C)."""
     return from_float64(moments.restore_first(levels, to_float64(second, dtype), step), dtype)
 
@@ -125,14 +123,14 @@ def decode_lstm(data: bytes, reference: Reconstruction | None) -> bytes:
     """The archive's LSTM weights: zstd of the int8 differences to the reference's; nothing if there are none."""
     if not data:
         return b""
-    plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=LSTM_BYTES)
+    plain = zstd.decompress_exactly(data, LSTM_BYTES)
     return (np.frombuffer(plain, np.uint8) + _lstm_before(reference)).tobytes()
 
 
 def encode_lstm(weights: bytes, reference: Reconstruction | None) -> bytes:
     """The inverse of `decode_lstm`."""
     difference = np.frombuffer(weights, np.uint8) - _lstm_before(reference)
-    return zstandard.ZstdCompressor(level=19).compress(difference.tobytes())
+    return zstd.compress(difference.tobytes())
 
 
 def _lstm_before(reference: Reconstruction | None) -> npt.NDArray[np.uint8]:

@@ -1,13 +1,13 @@
 """Stored dtypes <-> float64: widening is exact, narrowing rounds once, to nearest even, on any machine."""
 
 import numpy as np
-import numpy.typing as npt
 
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray
-
-Float64 = npt.NDArray[np.float64]
+from ckzd.codec.arrays import Float64
 
 SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+_LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
+_BFLOAT16_EXPONENT = np.uint16(0x7F80)
 
 
 def stored_array(payload: Bytes, dtype: str, shape: tuple[int, ...]) -> RawArray:
@@ -27,14 +27,13 @@ def from_float64(values: Float64, dtype: str) -> RawArray:
     """Float64 values rounded once to the stored dtype, ties to even; overflow saturates at the largest finite value."""
     if dtype == "bfloat16":
         return _to_bfloat16(values)
-    stored = STORED_AS[dtype]
-    limit = float(np.finfo(stored).max)
-    return np.clip(values, -limit, limit).astype(stored)
+    limit = _LARGEST[dtype]
+    return np.clip(values, -limit, limit).astype(STORED_AS[dtype])
 
 
 def _to_bfloat16(values: Float64) -> RawArray:
     """Through float32 rounded to odd, which makes the second rounding the only one."""
-    limit = float(np.finfo(np.float32).max)
+    limit = _LARGEST["float32"]
     single = np.clip(values, -limit, limit).astype(np.float32)
     bits = single.view(np.uint32).copy()
     widened = single.astype(np.float64)
@@ -42,13 +41,12 @@ def _to_bfloat16(values: Float64) -> RawArray:
     bits |= (widened != values).astype(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     upper = (rounded >> np.uint32(16)).astype(np.uint16)
-    infinite = (upper & np.uint16(0x7FFF)) == np.uint16(0x7F80)
+    infinite = (upper & np.uint16(0x7FFF)) == _BFLOAT16_EXPONENT
     return np.where(infinite, upper - np.uint16(1), upper).astype(np.uint16)
 
 
 def is_finite(stored: RawArray, dtype: str) -> bool:
     """Whether every value is finite."""
     if dtype == "bfloat16":
-        exponent = np.uint16(0x7F80)
-        return not bool(np.any((stored & exponent) == exponent))
+        return not bool(np.any((stored.view(np.uint16) & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
     return bool(np.isfinite(stored).all())

@@ -22,7 +22,8 @@ from typing import BinaryIO
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, RawArray, TensorSpec, assemble
-from ckzd.codec import kmeans, moments, quantize, train
+from ckzd.codec import kmeans, moments, quantize, train, zstd
+from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.context import Guide
 from ckzd.codec.decode import (
     FIRST,
@@ -42,14 +43,14 @@ from ckzd.codec.decode import (
     seal,
     weight_guide,
 )
-from ckzd.codec.dtypes import Float64, from_float64, is_finite, stored_array, to_float64
+from ckzd.codec.dtypes import from_float64, is_finite, stored_array, to_float64
 from ckzd.codec.exact import encode_exact
-from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, compress_against, plane_shape, skeleton_of
+from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, plane_shape, skeleton_of
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
 from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel, cost_bits
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import Triple, pair
-from ckzd.codec.planes import Plane, encode_plane, histograms_of
+from ckzd.codec.planes import encode_plane, histograms_of
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.quantize import KmeansCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -386,7 +387,7 @@ class Encoder:
         lstm = self._lstm if self._coders["lstm"] else b""
         entries = {
             "index": Index(layout, codes, self._step, self._moment_step).to_bytes(reference_layout),
-            "skeleton": compress_against(skeleton, reference_skeleton),
+            "skeleton": zstd.compress_against(skeleton, reference_skeleton),
             "scales": encode_scales(layout, used, self._reference),
             "lstm": encode_lstm(lstm, self._reference) if lstm else b"",
             "tables": models.tables.to_bytes() if self._coders["tables"] or lstm else b"",

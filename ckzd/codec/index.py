@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import zstandard
-
 from ckzd.checkpoint import Checkpoint, FileLayout, FileStat, Hole, TensorSpec
+from ckzd.codec import zstd
 from ckzd.codec.pairing import Triple
 
 MAX_INDEX_BYTES = 1 << 30
 _LENGTHS = struct.Struct("<II")
 _UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
-_MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
 
 StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
 
@@ -94,8 +92,8 @@ class Index:
         codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
         document = {"codes": codes, "step": self.step, "moment_step": self.moment_step}
         blocks = (
-            compress_against(self.layout.to_json(), reference_layout),
-            compress_against(json.dumps(document, separators=(",", ":")).encode(), b""),
+            zstd.compress_against(self.layout.to_json(), reference_layout),
+            zstd.compress(json.dumps(document, separators=(",", ":")).encode()),
         )
         return _LENGTHS.pack(*map(len, blocks)) + b"".join(blocks)
 
@@ -103,13 +101,13 @@ class Index:
     def from_bytes(data: bytes, reference_layout: bytes) -> "Index":
         """The inverse of `to_bytes`; ValueError, TypeError or KeyError if it is malformed."""
         block, _ = _blocks(data)
-        return Index.with_layout(data, Layout.from_json(decompress_against(block, reference_layout)))
+        return Index.with_layout(data, Layout.from_json(zstd.decompress(block, MAX_INDEX_BYTES, reference_layout)))
 
     @staticmethod
     def with_layout(data: bytes, layout: Layout) -> "Index":
         """The same where the layout is already known: no reference is needed."""
         _, block = _blocks(data)
-        document = json.loads(decompress_against(block, b""))
+        document = json.loads(zstd.decompress(block, MAX_INDEX_BYTES))
         codes = tuple(_code(entry) for entry in document["codes"])
         if len(codes) != len(layout.tensors):
             raise ValueError(f"expected {len(layout.tensors)} codes, got {len(codes)}")
@@ -130,33 +128,6 @@ def _code(entry: list[str | int]) -> Code:
     if len(entry) == 1:
         return Code(method)
     return Code(method, (str(entry[1]), int(entry[2]), int(entry[3])))
-
-
-def compress_against(data: bytes, reference: bytes) -> bytes:
-    """Zstd with `reference` as a raw-content dictionary: what did not change costs next to nothing."""
-    window = max(_MIN_WINDOW_LOG, min(_MAX_WINDOW_LOG, (len(data) + len(reference)).bit_length()))
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        19, window_log=window, enable_ldm=True, write_content_size=1
-    )
-    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_dictionary(reference)).compress(data)
-
-
-def decompress_against(data: bytes, reference: bytes) -> bytes:
-    """The inverse of `compress_against`; ValueError if the data are malformed or too large."""
-    decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(reference), max_window_size=1 << _MAX_WINDOW_LOG)
-    try:
-        size = zstandard.frame_content_size(data)
-        if not 0 <= size <= MAX_INDEX_BYTES:
-            raise ValueError(f"a block that claims {size} bytes, at most {MAX_INDEX_BYTES} are allowed")
-        return decompressor.decompress(data)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
-
-
-def _dictionary(reference: bytes) -> zstandard.ZstdCompressionDict | None:
-    if not reference:
-        return None
-    return zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 def plane_shape(shape: Sequence[int]) -> tuple[int, int]:

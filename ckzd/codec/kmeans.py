@@ -7,10 +7,9 @@ centres, where the public script samples 3,840 points and stores float16 (second
 """
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.cluster import KMeans
 
-from ckzd.codec.dtypes import Float64
+from ckzd.codec.arrays import Float64, Mask
 from ckzd.codec.presets import EXCP_ALPHA, EXCP_BETA, EXCP_CAP, EXCP_CENTRES
 from ckzd.codec.quantize import Codebook, KmeansCode
 
@@ -18,19 +17,21 @@ _HISTOGRAM_BINS = 8192  # k-means sees weighted bin means: exact to 1e-4 of the 
 _MAX_SIDE = 8  # codebook entries on one side of zero that the symbol alphabet holds
 
 
-def kept_weights(residual: Float64, second: Float64) -> npt.NDArray[np.bool_]:
+def kept_weights(residual: Float64, second: Float64) -> Mask:
     """ExCP's weight mask: the threshold falls where the second moment is large."""
     scale = min(EXCP_CAP, EXCP_ALPHA / float(np.sqrt(second.mean() + 1e-38)))
-    return np.abs(residual) > scale * np.median(np.abs(residual))
+    kept: Mask = np.abs(residual) > scale * np.median(np.abs(residual))
+    return kept
 
 
-def kept_moments(first: Float64, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def kept_moments(first: Float64, kept: Mask) -> Mask:
     """ExCP's moment mask: where the first moment is large and the weight was kept."""
     magnitude = np.abs(first)
-    return (magnitude > EXCP_BETA * magnitude.mean()) & kept
+    large: Mask = magnitude > EXCP_BETA * magnitude.mean()
+    return large & kept
 
 
-def quantize_kmeans(values: Float64, kept: npt.NDArray[np.bool_]) -> KmeansCode:
+def quantize_kmeans(values: Float64, kept: Mask) -> KmeansCode:
     """1-D k-means of the kept values, 15 centres."""
     levels = np.zeros(values.shape, np.int16)
     if not kept.any():

@@ -139,4 +139,4 @@ def _frequencies(logits: Int32) -> Rows:
     """Base-2 logits (B, A) in 2**-12 -> frequencies: 2**16 for the likeliest, at least 1."""
     below = logits.max(axis=1, keepdims=True) - logits
     scaled = _EXP2[(below >> 6) & 63] >> np.minimum(below >> GATE_BITS, 30)
-    return (scaled + 1).astype(np.float64)
+    return np.asarray(scaled + 1, np.float64)

@@ -11,19 +11,20 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
-from ckzd.codec import context
+from ckzd.codec import context, zstd
+from ckzd.codec.arrays import Codes, Float64
 from ckzd.codec.context import GRID
 from ckzd.codec.entropy import Rows
 from ckzd.codec.lstm import ALPHABET, LstmModel
 from ckzd.codec.tables import FREQUENCY
 
-Codes = npt.NDArray[np.uint8]  # (A,) indices into FREQUENCY, or none
 Histograms = dict[tuple[int, int, int], npt.NDArray[np.int64]]  # (kind, pass, density) -> (GRID, A)
 
 _FREQUENCIES = np.array(FREQUENCY, np.float64)
 _NEUTRAL_CODE = 128
+_COARSE = 5 * 24  # guide x energy: the first two classes of a context
+_COARSE_OF = np.arange(GRID) // (GRID // _COARSE)
 _NEUTRAL_FACTOR = 256.0
 _BIAS_ROUNDS = 5
 
@@ -39,20 +40,16 @@ class Model(Protocol):
 class TableModel:
     """Static tables over the first two classes of a context, guide and energy, for each kind and density."""
 
-    _COARSE = 5 * 24
-
-    def __init__(self, codes: Mapping[tuple[int, int], npt.NDArray[np.uint8]]) -> None:
+    def __init__(self, codes: Mapping[tuple[int, int], Codes]) -> None:
         self._codes = dict(codes)  # (kind, density) -> (120, A) frequency codes
-        self._coarse = np.arange(GRID) // (GRID // self._COARSE)
 
     @classmethod
     def fit(cls, histograms: Histograms) -> "TableModel":
         """Tables that fit the histograms, each cell pulled towards its plane kind's average."""
-        coarse = cls({})._coarse
-        summed: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+        summed: dict[tuple[int, int], Float64] = {}
         for (kind, _, density), histogram in histograms.items():
-            table = summed.setdefault((kind, density), np.zeros((cls._COARSE, ALPHABET)))
-            np.add.at(table, coarse, histogram)
+            table = summed.setdefault((kind, density), np.zeros((_COARSE, ALPHABET)))
+            table += histogram.reshape(_COARSE, -1, ALPHABET).sum(1)
         return cls({key: frequency_codes(table + 2 * _average(table)) for key, table in summed.items()})
 
     def rows(self, kind: int, number: int, density: int) -> Rows:  # noqa: ARG002  # one table for all passes
@@ -60,33 +57,46 @@ class TableModel:
         codes = self._codes.get((kind, density))
         if codes is None:
             return np.ones((GRID, ALPHABET))
-        return _FREQUENCIES[codes[self._coarse]]
+        return _FREQUENCIES[codes[_COARSE_OF]]
 
     def to_bytes(self) -> bytes:
         """Zstd of (kind, density, 120 x A codes) records in ascending order."""
         records = [bytes(key) + codes.tobytes() for key, codes in sorted(self._codes.items())]
-        return zstandard.ZstdCompressor(level=19).compress(b"".join(records))
+        return zstd.compress(b"".join(records))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TableModel":
         """The inverse of `to_bytes`; ValueError if it is malformed."""
-        size = 2 + cls._COARSE * ALPHABET
+        size = 2 + _COARSE * ALPHABET
         limit = size * context.KINDS * context.DENSITIES
-        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=limit) if data else b""
+        plain = zstd.decompress(data, limit) if data else b""
         if len(plain) % size:
             raise ValueError(f"expected records of {size} bytes, got {len(plain)} bytes")
         records = [plain[start : start + size] for start in range(0, len(plain), size)]
         return cls({(r[0], r[1]): np.frombuffer(r[2:], np.uint8).reshape(-1, ALPHABET) for r in records})
 
 
-def _average(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return (table.sum(0) + 1e-3) / (table.sum() + 1e-3 * ALPHABET)
+def symbol_counts(histograms: Histograms) -> Float64:
+    """How often each symbol occurs in all contexts together, (A,)."""
+    counts = np.zeros(ALPHABET)
+    for histogram in histograms.values():
+        counts += histogram.sum(0)
+    return counts
 
 
-def frequency_codes(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+def _average(table: Float64) -> Float64:
+    return np.asarray((table.sum(0) + 1e-3) / (table.sum() + 1e-3 * ALPHABET), np.float64)
+
+
+def frequency_codes(counts: Float64) -> Codes:
     """Counts (..., A) -> codes into FREQUENCY, the likeliest symbol of each row at 2**15."""
     relative = counts / counts.max(-1, keepdims=True)
-    return np.clip(np.rint(16 * (15 + np.log2(np.maximum(relative, 2.0**-15)))), 0, 255).astype(np.uint8)
+    return _rounded_codes(16 * (15 + np.log2(np.maximum(relative, 2.0**-15))))
+
+
+def _product(frequencies: Rows, factors: Float64) -> Rows:
+    """Frequencies times factors in 1/256, rounded down, at least 1."""
+    return np.asarray(np.floor(frequencies * factors / _NEUTRAL_FACTOR) + 1, np.float64)
 
 
 class RefinedModel:
@@ -100,7 +110,7 @@ class RefinedModel:
         """Frequencies (GRID, A)."""
         key = (kind, number, density)
         if key not in self._rows:
-            self._rows[key] = np.floor(self._tables.rows(*key) * self._lstm.rows(*key) / _NEUTRAL_FACTOR) + 1
+            self._rows[key] = _product(self._tables.rows(*key), self._lstm.rows(*key))
         return self._rows[key]
 
 
@@ -129,6 +139,7 @@ class UniformModel:
         self._rows = np.broadcast_to(_FREQUENCIES[codes], (GRID, ALPHABET))
 
     def rows(self, kind: int, number: int, density: int) -> Rows:  # noqa: ARG002  # the same for all
+        """The one row, GRID times."""
         return self._rows
 
 
@@ -140,12 +151,13 @@ class BiasedModel:
         self._factors = _FREQUENCIES[codes]
 
     def rows(self, kind: int, number: int, density: int) -> Rows:
-        return np.floor(self._model.rows(kind, number, density) * self._factors / _NEUTRAL_FACTOR) + 1
+        """Frequencies (GRID, A) with the plane's own correction."""
+        return _product(self._model.rows(kind, number, density), self._factors)
 
 
 def fit_bias(histograms: Histograms, model: Model) -> Codes:
     """Factors that make the model's expected symbol counts meet the plane's own (iterative scaling)."""
-    actual = np.sum([h.sum(0) for h in histograms.values()], 0, dtype=np.float64)
+    actual = symbol_counts(histograms)
     factors = np.ones(ALPHABET)
     for _ in range(_BIAS_ROUNDS):
         expected = np.zeros(ALPHABET)
@@ -154,4 +166,9 @@ def fit_bias(histograms: Histograms, model: Model) -> Codes:
             rows = model.rows(*key)[used] * factors
             expected += (histogram[used].sum(1, keepdims=True) * rows / rows.sum(1, keepdims=True)).sum(0)
         factors *= (actual + 0.5) / (expected + 0.5)
-    return np.clip(np.rint(16 * np.log2(factors)) + _NEUTRAL_CODE, 0, 255).astype(np.uint8)
+    return _rounded_codes(16 * np.log2(factors) + _NEUTRAL_CODE)
+
+
+def _rounded_codes(exact: Float64) -> Codes:
+    nearest: Codes = np.clip(np.rint(exact), 0, 255).astype(np.uint8)
+    return nearest

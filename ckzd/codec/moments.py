@@ -1,8 +1,8 @@
 """Adam's moments: the rank-1 fill of the second, the first in units of its own update.
 
 Row and column means of exp_avg_sq are stored as integers, eight to an octave; they also weigh the weights' residuals
-(`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only where
-both original moments were 0 throughout the row or column, else at least the smallest normal number: a zero there
+(`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only
+where both original moments were 0 throughout the row or column, else at least the smallest normal number: a zero there
 would make the first resumed steps several times too long.
 
 # R = rows, C = columns
@@ -11,13 +11,11 @@ would make the first resumed steps several times too long.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ckzd.codec.dtypes import SMALLEST_NORMAL, Float64, from_float64
+from ckzd.checkpoint import RawArray
+from ckzd.codec.arrays import Float64, Plane, Scale
+from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
 from ckzd.codec.tables import OCTAVE
-
-ScaleCodes = npt.NDArray[np.int16]
-Plane = npt.NDArray[np.int16]
 
 ZERO = np.int16(-32768)
 _STEPS_AN_OCTAVE = 8
@@ -29,11 +27,11 @@ MAX_LEVEL = 32767
 class Scales:
     """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,)."""
 
-    rows: ScaleCodes
-    columns: ScaleCodes
+    rows: Scale
+    columns: Scale
 
 
-def code_of(means: Float64) -> ScaleCodes:
+def code_of(means: Float64) -> Scale:
     """Nearest eighth of an octave; ZERO for 0."""
     positive = means > 0
     logs = np.log2(np.where(positive, means, 1.0))
@@ -41,7 +39,7 @@ def code_of(means: Float64) -> ScaleCodes:
     return np.where(positive, codes, ZERO)
 
 
-def value_of(codes: ScaleCodes) -> Float64:
+def value_of(codes: Scale) -> Float64:
     """2**(code / 8) from committed mantissas, exactly the same on every machine; 0 for ZERO."""
     wide = codes.astype(np.int32)
     values = np.ldexp(_MANTISSAS[wide & 7], wide >> 3)
@@ -58,7 +56,7 @@ def scales_of(second: Float64, first: Float64) -> Scales:
     return Scales(code_of(rows), code_of(columns))
 
 
-def fill(scales: Scales, dtype: str) -> npt.NDArray[np.generic]:
+def fill(scales: Scales, dtype: str) -> RawArray:
     """The restored second moment (R, C) in its stored dtype."""
     product = value_of(scales.rows)[:, None] * value_of(scales.columns)
     return from_float64(np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0), dtype)
@@ -69,8 +67,8 @@ def quantize_first(first: Float64, second: Float64, step: float, dead_zone: floa
     unit = np.sqrt(second) * step
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(unit > 0, first / unit, 0.0)
-    levels = np.sign(relative) * np.floor(np.abs(relative) + (1.0 - dead_zone))
-    return np.clip(levels, -MAX_LEVEL, MAX_LEVEL).astype(np.int16)
+    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - dead_zone)), MAX_LEVEL)
+    return np.copysign(magnitude, relative).astype(np.int16)
 
 
 def restore_first(levels: Plane, second: Float64, step: float) -> Float64:

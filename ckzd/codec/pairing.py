@@ -1,7 +1,7 @@
 """Which Adam state belongs to which weight: a hint that the archive stores; a wrong one costs bytes, never data.
 
-States name their weight only when the optimizer was built with names. Else the order of ids is held against the
-order of the weights (module order, decay first by Hugging Face's rule or by rank, no-decay first), and accepted if every
+States name their weight only when the optimizer was built with names. Else the order of ids is held against the order
+of the weights (module order, decay first by Hugging Face's rule or by rank, no-decay first), and accepted if every
 shape agrees. Matrices of one shape are then checked against the evidence: Adam moves a weight by about
 -exp_avg / sqrt(exp_avg_sq), so the change since the reference correlates with its own state and with no other.
 """
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from ckzd.checkpoint import CODED_FLOATS, Checkpoint, Optimizer
-from ckzd.codec.dtypes import Float64, stored_array, to_float64
+from ckzd.codec.arrays import Float64
+from ckzd.codec.dtypes import stored_array, to_float64
 from ckzd.codec.reconstruction import Reconstruction
 
 MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
@@ -142,7 +142,7 @@ def _by_evidence(
     checkpoint: Checkpoint, reference: Reconstruction, found: Found, states: Sequence[_State], weights: Sequence[int]
 ) -> Found:
     """Re-match the matrices of one shape where their changes correlate better with other states."""
-    chosen = {state: weight for state, weight in found}
+    chosen = dict(found)
     for some_states, some_weights in _shape_classes(checkpoint, states, weights):
         if len(checkpoint.tensors[some_weights[0]].shape) < 2 or len(some_weights) < 2:
             continue
@@ -160,7 +160,7 @@ def _by_evidence(
 
 def _correlations(
     checkpoint: Checkpoint, reference: Reconstruction, states: Sequence[_State], weights: Sequence[int]
-) -> npt.NDArray[np.float64]:
+) -> Float64:
     """Correlation of each state's update direction (row) with each weight's change (column)."""
     updates = np.stack([_update(checkpoint, state) for state in states])
     changes = np.stack([_change(checkpoint, reference, number) for number in weights])
@@ -169,12 +169,14 @@ def _correlations(
 
 def _normalized(rows: Float64) -> Float64:
     centred = rows - rows.mean(1, keepdims=True)
-    return centred / np.maximum(np.sqrt((centred**2).sum(1, keepdims=True)), 1e-300)
+    length = np.sqrt((centred**2).sum(1, keepdims=True))
+    return np.asarray(centred / np.maximum(length, 1e-300), np.float64)
 
 
 def _update(checkpoint: Checkpoint, state: _State) -> Float64:
     first, second = _sampled(checkpoint, state.first), _sampled(checkpoint, state.second)
-    return np.nan_to_num(-first / (np.sqrt(np.abs(second)) + 1e-12), posinf=0.0, neginf=0.0)
+    update = -first / (np.sqrt(np.abs(second)) + 1e-12)
+    return np.where(np.isfinite(update), update, 0.0)
 
 
 def _change(checkpoint: Checkpoint, reference: Reconstruction, number: int) -> Float64:
@@ -184,7 +186,7 @@ def _change(checkpoint: Checkpoint, reference: Reconstruction, number: int) -> F
     if before is None or before.shape != tensor.shape:
         return np.zeros_like(now)
     change = now - _sample(to_float64(before.ravel(), tensor.dtype))
-    return np.nan_to_num(change, posinf=0.0, neginf=0.0)
+    return np.where(np.isfinite(change), change, 0.0)
 
 
 def _sampled(checkpoint: Checkpoint, number: int) -> Float64:

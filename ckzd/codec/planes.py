@@ -1,30 +1,29 @@
 """A plane of levels <-> bytes: escapes, the choice of the cheapest coder, four passes over the lattice.
 
 Layout of a coded plane (all little-endian):
-  u8  coder           0 empty, 1 raw, 2 order-0, 3 tables, 4 lstm
+  u8  coder           0 empty, 1 raw, 2 order-0, 3 tables, 4 lstm; plus 128 if symbol codes follow
   empty: nothing more, every level is 0; raw: i16 levels, row by row; else:
-  u8  codes           0 or 18: how many symbol codes follow
-  u32 total           sum of the magnitudes (each cut off at 15): sets the density class
-  u32 escapes         bytes of the escape block
-  u8[codes]           order-0: the frequencies; tables, lstm: this plane's factors on the shared model (128: 1)
+  leb total           sum of the magnitudes (each cut off at 15): sets the density class
+  leb escapes         bytes of the escape block
+  u8[18] or nothing   order-0: the frequencies; tables, lstm: this plane's factors on the shared model (128: 1)
   escape block        zstd of the i16 levels beyond -8..8, in coding order; absent if there are none
   words               range-coded symbols, to the end
+A leb is an unsigned LEB128 integer: seven bits a byte, lowest first, the top bit set on all but the last.
 """
 
-import struct
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
-from ckzd.codec import context
+from ckzd.codec import context, zstd
+from ckzd.codec.arrays import Codes, Plane
 from ckzd.codec.context import GRID, Guide
 from ckzd.codec.entropy import SymbolDecoder, SymbolEncoder
 from ckzd.codec.lstm import ALPHABET
 from ckzd.codec.models import (
     BiasedModel,
-    Codes,
     Histograms,
     Model,
     Models,
@@ -32,13 +31,13 @@ from ckzd.codec.models import (
     cost_bits,
     fit_bias,
     frequency_codes,
+    symbol_counts,
 )
-
-Plane = npt.NDArray[np.int16]  # (R, C) levels
 
 ESCAPE = ALPHABET - 1
 MAX_LEVEL = (ALPHABET - 2) // 2  # 8
-_HEADER = struct.Struct("<BBII")
+_HAS_CODES = 128
+_MAX_LEB_BYTES = 9
 
 
 class Coder(IntEnum):
@@ -76,9 +75,9 @@ def histograms_of(levels: Plane, kind: int, guide: Guide) -> Histograms:
     return found
 
 
-def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes, float]:
-    """The cheapest coder, its codes (none: unbiased), and its bits without escapes."""
-    marginal = np.sum([h.sum(0) for h in histograms.values()], 0, dtype=np.float64)
+def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
+    """The cheapest coder and its codes (none: unbiased)."""
+    marginal = symbol_counts(histograms)
     none, order0 = np.empty(0, np.uint8), frequency_codes(marginal)
     choices = [(Coder.ORDER0, order0, cost_bits(histograms, UniformModel(order0)) + 8 * ALPHABET)]
     shared = [(Coder.TABLES, models.tables)] + ([(Coder.LSTM, models.lstm)] if models.lstm is not None else [])
@@ -86,7 +85,8 @@ def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes, float
         bias = fit_bias(histograms, model)
         choices.append((coder, none, cost_bits(histograms, model)))
         choices.append((coder, bias, cost_bits(histograms, BiasedModel(model, bias)) + 8 * ALPHABET))
-    return min(choices, key=lambda choice: choice[2])
+    coder, codes, _ = min(choices, key=lambda choice: choice[2])
+    return coder, codes
 
 
 def _model_of(coder: Coder, codes: Codes, models: Models) -> Model:
@@ -99,17 +99,62 @@ def _model_of(coder: Coder, codes: Codes, models: Models) -> Model:
     return BiasedModel(shared, codes) if codes.size else shared
 
 
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """A coded plane, taken apart."""
+
+    coder: Coder
+    total: int
+    codes: Codes
+    escapes: Plane  # in coding order
+    words: bytes
+
+    def to_bytes(self) -> bytes:
+        escapes = zstd.compress(self.escapes.astype("<i2").tobytes()) if self.escapes.size else b""
+        name = bytes([self.coder + (_HAS_CODES if self.codes.size else 0)])
+        return name + _leb(self.total) + _leb(len(escapes)) + self.codes.tobytes() + escapes + self.words
+
+    @staticmethod
+    def from_bytes(data: bytes, elements: int) -> "_Coded":
+        total, start = _read_leb(data, 1)
+        escape_bytes, start = _read_leb(data, start)
+        codes = np.frombuffer(data, np.uint8, ALPHABET if data[0] & _HAS_CODES else 0, start)
+        start += codes.size
+        block, words = data[start : start + escape_bytes], data[start + escape_bytes :]
+        escapes = np.frombuffer(zstd.decompress(block, 2 * elements) if block else b"", "<i2")
+        return _Coded(Coder(data[0] & ~_HAS_CODES), total, codes, escapes, words)
+
+
+def _leb(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _read_leb(data: bytes, start: int) -> tuple[int, int]:
+    """The integer at `start`, and where it ends."""
+    value = 0
+    for position in range(_MAX_LEB_BYTES):
+        byte = data[start + position]
+        value |= (byte & 127) << (7 * position)
+        if byte < 128:
+            return value, start + position + 1
+    raise ValueError(f"an integer of more than {_MAX_LEB_BYTES} bytes")
+
+
 def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tuple[bytes, Coder]:
     """Code a plane (R, C) with whichever coder is cheapest; returns the bytes and which coder it was."""
     if not levels.any():
         return bytes([Coder.EMPTY]), Coder.EMPTY
-    coder, codes, bits = _choose(histograms_of(levels, kind, guide), models)
-    escapes = _pack_escapes(levels)
-    if bits + 8 * len(escapes) >= 16 * levels.size:
-        return bytes([Coder.RAW]) + levels.astype("<i2").tobytes(), Coder.RAW
+    coder, codes = _choose(histograms_of(levels, kind, guide), models)
     total = int(context.magnitudes(levels).sum(dtype=np.int64))
-    header = _HEADER.pack(coder, codes.size, total, len(escapes)) + codes.tobytes() + escapes
-    return header + _encode_symbols(levels, kind, guide, total, _model_of(coder, codes, models)), coder
+    words = _encode_symbols(levels, kind, guide, total, _model_of(coder, codes, models))
+    coded = _Coded(coder, total, codes, _escapes_of(levels), words).to_bytes()
+    if len(coded) > 2 * levels.size:
+        return bytes([Coder.RAW]) + levels.astype("<i2").tobytes(), Coder.RAW
+    return coded, coder
 
 
 def decode_plane(data: bytes, shape: tuple[int, int], kind: int, guide: Guide, models: Models) -> Plane:
@@ -117,31 +162,16 @@ def decode_plane(data: bytes, shape: tuple[int, int], kind: int, guide: Guide, m
     if data[0] == Coder.EMPTY:
         return np.zeros(shape, np.int16)
     if data[0] == Coder.RAW:
-        return np.frombuffer(data, "<i2", offset=1).reshape(shape)
-    name, code_count, total, escape_bytes = _HEADER.unpack_from(data)
-    body = _HEADER.size + code_count
-    codes = np.frombuffer(data, np.uint8, code_count, _HEADER.size)
-    if code_count not in (0, ALPHABET):
-        raise ValueError(f"expected 0 or {ALPHABET} symbol codes, got {code_count}")
-    escapes = _unpack_escapes(data[body : body + escape_bytes], shape)
-    model = _model_of(Coder(name), codes, models)
-    return _decode_symbols(data[body + escape_bytes :], escapes, shape, kind, guide, total, model)
+        return np.frombuffer(data, "<i2", offset=1).astype(np.int16).reshape(shape)
+    coded = _Coded.from_bytes(data, shape[0] * shape[1])
+    return _decode_symbols(coded, shape, kind, guide, _model_of(coded.coder, coded.codes, models))
 
 
-def _pack_escapes(levels: Plane) -> bytes:
-    """Zstd of the levels beyond -8..8 in coding order, or nothing."""
+def _escapes_of(levels: Plane) -> Plane:
+    """The levels beyond -8..8 in coding order."""
     pass_of = context.lattice(levels.shape)
     beyond = np.abs(levels.astype(np.int32)) > MAX_LEVEL
-    if not beyond.any():
-        return b""
-    ordered = np.concatenate([levels[(pass_of == number) & beyond] for number in range(context.PASSES)])
-    return zstandard.ZstdCompressor(level=19).compress(ordered.astype("<i2").tobytes())
-
-
-def _unpack_escapes(data: bytes, shape: tuple[int, int]) -> Plane:
-    limit = 2 * shape[0] * shape[1]
-    plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=limit) if data else b""
-    return np.frombuffer(plain, "<i2")
+    return np.concatenate([levels[(pass_of == number) & beyond] for number in range(context.PASSES)])
 
 
 def _encode_symbols(levels: Plane, kind: int, guide: Guide, total: int, model: Model) -> bytes:
@@ -154,20 +184,18 @@ def _encode_symbols(levels: Plane, kind: int, guide: Guide, total: int, model: M
     return coder.finish()
 
 
-def _decode_symbols(
-    words: bytes, escapes: Plane, shape: tuple[int, int], kind: int, guide: Guide, total: int, model: Model
-) -> Plane:
+def _decode_symbols(coded: _Coded, shape: tuple[int, int], kind: int, guide: Guide, model: Model) -> Plane:
     levels, known = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
-    density = context.density_class(total, levels.size)
-    coder, used = SymbolDecoder(words), 0
-    for number, mask, ids in context.passes(guide, known, total):
+    density = context.density_class(coded.total, levels.size)
+    coder, used = SymbolDecoder(coded.words), 0
+    for number, mask, ids in context.passes(guide, known, coded.total):
         symbols = coder.decode(ids, model.rows(kind, number, density))
         count = int(np.count_nonzero(symbols == ESCAPE))
-        if used + count > escapes.size:
-            raise ValueError(f"a plane has {escapes.size} escapes but its symbols ask for more")
-        levels[mask] = _to_levels(symbols, escapes[used : used + count])
+        if used + count > coded.escapes.size:
+            raise ValueError(f"a plane has {coded.escapes.size} escapes but its symbols ask for more")
+        levels[mask] = _to_levels(symbols, coded.escapes[used : used + count])
         used += count
         known[mask] = context.magnitudes(levels[mask])
-    if used != escapes.size:
-        raise ValueError(f"a plane has {escapes.size} escapes but its symbols ask for {used}")
+    if used != coded.escapes.size or int(known.sum(dtype=np.int64)) != coded.total:
+        raise ValueError(f"a plane decodes to {used} escapes and a total that its header does not give")
     return levels

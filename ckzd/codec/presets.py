@@ -1,7 +1,7 @@
 """What each quality means: the constants of every preset, and where each comes from.
 
-`step_fraction` and `moment_step` are set by measurement on the ruler (tests/bench/RESULTS.md); the ExCP constants are the
-defaults of its published script.
+`step_fraction` and `moment_step` are set by measurement on the ruler (tests/bench/RESULTS.md); the ExCP constants are
+the defaults of its published script.
 """
 
 from dataclasses import dataclass

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec.dtypes import Float64
-from ckzd.codec.moments import MAX_LEVEL, ZERO, ScaleCodes, Scales, value_of
-
-Plane = npt.NDArray[np.int16]
+from ckzd.codec.arrays import Float64, Plane, Scale
+from ckzd.codec.moments import MAX_LEVEL, ZERO, Scales, value_of
 
 _CENTRED_LEVELS = 3  # |level| 1..3 restore at their own mean, beyond that at the middle of their step
 _CENTRE_UNITS = 256
@@ -42,7 +40,7 @@ def weigher_of(scales: Scales) -> Weigher:
     return Weigher(_fourth_root(scales.rows)[:, None], _fourth_root(scales.columns)[None, :])
 
 
-def _fourth_root(codes: ScaleCodes) -> Float64:
+def _fourth_root(codes: Scale) -> Float64:
     used = codes[codes != ZERO]
     floor = np.int16(used.min() - 16 if used.size else 0)
     return np.sqrt(np.sqrt(value_of(np.where(codes == ZERO, floor, codes).astype(np.int16))))
@@ -110,4 +108,5 @@ def dequantize_kmeans(code: KmeansCode) -> Float64:
     index = np.where(code.levels == 0, code.codebook.centres.size, index)
     if index.size and (index.min() < 0 or index.max() >= table.size):
         raise ValueError(f"a level lies outside the codebook of {code.codebook.centres.size} centres")
-    return table[index]
+    values: Float64 = table[index]
+    return values

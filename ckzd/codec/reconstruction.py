@@ -1,8 +1,8 @@
-"""What a dependent archive needs of its reference, in one canonical stream of bytes whose hash is its id.
+r"""What a dependent archive needs of its reference, in one canonical stream of bytes whose hash is its id.
 
-Layout: `CKZREC1\\n`, the arrays back to back, a JSON table of them, its length as u64. Arrays are named by a tensor's path
-and a field ("weights": decoded values in their stored dtype; "levels": i8 symbols used as context; "rows", "columns":
-i16 scale codes), blobs by a field alone ("lstm", "skeleton", "layout").
+Layout: `CKZREC1\n`, the arrays back to back, a JSON table of them, its length as u64. Arrays are named by a tensor's
+path and a field ("weights": decoded values in their stored dtype; "levels": i8 symbols used as context; "rows",
+"columns": i16 scale codes), blobs by a field alone ("lstm", "skeleton", "layout").
 """
 
 import hashlib

@@ -15,8 +15,9 @@ from typing import BinaryIO
 from ckzd import durable
 from ckzd.archive import ArchiveReader, StreamRef
 from ckzd.checkpoint import Bytes
+from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder, seal
-from ckzd.codec.index import decompress_against, split_skeleton
+from ckzd.codec.index import MAX_INDEX_BYTES, split_skeleton
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.store import Store, chain
@@ -48,7 +49,7 @@ def store_of(archive: Path) -> Store | None:
 def scratch_file(store: Store | None) -> Iterator[BinaryIO]:
     """A nameless file for reading and writing, on the store's disk if there is one."""
     with tempfile.TemporaryFile(dir=store.tmp if store is not None else None) as file:
-        yield file  # type: ignore[misc]  # typeshed gives the wrapper's own type
+        yield file
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: B
         decoder = decoder_from_reference(reader, reference)
         writer = ReconstructionWriter(file)
         decoder.decode_kept(writer)
-        skeleton = decompress_against(reader.read("skeleton"), _blob(reference, "skeleton"))
+        skeleton = zstd.decompress(reader.read("skeleton"), MAX_INDEX_BYTES, _blob(reference, "skeleton"))
         identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
     if identity != reader.manifest.reconstruction:
         problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"

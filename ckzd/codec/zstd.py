@@ -1,0 +1,46 @@
+"""Zstandard with its limits: a frame is decompressed only if the size that it claims is one that can be right."""
+
+import zstandard
+
+SMALL = 19  # level for side information of a few kilobytes
+_MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
+
+
+def compress(data: bytes, level: int = SMALL) -> bytes:
+    """One frame that states its size."""
+    return zstandard.ZstdCompressor(level=level).compress(data)
+
+
+def decompress(data: bytes, at_most: int, reference: bytes = b"") -> bytes:
+    """The inverse of `compress` and `compress_against`; ValueError if the frame is malformed, larger, or not alone."""
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= at_most:
+            raise ValueError(f"a block that claims {size} bytes, at most {at_most} are possible")
+        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(reference))
+        return decompressor.decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+
+
+def decompress_exactly(data: bytes, nbytes: int) -> bytes:
+    """The same for a block whose size is known."""
+    plain = decompress(data, nbytes)
+    if len(plain) != nbytes:
+        raise ValueError(f"expected a block of {nbytes} bytes, got {len(plain)}")
+    return plain
+
+
+def compress_against(data: bytes, reference: bytes) -> bytes:
+    """With `reference` as a raw-content dictionary: what did not change costs next to nothing."""
+    window = max(_MIN_WINDOW_LOG, min(_MAX_WINDOW_LOG, (len(data) + len(reference)).bit_length()))
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        19, window_log=window, enable_ldm=True, write_content_size=1
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_dictionary(reference)).compress(data)
+
+
+def _dictionary(reference: bytes) -> zstandard.ZstdCompressionDict | None:
+    if not reference:
+        return None
+    return zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
