@@ -114,6 +114,10 @@ class Source(Protocol):
         """Exactly `nbytes` bytes of file number `file`; raises SourceChanged if they are no longer there."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is open; a later read opens it again."""
+        ...
+
 
 @dataclass(frozen=True)
 class Checkpoint:

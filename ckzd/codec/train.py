@@ -17,6 +17,7 @@ from torch import Tensor
 from ckzd.codec.context import FIELDS, GRID, PASSES
 from ckzd.codec.lstm import HIDDEN, LSTM_BYTES, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
 from ckzd.codec.models import Model
+from ckzd.errors import ConfigError
 
 Histogram = npt.NDArray[np.int64]  # (GRID, A)
 Prefix = tuple[int, int, int]  # kind, pass, density
@@ -37,6 +38,18 @@ _WARM_PRICE_BITS = 1.0 * LSTM_BYTES
 class _Level:
     parent: Tensor  # (B,) node of the level above
     token: Tensor  # (B,)
+
+
+def pick_device(name: str) -> str:
+    """`auto` is the GPU where there is one, else the CPU; ConfigError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without that backend
+        problem = f"expected a device that is there, got {name!r}"
+        raise ConfigError("device", problem, hint="use --device cpu") from error
+    return name
 
 
 def fit(

@@ -5,22 +5,21 @@
 Nothing of it is visible before `publish`; whoever publishes second throws its own archive away.
 """
 
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import constriction
-import numpy as np
-import torch
-
-from ckzd import durable
+from ckzd import __version__, durable
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.checkpoint import STORED_AS, Checkpoint
+from ckzd.codec import train
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
@@ -29,11 +28,13 @@ from ckzd.formats import read_checkpoint
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.verify import verify_in_child
-from ckzd.store import ArchiveRecord, Store, default_store
+from ckzd.store import ArchiveRecord, Store, default_store, read_manifest
 
 log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
+
+_TOOLS = ("numpy", "torch", "scikit-learn", "constriction", "zstandard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,54 +70,80 @@ def compress(
 ) -> CompressReport:
     """Archive the checkpoint at `path` and prove the archive; the original stays unless `replace`.
 
-    A checkpoint whose very bytes are archived already is left at that. Raises any CkzdError; nothing is left behind then.
+    A checkpoint whose very bytes are archived already is left at that. Raises any CkzdError; nothing is left behind
+    then.
     """
     started = time.monotonic()
-    tell = on_stage or (lambda _stage, _fraction: None)
-    path = path.absolute()
+    path, tell = path.absolute(), on_stage or (lambda _stage, _fraction: None)
     if preset not in PRESETS:
         raise ConfigError("preset", f"expected one of {', '.join(PRESETS)}, got {preset!r}")
+    if stride < 1:
+        raise ConfigError("stride", f"expected 1 or more, got {stride}")
     tell("read", 0.0)
     checkpoint = read_checkpoint(path)
-    opened = Store.open_or_create(store if store is not None else default_store(path.parent))
-    with opened.lock(shared=True):
-        record = _known(opened, path, checkpoint)
-        already = record is not None
-        if record is None:
-            record = _archive(opened, path, checkpoint, PRESETS[preset], stride, device, tell)
-    replaced = False
+    with closing(checkpoint.source):
+        opened = Store.open_or_create(store if store is not None else default_store(path.parent))
+        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, train.pick_device(device), tell)
+        with opened.lock(shared=True):
+            known = _known(job)
+            record = known or _archive(job)
     if replace:
         replace_original(path, record.path, opened)
-        replaced = True
         tell("replaced", 1.0)
+    report = _report(job, record, already=known is not None, replaced=replace)
+    return dataclasses.replace(report, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One checkpoint on its way into one store."""
+
+    path: Path
+    checkpoint: Checkpoint
+    store: Store
+    preset: Preset
+    stride: int
+    device: str
+    tell: OnStage
+
+    @property
+    def run(self) -> Path:
+        return self.path.parent
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the checkpoint is a delta against."""
+
+    record: ArchiveRecord
+    reconstruction: Reconstruction
+
+
+def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) -> CompressReport:
     archive_bytes = record.path.stat().st_size
-    reference = _reference_path(opened, path.parent, record)
     return CompressReport(
-        checkpoint=str(path),
+        checkpoint=str(job.path),
         archive=str(record.path),
-        reference=reference,
+        reference=_reference_path(job, record),
         preset=record.manifest.preset,
-        original_bytes=checkpoint.nbytes,
+        original_bytes=job.checkpoint.nbytes,
         archive_bytes=archive_bytes,
-        ratio=checkpoint.nbytes / archive_bytes,
-        seconds=time.monotonic() - started,
+        ratio=job.checkpoint.nbytes / archive_bytes,
+        seconds=0.0,
         verified=True,
         already=already,
         replaced=replaced,
     )
 
 
-def _known(store: Store, path: Path, checkpoint: Checkpoint) -> ArchiveRecord | None:
+def _known(job: _Job) -> ArchiveRecord | None:
     """The archive of exactly these bytes, if there is one. Hashes them only if names and sizes allow it."""
-    sizes = {layout.name: layout.size for layout in checkpoint.files}
-    similar = [
-        record
-        for record in store.archives(path.parent)
-        if record.manifest.name == checkpoint.name and {f.name: f.size for f in record.manifest.files} == sizes
-    ]
-    if not similar:
-        return None
-    return store.find_by_checkpoint(path.parent, checkpoint_digest(checkpoint))
+    sizes = {layout.name: layout.size for layout in job.checkpoint.files}
+    for record in job.store.archives(job.run):
+        same_name = record.manifest.name == job.checkpoint.name
+        if same_name and {file.name: file.size for file in record.manifest.files} == sizes:
+            return job.store.find_by_checkpoint(job.run, checkpoint_digest(job.checkpoint))
+    return None
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
@@ -125,37 +152,46 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
     return files_digest(rows)
 
 
-def _reference_path(store: Store, run: Path, record: ArchiveRecord) -> str | None:
+def _reference_path(job: _Job, record: ArchiveRecord) -> str | None:
     wanted = record.manifest.reference
-    paths = [r.path for r in store.archives(run) if r.manifest.reconstruction == wanted]
+    paths = [r.path for r in job.store.archives(job.run) if r.manifest.reconstruction == wanted]
     return str(paths[0]) if wanted is not None and paths else None
 
 
-def _archive(
-    store: Store, path: Path, checkpoint: Checkpoint, preset: Preset, stride: int, device: str, tell: OnStage
-) -> ArchiveRecord:
-    reference = store.reference_for(path.parent, checkpoint.step, checkpoint.name, stride)
+def _archive(job: _Job) -> ArchiveRecord:
+    """Write, prove and publish the archive."""
+    store, run = job.store, job.run
     with ExitStack() as stack:
-        before = stack.enter_context(reconstruction_of(reference.path)) if reference is not None else None
-        if before is not None and (changed := _changed_shape(checkpoint, before)):
-            log.warning(
-                "a tensor changed its shape: the archive becomes a new base",
-                extra={"path": str(path), "tensor": changed},
-            )
-            reference = before = None
-        durable.require_space(store.tmp, _space_needed(checkpoint, preset, is_base=before is None))
+        reference = _usable_reference(job, stack)
+        durable.require_space(store.tmp, _space_needed(job, is_base=reference is None))
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         with durable.as_no_space(store.tmp):
-            manifest = _write(checkpoint, preset, reference, before, temp, cache, store, device, tell)
-        tell("written", 1.0)
-        verify_in_child(temp, reference.path if reference is not None else None)
-        tell("verified", 1.0)
-        target = store.archive_path(path.parent, checkpoint.name, manifest.checkpoint)
-        durable.publish(temp, target)
-        durable.publish(cache, store.cache_path(manifest.reconstruction))
-        _forget_old_reconstructions(store, path.parent, stride)
-    tell("publish", 1.0)
+            manifest = _write(job, reference, temp, cache)
+        job.tell("written", 1.0)
+        verify_in_child(temp, reference.record.path if reference is not None else None)
+        job.tell("verified", 1.0)
+        target = store.archive_path(run, job.checkpoint.name, manifest.checkpoint)
+        if durable.publish(temp, target):
+            durable.publish(cache, store.cache_path(manifest.reconstruction))
+        else:  # another machine was first: its archive stays, ours goes
+            manifest = read_manifest(target)
+        _forget_old_reconstructions(store, run, job.stride)
+    job.tell("publish", 1.0)
     return ArchiveRecord(target, manifest)
+
+
+def _usable_reference(job: _Job, stack: ExitStack) -> _Reference | None:
+    """The archive to take deltas against, its reconstruction opened in `stack`; None makes this one a base."""
+    record = job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride)
+    if record is None:
+        return None
+    reconstruction = stack.enter_context(reconstruction_of(record.path))
+    changed = _changed_shape(job.checkpoint, reconstruction)
+    if changed is not None:
+        fields = {"path": str(job.path), "tensor": changed}
+        log.warning("a tensor changed its shape: the archive becomes a new base", extra=fields)
+        return None
+    return _Reference(record, reconstruction)
 
 
 @contextmanager
@@ -168,54 +204,57 @@ def _temporary(store: Store, suffix: str) -> Iterator[Path]:
         durable.remove(path)
 
 
-def _write(
-    checkpoint: Checkpoint,
-    preset: Preset,
-    reference: ArchiveRecord | None,
-    before: Reconstruction | None,
-    temp: Path,
-    cache: Path,
-    store: Store,
-    device: str,
-    tell: OnStage,
-) -> Manifest:
+def _write(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> Manifest:
     """Encode into `temp` and the reconstruction into `cache`; both are on disk when this returns."""
-    tell("encode", 0.0)
-    torch.set_num_threads(1)  # the LSTM is small: more threads cost more than they give, and disturb training
-    with temp.open("xb") as archive_file, cache.open("x+b") as cache_file, scratch_file(store) as scratch:
+    job.tell("encode", 0.0)
+    with temp.open("xb") as archive_file, cache.open("x+b") as cache_file, scratch_file(job.store) as scratch:
         writer = ArchiveWriter(archive_file)
-        failed_at = reference.path if reference is not None else Path(checkpoint.name)
-        with malformed_as_corrupt(failed_at):
-            encoder = Encoder(
-                checkpoint,
-                before,
-                preset,
+        with malformed_as_corrupt(reference.record.path if reference is not None else Path(job.checkpoint.name)):
+            encoded = Encoder(
+                job.checkpoint,
+                reference.reconstruction if reference is not None else None,
+                job.preset,
                 put=lambda kind, data: as_tuple(writer.put(kind, data)),
                 add=writer.add,
                 reconstruction=cache_file,
                 scratch=scratch,
-                device=_device(device),
-                progress=lambda fraction: tell("encode", fraction),
-            )
-            encoded = encoder.encode()
-        manifest = writer.finish(_manifest(checkpoint, preset, reference, encoded))
+                device=job.device,
+                progress=lambda fraction: job.tell("encode", fraction),
+            ).encode()
+        manifest = writer.finish(_manifest(job, reference, encoded))
         for file in (archive_file, cache_file):
             file.flush()
             os.fsync(file.fileno())
     return manifest
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("device", f"expected a device that is there, got {name!r}", hint="use --device cpu")
-    return name
+def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Manifest:
+    checkpoint, stat = job.checkpoint, job.checkpoint.stat
+    files = _files(checkpoint, encoded)
+    return Manifest(
+        preset=job.preset.name,
+        name=checkpoint.name,
+        kind="directory" if checkpoint.is_directory else "file",
+        directory=StatModel(**asdict(stat)) if stat is not None else None,
+        step=checkpoint.step,
+        checkpoint=files_digest((f.name, f.size, f.original_sha256) for f in files),
+        restored=files_digest((f.name, f.size, f.sha256) for f in files),
+        reconstruction=encoded.reconstruction,
+        reference=reference.record.manifest.reconstruction if reference is not None else None,
+        depth=reference.record.manifest.depth + 1 if reference is not None else 0,
+        original_bytes=checkpoint.nbytes,
+        parameters=encoded.parameters,
+        parts=encoded.parts,
+        coders=encoded.coders,
+        quality=encoded.quality,
+        tools={"ckzd": __version__} | {name: version(name) for name in _TOOLS},
+        files=files,
+    )
 
 
-def _manifest(checkpoint: Checkpoint, preset: Preset, reference: ArchiveRecord | None, encoded: Encoded) -> Manifest:
+def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
     hashes = zip(checkpoint.files, encoded.original_sha256, encoded.restored_sha256, strict=True)
-    files = [
+    return [
         FileModel(
             name=layout.name,
             size=layout.size,
@@ -226,29 +265,6 @@ def _manifest(checkpoint: Checkpoint, preset: Preset, reference: ArchiveRecord |
         )
         for layout, original, restored in hashes
     ]
-    return Manifest(
-        preset=preset.name,
-        name=checkpoint.name,
-        kind="directory" if checkpoint.is_directory else "file",
-        directory=StatModel(**asdict(checkpoint.stat)) if checkpoint.stat is not None else None,
-        step=checkpoint.step,
-        checkpoint=files_digest((f.name, f.size, f.original_sha256) for f in files),
-        restored=files_digest((f.name, f.size, f.sha256) for f in files),
-        reconstruction=encoded.reconstruction,
-        reference=reference.manifest.reconstruction if reference is not None else None,
-        depth=reference.manifest.depth + 1 if reference is not None else 0,
-        original_bytes=checkpoint.nbytes,
-        parameters=encoded.parameters,
-        parts=encoded.parts,
-        coders=encoded.coders,
-        quality=encoded.quality,
-        tools={"numpy": np.__version__, "torch": torch.__version__, "constriction": _version(constriction)},
-        files=files,
-    )
-
-
-def _version(module: object) -> str:
-    return str(getattr(module, "__version__", "unknown"))
 
 
 def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None:
@@ -260,11 +276,11 @@ def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None
     return None
 
 
-def _space_needed(checkpoint: Checkpoint, preset: Preset, *, is_base: bool) -> int:
+def _space_needed(job: _Job, *, is_base: bool) -> int:
     """An upper estimate of what the encoder writes: archive, reconstruction and scratch."""
-    if preset.scheme is Scheme.EXACT:
-        return 2 * checkpoint.nbytes
-    return checkpoint.nbytes if is_base else (checkpoint.nbytes * 3) // 4
+    if job.preset.scheme is Scheme.EXACT:
+        return 2 * job.checkpoint.nbytes
+    return job.checkpoint.nbytes if is_base else (job.checkpoint.nbytes * 3) // 4
 
 
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:

@@ -1,18 +1,15 @@
 """ensure_restored: what a trainer calls on every rank before it resumes."""
 
 import fcntl
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckzd import errors
-from ckzd.errors import CkzdError, StoreLocked
+from ckzd.errors import StoreLocked
 from ckzd.locks import LOCKS_UNSUPPORTED
+from ckzd.operations.child import run_module
 from ckzd.operations.replace import pointer_for, resolve
 
 WAIT_SECONDS = 3600.0  # a restore reads, decodes and writes one checkpoint: minutes at the most
@@ -72,27 +69,5 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _restore_in_child(checkpoint: Path) -> None:
-    """Run `python -m ckzd restore` and turn its failure back into the error it was."""
-    command = [sys.executable, "-m", "ckzd", "restore", "--json", "--", str(checkpoint.absolute())]
-    finished = subprocess.run(  # noqa: S603  # our own interpreter and module
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if finished.returncode != 0:
-        raise _error_of(checkpoint, finished.returncode, finished.stderr)
-
-
-def _error_of(checkpoint: Path, returncode: int, stderr: str) -> CkzdError:
-    """The child's last line on stderr, if it is one of our errors as JSON, else what it said."""
-    lines = stderr.strip().splitlines() or [""]
-    try:
-        said = json.loads(lines[-1])
-        kind = getattr(errors, said["error"])
-        return _checked(kind(said["subject"], said["problem"], hint=said["hint"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return CkzdError(checkpoint, f"the restoring process ended with {returncode}: {lines[-1]}")
-
-
-def _checked(error: object) -> CkzdError:
-    if not isinstance(error, CkzdError):
-        raise TypeError(error)
-    return error
+    """Run `python -m ckzd restore`; raises the error that it ended with."""
+    run_module("ckzd", ["restore", "--json", "--", str(checkpoint.absolute())], subject=checkpoint)

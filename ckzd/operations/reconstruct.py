@@ -74,21 +74,45 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
 def reconstruction_of(archive: Path) -> Iterator[Reconstruction]:
     """What the dependents of this archive need, from the cache or by decoding its chain."""
     store = store_of(archive)
-    links = chain(archive)
-    with ExitStack() as stack:
-        found, start = None, 0
-        for position in range(len(links) - 1, -1, -1):
-            with ArchiveReader(links[position]) as reader:
-                found = stack.enter_context(cached(store, reader.manifest.reconstruction))
-            if found is not None:
-                start = position + 1
-                break
-        for link in links[start:]:
-            file = stack.enter_context(scratch_file(store))
-            with ArchiveReader(link) as reader:
-                found = decode_link(reader, found, file)
+    with ArchiveReader(archive) as reader:
+        identity = reader.manifest.reconstruction
+    with cached(store, identity) as found:
+        if found is not None:
+            yield found
+            return
+    with _decoded(store, chain(archive)) as found:
+        yield found
+
+
+@contextmanager
+def _decoded(store: Store | None, links: list[Path]) -> Iterator[Reconstruction]:
+    """The last link's reconstruction, decoded from the nearest that is cached, two of them on disk at a time."""
+    held = ExitStack()
+    try:
+        found, rest = _nearest_cached(store, links, held)
+        for link in rest:
+            with ExitStack() as following, held:  # the one before goes when its dependent is decoded
+                file = following.enter_context(scratch_file(store))
+                with ArchiveReader(link) as reader:
+                    found = decode_link(reader, found, file)
+                decoded = following.pop_all()
+            held = decoded
         assert found is not None, "a chain has at least one link"
         yield found
+    finally:
+        held.close()
+
+
+def _nearest_cached(
+    store: Store | None, links: list[Path], held: ExitStack
+) -> tuple[Reconstruction | None, list[Path]]:
+    """The newest cached reconstruction of a chain, opened in `held`, and the links after it."""
+    for position in range(len(links) - 1, -1, -1):
+        with ArchiveReader(links[position]) as reader:
+            found = held.enter_context(cached(store, reader.manifest.reconstruction))
+        if found is not None:
+            return found, links[position + 1 :]
+    return None, links
 
 
 def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
@@ -127,6 +151,9 @@ class OpenCheckpoint:
             )
             self.layout = self.decoder.index.layout
             self.verbatim = split_skeleton(own.blob("skeleton"), self.layout.files)
+        files = [(layout.name, layout.size) for layout in self.layout.files]
+        if files != [(model.name, model.size) for model in reader.manifest.files]:
+            raise CorruptArchive(reader.path, "the index and the manifest do not name the same files")
 
     def payload(self, tensor: int) -> Bytes:
         """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""

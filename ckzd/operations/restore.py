@@ -47,7 +47,8 @@ def restore(
     """Restore the checkpoint that `path` (an archive, a pointer or a replaced checkpoint) stands for.
 
     `output` names the file or directory to create; without it the original place is filled. With `weights_only` a
-    safetensors file of all tensors but the optimizer's is written to `output`. Raises any CkzdError, and writes nothing then.
+    safetensors file of all tensors but the optimizer's is written to `output`. Raises any CkzdError, and writes
+    nothing then.
     """
     started = time.monotonic()
     archive = resolve(path)

@@ -6,8 +6,6 @@ that process; it never loads torch.
 """
 
 import hashlib
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +18,12 @@ from ckzd.archive import ArchiveReader
 from ckzd.checkpoint import assemble
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
+from ckzd.operations.child import another_number_of_threads, error_line, run_module
 from ckzd.operations.pointer import resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_of, scratch_file, store_of
 from ckzd.store import reference_of
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_HINT = "nothing was published; the original is untouched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class VerifyReport:
 def verify(path: Path, *, on_progress: Callable[[float], None] = lambda _: None) -> VerifyReport:
     """Check an archive (or the pointer or checkpoint path that names one) down to its last byte.
 
-    Raises CorruptArchive, MissingReference, or VerificationFailed where all bytes are whole but decode to something else.
+    Raises CorruptArchive, MissingReference, or VerificationFailed where all bytes are whole and decode to others.
     """
     started = time.monotonic()
     archive = resolve(path)
@@ -61,8 +60,6 @@ def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[
         own = decode_link(reader, before, file)
         opened = OpenCheckpoint(reader, own)
         models = reader.manifest.files
-        if [layout.name for layout in opened.layout.files] != [model.name for model in models]:
-            raise CorruptArchive(archive, "the index and the manifest do not name the same files")
         for position, (layout, model) in enumerate(zip(opened.layout.files, models, strict=True)):
             digest = hashlib.sha256()
             for piece in assemble(layout, opened.verbatim[position], opened.payload):
@@ -84,16 +81,15 @@ def _reference(reference: Path | None) -> Iterator[Reconstruction | None]:
 
 
 def verify_in_child(archive: Path, reference: Path | None) -> None:
-    """Run `check_archive` in another process with another thread count; raises VerificationFailed with what it said."""
-    threads = "1" if os.environ.get("OMP_NUM_THREADS") != "1" else "2"
-    environment = os.environ | dict.fromkeys(_THREADS, threads)
-    command = [sys.executable, "-m", "ckzd.operations.verify", str(archive)]
-    if reference is not None:
-        command.append(str(reference))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own interpreter and module
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise VerificationFailed(archive, said[0], hint="nothing was published; the original is untouched")
+    """Run `check_archive` in another process with another number of threads.
+
+    Raises VerificationFailed with what it said of the archive; other errors (a full disk, a killed process) as such.
+    """
+    paths = [str(path) for path in (archive, reference) if path is not None]
+    try:
+        run_module("ckzd.operations.verify", paths, subject=archive, threads=another_number_of_threads())
+    except CorruptArchive as error:
+        raise VerificationFailed(error.subject, error.problem, hint=_HINT) from error
 
 
 def _main(arguments: list[str]) -> int:
@@ -101,7 +97,7 @@ def _main(arguments: list[str]) -> int:
     try:
         check_archive(archive, reference, lambda _: None)
     except CkzdError as error:
-        print(error, file=sys.stderr)  # noqa: T201  # the parent reads it
+        print(error_line(error), file=sys.stderr)  # noqa: T201  # the parent reads it
         return error.exit_code
     return 0
 

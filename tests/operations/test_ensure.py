@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import ckzd
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
-from ckzd.operations.ensure import _error_of
+from ckzd.operations.child import error_of
 from ckzd.operations.replace import pointer_for
 
 RANK = """
@@ -98,6 +98,6 @@ def test_nothing_there_at_all(tmp_path):
 
 @pytest.mark.parametrize("stderr", ["", "Killed", "{}", '{"error": "Path", "subject": "", "problem": "", "hint": ""}'])
 def test_a_child_that_dies_without_a_word_is_an_error_too(tmp_path, stderr):
-    error = _error_of(tmp_path, -9, stderr)
+    error = error_of(tmp_path, -9, stderr)
     assert type(error) is CkzdError
     assert "-9" in error.problem

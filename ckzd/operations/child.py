@@ -1,0 +1,60 @@
+"""Python in a fresh process, and its errors back as the errors that they were.
+
+A restore must not depend on what this process has loaded or set (a trainer's default dtype, its threads), and an
+encoder must not check its own work. The child gets our environment and a number of threads of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckzd import errors
+from ckzd.errors import CkzdError
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_module(module: str, arguments: Sequence[str], *, subject: Path, threads: int | None = None) -> None:
+    """Run `python -m MODULE ARGUMENTS` to its end; raises what it said on stderr (see `error_line`), else CkzdError."""
+    environment = os.environ | (dict.fromkeys(_THREADS, str(threads)) if threads is not None else {})
+    done = subprocess.run(  # noqa: S603  # our own interpreter and module
+        [sys.executable, "-m", module, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise error_of(subject, done.returncode, done.stderr)
+
+
+def another_number_of_threads() -> int:
+    """One that this process does not use, so that a result cannot hang on it."""
+    return 2 if os.environ.get("OMP_NUM_THREADS") == "1" else 1
+
+
+def error_line(error: CkzdError) -> str:
+    """An error as one line of JSON, the last that a child writes to stderr."""
+    said = {"error": type(error).__name__, "subject": error.subject, "problem": error.problem, "hint": error.hint}
+    return json.dumps(said)
+
+
+def error_of(subject: Path, returncode: int, stderr: str) -> CkzdError:
+    """The child's last line on stderr, if it is one of our errors as JSON, else what it said."""
+    lines = stderr.strip().splitlines() or ["it said nothing"]
+    try:
+        said = json.loads(lines[-1])
+        kind = getattr(errors, said["error"])
+        return _checked(kind(said["subject"], said["problem"], hint=said["hint"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return CkzdError(subject, f"the process that worked on it ended with {returncode}: {lines[-1]}")
+
+
+def _checked(error: object) -> CkzdError:
+    if not isinstance(error, CkzdError):
+        raise TypeError(error)
+    return error
