@@ -57,6 +57,7 @@ from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionW
 from ckzd.errors import BadCheckpoint
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
+_YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
 _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
 
 
@@ -204,7 +205,8 @@ class Encoder:
         signal = self._survey.update_energy / self._survey.update_elements
         filled = 1 - beta2 ** (self._checkpoint.step or 1_000_000)  # exp_avg_sq starts at 0 and is still filling up
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
-        needed = beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
+        young = (self._checkpoint.step or 1_000_000) * (1 - beta1) < _YOUNG_MEMORIES
+        needed = young or beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
         return self._preset.moment_step * signal**0.5 if needed else 0.0
 
     # -- transform ----------------------------------------------------------------------------------------------
