@@ -23,9 +23,10 @@ from ckzd.codec import train
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
-from ckzd.errors import ConfigError
+from ckzd.errors import ConfigError, StoreLocked
 from ckzd.formats import read_checkpoint
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
+from ckzd.operations.replace import empty_trash
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.verify import verify_in_child
 from ckzd.store import ArchiveRecord, Store, default_store, read_manifest
@@ -89,9 +90,19 @@ def compress(
             record = known or _archive(job)
     if replace:
         replace_original(path, record.path, opened)
+        _free_original(opened)
         tell("replaced", 1.0)
     report = _report(job, record, already=known is not None, replaced=replace)
     return dataclasses.replace(report, seconds=time.monotonic() - started)
+
+
+def _free_original(store: Store) -> None:
+    """Give the space back now: only a daemon keeps originals for a while, and empties its store's trash itself."""
+    try:
+        with store.daemon_lock():
+            empty_trash(store, 0.0, time.time())
+    except StoreLocked:
+        log.info("the daemon of this store frees the original later", extra={"store": str(store.root)})
 
 
 @dataclass(frozen=True, slots=True)
