@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS checkpoints (
   state TEXT NOT NULL,
   step INTEGER,
   attempts INTEGER NOT NULL DEFAULT 0,
+  crashes INTEGER NOT NULL DEFAULT 0,
   not_before REAL NOT NULL DEFAULT 0,
   error TEXT NOT NULL DEFAULT '',
   in_place_of_replaced INTEGER NOT NULL DEFAULT 0,
@@ -104,14 +105,12 @@ class Journal:
         self._set(number, State.SETTLED, now, step=step)
 
     def encoding(self, number: int, now: float) -> None:
-        """A worker is about to begin: the attempt counts from here, whatever happens."""
-        row = self.row(number)
-        self._set(number, State.ENCODING, now, attempts=row.attempts + 1)
+        """A worker is about to begin. Should we never hear the end of it, `on_start` counts a crash."""
+        self._set(number, State.ENCODING, now)
 
-    def give_back(self, number: int, now: float) -> None:
-        """The attempt was ended by us, or failed for reasons that are not the checkpoint's: not counted."""
-        row = self.row(number)
-        self._set(number, State.SETTLED, now, attempts=max(0, row.attempts - 1))
+    def give_back(self, number: int, now: float, *, not_before: float = 0.0) -> None:
+        """The job was ended by us, or failed for reasons that are not the checkpoint's: that does not count."""
+        self._set(number, State.SETTLED, now, not_before=not_before)
 
     def written(self, number: int, now: float) -> None:
         """The archive is on disk, not verified yet."""
@@ -132,7 +131,7 @@ class Journal:
         state = State.RESTORED if again else State.VERIFIED
         named = None if reference is None else str(reference)
         found = {"archive": str(archive), "reference": named, "archive_bytes": nbytes, "seconds": seconds}
-        self._set(number, state, now, **found, error="", attempts=0, not_before=0.0)
+        self._set(number, state, now, **found, error="", attempts=0, crashes=0, not_before=0.0)
 
     def replaced(self, number: int, now: float, reclaimed_bytes: int) -> None:
         """The original has made way for its pointer."""
@@ -143,12 +142,13 @@ class Journal:
         self._set(number, State.RESTORED, now, reclaimed_bytes=0)
 
     def failed(self, number: int, now: float, error: str, not_before: float) -> None:
-        """The attempt failed; the next may begin at `not_before`."""
-        self._set(number, State.FAILED, now, error=error, not_before=not_before)
+        """An attempt failed, by an error or the death of the worker; the next may begin at `not_before`."""
+        attempts = self.row(number).attempts + 1
+        self._set(number, State.FAILED, now, error=error, not_before=not_before, attempts=attempts)
 
     def quarantined(self, number: int, now: float, error: str) -> None:
         """No more attempts until the checkpoint is rewritten (or touched)."""
-        self._set(number, State.QUARANTINED, now, error=error)
+        self._set(number, State.QUARANTINED, now, error=error, attempts=self.row(number).attempts + 1)
 
     def skipped(self, number: int, now: float) -> None:
         """Left raw: too many newer ones wait."""
@@ -171,11 +171,15 @@ class Journal:
             return self._leave(self.row(number), now)
 
     def on_start(self, now: float) -> list[Row]:
-        """Undo what a crash interrupted: jobs that were running wait again (with their attempt counted)."""
+        """Undo what a crash interrupted: jobs that were running wait again, one crash richer."""
         interrupted = self.rows(states=RUNNING)
         for row in interrupted:
-            self._set(row.number, State.SETTLED, now)
-        return interrupted
+            self._set(row.number, State.SETTLED, now, crashes=row.crashes + 1)
+        return [self.row(row.number) for row in interrupted]
+
+    def put_off(self, number: int, now: float, error: str, not_before: float) -> None:
+        """It waits for a while, and is not to blame yet."""
+        self._set(number, State.FAILED, now, error=error, not_before=not_before)
 
     def forget(self, number: int) -> None:
         """Its archive was dropped: nothing is left of it."""

@@ -27,7 +27,9 @@ from ckzd.errors import (
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3  # of one checkpoint, by failure, death or crash of ours; then a person has to look
+MAX_ATTEMPTS = 3  # of one checkpoint, by failures and deaths of its worker; then a person has to look
+MAX_CRASHES = 3  # of the daemon in a row under one job, then it waits longer and longer
+FIRST_CRASH_SECONDS, MAX_CRASH_SECONDS = 3600.0, 24 * 3600.0
 BACKOFF_SECONDS = (30.0, 120.0)  # after the first and the second failed attempt
 LOCKED_SECONDS = 30.0  # somebody collects garbage in the store
 REFUSED_SECONDS = 3600.0  # a replacement that a hard link or a missing pointer's place forbids
@@ -103,12 +105,12 @@ class Outcomes:
         """Whether the file system was too full a short while ago."""
         return self.clock.monotonic() < self.paused_until
 
-    def count_crash(self, row: Row) -> None:
-        """The daemon itself died under this job; after too often it is not tried again."""
-        if row.attempts >= MAX_ATTEMPTS:
-            self._give_up(
-                self.journal.row(row.number), f"the daemon ended {row.attempts} times while it was compressed"
-            )
+    def after_crash(self, row: Row) -> None:
+        """The daemon died under this job. After too often the others go first: it may be what kills us, or not."""
+        if row.crashes >= MAX_CRASHES:
+            wait = min(MAX_CRASH_SECONDS, FIRST_CRASH_SECONDS * 2 ** (row.crashes - MAX_CRASHES))
+            now = self.clock.time()
+            self.journal.put_off(row.number, now, f"the daemon died {row.crashes} times at it", now + wait)
 
     # -- it went well -------------------------------------------------------------------------------------------
 
@@ -178,8 +180,7 @@ class Outcomes:
         if isinstance(error, NoSpace):
             self.journal.give_back(row.number, now)
         elif isinstance(error, StoreLocked):
-            self.journal.give_back(row.number, now)
-            self.journal.note(row.number, str(error), now + LOCKED_SECONDS)
+            self.journal.give_back(row.number, now, not_before=now + LOCKED_SECONDS)
         else:
             self._count_failure(row, str(error))
             self.rescan()
@@ -223,16 +224,12 @@ class Outcomes:
 
     def _count_failure(self, row: Row, problem: str) -> None:
         self.failed.add(row.number)
-        if row.attempts >= MAX_ATTEMPTS:
-            self._give_up(row, problem)
-            return
-        wait = BACKOFF_SECONDS[min(row.attempts, len(BACKOFF_SECONDS)) - 1]
         now = self.clock.time()
-        self.journal.failed(row.number, now, problem, not_before=now + wait)
-        self.metrics.checkpoints.labels("failed").inc()
-
-    def _give_up(self, row: Row, problem: str) -> None:
-        self.journal.quarantined(row.number, self.clock.time(), problem)
+        if row.attempts + 1 < MAX_ATTEMPTS:
+            self.journal.failed(row.number, now, problem, not_before=now + BACKOFF_SECONDS[row.attempts])
+            self.metrics.checkpoints.labels("failed").inc()
+            return
+        self.journal.quarantined(row.number, now, problem)
         self.metrics.checkpoints.labels("quarantined").inc()
         log.error(
             "checkpoint quarantined: left raw and not tried again until it is written anew (or touched)",

@@ -142,7 +142,7 @@ class Service:
         """Bring the journal in line with a crash, look at everything for the first time, and open the door."""
         for row in self.journal.on_start(self._clock.time()):
             log.warning("job was interrupted by a crash: it waits again", extra={"checkpoint": str(row.path)})
-            self._outcomes.count_crash(row)
+            self._outcomes.after_crash(row)
         for watch in self._settings.watch:
             if watch.store is not None:
                 self._stores.open(watch.path, watch)

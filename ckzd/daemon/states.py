@@ -37,7 +37,7 @@ RUNNING = frozenset({State.ENCODING, State.WRITTEN})
 ARCHIVED = frozenset({State.VERIFIED, State.REPLACED, State.RESTORED, State.ROTATED})
 MOVES: dict[State, frozenset[State]] = {
     State.SEEN: frozenset({State.SETTLED}),
-    State.SETTLED: frozenset({State.SEEN, State.ENCODING, State.SKIPPED, State.QUARANTINED}),
+    State.SETTLED: frozenset({State.SEEN, State.ENCODING, State.SKIPPED, State.FAILED}),
     State.ENCODING: frozenset(State) - {State.ROTATED, State.SKIPPED, State.REPLACED},
     State.WRITTEN: frozenset(State) - {State.ROTATED, State.SKIPPED, State.REPLACED},
     State.VERIFIED: frozenset({State.REPLACED, State.ROTATED, State.SETTLED}),
@@ -60,7 +60,8 @@ class Row:
     identity: Identity
     state: State
     step: int | None
-    attempts: int  # times that a worker began with it; counted before it begins, so that a crash of ours counts
+    attempts: int  # times that it failed or its worker died, since it was last archived
+    crashes: int  # times that this daemon died while it was compressed
     not_before: float
     error: str
     in_place_of_replaced: bool  # when it was first seen, a replaced checkpoint of this path was known

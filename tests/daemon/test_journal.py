@@ -147,12 +147,13 @@ def test_an_attempt_that_we_ended_does_not_count(journal):
     journal.settled(row.number, 100, 2.0)
     journal.encoding(row.number, 3.0)
     journal.give_back(row.number, 4.0)
+    assert journal.on_start(5.0) == []
 
     assert (journal.row(row.number).state, journal.row(row.number).attempts) == (State.SETTLED, 0)
 
 
 @pytest.mark.parametrize("stage", ["encoding", "written"])
-def test_a_job_that_a_crash_interrupted_waits_again_with_its_attempt_counted(file, stage):
+def test_a_job_that_a_crash_interrupted_waits_again_and_the_crash_is_counted(file, stage):
     script = f"""
 import os, signal
 from pathlib import Path
@@ -174,8 +175,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     interrupted = journal.on_start(now=10.0)
     rows = journal.rows()
     journal.close()
-    assert [row.state.value for row in interrupted] == [stage]
-    assert [(row.state, row.attempts) for row in rows] == [(State.SETTLED, 1)]
+    assert interrupted == rows
+    assert [(row.state, row.attempts, row.crashes) for row in rows] == [(State.SETTLED, 0, 1)]
 
 
 def test_a_damaged_journal_is_put_aside_and_a_new_one_begun(file):

@@ -14,7 +14,8 @@ RUN = Path("/run")
 def row(name: str, state: State = State.SETTLED, *, step: int | None = None, mtime: int = 0, **changes) -> Row:
     fields = {
         "number": hash(name) % 1000, "run": RUN, "path": RUN / name, "identity": Identity(1, 10, mtime), "state": state,
-        "step": step, "attempts": 0, "not_before": 0.0, "error": "", "in_place_of_replaced": False, "archive": None,
+        "step": step, "attempts": 0,
+        "crashes": 0, "not_before": 0.0, "error": "", "in_place_of_replaced": False, "archive": None,
         "reference": None, "original_bytes": 10, "archive_bytes": 0, "reclaimed_bytes": 0, "seconds": 0.0,
         "first_seen": 0.0, "changed": 0.0,
     }  # fmt: skip

@@ -693,21 +693,25 @@ def test_a_job_that_the_crash_interrupted_is_done_again(daemon, revive):
     daemon.write(1, 2)
     daemon.go(20)
     again = revive(daemon)
-    assert again.row("step_1").attempts == 1
+    assert again.row("step_1").crashes == 1
     again.go()
 
     assert again.raw() == ["step_2"]
 
 
-def test_a_checkpoint_that_kills_the_daemon_is_quarantined(daemon, revive):
-    daemon.write(1)
+def test_after_a_checkpoint_at_which_the_daemon_died_often_the_others_go_first(daemon, revive):
+    daemon.write(1, 2)
     for _ in range(3):
         daemon.executor.held = True
         daemon.go(20)
         daemon = revive(daemon)
     daemon.go()
+    assert daemon.states() == {"step_1": "failed", "step_2": "verified"}
+    assert daemon.why("step_1") == "the daemon died 3 times at it"
 
-    assert daemon.states() == {"step_1": "quarantined"}
+    daemon.clock.sleep(3600)
+    daemon.go()
+    assert daemon.states() == {"step_1": "replaced", "step_2": "verified"}
 
 
 def test_a_lost_journal_is_rebuilt_from_the_store(daemon, revive):
