@@ -20,7 +20,8 @@ Ids = npt.NDArray[np.int16]
 Classes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
 
-KINDS = 3  # weights, first moments, second moments
+KINDS = 3
+WEIGHTS, FIRST, SECOND = range(KINDS)
 PASSES = 4
 DENSITIES = 8
 FIELDS = (("guide", 5), ("energy", 24), ("around", 4), ("neighbours", 4), ("previous", 3))

@@ -12,130 +12,38 @@ import struct
 from collections.abc import Callable
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
-from ckzd.checkpoint import STORED_AS, Bytes, RawArray, TensorSpec
-from ckzd.codec import moments, quantize, zstd
-from ckzd.codec.arrays import ContextLevels, Float64, Plane
-from ckzd.codec.context import Guide
-from ckzd.codec.dtypes import from_float64, stored_array, to_float64
+from ckzd.checkpoint import Bytes, RawArray, TensorSpec
+from ckzd.codec import quantize
+from ckzd.codec.arrays import Plane
+from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.dtypes import from_float64, stored_array
 from ckzd.codec.exact import decode_exact
-from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, layer_before, plane_shape
-from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
+from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, Triple, plane_shape
+from ckzd.codec.lstm import LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
-from ckzd.codec.moments import Scales
-from ckzd.codec.pairing import Triple
+from ckzd.codec.moments import Scales, checked_scales
 from ckzd.codec.planes import decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.restoring import (
+    add_residual,
+    itemsize_of,
+    levels_for_context,
+    moment_guide,
+    put_kept,
+    reference_values,
+    restore_first,
+    restore_scalar,
+    restore_second,
+    weight_guide,
+)
+from ckzd.codec.side import decode_lstm, decode_scales
 
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 
 Entry = Callable[[str], bytes]
 
-WEIGHTS, FIRST, SECOND = range(3)  # plane kinds
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
-
-
-def levels_for_context(levels: Plane) -> ContextLevels:
-    """What later planes see of these levels."""
-    return np.clip(levels, -127, 127).astype(np.int8)
-
-
-def weight_guide(tensor: TensorSpec, reference: Reconstruction | None) -> Guide:
-    """The reference's residual at the same place, and one layer earlier."""
-    if reference is None:
-        return Guide()
-    shape = plane_shape(tensor.shape)
-    before = layer_before(tensor.path)
-    return Guide(_levels(reference, tensor.path, shape), _levels(reference, before, shape) if before else None)
-
-
-def _levels(arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:
-    found = arrays.get(path, "levels")
-    return found.astype(np.int8) if found is not None and found.shape == shape else None
-
-
-def reference_values(tensor: TensorSpec, reference: Reconstruction | None) -> RawArray | None:
-    """The reference's stored values of this tensor, if it has them in the same dtype and shape."""
-    found = reference.get(tensor.path, "weights") if reference is not None else None
-    if found is None or found.shape != tensor.shape or found.dtype != STORED_AS.get(tensor.dtype):
-        return None
-    return found
-
-
-def add_residual(before: RawArray, residual: Float64, dtype: str) -> RawArray:
-    """Reference + residual in float64, rounded once. A non-finite reference counts as 0: it must not spread."""
-    values = to_float64(before, dtype)
-    return from_float64(np.where(np.isfinite(values), values, 0.0) + residual.reshape(before.shape), dtype)
-
-
-def restore_second(code: quantize.KmeansCode | None, scales: Scales, dtype: str) -> RawArray:
-    """The rank-1 fill (R, C), with codebook values where a second moment was kept."""
-    filled = moments.fill(scales, dtype)
-    if code is None:
-        return filled
-    return np.where(code.levels != 0, from_float64(quantize.dequantize_kmeans(code), dtype), filled)
-
-
-def restore_scalar(before: RawArray, code: quantize.ScalarCode, scales: Scales, step: float, dtype: str) -> RawArray:
-    """A weight from its Fisher-weighted scalar residual."""
-    weighted = quantize.dequantize_scalar(code, step)
-    return add_residual(before, quantize.weigher_of(scales).unweigh(weighted), dtype)
-
-
-def restore_first(levels: Plane, second: RawArray, step: float, dtype: str) -> RawArray:
-    """A first moment (R, C) from its levels and the restored second moment (R, C)."""
-    return from_float64(moments.restore_first(levels, to_float64(second, dtype), step), dtype)
-
-
-def scale_differences(
-    layout: Layout, scales: dict[int, Scales], reference: Reconstruction | None, *, sign: int
-) -> dict[int, Scales]:
-    """Scales less (sign -1) or plus (sign 1) the reference's, by weight number; int16 arithmetic wraps."""
-    found = {}
-    for number, own in scales.items():
-        path = layout.tensors[number].path
-        parts = []
-        for field, codes in (("rows", own.rows), ("columns", own.columns)):
-            before = reference.get(path, field) if reference is not None else None
-            if before is None or before.shape != codes.shape:
-                before = np.zeros_like(codes)
-            parts.append((codes + sign * before.astype(np.int16)).astype(np.int16))
-        found[number] = Scales(*parts)
-    return found
-
-
-def decode_scales(data: bytes, layout: Layout, reference: Reconstruction | None) -> dict[int, Scales]:
-    """Scales by weight number: one plane of differences for all triples in order, rows before columns."""
-    shapes = {t.weight: plane_shape(layout.tensors[t.weight].shape) for t in layout.triples}
-    count = sum(rows + columns for rows, columns in shapes.values())
-    if not count:
-        return {}
-    plane = decode_plane(data, (count, 1), WEIGHTS, Guide(), Models())[:, 0]
-    ends = np.cumsum([size for shape in shapes.values() for size in shape])[:-1]
-    parts = iter(np.split(plane, ends))
-    return scale_differences(layout, {n: Scales(next(parts), next(parts)) for n in shapes}, reference, sign=1)
-
-
-def decode_lstm(data: bytes, reference: Reconstruction | None) -> bytes:
-    """The archive's LSTM weights: zstd of the int8 differences to the reference's; nothing if there are none."""
-    if not data:
-        return b""
-    plain = zstd.decompress_exactly(data, LSTM_BYTES)
-    return (np.frombuffer(plain, np.uint8) + _lstm_before(reference)).tobytes()
-
-
-def encode_lstm(weights: bytes, reference: Reconstruction | None) -> bytes:
-    """The inverse of `decode_lstm`."""
-    difference = np.frombuffer(weights, np.uint8) - _lstm_before(reference)
-    return zstd.compress(difference.tobytes())
-
-
-def _lstm_before(reference: Reconstruction | None) -> npt.NDArray[np.uint8]:
-    before = reference.blob("lstm") if reference is not None else b""
-    return np.frombuffer(before, np.uint8) if len(before) == LSTM_BYTES else np.zeros(LSTM_BYTES, np.uint8)
 
 
 class Decoder:
@@ -178,7 +86,7 @@ class Decoder:
             rows, columns = own.get(path, "rows"), own.get(path, "columns")
             if rows is None or columns is None:
                 raise ValueError(f"tensor {path}: the reconstruction has no scales for it")
-            scales[triple.weight] = Scales(rows.astype(np.int16), columns.astype(np.int16))
+            scales[triple.weight] = checked_scales(rows, columns)
         return cls(index, stream, scales=scales, lstm=own.blob("lstm"), tables=entry("tables"), reference=None)
 
     def decode_kept(self, into: ReconstructionWriter) -> None:
@@ -262,32 +170,3 @@ class Decoder:
     def _codebook_plane(self, data: bytes, tensor: TensorSpec, kind: int, guide: Guide) -> KmeansCode:
         codebook, start = Codebook.from_bytes(data)
         return KmeansCode(self._plane(data[start:], tensor, kind, guide), codebook)
-
-
-def moment_guide(weight: TensorSpec, kept: ArrayFile | Reconstruction) -> Guide:
-    """The weight's own levels guide its first moment's."""
-    return Guide(_levels(kept, weight.path, plane_shape(weight.shape)))
-
-
-def itemsize_of(tensor: TensorSpec) -> int:
-    """Bytes an element; 1 for an opaque dtype."""
-    return STORED_AS[tensor.dtype].itemsize if tensor.dtype in STORED_AS else 1
-
-
-def put_kept(
-    into: ArrayFile, tensor: TensorSpec, values: RawArray, levels: Plane | None, scales: Scales | None
-) -> None:
-    """Store what dependents need of one tensor, in the canonical order of fields."""
-    into.put(tensor.path, "weights", values.reshape(tensor.shape))
-    if levels is not None:
-        into.put(tensor.path, "levels", levels_for_context(levels))
-    if scales is not None:
-        into.put(tensor.path, "rows", scales.rows)
-        into.put(tensor.path, "columns", scales.columns)
-
-
-def seal(writer: ReconstructionWriter, lstm: bytes, skeleton: bytes, layout: bytes) -> str:
-    """Add the blobs that dependents need and close the reconstruction; returns its id."""
-    for field, data in (("lstm", lstm), ("skeleton", skeleton), ("layout", layout)):
-        writer.put_blob(field, data)
-    return writer.finish()

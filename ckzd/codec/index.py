@@ -13,7 +13,6 @@ from enum import StrEnum
 
 from ckzd.checkpoint import Checkpoint, FileLayout, FileStat, Hole, TensorSpec
 from ckzd.codec import zstd
-from ckzd.codec.pairing import Triple
 
 MAX_INDEX_BYTES = 1 << 30
 _LENGTHS = struct.Struct("<II")
@@ -33,6 +32,15 @@ class Method(StrEnum):
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
     SCALED = "scaled"  # first moment: levels times the square root of the restored second
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """Tensor numbers of a weight and of its two moments."""
+
+    weight: int
+    first: int
+    second: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
 from ckzd.codec.tables import OCTAVE
 
 ZERO = np.int16(-32768)
+MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
 _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 MAX_LEVEL = 32767
@@ -31,11 +32,19 @@ class Scales:
     columns: Scale
 
 
+def checked_scales(rows: RawArray, columns: RawArray) -> Scales:
+    """Scales whose codes are possible; ValueError for others."""
+    for codes in (rows, columns):
+        if codes.dtype != np.int16 or np.any((np.abs(codes.astype(np.int32)) > MAX_CODE) & (codes != ZERO)):
+            raise ValueError(f"a scale outside -{MAX_CODE}..{MAX_CODE}")
+    return Scales(rows.astype(np.int16), columns.astype(np.int16))
+
+
 def code_of(means: Float64) -> Scale:
     """Nearest eighth of an octave; ZERO for 0."""
     positive = means > 0
     logs = np.log2(np.where(positive, means, 1.0))
-    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -16000, 16000).astype(np.int16)
+    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -MAX_CODE, MAX_CODE).astype(np.int16)
     return np.where(positive, codes, ZERO)
 
 

@@ -16,9 +16,10 @@ from ckzd import durable
 from ckzd.archive import ArchiveReader, StreamRef
 from ckzd.checkpoint import Bytes
 from ckzd.codec import zstd
-from ckzd.codec.decode import MALFORMED, Decoder, seal
+from ckzd.codec.decode import MALFORMED, Decoder
 from ckzd.codec.index import MAX_INDEX_BYTES, split_skeleton
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.codec.restoring import seal
 from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.store import Store, chain
 

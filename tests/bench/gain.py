@@ -14,13 +14,16 @@ import torch
 from machine import machine
 
 from ckzd.codec import train
-from ckzd.codec.decode import encode_lstm
 from ckzd.codec.encode import Encoder
+from ckzd.codec.inputs import Inputs
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
 from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel
 from ckzd.codec.planes import encode_plane, histograms_of
 from ckzd.codec.presets import PRESETS
-from ckzd.codec.reconstruction import Reconstruction
+from ckzd.codec.reconstruction import ArrayFile, Reconstruction
+from ckzd.codec.side import encode_lstm
+from ckzd.codec.survey import survey
+from ckzd.codec.transform import Transform
 from ckzd.formats import read_checkpoint
 
 
@@ -51,7 +54,10 @@ def main() -> None:
         encoder, file = encoder_of(path, reference, options.preset)
         encoder.encode()
         reference = Reconstruction(file)
-    planes = [(kind, levels, guide) for _, kind, levels, guide in encoder._planes()]
+    inputs, preset = Inputs(read_checkpoint(options.checkpoints[-1]), before), PRESETS[options.preset]
+    transform = Transform(inputs, survey(inputs, preset), preset, ArrayFile(io.BytesIO()), ArrayFile(io.BytesIO()))
+    transform.run()
+    planes = [(plane.kind, plane.levels, plane.guide) for plane in transform.planes()]
     histograms: Histograms = {}
     for kind, levels, guide in planes:
         for key, histogram in histograms_of(levels, kind, guide).items():
@@ -59,7 +65,6 @@ def main() -> None:
     tables = TableModel.fit(histograms)
     stored = before.blob("lstm") if before is not None else b""
     start = LstmWeights.from_bytes(stored) if len(stored) == LSTM_BYTES else None
-    preset = PRESETS[options.preset]
     started = time.perf_counter()
     weights = train.fit(
         histograms, tables, start, steps=preset.lstm_steps if start is not None else preset.lstm_cold_steps

@@ -18,10 +18,10 @@ from machine import machine
 
 from ckzd.codec import train
 from ckzd.codec.context import Guide
-from ckzd.codec.decode import encode_lstm
 from ckzd.codec.lstm import LstmModel
 from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel
 from ckzd.codec.planes import decode_plane, encode_plane, histograms_of
+from ckzd.codec.side import encode_lstm
 
 INDICES = 16
 

@@ -1,0 +1,70 @@
+"""A checkpoint and its reference's reconstruction, tensor by tensor, as the encoder looks at them.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, RawArray, TensorSpec
+from ckzd.codec.arrays import Float64
+from ckzd.codec.dtypes import is_finite, stored_array, to_float64
+from ckzd.codec.index import plane_shape
+from ckzd.codec.reconstruction import Reconstruction
+from ckzd.codec.restoring import finite_or_zero, reference_values
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What there is before anything is decided."""
+
+    checkpoint: Checkpoint
+    reference: Reconstruction | None
+
+    @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """Numbers of the tensors that dependents may refer to: floats that are no optimizer state."""
+        paths = [optimizer.path for optimizer in self.checkpoint.optimizers]
+        return tuple(
+            number
+            for number, tensor in enumerate(self.checkpoint.tensors)
+            if tensor.dtype in STORED_AS and not any(tensor.path[: len(path)] == path for path in paths)
+        )
+
+    def tensor(self, number: int) -> TensorSpec:
+        """Its path, dtype and shape."""
+        return self.checkpoint.tensors[number]
+
+    def payload(self, number: int) -> Bytes:
+        """Its original bytes."""
+        return self.checkpoint.payload(number)
+
+    def stored(self, number: int) -> RawArray:
+        """Its values in their stored dtype and own shape."""
+        tensor = self.tensor(number)
+        return stored_array(self.payload(number), tensor.dtype, tensor.shape)
+
+    def matrix(self, number: int) -> Float64:
+        """Its values, (R, C)."""
+        tensor = self.tensor(number)
+        return to_float64(self.stored(number), tensor.dtype).reshape(plane_shape(tensor.shape))
+
+    def is_finite(self, number: int) -> bool:
+        """Whether it holds neither an infinity nor a NaN."""
+        return is_finite(self.stored(number), self.tensor(number).dtype)
+
+    def before(self, number: int) -> RawArray | None:
+        """The reference's values of it, if it has them in the same dtype and shape."""
+        return reference_values(self.tensor(number), self.reference)
+
+    def residual(self, number: int) -> Float64 | None:
+        """Its values less the reference's, (R, C); None where there are none."""
+        before = self.before(number)
+        if before is None:
+            return None
+        values = finite_or_zero(before, self.tensor(number).dtype)
+        return self.matrix(number) - values.reshape(plane_shape(self.tensor(number).shape))
+
+    def reference_blob(self, field: str) -> bytes:
+        """What the reference holds under a field alone; empty without a reference."""
+        return self.reference.blob(field) if self.reference is not None else b""

@@ -1,0 +1,112 @@
+"""What a decoder makes of decoded integers: the functions that both directions call, so that they cannot drift apart.
+
+The encoder calls them to know what a restore will yield; the decoder calls them to restore.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+import numpy as np
+
+from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
+from ckzd.codec import moments, quantize
+from ckzd.codec.arrays import ContextLevels, Float64, Plane
+from ckzd.codec.context import Guide
+from ckzd.codec.dtypes import from_float64, to_float64
+from ckzd.codec.index import layer_before, plane_shape
+from ckzd.codec.moments import Scales
+from ckzd.codec.quantize import KmeansCode, ScalarCode
+from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+
+# Guides: what a plane's contexts see of other planes
+
+
+def levels_for_context(levels: Plane) -> ContextLevels:
+    """What later planes see of these levels."""
+    return np.clip(levels, -127, 127).astype(np.int8)
+
+
+def weight_guide(tensor: TensorSpec, reference: Reconstruction | None) -> Guide:
+    """The reference's residual at the same place, and one layer earlier."""
+    if reference is None:
+        return Guide()
+    shape = plane_shape(tensor.shape)
+    before = layer_before(tensor.path)
+    return Guide(_levels(reference, tensor.path, shape), _levels(reference, before, shape) if before else None)
+
+
+def moment_guide(weight: TensorSpec, kept: ArrayFile | Reconstruction) -> Guide:
+    """The weight's own levels guide its first moment's."""
+    return Guide(_levels(kept, weight.path, plane_shape(weight.shape)))
+
+
+def _levels(arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:
+    found = arrays.get(path, "levels")
+    return found.astype(np.int8) if found is not None and found.shape == shape else None
+
+
+# Values
+
+
+def itemsize_of(tensor: TensorSpec) -> int:
+    """Bytes an element; 1 for an opaque dtype."""
+    return STORED_AS[tensor.dtype].itemsize if tensor.dtype in STORED_AS else 1
+
+
+def reference_values(tensor: TensorSpec, reference: Reconstruction | None) -> RawArray | None:
+    """The reference's stored values of this tensor, if it has them in the same dtype and shape."""
+    found = reference.get(tensor.path, "weights") if reference is not None else None
+    if found is None or found.shape != tensor.shape or found.dtype != STORED_AS.get(tensor.dtype):
+        return None
+    return found
+
+
+def finite_or_zero(stored: RawArray, dtype: str) -> Float64:
+    """Values to take a delta against: one that is not finite counts as 0, so that it does not spread."""
+    values = to_float64(stored, dtype)
+    return np.where(np.isfinite(values), values, 0.0)
+
+
+def add_residual(before: RawArray, residual: Float64, dtype: str) -> RawArray:
+    """Reference + residual in float64, rounded once."""
+    return from_float64(finite_or_zero(before, dtype) + residual.reshape(before.shape), dtype)
+
+
+def restore_scalar(before: RawArray, code: ScalarCode, scales: Scales, step: float, dtype: str) -> RawArray:
+    """A weight from its Fisher-weighted scalar residual."""
+    weighted = quantize.dequantize_scalar(code, step)
+    return add_residual(before, quantize.weigher_of(scales).unweigh(weighted), dtype)
+
+
+def restore_second(code: KmeansCode | None, scales: Scales, dtype: str) -> RawArray:
+    """The rank-1 fill (R, C), with codebook values where a second moment was kept."""
+    filled = moments.fill(scales, dtype)
+    if code is None:
+        return filled
+    return np.where(code.levels != 0, from_float64(quantize.dequantize_kmeans(code), dtype), filled)
+
+
+def restore_first(levels: Plane, second: RawArray, step: float, dtype: str) -> RawArray:
+    """A first moment (R, C) from its levels and the restored second moment (R, C)."""
+    return from_float64(moments.restore_first(levels, to_float64(second, dtype), step), dtype)
+
+
+# Reconstructions
+
+
+def put_kept(
+    into: ArrayFile, tensor: TensorSpec, values: RawArray, levels: Plane | None, scales: Scales | None
+) -> None:
+    """Store what dependents need of one tensor, in the canonical order of fields."""
+    into.put(tensor.path, "weights", values.reshape(tensor.shape))
+    if levels is not None:
+        into.put(tensor.path, "levels", levels_for_context(levels))
+    if scales is not None:
+        into.put(tensor.path, "rows", scales.rows)
+        into.put(tensor.path, "columns", scales.columns)
+
+
+def seal(writer: ReconstructionWriter, lstm: bytes, skeleton: bytes, layout: bytes) -> str:
+    """Add the blobs that dependents need and close the reconstruction; returns its id."""
+    for field, data in (("lstm", lstm), ("skeleton", skeleton), ("layout", layout)):
+        writer.put_blob(field, data)
+    return writer.finish()

@@ -1,0 +1,194 @@
+"""Tensors -> levels: what is lost is lost here. Decoded weights go to the reconstruction, levels to scratch.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ckzd.checkpoint import RawArray
+from ckzd.codec import kmeans, moments, quantize
+from ckzd.codec.arrays import Float64, Plane
+from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.dtypes import from_float64, to_float64
+from ckzd.codec.index import Method, Triple
+from ckzd.codec.inputs import Inputs
+from ckzd.codec.moments import MAX_LEVEL
+from ckzd.codec.presets import Preset, Scheme
+from ckzd.codec.quantize import Codebook, KmeansCode
+from ckzd.codec.reconstruction import ArrayFile
+from ckzd.codec.restoring import (
+    add_residual,
+    levels_for_context,
+    moment_guide,
+    put_kept,
+    restore_first,
+    restore_scalar,
+    restore_second,
+    weight_guide,
+)
+from ckzd.codec.survey import Survey, is_lossy_weight
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneToCode:
+    """A tensor's levels and what their contexts may see."""
+
+    number: int
+    kind: int
+    levels: Plane
+    guide: Guide
+
+
+@dataclass(slots=True)
+class Transform:
+    """Chooses every tensor's method and quantizes; then gives the planes, and what a decoder will make of them."""
+
+    inputs: Inputs
+    survey: Survey
+    preset: Preset
+    kept: ArrayFile
+    scratch: ArrayFile
+    methods: dict[int, Method] = field(default_factory=dict)
+    prefixes: dict[int, bytes] = field(default_factory=dict)  # what goes in front of a coded plane: centres or codebook
+    error: float = 0.0  # weighted, squared, of all lossy weights
+    worst: float = 0.0  # of one weight, relative to its own update
+
+    def run(self) -> None:
+        """Fill all of it."""
+        lossy = {triple.weight: triple for triple in self.survey.lossy}
+        for number in self.inputs.kept:
+            if number not in lossy or not self._lossy_weight(lossy[number]):
+                self._exact_weight(number)
+        for triple in self.survey.lossy:
+            (self._codebook_moments if self.preset.scheme is Scheme.KMEANS else self._scaled_moments)(triple)
+        for number in range(len(self.inputs.checkpoint.tensors)):
+            self.methods.setdefault(number, Method.EXACT)
+
+    def _exact_weight(self, number: int) -> None:
+        tensor = self.inputs.tensor(number)
+        values = self.inputs.stored(number)
+        if number in self.survey.copies:
+            self.methods[number] = Method.COPY
+            copied = self.kept.get(self.inputs.tensor(self.survey.copies[number]).path, "weights")
+            assert copied is not None
+            values = copied
+        elif number in self.survey.same:
+            self.methods[number] = Method.SAME
+        else:
+            self.methods[number] = Method.EXACT if self.inputs.before(number) is None else Method.DELTA
+        put_kept(self.kept, tensor, values, None, self.survey.scales.get(number))
+
+    def _lossy_weight(self, triple: Triple) -> bool:
+        """Quantize a weight's residual; False if it must be coded exactly."""
+        number = triple.weight
+        before, residual = self.inputs.before(number), self.inputs.residual(number)
+        if before is None or residual is None or not is_lossy_weight(self.inputs, number, self.survey.same):
+            return False
+        quantized = (self._codebook if self.preset.scheme is Scheme.KMEANS else self._scalar)(triple, before, residual)
+        if quantized is None:
+            return False
+        tensor, scales = self.inputs.tensor(number), self.survey.scales[number]
+        self.methods[number], self.prefixes[number] = quantized.method, quantized.prefix
+        self.scratch.put(tensor.path, "levels", quantized.levels)
+        put_kept(self.kept, tensor, quantized.values, quantized.levels, scales)
+        self._measure(number, quantized.values, residual)
+        return True
+
+    def _scalar(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized | None":
+        scales, step = self.survey.scales[triple.weight], self.survey.step
+        if not step:
+            return None
+        weighted = quantize.weigher_of(scales).weigh(residual)
+        code = quantize.quantize_scalar(weighted, step, self.preset.dead_zone)
+        if np.abs(code.levels).max() >= MAX_LEVEL:  # it jumped further than levels reach
+            return None
+        values = restore_scalar(before, code, scales, step, self.inputs.tensor(triple.weight).dtype)
+        return _Quantized(Method.SCALAR, code.levels, code.centres, values)
+
+    def _codebook(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized":
+        code = kmeans.quantize_kmeans(residual, kmeans.kept_weights(residual, self.inputs.matrix(triple.second)))
+        values = add_residual(before, quantize.dequantize_kmeans(code), self.inputs.tensor(triple.weight).dtype)
+        return _Quantized(Method.KMEANS, code.levels, code.codebook.to_bytes(), values)
+
+    def _measure(self, number: int, values: RawArray, residual: Float64) -> None:
+        """Weighted error of a weight, in all, and of the worst tensor relative to its own update."""
+        restored = to_float64(values, self.inputs.tensor(number).dtype).reshape(residual.shape)
+        weigher = quantize.weigher_of(self.survey.scales[number])
+        error = float((weigher.weigh(self.inputs.matrix(number) - restored) ** 2).sum())
+        energy = float((weigher.weigh(residual) ** 2).sum())
+        self.error += error
+        self.worst = max(self.worst, error / energy if energy else 0.0)
+
+    def _scaled_moments(self, triple: Triple) -> None:
+        """The first moment in units of its own update, the second as its rank-1 fill."""
+        self.methods[triple.second], self.methods[triple.first] = Method.FILL, Method.SCALED
+        first, step = self.inputs.matrix(triple.first), self.survey.moment_step
+        levels = np.zeros(first.shape, np.int16)
+        if step:
+            second = to_float64(self._second(triple), self.inputs.tensor(triple.second).dtype)
+            levels = moments.quantize_first(first, second, step, self.preset.dead_zone)
+        self._put_levels(triple.first, levels)
+
+    def _codebook_moments(self, triple: Triple) -> None:
+        """Both moments by codebooks, where the first is large and the weight was kept."""
+        first, weight_levels = self.inputs.matrix(triple.first), self._levels(triple.weight)
+        pruned = np.ones(first.shape, np.bool_) if weight_levels is None else weight_levels != 0
+        kept = kmeans.kept_moments(first, pruned)
+        for number, moment in ((triple.first, first), (triple.second, self.inputs.matrix(triple.second))):
+            code = kmeans.quantize_kmeans(moment, kept)
+            self.methods[number], self.prefixes[number] = Method.KMEANS, code.codebook.to_bytes()
+            self._put_levels(number, code.levels)
+
+    def _put_levels(self, number: int, levels: Plane) -> None:
+        self.scratch.put(self.inputs.tensor(number).path, "levels", levels)
+
+    def _levels(self, number: int) -> Plane | None:
+        found = self.scratch.get(self.inputs.tensor(number).path, "levels")
+        return None if found is None else found.astype(np.int16)
+
+    def planes(self) -> Iterator[PlaneToCode]:
+        """Every plane that is to be coded, by tensor number."""
+        triple_of = {n: t for t in self.survey.lossy for n in (t.first, t.second)}
+        for number, tensor in enumerate(self.inputs.checkpoint.tensors):
+            levels = self._levels(number)
+            if levels is None:
+                continue
+            if number not in triple_of:
+                yield PlaneToCode(number, WEIGHTS, levels, weight_guide(tensor, self.inputs.reference))
+            elif number == triple_of[number].first:
+                weight = self.inputs.tensor(triple_of[number].weight)
+                yield PlaneToCode(number, FIRST, levels, moment_guide(weight, self.kept))
+            else:
+                first = self._levels(triple_of[number].first)
+                yield PlaneToCode(number, SECOND, levels, Guide(None if first is None else levels_for_context(first)))
+
+    def restored_moment(self, number: int, triple: Triple) -> RawArray:
+        """What a decoder yields for a lossy moment (R, C), from the levels in hand."""
+        if number == triple.second:
+            return self._second(triple)
+        dtype, levels = self.inputs.tensor(number).dtype, self._levels(number)
+        assert levels is not None, "a lossy first moment has levels"
+        if self.methods[number] is Method.KMEANS:
+            return from_float64(quantize.dequantize_kmeans(KmeansCode(levels, self._codebook_of(number))), dtype)
+        return restore_first(levels, self._second(triple), self.survey.moment_step, dtype)
+
+    def _second(self, triple: Triple) -> RawArray:
+        number = triple.second
+        levels = self._levels(number)
+        code = None if levels is None else KmeansCode(levels, self._codebook_of(number))
+        return restore_second(code, self.survey.scales[triple.weight], self.inputs.tensor(number).dtype)
+
+    def _codebook_of(self, number: int) -> Codebook:
+        codebook, _ = Codebook.from_bytes(self.prefixes[number])
+        return codebook
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantized:
+    method: Method
+    levels: Plane
+    prefix: bytes
+    values: RawArray
