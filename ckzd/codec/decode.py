@@ -18,7 +18,8 @@ from ckzd.codec.arrays import Plane
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, stored_array
 from ckzd.codec.exact import decode_exact
-from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, Triple, plane_shape
+from ckzd.codec.index import Code, Index, Method, StreamRef
+from ckzd.codec.layout import Layout, Triple, plane_shape
 from ckzd.codec.lstm import LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.moments import Scales, checked_scales
@@ -99,7 +100,7 @@ class Decoder:
     def _kept(self, number: int, tensor: TensorSpec, done: ArrayFile) -> tuple[RawArray, Plane | None]:
         code = self.index.codes[number]
         if code.method not in (Method.SCALAR, Method.KMEANS):
-            return stored_array(self._exact(number, tensor, code, done), tensor.dtype, tensor.shape), None
+            return stored_array(self._exact(tensor, code, done), tensor.dtype, tensor.shape), None
         before = reference_values(tensor, self._reference)
         if before is None:
             raise ValueError(f"tensor {tensor.path}: the reference does not have it")
@@ -117,11 +118,11 @@ class Decoder:
         values = kept.get(tensor.path, "weights")
         if values is not None:
             return values.tobytes()
-        if number in self._triple_of and code.method in (Method.FILL, Method.KMEANS, Method.SCALED):
+        if number in self._triple_of:
             triple = self._triple_of[number]
             restore = self._second if number == triple.second else self._first
             return restore(triple, kept).tobytes()
-        return self._exact(number, tensor, code, kept)
+        return self._exact(tensor, code, kept)
 
     def _second(self, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
         tensor, code = self.index.layout.tensors[triple.second], self.index.codes[triple.second]
@@ -146,10 +147,8 @@ class Decoder:
     def _moment_guide(self, triple: Triple, kept: ArrayFile | Reconstruction) -> Guide:
         return moment_guide(self.index.layout.tensors[triple.weight], kept)
 
-    def _exact(self, number: int, tensor: TensorSpec, code: Code, kept: ArrayFile | Reconstruction) -> Bytes:
+    def _exact(self, tensor: TensorSpec, code: Code, kept: ArrayFile | Reconstruction) -> Bytes:
         if code.method is Method.COPY:
-            if not 0 <= code.other < number:
-                raise ValueError(f"tensor {tensor.path}: a copy of tensor {code.other}")
             return self.payload(code.other, kept)
         before = reference_values(tensor, self._reference)
         if code.method in (Method.SAME, Method.DELTA) and before is None:

@@ -20,13 +20,15 @@ from ckzd.checkpoint import Bytes, Checkpoint, assemble
 from ckzd.codec import zstd
 from ckzd.codec.exact import encode_exact
 from ckzd.codec.fitting import Fitted, fit_models, histograms_over
-from ckzd.codec.index import Code, Index, Layout, Method, StreamRef, skeleton_of
+from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.inputs import Inputs
+from ckzd.codec.layout import Layout
 from ckzd.codec.planes import encode_plane
 from ckzd.codec.presets import Preset
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import itemsize_of, seal
 from ckzd.codec.side import encode_lstm, encode_scales
+from ckzd.codec.skeleton import skeleton_of
 from ckzd.codec.survey import Survey, survey
 from ckzd.codec.transform import Transform
 

@@ -50,5 +50,8 @@ class SymbolDecoder:
         """The next `ids.size` symbols."""
         symbols = np.empty(ids.size, np.int32)
         for part in _chunks(ids.size):
-            symbols[part] = self._coder.decode(_FAMILY, np.ascontiguousarray(rows[ids[part]]))
+            try:
+                symbols[part] = self._coder.decode(_FAMILY, np.ascontiguousarray(rows[ids[part]]))
+            except AssertionError as error:  # constriction finds some of the words that no encoder writes
+                raise ValueError("range-coded words that no encoder writes") from error
         return symbols

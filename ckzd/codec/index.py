@@ -5,18 +5,17 @@ against the reference's, and `codes`. FORMAT.md gives every field.
 """
 
 import json
-import re
+import math
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ckzd.checkpoint import Checkpoint, FileLayout, FileStat, Hole, TensorSpec
 from ckzd.codec import zstd
+from ckzd.codec.layout import Layout, parse_json
 
 MAX_INDEX_BYTES = 1 << 30
+MAX_STEP = 2.0**128
 _LENGTHS = struct.Struct("<II")
-_UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
 
 StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
 
@@ -34,13 +33,9 @@ class Method(StrEnum):
     SCALED = "scaled"  # first moment: levels times the square root of the restored second
 
 
-@dataclass(frozen=True, slots=True)
-class Triple:
-    """Tensor numbers of a weight and of its two moments."""
-
-    weight: int
-    first: int
-    second: int
+_WITHOUT_STREAM = (Method.SAME, Method.FILL)
+_WEIGHTS = (Method.EXACT, Method.DELTA, Method.SAME, Method.COPY)
+_TRIPLED_WEIGHTS = (*_WEIGHTS, Method.SCALAR, Method.KMEANS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +45,6 @@ class Code:
     method: Method
     stream: StreamRef | None = None
     other: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What of an index stays the same from one checkpoint to the next."""
-
-    files: tuple[FileLayout, ...]
-    tensors: tuple[TensorSpec, ...]
-    kept: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
-    triples: tuple[Triple, ...]
-
-    def to_json(self) -> bytes:
-        """Canonical JSON."""
-        document = {
-            "files": [
-                [f.name, f.size, [[h.tensor, h.offset, h.nbytes, *h.crc_offsets] for h in f.holes]] for f in self.files
-            ],
-            "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
-            "kept": list(self.kept),
-            "triples": [[t.weight, t.first, t.second] for t in self.triples],
-        }
-        return json.dumps(document, separators=(",", ":")).encode()
-
-    @staticmethod
-    def from_json(data: bytes) -> "Layout":
-        """The inverse of `to_json`; ValueError, TypeError or KeyError if it is malformed."""
-        document = json.loads(data)
-        files = tuple(
-            FileLayout(name, size, _UNKNOWN_STAT, tuple(Hole(h[0], h[1], h[2], tuple(h[3:])) for h in holes))
-            for name, size, holes in document["files"]
-        )
-        tensors = tuple(TensorSpec(tuple(p), dtype, tuple(s), nbytes) for p, dtype, s, nbytes in document["tensors"])
-        triples = tuple(Triple(*triple) for triple in document["triples"])
-        return Layout(files, tensors, tuple(document["kept"]), triples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +76,10 @@ class Index:
     def with_layout(data: bytes, layout: Layout) -> "Index":
         """The same where the layout is already known: no reference is needed."""
         _, block = _blocks(data)
-        document = json.loads(zstd.decompress(block, MAX_INDEX_BYTES))
-        codes = tuple(_code(entry) for entry in document["codes"])
-        if len(codes) != len(layout.tensors):
-            raise ValueError(f"expected {len(layout.tensors)} codes, got {len(codes)}")
-        return Index(layout, codes, float(document["step"]), float(document["moment_step"]))
+        document = parse_json(zstd.decompress(block, MAX_INDEX_BYTES))
+        codes = tuple(_code(*entry) for entry in document["codes"])
+        _check_codes(codes, layout)
+        return Index(layout, codes, _step(document["step"]), _step(document["moment_step"]))
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -129,59 +89,39 @@ def _blocks(data: bytes) -> tuple[bytes, bytes]:
     return data[_LENGTHS.size : _LENGTHS.size + first], data[_LENGTHS.size + first :]
 
 
-def _code(entry: list[str | int]) -> Code:
-    method = Method(str(entry[0]))
-    if method is Method.COPY:
-        return Code(method, other=int(entry[1]))
-    if len(entry) == 1:
-        return Code(method)
-    return Code(method, (str(entry[1]), int(entry[2]), int(entry[3])))
+def _code(name: str, *place: str | int) -> Code:
+    method = Method(name)
+    match place:
+        case () if method in _WITHOUT_STREAM:
+            return Code(method)
+        case (int(other),) if method is Method.COPY:
+            return Code(method, other=other)
+        case (str(entry), int(offset), int(nbytes)) if method is not Method.COPY and method not in _WITHOUT_STREAM:
+            return Code(method, (entry, offset, nbytes))
+    raise ValueError(f"a tensor coded as {method} at {place!r:.60}")
 
 
-def plane_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """A tensor as a matrix: first dimension by all others; a vector is one column."""
-    rows = shape[0] if shape else 1
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return rows, columns
+def _step(value: object) -> float:
+    if not isinstance(value, float | int) or not math.isfinite(value) or not 0 <= value <= MAX_STEP:
+        raise ValueError(f"expected a step of 0..2**128, got {value!r:.40}")
+    return float(value)
 
 
-_LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
-
-
-def layer_before(path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The path of the same tensor one layer earlier: the first all-digit part of the name, less one."""
-    match = _LAYER.search(path[-1]) if path else None
-    if match is None or int(match[1]) == 0:
-        return None
-    return (*path[:-1], path[-1][: match.start()] + str(int(match[1]) - 1) + path[-1][match.end() :])
-
-
-def skeleton_of(checkpoint: Checkpoint) -> bytes:
-    """All verbatim bytes of all files, in order, with the CRC-32 fields of payloads zeroed: a restore computes them."""
-    pieces = []
-    for number, file in enumerate(checkpoint.files):
-        offsets = sorted(offset for hole in file.holes for offset in hole.crc_offsets)
-        for (start, stop), piece in zip(file.verbatim_ranges(), checkpoint.verbatim(number), strict=True):
-            cleared = bytearray(piece)
-            while offsets and offsets[0] < stop:
-                offset = offsets.pop(0) - start
-                cleared[offset : offset + 4] = bytes(4)
-            pieces.append(bytes(cleared))
-    return b"".join(pieces)
-
-
-def split_skeleton(skeleton: bytes, files: Sequence[FileLayout]) -> list[list[bytes]]:
-    """The verbatim pieces of each file; ValueError if the lengths do not add up."""
-    pieces, position = [], 0
-    for file in files:
-        lengths = [stop - start for start, stop in file.verbatim_ranges()]
-        if min(lengths) < 0:
-            raise ValueError(f"file {file.name!r}: its tensors overlap")
-        starts = [position + sum(lengths[:k]) for k in range(len(lengths))]
-        pieces.append([skeleton[start : start + length] for start, length in zip(starts, lengths, strict=True)])
-        position += sum(lengths)
-    if position != len(skeleton):
-        raise ValueError(f"expected a skeleton of {position} bytes, got {len(skeleton)}")
-    return pieces
+def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
+    """Every tensor is coded in a way that fits its role; a copy is one of an earlier kept tensor of the same bytes."""
+    if len(codes) != len(layout.tensors):
+        raise ValueError(f"expected {len(layout.tensors)} codes, got {len(codes)}")
+    possible: dict[int, tuple[Method, ...]] = dict.fromkeys(layout.kept, _WEIGHTS)
+    kept = set(layout.kept)
+    for triple in layout.triples:
+        possible[triple.weight] = _TRIPLED_WEIGHTS
+        kmeans = codes[triple.first].method is Method.KMEANS
+        possible[triple.first] = (Method.KMEANS,) if kmeans else (Method.SCALED,)
+        possible[triple.second] = (Method.KMEANS,) if kmeans else (Method.FILL,)
+    for number, (code, tensor) in enumerate(zip(codes, layout.tensors, strict=True)):
+        if code.method not in possible.get(number, (Method.EXACT,)):
+            raise ValueError(f"tensor {tensor.path}: it cannot be coded as {code.method}")
+        if code.method is Method.COPY:
+            copied = layout.tensors[code.other] if code.other in kept and code.other < number else None
+            if copied is None or codes[code.other].method is Method.COPY or copied.nbytes != tensor.nbytes:
+                raise ValueError(f"tensor {tensor.path}: a copy of tensor {code.other}")

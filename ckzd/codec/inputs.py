@@ -9,7 +9,7 @@ from functools import cached_property
 from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, RawArray, TensorSpec
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import is_finite, stored_array, to_float64
-from ckzd.codec.index import plane_shape
+from ckzd.codec.layout import plane_shape
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.restoring import finite_or_zero, reference_values
 

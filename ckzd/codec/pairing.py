@@ -18,8 +18,8 @@ from scipy.optimize import linear_sum_assignment
 from ckzd.checkpoint import CODED_FLOATS, Optimizer
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import to_float64
-from ckzd.codec.index import Triple
 from ckzd.codec.inputs import Inputs
+from ckzd.codec.layout import Triple
 
 MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
 _SAMPLE = 1 << 16  # elements of a matrix that the evidence looks at

@@ -91,11 +91,11 @@ def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
 
 def _model_of(coder: Coder, codes: Codes, models: Models) -> Model:
     """The frequencies that a plane with this header is coded with, for both directions."""
-    if coder is Coder.ORDER0:
+    if coder is Coder.ORDER0 and codes.size:
         return UniformModel(codes)
-    shared = models.tables if coder is Coder.TABLES else models.lstm
+    shared = {Coder.TABLES: models.tables, Coder.LSTM: models.lstm}.get(coder)
     if shared is None:
-        raise ValueError("a plane is coded with an LSTM that the archive does not carry")
+        raise ValueError(f"a plane is coded as {coder.name} and the archive does not carry what that needs")
     return BiasedModel(shared, codes) if codes.size else shared
 
 
@@ -159,7 +159,7 @@ def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tupl
 
 def decode_plane(data: bytes, shape: tuple[int, int], kind: int, guide: Guide, models: Models) -> Plane:
     """The inverse of `encode_plane`; ValueError if the bytes cannot be one."""
-    if data[0] == Coder.EMPTY:
+    if data == bytes([Coder.EMPTY]):
         return np.zeros(shape, np.int16)
     if data[0] == Coder.RAW:
         return np.frombuffer(data, "<i2", offset=1).astype(np.int16).reshape(shape)

@@ -90,7 +90,10 @@ class Codebook:
     def from_bytes(data: bytes) -> tuple["Codebook", int]:
         """The codebook at the start of `data`, and its length in bytes."""
         size, below = struct.unpack_from("<BB", data)
-        return Codebook(np.frombuffer(data, "<f4", size, 2), below), 2 + 4 * size
+        centres = np.frombuffer(data, "<f4", size, 2)
+        if below > size or not np.isfinite(centres).all():
+            raise ValueError(f"a codebook of {size} centres, {below} of them below zero, or one that is not finite")
+        return Codebook(centres, below), 2 + 4 * size
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,11 @@ Key = tuple[str, ...]
 Table = dict[str, tuple[str, list[int], int]]  # name -> dtype, shape, start
 
 
+def _name(key: Key, field: str) -> str:
+    """One name for a path and a field; a NUL inside a part is escaped."""
+    return "\0".join(part.replace("\\", "\\\\").replace("\0", "\\0") for part in (*key, field))
+
+
 class ArrayFile:
     """Arrays appended to a file open for reading and writing, and read back by name."""
 
@@ -39,7 +44,7 @@ class ArrayFile:
         """Store an array under (key, field)."""
         start = self._end
         self._append(np.ascontiguousarray(array).tobytes())
-        self._table["\0".join((*key, field))] = (array.dtype.str, list(array.shape), start)
+        self._table[_name(key, field)] = (array.dtype.str, list(array.shape), start)
 
     def get(self, key: Key, field: str) -> RawArray | None:
         """An array stored before, or None."""
@@ -90,7 +95,7 @@ class Reconstruction:
 
     def form(self, key: Key, field: str) -> tuple[np.dtype[np.generic], tuple[int, ...]] | None:
         """Dtype and shape of an array, without reading it."""
-        entry = self._table.get("\0".join((*key, field)))
+        entry = self._table.get(_name(key, field))
         return None if entry is None else (np.dtype(entry[0]), tuple(entry[1]))
 
     def blob(self, field: str) -> bytes:
@@ -100,7 +105,7 @@ class Reconstruction:
 
 
 def _read(file: BinaryIO, table: Table, key: Key, field: str) -> RawArray | None:
-    entry = table.get("\0".join((*key, field)))
+    entry = table.get(_name(key, field))
     if entry is None:
         return None
     dtype, shape, start = np.dtype(entry[0]), entry[1], entry[2]

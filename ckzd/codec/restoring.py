@@ -12,7 +12,7 @@ from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import ContextLevels, Float64, Plane
 from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import from_float64, to_float64
-from ckzd.codec.index import layer_before, plane_shape
+from ckzd.codec.layout import layer_before, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.quantize import KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter

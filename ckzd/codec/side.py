@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Scale
 from ckzd.codec.context import WEIGHTS, Guide
-from ckzd.codec.index import Layout, plane_shape
+from ckzd.codec.layout import Layout, plane_shape
 from ckzd.codec.lstm import LSTM_BYTES
 from ckzd.codec.models import Models
 from ckzd.codec.moments import Scales, checked_scales

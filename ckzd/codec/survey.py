@@ -10,8 +10,8 @@ from ckzd.checkpoint import Checkpoint
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import is_finite
-from ckzd.codec.index import Triple
 from ckzd.codec.inputs import Inputs
+from ckzd.codec.layout import Triple
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import pair
 from ckzd.codec.presets import Preset, Scheme

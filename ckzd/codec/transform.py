@@ -13,8 +13,9 @@ from ckzd.codec import kmeans, moments, quantize
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, to_float64
-from ckzd.codec.index import Method, Triple
+from ckzd.codec.index import Method
 from ckzd.codec.inputs import Inputs
+from ckzd.codec.layout import Triple
 from ckzd.codec.moments import MAX_LEVEL
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.quantize import Codebook, KmeansCode

@@ -17,10 +17,12 @@ from ckzd.archive import ArchiveReader, StreamRef
 from ckzd.checkpoint import Bytes
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
-from ckzd.codec.index import MAX_INDEX_BYTES, split_skeleton
+from ckzd.codec.index import MAX_INDEX_BYTES
+from ckzd.codec.layout import Layout
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
-from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.codec.skeleton import split_skeleton
+from ckzd.errors import CkzdError, ConfigError, CorruptArchive
 from ckzd.store import Store, chain
 
 _CHUNK = 1 << 20
@@ -36,6 +38,8 @@ def malformed_as_corrupt(archive: Path) -> Iterator[None]:
         raise CorruptArchive(
             archive, problem, hint="restore the archive from a copy; `ckzd verify` finds others"
         ) from error
+    except MemoryError as error:
+        raise CkzdError(archive, "a tensor of it does not fit into memory", hint="use a larger machine") from error
 
 
 def store_of(archive: Path) -> Store | None:
@@ -65,7 +69,9 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
         while block := file.read(_CHUNK):
             digest.update(block)
         if digest.hexdigest() == identity:
-            yield Reconstruction(file)
+            with malformed_as_corrupt(path):
+                found = Reconstruction(file)
+            yield found
             return
     durable.remove(path)
     yield None
@@ -120,6 +126,7 @@ def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: B
     """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id."""
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
+        _check_files(reader, decoder.index.layout)
         writer = ReconstructionWriter(file)
         decoder.decode_kept(writer)
         skeleton = zstd.decompress(reader.read("skeleton"), MAX_INDEX_BYTES, _blob(reference, "skeleton"))
@@ -141,6 +148,12 @@ def decoder_from_reference(reader: ArchiveReader, reference: Reconstruction | No
     )
 
 
+def _check_files(reader: ArchiveReader, layout: Layout) -> None:
+    """The manifest bounds what the index may claim."""
+    if [(file.name, file.size) for file in layout.files] != [(f.name, f.size) for f in reader.manifest.files]:
+        raise CorruptArchive(reader.path, "the index and the manifest do not name the same files")
+
+
 class OpenCheckpoint:
     """The files of an archived checkpoint, to be read out in order: its reader and its own reconstruction."""
 
@@ -152,17 +165,15 @@ class OpenCheckpoint:
             )
             self.layout = self.decoder.index.layout
             self.verbatim = split_skeleton(own.blob("skeleton"), self.layout.files)
-        files = [(layout.name, layout.size) for layout in self.layout.files]
-        if files != [(model.name, model.size) for model in reader.manifest.files]:
-            raise CorruptArchive(reader.path, "the index and the manifest do not name the same files")
+        _check_files(reader, self.layout)
 
     def payload(self, tensor: int) -> Bytes:
         """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""
         with malformed_as_corrupt(self._reader.path):
             data = self.decoder.payload(tensor, self._own)
-        if len(data) != self.layout.tensors[tensor].nbytes:
-            problem = f"tensor {tensor} decodes to {len(data)} bytes, expected {self.layout.tensors[tensor].nbytes}"
-            raise CorruptArchive(self._reader.path, problem)
+            if len(data) != self.layout.tensors[tensor].nbytes:
+                expected = self.layout.tensors[tensor].nbytes
+                raise ValueError(f"tensor {tensor} decodes to {len(data)} bytes, expected {expected}")
         return data
 
 

@@ -1,0 +1,159 @@
+"""Where the tensors of a checkpoint lie in its files: what hardly changes over a run.
+
+A layout read from an archive is believed only if it is one that a reader of checkpoints could have found: tensors fill
+the holes of their files exactly, no two overlap, and what refers to a tensor refers to one that is there.
+"""
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec
+
+MAX_BYTES = 1 << 48  # of one file; more is a lie
+_UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
+_LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """Tensor numbers of a weight and of its two moments."""
+
+    weight: int
+    first: int
+    second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of an index stays the same from one checkpoint to the next."""
+
+    files: tuple[FileLayout, ...]
+    tensors: tuple[TensorSpec, ...]
+    kept: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
+    triples: tuple[Triple, ...]
+
+    def to_json(self) -> bytes:
+        """Canonical JSON."""
+        document = {
+            "files": [
+                [f.name, f.size, [[h.tensor, h.offset, h.nbytes, *h.crc_offsets] for h in f.holes]] for f in self.files
+            ],
+            "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
+            "kept": list(self.kept),
+            "triples": [[t.weight, t.first, t.second] for t in self.triples],
+        }
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> "Layout":
+        """The inverse of `to_json`; ValueError, TypeError or KeyError unless the layout is possible."""
+        document = parse_json(data)
+        layout = Layout(
+            files=tuple(_file(*entry) for entry in document["files"]),
+            tensors=tuple(_tensor(*entry) for entry in document["tensors"]),
+            kept=_counts(document["kept"]),
+            triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
+        )
+        _check_holes(layout)
+        _check_roles(layout)
+        return layout
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """A JSON object; ValueError for anything else."""
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a JSON object, got {type(document).__name__}")  # noqa: TRY004  # of bad bytes
+    return document
+
+
+def _file(name: str, size: int, holes: list[list[int]]) -> FileLayout:
+    numbers = (_counts(hole) for hole in holes)
+    found = tuple(Hole(tensor, offset, nbytes, tuple(crcs)) for tensor, offset, nbytes, *crcs in numbers)
+    return FileLayout(_text(name), _count(size), _UNKNOWN_STAT, found)
+
+
+def _tensor(path: list[str], dtype: str, shape: list[int], nbytes: int) -> TensorSpec:
+    tensor = TensorSpec(tuple(_text(part) for part in path), _text(dtype), _counts(shape), _count(nbytes))
+    itemsize = STORED_AS[dtype].itemsize if dtype in STORED_AS else 1
+    if math.prod(tensor.shape) * itemsize != nbytes:
+        raise ValueError(f"tensor {tensor.path}: {nbytes} bytes for {dtype} {tensor.shape}")
+    return tensor
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_BYTES:
+        raise ValueError(f"expected a number of 0..{MAX_BYTES}, got {value!r:.40}")
+    return value
+
+
+def _counts(values: Iterable[object]) -> tuple[int, ...]:
+    return tuple(_count(value) for value in values)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}")
+    return value
+
+
+def _check_holes(layout: Layout) -> None:
+    """Every tensor fills one hole; holes ascend, and CRC fields lie beside them where `assemble` finds them."""
+    for file in layout.files:
+        for start, stop in file.verbatim_ranges():
+            if start > stop:
+                raise ValueError(f"file {file.name!r}: its tensors overlap or reach beyond its end")
+        starts = [0, *(hole.offset + hole.nbytes for hole in file.holes)]
+        ranges = list(file.verbatim_ranges())
+        for position, hole in enumerate(file.holes):
+            if hole.nbytes != layout.tensors[hole.tensor].nbytes:
+                raise ValueError(f"tensor {hole.tensor}: a hole of {hole.nbytes} bytes is not its size")
+            for offset in hole.crc_offsets:
+                piece = bisect_right(starts, offset) - 1
+                if piece < position or offset + 4 > ranges[piece][1]:
+                    raise ValueError(f"file {file.name!r}: a CRC-32 at byte {offset} lies inside a tensor or before it")
+    numbers = sorted(hole.tensor for file in layout.files for hole in file.holes)
+    if numbers != list(range(len(layout.tensors))):
+        raise ValueError("expected every tensor in one hole of one file")
+
+
+def _check_roles(layout: Layout) -> None:
+    """Names are unique; weights are kept, moments are not, and both are floats of one shape."""
+    kept, weights = set(layout.kept), [triple.weight for triple in layout.triples]
+    if len({tensor.path for tensor in layout.tensors}) != len(layout.tensors):
+        raise ValueError("two tensors have one path")
+    if len({file.name for file in layout.files}) != len(layout.files):
+        raise ValueError("two files have one name")
+    if not all(a < b for numbers in (layout.kept, weights) for a, b in pairwise(numbers)):
+        raise ValueError("expected kept tensors and triples in ascending order")
+    if not all(layout.tensors[number].dtype in STORED_AS for number in kept):
+        raise ValueError("a kept tensor is not of floats")
+    moments = [number for triple in layout.triples for number in (triple.first, triple.second)]
+    if not kept.issuperset(weights) or not kept.isdisjoint(moments) or len(set(moments)) != len(moments):
+        raise ValueError("a triple does not name a kept weight and two moments of its own")
+    for triple in layout.triples:
+        members = [layout.tensors[number] for number in (triple.weight, triple.first, triple.second)]
+        if len({tensor.shape for tensor in members}) != 1 or not all(t.dtype in CODED_FLOATS for t in members):
+            raise ValueError(f"tensor {members[0].path}: its moments are not floats of its shape")
+
+
+def plane_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor as a matrix: first dimension by all others; a vector is one column."""
+    return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+def layer_before(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The path of the same tensor one layer earlier: the first all-digit part of the name, less one."""
+    match = _LAYER.search(path[-1]) if path else None
+    if match is None or int(match[1]) == 0:
+        return None
+    return (*path[:-1], path[-1][: match.start()] + str(int(match[1]) - 1) + path[-1][match.end() :])
