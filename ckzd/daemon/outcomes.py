@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # of one checkpoint, by failures and deaths of its worker; then a person has to look
 MAX_CRASHES = 3  # of the daemon in a row under one job, then it waits longer and longer
-FIRST_CRASH_SECONDS, MAX_CRASH_SECONDS = 3600.0, 24 * 3600.0
+FIRST_CRASH_SECONDS, MAX_CRASH_SECONDS = 600.0, 24 * 3600.0
 BACKOFF_SECONDS = (30.0, 120.0)  # after the first and the second failed attempt
 LOCKED_SECONDS = 30.0  # somebody collects garbage in the store
 REFUSED_SECONDS = 3600.0  # a replacement that a hard link or a missing pointer's place forbids

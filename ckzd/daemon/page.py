@@ -21,7 +21,7 @@ h1 { font-size: 1.35rem; margin: 0 0 .25rem; display: flex; gap: .6rem; align-it
 h2 { font-size: 1rem; margin: 2.25rem 0 .5rem }
 p { margin: .25rem 0; color: var(--soft) }
 .note { border-left: 3px solid var(--bad); padding: .5rem .9rem; margin: 1rem 0; background: var(--card);
-  color: var(--ink) }
+  color: var(--ink); overflow-wrap: anywhere }
 code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0 }
 dl div { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem }
@@ -31,6 +31,7 @@ dd { margin: 0; font-size: 1.45rem; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100%; font-size: .92rem }
 th, td { text-align: left; padding: .4rem .9rem; border-top: 1px solid var(--line); vertical-align: top }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; white-space: nowrap }
+td code { white-space: nowrap }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .state { font-weight: 600; white-space: nowrap }
 .good { color: var(--good) } .busy { color: var(--busy) } .bad { color: var(--bad) } .warn { color: var(--warn) }
@@ -46,6 +47,7 @@ _MOOD = {
 def render(status: Mapping[str, Any]) -> str:
     """The whole document."""
     body = [_head(status), _notes(status), _numbers(status), _jobs(status), _runs(status), _checkpoints(status)]
+    body.append(_stores(status))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ckzd</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -139,12 +141,29 @@ def _checkpoints(status: Mapping[str, Any]) -> str:
             plain_bytes(found["archive_bytes"]),
             f"{found['ratio']:.3g}×" if found["ratio"] else "–",
             _clock(found["changed"]),
-            _text(found["why"]),
+            _why(found),
         )
         for found in status["checkpoints"][:SHOWN]
     ]
     headings = ("checkpoint", "state", "original", "archive", "ratio", "changed", "why")
     return _table("Checkpoints, newest first", headings, rows, numeric=(2, 3, 4)) if rows else ""
+
+
+def _stores(status: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"<code>{escape(store['store'])}</code>",
+            *(plain_bytes(store[name]) for name in ("archive_bytes", "cache_bytes", "trash_bytes", "free_bytes")),
+        )
+        for store in status["stores"]
+    ]
+    headings = ("store", "archives", "cache", "trash", "free")
+    return _table("Stores", headings, rows, numeric=(1, 2, 3, 4)) if rows else ""
+
+
+def _why(found: Mapping[str, Any]) -> str:
+    again = f"; next try {_clock(found['next_try'])}" if found["next_try"] else ""
+    return _text(found["why"]) + again
 
 
 def _table(title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], numeric: tuple[int, ...]) -> str:

@@ -138,6 +138,7 @@ def _checkpoint(row: Row, why: str) -> dict[str, Any]:
         "reference": str(row.reference) if row.reference else None,
         "reclaimed_bytes": row.reclaimed_bytes if row.state is State.REPLACED else 0,
         "attempts": row.attempts,
+        "next_try": row.not_before if row.state is State.FAILED else None,
         "seconds": row.seconds or None,
         "changed": row.changed,
     }

@@ -274,7 +274,8 @@ class Outline(HTMLParser):
 
 
 def test_the_page_shows_what_matters_and_escapes_everything(teller, rows):
-    teller.tell(rows, live(problems=[f"watch {NASTY}"]))
+    store = {"store": "/ckpts/.ckzd", "archive_bytes": 1, "cache_bytes": 2, "trash_bytes": 3e9, "free_bytes": 4}
+    teller.tell(rows, live(problems=[f"watch {NASTY}"], stores=[store]))
     answer = Get(teller.url)
     outline = Outline(answer.text)
     words = " ".join(outline.words)
@@ -283,7 +284,17 @@ def test_the_page_shows_what_matters_and_escapes_everything(teller, rows):
     assert "script" not in outline.tags
     assert outline.loads == []
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    for shown in ("running", "1 MB", "100×", "step_1.pt", "encode", "quarantined", f"watch {NASTY}"):
+    for shown in (
+        "running",
+        "1 MB",
+        "100×",
+        "step_1.pt",
+        "encode",
+        "quarantined",
+        "3 GB",
+        "next try",
+        f"watch {NASTY}",
+    ):
         assert shown in words
     assert "prefers-color-scheme: dark" in answer.text
 
