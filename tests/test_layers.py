@@ -26,6 +26,7 @@ HOMES = {
     "constriction": ("codec/entropy.py",),
     "sklearn": ("codec/kmeans.py",),  # apart from quantize.py, which a restore loads
     "scipy": ("codec/pairing.py",),
+    "threadpoolctl": ("codec/kmeans.py",),  # comes with sklearn, whose sums must not depend on threads
     "torch": ("codec/train.py", "codec/lowrank.py", "demo_training.py"),
     "watchdog": ("daemon/watch.py",),
     "prometheus_client": ("daemon/metrics.py",),
@@ -33,7 +34,7 @@ HOMES = {
     "rich": ("cli.py",),
     "pydantic": ("archive/manifest.py", "config.py"),
     "pydantic_settings": ("config.py",),
-    "zstandard": ("codec/", "archive/"),
+    "zstandard": ("codec/zstd.py",),
     "numpy": ("checkpoint.py", "formats/", "codec/", "operations/", "demo_training.py"),
 }
 

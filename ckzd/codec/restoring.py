@@ -11,7 +11,7 @@ from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import ContextLevels, Float64, Plane
 from ckzd.codec.context import Guide
-from ckzd.codec.dtypes import from_float64, to_float64
+from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, to_float64
 from ckzd.codec.layout import layer_before, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.quantize import KmeansCode, ScalarCode
@@ -82,7 +82,8 @@ def restore_second(code: KmeansCode | None, scales: Scales, dtype: str) -> RawAr
     filled = moments.fill(scales, dtype)
     if code is None:
         return filled
-    return np.where(code.levels != 0, from_float64(quantize.dequantize_kmeans(code), dtype), filled)
+    kept = np.maximum(quantize.dequantize_kmeans(code), SMALLEST_NORMAL[dtype])  # also where it was 0 but the first not
+    return np.where(code.levels != 0, from_float64(kept, dtype), filled)
 
 
 def restore_first(levels: Plane, second: RawArray, step: float, dtype: str) -> RawArray:
