@@ -15,31 +15,41 @@ from machine import machine
 
 from ckzd.codec import train
 from ckzd.codec.encode import Encoder
+from ckzd.codec.fitting import histograms_over
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
-from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel
-from ckzd.codec.planes import encode_plane, histograms_of
-from ckzd.codec.presets import PRESETS
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction
+from ckzd.codec.models import Models, RefinedModel, TableModel
+from ckzd.codec.planes import encode_plane
+from ckzd.codec.presets import PRESETS, Preset
+from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.side import encode_lstm
 from ckzd.codec.survey import survey
-from ckzd.codec.transform import Transform
+from ckzd.codec.transform import PlaneToCode, Transform
 from ckzd.formats import read_checkpoint
 
 
-def encoder_of(path: Path, reference: Reconstruction | None, preset: str) -> tuple[Encoder, io.BytesIO]:
-    streams: list[bytes] = []
-
-    def put(kind: str, data: bytes) -> tuple[str, int, int]:
-        streams.append(data)
-        return kind, 0, len(data)
-
+def reconstruction_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Reconstruction:
+    """Encode a checkpoint for what its successor needs of it; the streams are thrown away."""
     file = io.BytesIO()
-    checkpoint = read_checkpoint(path)
-    encoder = Encoder(
-        checkpoint, reference, PRESETS[preset], put=put, add=lambda *_: None, reconstruction=file, scratch=io.BytesIO()
-    )
-    return encoder, file
+    Encoder(
+        read_checkpoint(path),
+        reference,
+        preset,
+        put=lambda kind, data: (kind, 0, len(data)),
+        add=lambda _name, _data: None,
+        reconstruction=file,
+        scratch=io.BytesIO(),
+    ).encode()
+    return Reconstruction(file)
+
+
+def planes_of(path: Path, reference: Reconstruction | None, preset: Preset) -> list[PlaneToCode]:
+    """The planes of one checkpoint, not yet coded."""
+    inputs = Inputs(read_checkpoint(path), reference)
+    kept, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
+    transform = Transform(inputs, survey(inputs, preset), preset, kept, scratch)
+    transform.run()
+    return list(transform.planes())
 
 
 def main() -> None:
@@ -47,48 +57,36 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--preset", default="resume")
     options = parser.parse_args()
+    preset = PRESETS[options.preset]
     torch.set_num_threads(1)
-    reference = before = None
-    for path in options.checkpoints:
-        before = reference
-        encoder, file = encoder_of(path, reference, options.preset)
-        encoder.encode()
-        reference = Reconstruction(file)
-    inputs, preset = Inputs(read_checkpoint(options.checkpoints[-1]), before), PRESETS[options.preset]
-    transform = Transform(inputs, survey(inputs, preset), preset, ArrayFile(io.BytesIO()), ArrayFile(io.BytesIO()))
-    transform.run()
-    planes = [(plane.kind, plane.levels, plane.guide) for plane in transform.planes()]
-    histograms: Histograms = {}
-    for kind, levels, guide in planes:
-        for key, histogram in histograms_of(levels, kind, guide).items():
-            histograms[key] = histograms[key] + histogram if key in histograms else histogram
+    reference = None
+    *earlier, current = options.checkpoints
+    for path in earlier:
+        reference = reconstruction_of(path, reference, preset)
+    planes = planes_of(current, reference, preset)
+    histograms = histograms_over(planes)
     tables = TableModel.fit(histograms)
-    stored = before.blob("lstm") if before is not None else b""
+    stored = reference.blob("lstm") if reference is not None else b""
     start = LstmWeights.from_bytes(stored) if len(stored) == LSTM_BYTES else None
+    steps = preset.lstm_cold_steps if start is None else preset.lstm_steps
     started = time.perf_counter()
-    weights = train.fit(
-        histograms, tables, start, steps=preset.lstm_steps if start is not None else preset.lstm_cold_steps
-    )
+    weights = train.fit(histograms, tables, start, steps=steps)
     seconds = time.perf_counter() - started
-    side = len(encode_lstm(weights.to_bytes(), before))
+    refined = RefinedModel(tables, LstmModel(weights))
+    table_bytes, lstm_bytes = len(tables.to_bytes()), len(encode_lstm(weights.to_bytes(), reference))
     rows = {
-        "order-0": (Models(), 0),
-        "tables": (Models(tables), len(tables.to_bytes())),
-        "tables + lstm": (
-            Models(tables, RefinedModel(tables, LstmModel(weights))),
-            len(tables.to_bytes()) + side,
-        ),
+        "order-0": (Models(), 0, 0.0),
+        "tables": (Models(tables), table_bytes, 0.0),
+        "tables + lstm": (Models(tables, refined), table_bytes + lstm_bytes, seconds),
     }
-    print(json.dumps(machine()))
-    print(json.dumps({"checkpoint": options.checkpoints[-1].name, "preset": options.preset, "warm": start is not None}))
-    first = 0
-    for name, (models, model_bytes) in rows.items():
-        nbytes = sum(len(encode_plane(levels, kind, guide, models)[0]) for kind, levels, guide in planes) + model_bytes
-        first = first or nbytes
-        line = {"model": name, "bytes": nbytes, "model_bytes": model_bytes, "below_order0": round(1 - nbytes / first, 5)}
-        if "lstm" in name:
-            line |= {"training_seconds": round(seconds, 2)}
-        print(json.dumps(line))
+    print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name, "warm_start": start is not None}))
+    order0 = 0
+    for name, (models, model_bytes, training) in rows.items():
+        coded = sum(len(encode_plane(plane.levels, plane.kind, plane.guide, models)[0]) for plane in planes)
+        order0 = order0 or coded
+        line = {"model": name, "bytes": coded + model_bytes, "model_bytes": model_bytes}
+        line |= {"below_order0": round(1 - (coded + model_bytes) / order0, 5), "training_seconds": round(training, 2)}
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

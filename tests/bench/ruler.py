@@ -37,12 +37,17 @@ def main() -> None:
     options.work.mkdir(parents=True)
     print(json.dumps({**machine(), "preset": options.preset, "run": options.run.name}))
     archives = {}
-    for report in ckzd("compress", str(options.run), "--preset", options.preset, "--store", str(options.work / "store")):
+    for report in ckzd(
+        "compress", str(options.run), "--preset", options.preset, "--store", str(options.work / "store")
+    ):
         seen = ckzd("inspect", report["archive"])[0]
         archives[seen["step"]] = report
         bits = {part: round(seen["bits_per_parameter"].get(part, 0.0), 4) for part in PARTS}
         row = {"step": seen["step"], "bytes": report["archive_bytes"], "ratio": round(report["ratio"], 2)}
-        print(json.dumps({**row, "seconds": round(report["seconds"], 1), "bits": bits, "coders": seen["coders"]}), flush=True)
+        print(
+            json.dumps({**row, "seconds": round(report["seconds"], 1), "bits": bits, "coders": seen["coders"]}),
+            flush=True,
+        )
     original = sum(report["original_bytes"] for report in archives.values())
     stored = sum(report["archive_bytes"] for report in archives.values())
     last = [archives[step]["ratio"] for step in sorted(archives)][-4:]
@@ -51,7 +56,13 @@ def main() -> None:
     started = time.perf_counter()
     ckzd("restore", archives[options.step]["archive"], "-o", str(restored))
     print(json.dumps({"restored_step": options.step, "seconds": round(time.perf_counter() - started, 2)}))
-    command = [sys.executable, "quality.py", options.size, archives[options.step]["checkpoint"], str(restored.absolute())]
+    command = [
+        sys.executable,
+        "quality.py",
+        options.size,
+        archives[options.step]["checkpoint"],
+        str(restored.absolute()),
+    ]
     done = subprocess.run(command, cwd=options.tools, check=True, capture_output=True, text=True)
     quality = json.loads(done.stdout)
     print(json.dumps({name: quality[name] for name in ("kl", "val_gap", "resume_gap", "heldout_gap")}))

@@ -44,7 +44,9 @@ def main() -> None:
     timed("restore, cached", "restore", archive, "-o", str(options.work / "cached.pt"))
     shutil.rmtree(options.work / "store" / "cache")
     (options.work / "store" / "cache").mkdir()
-    timed(f"restore, chain of {len(options.checkpoints)} links", "restore", archive, "-o", str(options.work / "chain.pt"))
+    timed(
+        f"restore, chain of {len(options.checkpoints)} links", "restore", archive, "-o", str(options.work / "chain.pt")
+    )
     if (options.work / "cached.pt").read_bytes() != (options.work / "chain.pt").read_bytes():
         raise SystemExit("the two restores differ")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -17,11 +17,15 @@ import torch
 from machine import machine
 
 from ckzd.codec import train
-from ckzd.codec.context import Guide
+from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.fitting import histograms_over
 from ckzd.codec.lstm import LstmModel
-from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel
-from ckzd.codec.planes import decode_plane, encode_plane, histograms_of
+from ckzd.codec.models import Models, RefinedModel, TableModel
+from ckzd.codec.planes import decode_plane, encode_plane
 from ckzd.codec.side import encode_lstm
+from ckzd.codec.transform import PlaneToCode
+from ckzd.codec.side import encode_lstm
+from ckzd.codec.transform import PlaneToCode
 
 INDICES = 16
 
@@ -60,16 +64,13 @@ def main() -> None:
     planes = []
     for name in names:
         weight, first, second = (plane(current[f"{name}/{part}"]) for part in ("w", "exp_avg", "exp_avg_sq"))
-        planes.append((0, weight, Guide(plane(reference[f"{name}/w"]).astype(np.int8))))
-        planes.append((1, first, Guide(weight.astype(np.int8))))
-        planes.append((2, second, Guide(first.astype(np.int8))))
+        planes.append(PlaneToCode(0, WEIGHTS, weight, Guide(plane(reference[f"{name}/w"]).astype(np.int8))))
+        planes.append(PlaneToCode(0, FIRST, first, Guide(weight.astype(np.int8))))
+        planes.append(PlaneToCode(0, SECOND, second, Guide(first.astype(np.int8))))
     print(json.dumps(machine()))
     arrays = [current[name] for name in current.files]
     xz, order0 = xz_bytes(arrays), sum(order0_bytes(array) for array in arrays)
-    histograms: Histograms = {}
-    for kind, levels, guide in planes:
-        for key, histogram in histograms_of(levels, kind, guide).items():
-            histograms[key] = histograms[key] + histogram if key in histograms else histogram
+    histograms = histograms_over(planes)
     tables = TableModel.fit(histograms)
     started = time.perf_counter()
     weights = train.fit(histograms, tables, None, steps=options.steps)
@@ -81,12 +82,17 @@ def main() -> None:
     print(json.dumps({"coder": "adaptive order-0", "bytes": round(order0)}))
     for coder, models in (("tables", Models(tables)), ("tables + lstm", refined)):
         total = side[coder]
-        for kind, levels, guide in planes:
-            data, _ = encode_plane(levels, kind, guide, models)
-            if not (decode_plane(data, levels.shape, kind, guide, models) == levels).all():
+        for each in planes:
+            data, _ = encode_plane(each.levels, each.kind, each.guide, models)
+            if not (decode_plane(data, each.levels.shape, each.kind, each.guide, models) == each.levels).all():
                 raise SystemExit("a plane does not decode to itself")
             total += len(data)
-        line = {"coder": coder, "bytes": total, "below_xz": round(1 - total / xz, 4), "below_order0": round(1 - total / order0, 4)}
+        line = {
+            "coder": coder,
+            "bytes": total,
+            "below_xz": round(1 - total / xz, 4),
+            "below_order0": round(1 - total / order0, 4),
+        }
         print(json.dumps(line | ({"training_seconds": round(seconds, 1)} if "lstm" in coder else {})))
 
 
