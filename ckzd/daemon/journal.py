@@ -132,6 +132,9 @@ class Journal:
         named = None if reference is None else str(reference)
         found = {"archive": str(archive), "reference": named, "archive_bytes": nbytes, "seconds": seconds}
         self._set(number, state, now, **found, error="", attempts=0, crashes=0, not_before=0.0)
+        with self._transaction():  # it is what was replaced: one archive, one row
+            query = "DELETE FROM checkpoints WHERE archive = ? AND state = ? AND number != ?"
+            self._database.execute(query, (str(archive), State.ROTATED, number))
 
     def replaced(self, number: int, now: float, reclaimed_bytes: int) -> None:
         """The original has made way for its pointer."""

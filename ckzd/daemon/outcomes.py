@@ -135,7 +135,8 @@ class Outcomes:
             self.metrics.bytes_read.inc(report["original_bytes"])
             self.metrics.bytes_written.inc(report["archive_bytes"])
             self.metrics.ratio.observe(report["ratio"])
-        log.info("archived", extra={name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")})
+        told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
+        log.info("already archived" if report["already"] else "archived", extra=told)
 
     def _replaced(self, job: Job, report: dict[str, Any]) -> None:
         self.metrics.checkpoints.labels("replaced").inc()

@@ -46,7 +46,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.FAILED: frozenset({State.SEEN, State.SETTLED, State.ENCODING, State.QUARANTINED, State.SKIPPED}),
     State.QUARANTINED: frozenset({State.SETTLED}),
     State.SKIPPED: frozenset({State.SEEN, State.SETTLED}),
-    State.ROTATED: frozenset({State.SETTLED, State.REPLACED}),
+    State.ROTATED: frozenset({State.SETTLED}),
 }
 
 

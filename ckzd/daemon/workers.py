@@ -77,7 +77,8 @@ class LocalExecutor:
     def submit(self, job: Job) -> None:
         """Give the job to a free worker, starting one if needed."""
         now = self._clock.monotonic()
-        slot = max((slot for slot in self._slots if slot.is_free(now)), key=lambda slot: slot.worker is not None)
+        free = [slot for slot in self._slots if slot.is_free(now)]
+        slot = max(free, key=lambda slot: (_suits(slot, job), slot.worker is not None))
         slot.job = job
         slot.deadline = now + self._limit_seconds(job)
         slot.terminated_at = None
@@ -184,6 +185,11 @@ class LocalExecutor:
         slot.not_before = now + min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**slot.deaths)
         slot.deaths += 1
         return [NotStarted(job, detail)]
+
+
+def _suits(slot: _Slot, job: Job) -> bool:
+    """A GPU is for compressing; everything else is reading and renaming."""
+    return (slot.device != "cpu") == (job.kind == "compress")
 
 
 def _listens(slot: _Slot) -> bool:

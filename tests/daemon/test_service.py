@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from serving import FakeExecutor, FakeWatcher, settings_for, write_checkpoint
 
-from ckzd.daemon import status
+from ckzd.daemon import filesystems, status
 from ckzd.daemon.jobs import Died, NotStarted
-from ckzd.daemon.service import Service
+from ckzd.daemon.service import Service, serve
 from ckzd.daemon.states import State
 from ckzd.daemon.watch import Watcher
 from ckzd.errors import (
@@ -772,6 +772,12 @@ def test_a_run_that_needs_an_explicit_store_does_not_end_a_daemon_that_has_other
 
     assert daemon.raw() == ["step_2"]
     assert "set store" in daemon.status()["reasons"][0]
+
+
+def test_a_state_directory_on_a_file_server_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(filesystems, "kind", lambda _: "nfs4")
+    with pytest.raises(ConfigError, match="expected a local disk, got nfs4"):
+        serve(settings_for(tmp_path))
 
 
 def test_sigterm_lets_the_running_job_finish_and_begins_no_other(daemon):

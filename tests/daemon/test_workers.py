@@ -210,6 +210,18 @@ def test_a_system_without_room_for_processes_is_not_the_job_s_fault(make_executo
     assert isinstance(executor.events(0.0)[0], NotStarted)
 
 
+def test_a_gpu_is_for_compressing(clock, monkeypatch):
+    monkeypatch.setattr(workers_module.LocalExecutor, "_start", lambda *_: None)
+    executor = LocalExecutor(SETTINGS.model_copy(update={"devices": ("cpu", "cuda:1"), "workers": 1}), clock)
+    executor.submit(Job("replace", Path("/store"), Path("/run/a")))
+    executor.submit(Job("compress", Path("/store"), Path("/run/b")))
+
+    assert {worker.name: worker.job.kind for worker in executor.workers()} == {
+        "cpu-0": "replace",
+        "cuda:1-0": "compress",
+    }
+
+
 def test_back_off_grows_and_ends(clock, job):
     executor = LocalExecutor(SETTINGS.model_copy(update={"workers": 1}), clock, operation="x:y")
     (slot,) = executor._slots
