@@ -1,8 +1,9 @@
 """Seconds and peak memory of compress, verify and restore on one checkpoint of a run, by the command line.
 
 usage: speed.py REFERENCE.pt... CURRENT.pt --work DIR [--preset resume]
-Archives the references first, then times: `compress` of the last (its own verification included), `verify`, `restore` with
-the cache, and `restore` without it (the whole chain is decoded). Peak memory is the largest of any child process.
+Archives the references first, then times: `compress` of the last (its own verification included), `verify`,
+`restore` with the cache, and `restore` without it (the whole chain is decoded). Peak memory is the largest of any
+child process.
 """
 
 import argparse

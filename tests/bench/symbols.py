@@ -1,9 +1,10 @@
 """ckzd's entropy stage against xz and adaptive order-0, on identical index arrays.
 
 usage: symbols.py REFERENCE.npz CURRENT.npz [--steps 400]
-Both files are written by the baseline script's --symbols, for two consecutive checkpoints of a run: arrays of indices 0..15
-(0 = pruned) named PARAMETER/w, PARAMETER/exp_avg, PARAMETER/exp_avg_sq. xz -9 codes two indices a byte, as the baseline does;
-adaptive order-0 is the Krichevsky-Trofimov code length of each array. Every coded plane is decoded again and compared.
+Both files are written by the baseline script's --symbols, for two consecutive checkpoints of a run: arrays of indices
+0..15 (0 = pruned) named PARAMETER/w, PARAMETER/exp_avg, PARAMETER/exp_avg_sq. xz -9 codes two indices a byte, as the
+baseline does; adaptive order-0 is the Krichevsky-Trofimov code length of each array. Every coded plane is decoded again
+and compared.
 """
 
 import argparse
@@ -22,8 +23,6 @@ from ckzd.codec.fitting import histograms_over
 from ckzd.codec.lstm import LstmModel
 from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.planes import decode_plane, encode_plane
-from ckzd.codec.side import encode_lstm
-from ckzd.codec.transform import PlaneToCode
 from ckzd.codec.side import encode_lstm
 from ckzd.codec.transform import PlaneToCode
 
