@@ -18,9 +18,9 @@ def stored_array(payload: Bytes, dtype: str, shape: tuple[int, ...]) -> RawArray
 def to_float64(stored: RawArray, dtype: str) -> Float64:
     """Stored values as float64, exactly."""
     if dtype == "bfloat16":
-        widened = stored.astype(np.uint32) << np.uint32(16)
-        return widened.view(np.float32).astype(np.float64)
-    return stored.astype(np.float64)
+        stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a value like others
+        return stored.astype(np.float64)
 
 
 def from_float64(values: Float64, dtype: str) -> RawArray:
@@ -42,7 +42,7 @@ def _to_bfloat16(values: Float64) -> RawArray:
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     upper = (rounded >> np.uint32(16)).astype(np.uint16)
     infinite = (upper & np.uint16(0x7FFF)) == _BFLOAT16_EXPONENT
-    return np.where(infinite, upper - np.uint16(1), upper).astype(np.uint16)
+    return np.asarray(upper - infinite.astype(np.uint16))
 
 
 def is_finite(stored: RawArray, dtype: str) -> bool:

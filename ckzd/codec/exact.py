@@ -1,19 +1,20 @@
 """Exact coding of a storage: integer delta against the reference's bits, byte planes, zstd.
 
 Float bits are mapped to integers that are ordered like the values, so that a small change of value is a small
-difference; the difference is folded to its magnitude and split into byte planes, most significant first.
+difference; the difference is folded to its magnitude and split into byte planes, most significant first. A stream is
+the length of each plane's block (LEB128), then the blocks: zstd, or the plane itself where that is not smaller.
 """
-
-import struct
 
 import numpy as np
 import numpy.typing as npt
 
 from ckzd.checkpoint import Bytes
 from ckzd.codec import zstd
+from ckzd.codec.leb import read_leb, write_leb
 
 _LEVEL = 3
 _UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {
+    1: np.dtype("u1"),
     2: np.dtype("<u2"),
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
@@ -53,40 +54,47 @@ def _rotated(bits: Unsigned, places: int) -> Unsigned:
 
 def encode_exact(payload: Bytes, itemsize: int, reference: Bytes | None) -> bytes:
     """Code `payload` (elements of 1, 2, 4 or 8 bytes), against a `reference` of the same length if there is one."""
-    if itemsize not in _UNSIGNED:
-        return zstd.compress(bytes(payload), _LEVEL)
-    bits = _bits(payload, itemsize)
-    if reference is None:
-        folded = _rotated(bits, 1)
-    else:
-        folded = _folded(np.subtract(_ordered(bits), _ordered(_bits(reference, itemsize))))
-    planes = np.ascontiguousarray(folded).view(np.uint8).reshape(-1, itemsize).T[::-1]
-    blocks = [zstd.compress(plane.tobytes(), _LEVEL) for plane in planes]
-    return struct.pack(f"<{itemsize}I", *(len(block) for block in blocks)) + b"".join(blocks)
+    folded = _forward(_bits(payload, itemsize), None if reference is None else _bits(reference, itemsize))
+    blocks = []
+    for plane in folded.view(np.uint8).reshape(-1, itemsize).T[::-1]:
+        plain = plane.tobytes()
+        packed = zstd.compress(plain, _LEVEL)
+        blocks.append(packed if len(packed) < len(plain) else plain)
+    return b"".join(write_leb(len(block)) for block in blocks) + b"".join(blocks)
 
 
 def decode_exact(data: bytes, nbytes: int, itemsize: int, reference: Bytes | None) -> bytes:
     """The inverse of `encode_exact`; ValueError if the bytes cannot be one."""
-    if itemsize not in _UNSIGNED:
-        return zstd.decompress_exactly(data, nbytes)
-    folded = _joined(data, nbytes // itemsize, itemsize)
-    if reference is None:
-        return _rotated(folded, 8 * itemsize - 1).tobytes()
-    before = _ordered(_bits(reference, itemsize))
-    return _from_ordered(np.add(_unfolded(folded), before)).tobytes()
-
-
-def _joined(data: bytes, elements: int, itemsize: int) -> Unsigned:
-    """The integers whose byte planes these are."""
-    lengths = struct.unpack_from(f"<{itemsize}I", data)
-    if 4 * itemsize + sum(lengths) != len(data):
-        raise ValueError(f"expected byte planes of {lengths} bytes, got {len(data)} bytes in all")
-    joined, start = np.empty((elements, itemsize), np.uint8), 4 * itemsize
-    for number, length in enumerate(lengths):
-        block = zstd.decompress_exactly(data[start : start + length], elements)
-        joined[:, itemsize - 1 - number] = np.frombuffer(block, np.uint8)
+    lengths, start = [], 0
+    for _ in range(itemsize):
+        length, start = read_leb(data, start)
+        lengths.append(length)
+    if start + sum(lengths) != len(data):
+        raise ValueError(f"expected byte planes of {lengths} bytes behind {start}, got {len(data)} bytes in all")
+    planes = []
+    for length in lengths:
+        block = data[start : start + length]
+        plain = block if length == nbytes // itemsize else zstd.decompress_exactly(block, nbytes // itemsize)
+        planes.append(np.frombuffer(plain, np.uint8))
         start += length
-    return joined.view(_UNSIGNED[itemsize]).ravel()
+    folded = np.stack(planes[::-1], axis=1).view(_UNSIGNED[itemsize]).ravel()
+    return _backward(folded, None if reference is None else _bits(reference, itemsize)).tobytes()
+
+
+def _forward(bits: Unsigned, reference: Unsigned | None) -> Unsigned:
+    if bits.itemsize == 1:
+        return bits
+    if reference is None:
+        return _rotated(bits, 1)
+    return _folded(np.subtract(_ordered(bits), _ordered(reference)))
+
+
+def _backward(folded: Unsigned, reference: Unsigned | None) -> Unsigned:
+    if folded.itemsize == 1:
+        return folded
+    if reference is None:
+        return _rotated(folded, 8 * folded.itemsize - 1)
+    return _from_ordered(np.add(_unfolded(folded), _ordered(reference)))
 
 
 def _bits(payload: Bytes, itemsize: int) -> Unsigned:

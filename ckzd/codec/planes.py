@@ -8,7 +8,6 @@ Layout of a coded plane (all little-endian):
   u8[18] or nothing   order-0: the frequencies; tables, lstm: this plane's factors on the shared model (128: 1)
   escape block        zstd of the i16 levels beyond -8..8, in coding order; absent if there are none
   words               range-coded symbols, to the end
-A leb is an unsigned LEB128 integer: seven bits a byte, lowest first, the top bit set on all but the last.
 """
 
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ckzd.codec import context, zstd
 from ckzd.codec.arrays import Codes, Plane
 from ckzd.codec.context import GRID, Guide
 from ckzd.codec.entropy import SymbolDecoder, SymbolEncoder
+from ckzd.codec.leb import read_leb, write_leb
 from ckzd.codec.lstm import ALPHABET
 from ckzd.codec.models import (
     BiasedModel,
@@ -37,7 +37,6 @@ from ckzd.codec.models import (
 ESCAPE = ALPHABET - 1
 MAX_LEVEL = (ALPHABET - 2) // 2  # 8
 _HAS_CODES = 128
-_MAX_LEB_BYTES = 9
 
 
 class Coder(IntEnum):
@@ -112,36 +111,17 @@ class _Coded:
     def to_bytes(self) -> bytes:
         escapes = zstd.compress(self.escapes.astype("<i2").tobytes()) if self.escapes.size else b""
         name = bytes([self.coder + (_HAS_CODES if self.codes.size else 0)])
-        return name + _leb(self.total) + _leb(len(escapes)) + self.codes.tobytes() + escapes + self.words
+        return name + write_leb(self.total) + write_leb(len(escapes)) + self.codes.tobytes() + escapes + self.words
 
     @staticmethod
     def from_bytes(data: bytes, elements: int) -> "_Coded":
-        total, start = _read_leb(data, 1)
-        escape_bytes, start = _read_leb(data, start)
+        total, start = read_leb(data, 1)
+        escape_bytes, start = read_leb(data, start)
         codes = np.frombuffer(data, np.uint8, ALPHABET if data[0] & _HAS_CODES else 0, start)
         start += codes.size
         block, words = data[start : start + escape_bytes], data[start + escape_bytes :]
         escapes = np.frombuffer(zstd.decompress(block, 2 * elements) if block else b"", "<i2")
         return _Coded(Coder(data[0] & ~_HAS_CODES), total, codes, escapes, words)
-
-
-def _leb(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def _read_leb(data: bytes, start: int) -> tuple[int, int]:
-    """The integer at `start`, and where it ends."""
-    value = 0
-    for position in range(_MAX_LEB_BYTES):
-        byte = data[start + position]
-        value |= (byte & 127) << (7 * position)
-        if byte < 128:
-            return value, start + position + 1
-    raise ValueError(f"an integer of more than {_MAX_LEB_BYTES} bytes")
 
 
 def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tuple[bytes, Coder]:
