@@ -40,7 +40,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("resume", Scheme.SCALAR, "resumes as the original does", step_fraction=0.95),
-        Preset("archive", Scheme.SCALAR, "for looking back: about 1 % of loss at a resume", step_fraction=1.6),
+        Preset("archive", Scheme.SCALAR, "for looking back: about 1 % of loss at a resume", step_fraction=1.5),
         Preset(
             "paper", Scheme.KMEANS, "the published pipeline at ExCP's constants", lstm_steps=200, lstm_cold_steps=400
         ),
