@@ -59,10 +59,9 @@ def scales_of(second: Float64, first: Float64) -> Scales:
     """Scales of a second moment (R, C), given the first: both zero throughout a row make that row zero."""
     alive = (second != 0) | (first != 0)
     mean = second.mean() if second.size else 0.0
-    rows = np.maximum(second.mean(1), 2.0**-126 * alive.any(1))
-    columns = second.mean(0) / mean if mean > 0 else np.ones(second.shape[1])
-    columns = np.maximum(columns, 2.0**-40 * alive.any(0))
-    return Scales(code_of(rows), code_of(columns))
+    rows = np.maximum(second.mean(1), 2.0**-126)
+    columns = np.maximum(second.mean(0) / mean, 2.0**-40) if mean > 0 else np.ones(second.shape[1])
+    return Scales(code_of(np.where(alive.any(1), rows, 0.0)), code_of(np.where(alive.any(0), columns, 0.0)))
 
 
 def fill(scales: Scales, dtype: str) -> RawArray:

@@ -106,10 +106,9 @@ class KmeansCode:
 
 def dequantize_kmeans(code: KmeansCode) -> Float64:
     """Values (R, C), 0 where pruned; ValueError if a level has no centre."""
-    table = np.concatenate([code.codebook.centres.astype(np.float64), [0.0]])
-    index = np.where(code.levels > 0, code.levels - 1, code.levels) + code.codebook.below
-    index = np.where(code.levels == 0, code.codebook.centres.size, index)
-    if index.size and (index.min() < 0 or index.max() >= table.size):
-        raise ValueError(f"a level lies outside the codebook of {code.codebook.centres.size} centres")
-    values: Float64 = table[index]
+    centres, below, levels = code.codebook.centres, code.codebook.below, code.levels
+    if levels.min(initial=0) < -below or levels.max(initial=0) > centres.size - below:
+        raise ValueError(f"a level lies outside the codebook of {centres.size} centres")
+    table = np.insert(centres.astype(np.float64), below, 0.0)
+    values: Float64 = table[levels.astype(np.int32) + below]
     return values

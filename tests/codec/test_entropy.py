@@ -9,9 +9,9 @@ from plain_range_decoder import PlainRangeDecoder, cumulative
 from ckzd.codec import entropy
 from ckzd.codec.entropy import SymbolDecoder, SymbolEncoder
 
-frequency = st.one_of(
-    st.integers(1, 3), st.integers(1, 1 << 16), st.sampled_from([1, 2**15, 2**31, 2**40, 2**52])
-).map(float)
+frequency = st.one_of(st.integers(1, 3), st.integers(1, 1 << 16), st.sampled_from([1, 2**15, 2**31, 2**40, 2**52])).map(
+    float
+)
 
 
 @st.composite
