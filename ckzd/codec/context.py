@@ -118,7 +118,7 @@ def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classe
     around = three[:, :-2] + three[:, 1:-1] + three[:, 2:] - magnitude
     classes = np.zeros(magnitude.shape, np.uint8)
     for step in _SURROUND_STEPS:
-        classes += around > step * counted * total // (256 * magnitude.size)
+        classes += around > step * counted * total // max(256 * magnitude.size, 1)
     return classes
 
 

@@ -1,5 +1,7 @@
 """Words are what any range decoder of the format reads; damage is an error or another symbol, never a crash."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,4 +93,4 @@ def test_calls_and_chunks_leave_no_trace(monkeypatch):
 def test_every_symbol_has_a_share_of_the_range(frequencies):
     left = cumulative(frequencies)
     assert left[0] == 0
-    assert all(low < high for low, high in zip(left, left[1:], strict=False))
+    assert all(low < high for low, high in pairwise(left))

@@ -70,7 +70,7 @@ def test_a_codebook_comes_back(data, size):
     assert length == len(book.to_bytes())
     assert again.below == book.below
     assert again.centres.tolist() == centres.tolist()
-    levels = np.array([[k for k in range(-book.below, size - book.below + 1)]], np.int16)
+    levels = np.array([range(-book.below, size - book.below + 1)], np.int16)
     expected = [*centres[: book.below], 0.0, *centres[book.below :]]
     assert quantize.dequantize_kmeans(KmeansCode(levels, again)).tolist() == [expected]
 

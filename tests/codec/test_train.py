@@ -1,0 +1,95 @@
+"""Training: the same numbers each time, and a float network that is the integer one in all but rounding."""
+
+import numpy as np
+import pytest
+import torch
+
+from ckzd.codec import train
+from ckzd.codec.context import GRID
+from ckzd.codec.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
+from ckzd.codec.models import RefinedModel, TableModel, cost_bits
+from ckzd.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def histograms(seed=0):
+    """Symbols that follow the whole context, which the tables see only in part."""
+    draw = np.random.default_rng(seed)
+    neighbours = np.arange(GRID) // 3 % 4
+    falling = np.exp(-np.arange(ALPHABET) / (0.4 + neighbours[:, None]))
+    seen = draw.random(GRID) < 0.02
+    return {(kind, number, 3): draw.poisson(300 * falling) * seen[:, None] for kind, number in ((0, 0), (1, 3))}
+
+
+def bits_of(counted, weights):
+    tables = TableModel.fit(counted)
+    return cost_bits(counted, RefinedModel(tables, LstmModel(weights)))
+
+
+def test_training_pays_and_the_same_seed_gives_the_same_weights():
+    counted = histograms()
+    tables = TableModel.fit(counted)
+    first, again = (train.fit(counted, tables, None, steps=40) for _ in range(2))
+    assert first.to_bytes() == again.to_bytes()
+    assert train.fit(counted, tables, None, steps=40, seed=1).to_bytes() != first.to_bytes()
+    assert bits_of(counted, first) < 0.98 * cost_bits(counted, tables)
+
+
+def test_a_warm_start_goes_on_where_the_reference_stopped():
+    counted = histograms()
+    start = train.fit(counted, TableModel.fit(counted), None, steps=40)
+    moved = histograms(1)
+    further = train.fit(moved, TableModel.fit(moved), start, steps=5)
+    assert bits_of(moved, further) < 1.005 * bits_of(moved, start)
+
+
+@pytest.mark.parametrize("spread", [4, 30])
+def test_the_float_networks_bits_are_the_integer_networks(spread):
+    """Else the encoder would optimise something that no decoder does."""
+    draw = np.random.default_rng(3)
+    weights = LstmWeights(**{n: draw.integers(-spread, spread + 1, s).astype(np.int8) for n, s in SHAPES.items()})
+    counted = histograms()
+    tables = TableModel.fit(counted)
+    levels, counts, prior = train._tree(counted, tables, "cpu")
+    parameters = train._parameters(weights, 0, "cpu")
+    with torch.no_grad():
+        predicted = float(train._bits(levels, counts, prior, parameters))
+    kept = {key: np.where(h.sum(1, keepdims=True) >= 4, h, 0) for key, h in counted.items()}
+    assert predicted == pytest.approx(cost_bits(kept, RefinedModel(tables, LstmModel(weights))), rel=0.01)
+
+
+def test_an_untrained_network_changes_nothing():
+    counted = histograms()
+    tables = TableModel.fit(counted)
+    weights = LstmWeights(**{n: train._int8(p) for n, p in train._parameters(None, 0, "cpu").items()})
+    assert bits_of(counted, weights) == pytest.approx(cost_bits(counted, tables), rel=1e-3)
+
+
+def test_nothing_to_learn_from():
+    empty = {(0, 0, 0): np.zeros((GRID, ALPHABET), np.int64)}
+    weights = train.fit(empty, TableModel({}), None, steps=3)
+    assert np.isfinite(LstmModel(weights).rows(0, 0, 0)).all()
+
+
+def test_devices():
+    assert train.pick_device("cpu") == "cpu"
+    assert train.pick_device("auto") in ("cpu", "cuda")
+    for name in ("cuda:99", "abacus", ""):
+        with pytest.raises(ConfigError, match="expected a device that is there"):
+            train.pick_device(name)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_gives_the_same_weights_each_time():
+    counted = histograms()
+    tables = TableModel.fit(counted)
+    first, again = (train.fit(counted, tables, None, steps=40, device="cuda") for _ in range(2))
+    assert first.to_bytes() == again.to_bytes()
+    assert bits_of(counted, first) < 0.98 * cost_bits(counted, tables)
