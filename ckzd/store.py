@@ -119,6 +119,10 @@ class Store:
             raise ConfigError(root, f"store version {version!r}, expected {STORE_VERSION}", hint="use a newer ckzd")
         return cls(root.resolve())
 
+    def is_writable(self) -> bool:
+        """Whether this process may put files into tmp/: not on a read-only file system, nor in another user's store."""
+        return os.access(self.tmp, os.W_OK | os.X_OK)
+
     # Places
 
     def run_directory(self, run: Path) -> Path:

@@ -5,9 +5,10 @@ one link at a time, each into a temporary file that replaces the one before.
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +23,7 @@ from ckzd.codec.layout import Layout
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
 from ckzd.codec.skeleton import split_skeleton
-from ckzd.errors import CkzdError, ConfigError, CorruptArchive
+from ckzd.errors import CkzdError, CorruptArchive
 from ckzd.store import Store, chain
 
 _CHUNK = 1 << 20
@@ -46,14 +47,15 @@ def store_of(archive: Path) -> Store | None:
     """The store that the archive lies in, or None: a folder of copied archives works without one."""
     try:
         return Store.open(archive.resolve().parents[2])
-    except (ConfigError, IndexError, OSError):
+    except (CkzdError, IndexError, OSError):
         return None
 
 
 @contextmanager
 def scratch_file(store: Store | None) -> Iterator[BinaryIO]:
-    """A nameless file for reading and writing, on the store's disk if there is one."""
-    with tempfile.TemporaryFile(dir=store.tmp if store is not None else None) as file:
+    """A nameless file for reading and writing, on the store's disk if there is one that lets us write."""
+    place = store.tmp if store is not None and store.is_writable() else Path(tempfile.gettempdir())
+    with durable.as_no_space(place), tempfile.TemporaryFile(dir=place) as file:
         yield file
 
 
@@ -61,7 +63,7 @@ def scratch_file(store: Store | None) -> Iterator[BinaryIO]:
 def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None]:
     """The reconstruction with this id from the cache, hash-checked; None if it is not there or not whole."""
     path = store.cache_path(identity) if store is not None else None
-    if path is None or not path.is_file():
+    if path is None or not os.access(path, os.R_OK):  # another user's cache is not for us
         yield None
         return
     with path.open("rb") as file:
@@ -73,7 +75,8 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
                 found = Reconstruction(file)
             yield found
             return
-    durable.remove(path)
+    with suppress(OSError):  # on a read-only file system it stays, and is refused each time
+        durable.remove(path)
     yield None
 
 
