@@ -14,6 +14,7 @@ from ckzd import durable
 from ckzd.archive import FileModel, Manifest
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, large_files
+from ckzd.store import ARCHIVE_SUFFIX, MAX_NAME_BYTES
 
 
 class Mark(NamedTuple):
@@ -40,6 +41,10 @@ def require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
             raise BadCheckpoint(path, problem, hint="remove the other names first")
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
             raise BadCheckpoint(path, "is neither a file nor a directory")
+    longest = MAX_NAME_BYTES - len(ARCHIVE_SUFFIX)
+    if manifest.kind == "file" and len(os.fsencode(checkpoint.name)) > longest:
+        problem = f"its name leaves no room for its pointer's: expected at most {longest} bytes"
+        raise BadCheckpoint(checkpoint, problem, hint="give it a shorter name")
     if checkpoint.is_dir() != (manifest.kind == "directory"):
         raise SourceChanged(checkpoint, f"is no {manifest.kind} any more")
     large = large_files(checkpoint, manifest)

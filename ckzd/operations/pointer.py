@@ -1,5 +1,6 @@
 """Pointers: the small file that stands where a checkpoint stood and names its archive."""
 
+import errno
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ from ckzd.store import ARCHIVE_SUFFIX, Store, default_store, is_pointer, read_ma
 POINTER_IN_DIRECTORY = "ckzd.json"
 POINTER_VERSION = 1
 MAX_POINTER_BYTES = 64 * 1024
+MAX_FIELD_CHARACTERS = 4096  # PATH_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ def read_pointer(path: Path) -> Pointer:
     said: dict[str, str] = {}
     for name in (field.name for field in fields(Pointer)):
         value = content.get(name)
-        if not isinstance(value, str) or "\0" in value:
-            raise CorruptArchive(path, f"is no pointer of ckzd: field {name!r} is no text")
+        if not isinstance(value, str) or "\0" in value or len(value) > MAX_FIELD_CHARACTERS:
+            problem = f"is no pointer of ckzd: field {name!r} is no text of at most {MAX_FIELD_CHARACTERS} characters"
+            raise CorruptArchive(path, problem)
         said[name] = value
     return Pointer(**said)
 
@@ -72,9 +75,33 @@ def archive_of(path: Path) -> Path:
     pointer = read_pointer(path)
     relative = Path(os.path.normpath(path.parent.resolve() / pointer.archive))
     for archive in (relative, Path(pointer.archive_absolute)):
-        if archive.is_file():
+        if _is_file(archive):
             return archive
     raise MissingReference(path, f"the archive that it points to is not at {relative}", hint="bring the store back")
+
+
+def points_to(pointer: Path, archive: Path) -> bool:
+    """Whether a pointer is there and names this archive; False for whatever else may have its name."""
+    try:
+        return _is_file(pointer) and is_pointer(pointer) and archive_of(pointer).samefile(archive)
+    except (CkzdError, OSError):
+        return False
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file starts as archives do; whole or not is for its reader to find."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _is_file(path: Path) -> bool:
+    """As `Path.is_file`; what has too long a name is not there."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def resolve(path: Path) -> Path:
@@ -88,7 +115,10 @@ def resolve(path: Path) -> Path:
     if path.name == POINTER_IN_DIRECTORY and path.is_file():
         return archive_of(path)
     pointer = pointer_for(path)
-    archives = [archive_of(pointer)] if pointer.is_file() else _in_default_store(path)
+    if _is_file(pointer):  # an archive may have been given that name by hand
+        archives = [pointer.resolve() if _is_archive(pointer) else archive_of(pointer)]
+    else:
+        archives = _in_default_store(path)
     for archive in archives:
         if _is_as_archived(path, read_manifest(archive)):
             return archive

@@ -4,6 +4,7 @@ Everything is decoded into the store's (or the target's) file system first, hash
 written, and put in place by one rename: no reader ever sees half a checkpoint.
 """
 
+import filecmp
 import hashlib
 import os
 import secrets
@@ -19,7 +20,7 @@ from ckzd import durable
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.checkpoint import assemble
 from ckzd.errors import ConfigError, CorruptArchive
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, resolve
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.weights import write_safetensors
 
@@ -67,6 +68,8 @@ def restore(
                 written = _write_all(checkpoint, manifest, archive, staged, tell)
                 files = len(manifest.files)
                 (_publish_file if manifest.kind == "file" else _publish_directory)(staged, target)
+                if points_to(pointer := pointer_for(target), archive):
+                    durable.remove(pointer)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
 
 
@@ -95,7 +98,7 @@ def _target(path: Path, archive: Path, output: Path | None, *, weights_only: boo
 def _staging(archive: Path, target: Path) -> Iterator[Path]:
     """A path on the target's file system, in the store's tmp/ if that is on it; whatever is left there is removed."""
     store = store_of(archive)
-    if store is not None and store.tmp.stat().st_dev == target.parent.stat().st_dev:
+    if store is not None and store.is_writable() and store.tmp.stat().st_dev == target.parent.stat().st_dev:
         staged = store.new_temp(".restore")
     else:
         staged = target.parent / f".ckzd-{secrets.token_hex(6)}.tmp"
@@ -142,21 +145,20 @@ def _set_stat(path: Path, stat: FileModel | StatModel) -> None:
 
 
 def _publish_file(staged: Path, target: Path) -> None:
-    """Put the file in its place and take its pointer away."""
+    """Put the file in its place."""
     if not durable.publish(staged, target):
         raise ConfigError(target, "appeared while it was restored", hint="nothing was overwritten")
-    durable.remove(pointer_for(target))
 
 
 def _publish_directory(staged: Path, target: Path) -> None:
-    """Trade places with the directory that holds the pointer, keeping what else was put there since."""
+    """Trade places with the directory that holds the pointer, keeping what was put there or changed there since."""
     if not target.exists():
         durable.rename(staged, target)
         return
     status = staged.stat()
     for path in target.iterdir():
-        if path.name != POINTER_IN_DIRECTORY and not (staged / path.name).exists():
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, staged / path.name)
+        if path.name != POINTER_IN_DIRECTORY:
+            _carry_over(path, staged / path.name)
     os.utime(staged, ns=(status.st_mtime_ns, status.st_mtime_ns))
     durable.fsync_tree(staged)
     try:
@@ -165,6 +167,15 @@ def _publish_directory(staged: Path, target: Path) -> None:
         if not durable.exchange_unsupported(error):
             raise
         _fill_directory(staged, target)
+
+
+def _carry_over(path: Path, target: Path) -> None:
+    """Copy what stands in the directory now, links as links; small files stayed there and may have been edited."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.copytree(path, target, symlinks=True)
+    elif not (path.is_file() and target.is_file() and filecmp.cmp(path, target, shallow=False)):
+        durable.remove(target)
+        shutil.copy2(path, target, follow_symlinks=False)
 
 
 def _fill_directory(staged: Path, target: Path) -> None:

@@ -571,6 +571,18 @@ class TestResolve:
             resolve(single)
         assert str(archive) in caught.value.hint
 
+    def test_an_archive_named_like_a_pointer_is_meant_itself(self, store, single):
+        archive = shutil.move(store_archive(store, single), pointer_for(single))
+        assert resolve(single) == archive
+
+    @pytest.mark.parametrize(("characters", "error"), [(300, MissingReference), (5000, CorruptArchive)])
+    def test_a_pointer_to_a_name_that_is_too_long(self, run, characters, error):
+        pointer = run / "ckzd.json"
+        fields = dict.fromkeys(("archive_absolute", "checkpoint", "reconstruction", "restore"), "/")
+        pointer.write_text(json.dumps({"ckzd_pointer": 1, "archive": "a" * characters, **fields}))
+        with pytest.raises(error):
+            resolve(pointer)
+
     def test_what_is_not_archived_is_told_from_what_is_not_there(self, store, single, run):
         with pytest.raises(ConfigError, match="nothing says that it is archived"):
             resolve(single)
@@ -603,3 +615,11 @@ class TestConcurrently:
         freed = sorted(int(process.communicate()[0]) for process in both)
         assert freed[0] == 0 < freed[1]
         assert len(trashed(store)) == 1
+
+
+def test_a_name_with_no_room_for_a_pointer_is_refused(store, run):
+    long = run / ("x" * 252)
+    long.write_bytes(b"weights")
+    with pytest.raises(BadCheckpoint, match="at most 251 bytes"):
+        replace(long, store_archive(store, long), store)
+    assert long.read_bytes() == b"weights"

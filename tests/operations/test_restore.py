@@ -1,0 +1,84 @@
+"""Restoring touches what it was asked for and nothing that is somebody else's."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from serving import write_checkpoint
+
+import ckzd
+from ckzd.errors import ConfigError
+from ckzd.operations.pointer import pointer_for, points_to, resolve
+
+
+@pytest.fixture(scope="module")
+def archived(tmp_path_factory) -> tuple[Path, Path]:
+    """A checkpoint without loss and its archive, to be copied."""
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("archived") / "run" / "step_1.safetensors")
+    return checkpoint, Path(ckzd.compress(checkpoint, preset="lossless").archive)
+
+
+def test_an_archive_that_is_named_like_a_pointer_stays(archived, tmp_path):
+    """Somebody renamed it; it may be all that there is."""
+    checkpoint, archive = archived
+    target = tmp_path / checkpoint.name
+    shutil.copy(archive, pointer_for(target))
+    for output in (target, None):
+        ckzd.restore(pointer_for(target) if output else target, output=output)
+        assert target.read_bytes() == checkpoint.read_bytes()
+        assert pointer_for(target).read_bytes() == archive.read_bytes()
+        target.unlink()
+
+
+def test_the_pointer_of_another_archive_stays(archived, tmp_path):
+    target, pointer = tmp_path / "step_9.safetensors", tmp_path / "step_9.safetensors.ckz"
+    said = {"archive": "elsewhere.ckz", "archive_absolute": "/elsewhere.ckz", "checkpoint": "", "reconstruction": ""}
+    pointer.write_text(json.dumps({"ckzd_pointer": 1, "restore": "", **said}))
+    ckzd.restore(archived[1], output=target)
+    assert pointer.exists()
+    assert not points_to(pointer, archived[1])
+
+
+def test_weights_alone_are_not_the_checkpoint(archived, tmp_path):
+    """So the pointer stays, even where they take the checkpoint's name."""
+    checkpoint = tmp_path / "run" / archived[0].name
+    checkpoint.parent.mkdir()
+    shutil.copy(archived[0], checkpoint)
+    ckzd.compress(checkpoint, preset="lossless", replace=True)
+    ckzd.restore(pointer_for(checkpoint), output=checkpoint, weights_only=True)
+    assert pointer_for(checkpoint).exists()
+
+
+def test_the_longest_name_can_be_restored(archived, tmp_path):
+    target = tmp_path / ("x" * 255)
+    ckzd.restore(archived[1], output=target)
+    assert target.read_bytes() == archived[0].read_bytes()
+    with pytest.raises(ConfigError, match="is not there"):
+        resolve(tmp_path / ("y" * 255))
+
+
+def test_what_came_into_a_replaced_directory_stays(tmp_path):
+    """Files, links that lead nowhere, directories; and an edit of a small file that was left there."""
+    checkpoint = tmp_path / "run" / "checkpoint-20"
+    write_checkpoint(checkpoint / "model.safetensors")
+    for name, text in {"trainer_state.json": '{"global_step": 20}', "config.json": "{}"}.items():
+        (checkpoint / name).write_text(text)
+    os.utime(checkpoint, ns=(10**18, 10**18))
+    ckzd.compress(checkpoint, preset="lossless", replace=True)
+
+    (checkpoint / "config.json").write_text('{"edited": true}')
+    (checkpoint / "nowhere").symlink_to("/nonexistent")
+    (checkpoint / "more").mkdir()
+    (checkpoint / "more" / "notes.txt").write_text("mine")
+    (checkpoint / "more" / "link").symlink_to("notes.txt")
+    ckzd.restore(checkpoint)
+
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "config.json", "model.safetensors", "more", "nowhere", "trainer_state.json",
+    ]  # fmt: skip
+    assert (checkpoint / "config.json").read_text() == '{"edited": true}'
+    assert (checkpoint / "nowhere").readlink() == Path("/nonexistent")
+    assert (checkpoint / "more" / "link").readlink() == Path("notes.txt")
+    assert checkpoint.stat().st_mtime_ns == 10**18
