@@ -7,7 +7,7 @@ from pathlib import Path
 from ckzd.checkpoint import Checkpoint, FileLayout
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import sniff
-from ckzd.formats.directory import read_directory
+from ckzd.formats.directory import is_text, read_directory
 from ckzd.formats.names import POINTER_SUFFIX, step_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
@@ -31,6 +31,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_file(path: Path) -> Checkpoint:
+    if not is_text(path.name):
+        raise BadCheckpoint(ascii(str(path)), "its name is not UTF-8", hint="rename it")
     with closed_on_error(FileSource([path])) as source:
         parsed = sniff.parse(source.view(0))
     found = source.stats[0]

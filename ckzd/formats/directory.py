@@ -56,11 +56,12 @@ def _require_plain(path: Path, name: str, mode: int) -> None:
     if stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
         kind = "symbolic link" if stat.S_ISLNK(mode) else "sub-directory"
         raise BadCheckpoint(path, f"holds the {kind} {name!a}: not supported", hint="it stays as it is")
-    if not stat.S_ISREG(mode) or not _is_text(name):
+    if not stat.S_ISREG(mode) or not is_text(name):
         raise BadCheckpoint(path, f"holds {name!a}, which is no regular file with a name in UTF-8")
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a name from the file system is UTF-8: a manifest cannot hold another."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 

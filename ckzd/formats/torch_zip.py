@@ -1,5 +1,6 @@
 """torch.save files (the zip format, torch >= 1.6): one hole a storage, everything else verbatim."""
 
+import zlib
 from collections.abc import Iterator
 
 from ckzd.errors import BadCheckpoint
@@ -23,9 +24,18 @@ def parse(view: FileView) -> ParsedFile:
         raise BadCheckpoint(view.subject, f"data.pkl of {pickled.nbytes} bytes is too large")
     _require_little_endian(view, records.get(f"{prefix}/byteorder"))
     subject = f"{view.subject}/data.pkl"
-    facts = survey(inert_pickle.load(view.read(pickled.offset, pickled.nbytes), subject), subject)
+    facts = survey(inert_pickle.load(_checked(view, pickled), subject), subject)
     found = [*_storages(facts, records, prefix, subject), *_others(facts, records, prefix)]
     return collect(found, view.subject, view.size, facts.optimizers, facts.step)
+
+
+def _checked(view: FileView, record: Record) -> bytes:
+    """All bytes of a record. Tensors are held against their CRC-32 where they are read; torch may leave it 0."""
+    data = view.read(record.offset, record.nbytes)
+    if record.crc and zlib.crc32(data) != record.crc:
+        problem = f"zip record {record.name!a}: CRC-32 expected {record.crc:08x}, got {zlib.crc32(data):08x}"
+        raise BadCheckpoint(view.subject, problem, hint="the file is damaged; restore it from another copy")
+    return data
 
 
 def _require_little_endian(view: FileView, record: Record | None) -> None:

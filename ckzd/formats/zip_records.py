@@ -37,6 +37,7 @@ class Record:
     name: str
     offset: int
     nbytes: int
+    crc: int
     crc_offsets: tuple[int, ...]
 
 
@@ -76,6 +77,9 @@ def read_records(view: FileView) -> list[Record]:
             raise BadCheckpoint(
                 view.subject, f"zip record {_shown(entry)}: expected at {position}, got {entry.header_offset}"
             )
+        if position + entry.nbytes > directory.offset:
+            problem = f"{entry.nbytes} bytes at {position} do not fit in a file of {view.size}"
+            raise BadCheckpoint(view.subject, f"zip record {_shown(entry)}: {problem}")
         record, position = _record(view, window, entry)
         if position > directory.offset:
             raise BadCheckpoint(view.subject, f"zip record {_shown(entry)} reaches into the central directory")
@@ -187,7 +191,7 @@ def _record(view: FileView, window: Window, entry: _Entry) -> tuple[Record, int]
         crc_offsets.append(stop + 4)
         stop += _descriptor_bytes(view, window, entry, stop)
     crc_offsets.append(entry.crc_offset)
-    return Record(entry.name, offset, entry.nbytes, tuple(crc_offsets) if entry.crc else ()), stop
+    return Record(entry.name, offset, entry.nbytes, entry.crc, tuple(crc_offsets) if entry.crc else ()), stop
 
 
 def _descriptor_bytes(view: FileView, window: Window, entry: _Entry, offset: int) -> int:

@@ -6,10 +6,12 @@ import os
 import time
 import types
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from damaged.inputs import torch_file
 from formats.helpers import assert_lossless, rebuilt, saved, zip_is_intact
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -353,3 +355,16 @@ def test_a_large_tree_is_read_fast(tmp_path):
     started = time.perf_counter()
     assert len(read_checkpoint(path).tensors) == 2000
     assert time.perf_counter() - started < 2
+
+
+def test_a_pickle_that_has_rotted_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(torch_file(lambda record: replace(record, crc=1, descriptor_crc=1), only="x/data.pkl"))
+    with pytest.raises(BadCheckpoint, match=r"data.pkl': CRC-32 expected 00000001, got"):
+        read_checkpoint(path)
+
+
+def test_a_name_that_no_manifest_can_hold_is_refused(tmp_path):
+    path = saved(tmp_path / "x\udcff.pt", {"w": torch.ones(3)})
+    with pytest.raises(BadCheckpoint, match="not UTF-8"):
+        read_checkpoint(path)
