@@ -83,7 +83,11 @@ def compress(
     tell("read", 0.0)
     checkpoint = read_checkpoint(path)
     with closing(checkpoint.source):
-        opened = Store.open_or_create(store if store is not None else default_store(path.parent))
+        root = store if store is not None else default_store(path.parent)
+        if not root.exists():
+            durable.require_space(root, checkpoint.nbytes)  # else a full disk gets an empty store
+        opened = Store.open_or_create(root)
+        opened.sweep_temps()  # of those that were killed
         job = _Job(path, checkpoint, opened, PRESETS[preset], stride, train.pick_device(device), tell)
         with opened.lock(shared=True):
             known = _known(job)
