@@ -5,7 +5,9 @@ Each command loads its operation when it runs, so that `ckzd --help` and `ckzd i
 """
 
 import errno
+import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from ckzd.operations.compress import CompressReport
 
 PIPE_WIDTH = 200  # columns of a table that nobody's terminal cuts
+_RECORD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__)
 STAGES = {
     "read": "reading",
     "encode": "encoding",
@@ -67,6 +70,8 @@ ARCHIVE_HELP = "An archive, or the checkpoint path that it replaced."
 def main() -> None:
     """The console entry. SIGTERM unwinds like an interrupt and leaves nothing temporary; `serve` drains instead."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be no text
     sys.exit(run(sys.argv[1:]))
 
 
@@ -127,18 +132,42 @@ class Screen:
             fields = {"error": type(error).__name__, "subject": error.subject, "problem": error.problem}
             text = json.dumps({**fields, "hint": error.hint, "exit_code": error.exit_code})
         else:
-            text = f"error: {error.subject}: {error.problem}" + (f"\nhint: {error.hint}" if error.hint else "")
+            said = f"error: {error.subject}: {error.problem}", f"hint: {error.hint}" if error.hint else ""
+            text = "\n".join(printable(line) for line in said if line)
         print(text, file=sys.stderr, flush=True)  # noqa: T201
         return error.exit_code
 
     @contextmanager
     def progress(self) -> Iterator["Bar"]:
-        """A bar on a terminal; nothing in a pipe, and nothing beside JSON."""
+        """A bar on a terminal; nothing in a pipe, and nothing beside JSON. Warnings meanwhile go to standard error."""
         console = Console(stderr=True)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         visible = console.is_terminal and not self.as_json
-        with Progress(*columns, console=console, transient=True, disable=not visible) as progress:
-            yield Bar(progress)
+        log, handler = logging.getLogger("ckzd"), _Warnings(self)
+        log.addHandler(handler)
+        try:
+            with Progress(*columns, console=console, transient=True, disable=not visible) as progress:
+                yield Bar(progress)
+        finally:
+            log.removeHandler(handler)
+
+
+class _Warnings(logging.Handler):
+    """What the layers below warn of, as a line or a JSON object on standard error."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the message and the fields that came with it."""
+        fields = {name: value for name, value in record.__dict__.items() if name not in _RECORD_FIELDS}
+        if self._screen.as_json:
+            text = json.dumps({"warning": record.getMessage(), **fields}, default=str)
+        else:
+            told = ", ".join(f"{name} {value}" for name, value in fields.items())
+            text = printable(f"warning: {record.getMessage()}" + (f" ({told})" if told else ""))
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Bar:
@@ -182,6 +211,11 @@ def for_each(paths: Iterable[Path], action: Callable[[Path], None], screen: Scre
     if not failures:
         return EXIT_DONE
     return EXIT_SOME_FAILED if EXIT_DONE in codes else failures[0]
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: paths may hold line breaks and escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain_bytes(nbytes: float) -> str:
@@ -230,7 +264,9 @@ def serve(
 
 @app.command()
 def compress(
-    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or run directories whose checkpoints it takes.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Checkpoints, or run directories whose checkpoints it takes.", readable=False)
+    ],
     *,
     preset: Annotated[str, typer.Option(help="The quality: resume, archive, paper or lossless.")] = "resume",
     store: Store = None,
@@ -291,7 +327,7 @@ def _compress_row(report: "CompressReport") -> tuple[str, ...]:
 
 @app.command()
 def restore(
-    path: Annotated[Path, typer.Argument(help=ARCHIVE_HELP)],
+    path: Annotated[Path, typer.Argument(help=ARCHIVE_HELP, readable=False)],
     *,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="What to create; the original place if not given.")
@@ -316,7 +352,9 @@ def restore(
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="Archives, or the checkpoint paths that they replaced.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Archives, or the checkpoint paths that they replaced.", readable=False)
+    ],
     *,
     as_json: Json = False,
 ) -> int:
@@ -339,7 +377,7 @@ def verify(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help=ARCHIVE_HELP)],
+    path: Annotated[Path, typer.Argument(help=ARCHIVE_HELP, readable=False)],
     *,
     as_json: Json = False,
 ) -> int:

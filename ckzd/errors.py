@@ -28,12 +28,13 @@ class CkzdError(Exception):
 
     exit_code: ClassVar[int] = EXIT_FAILED
     retryable: ClassVar[bool] = False
+    advice: ClassVar[str] = ""  # the hint of those that bring none
 
     def __init__(self, subject: Path | str, problem: str, *, hint: str = "") -> None:
         super().__init__(subject, problem, hint)
         self.subject = str(subject)
         self.problem = problem
-        self.hint = hint
+        self.hint = hint or self.advice
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary whole, keyword argument included."""
@@ -51,11 +52,14 @@ def _rebuild(kind: type[CkzdError], subject: str, problem: str, hint: str) -> Ck
 class BadCheckpoint(CkzdError):
     """The checkpoint is damaged, incomplete, hostile or of no known format."""
 
+    advice = "it stays as it is; name a whole torch.save zip, safetensors file or Hugging Face Trainer directory"
+
 
 class SourceChanged(CkzdError):
     """The checkpoint moved or changed while ckzd worked on it."""
 
     retryable = True
+    advice = "check the path, and run it again when nobody writes there"
 
 
 class VerificationFailed(CkzdError):
@@ -72,6 +76,7 @@ class CorruptArchive(CkzdError):
     """Bytes of an archive, a pointer or the store cannot be right."""
 
     exit_code = 4
+    advice = "bring it back from a copy; `ckzd verify` tells what else is damaged"
 
 
 class MissingReference(CkzdError):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -253,6 +254,25 @@ def test_our_own_mistakes_are_not_hidden(operation):
     operation.failures["a.pt"] = AssertionError("ours")
     with pytest.raises(AssertionError):
         cli.run(["restore", "a.pt"])
+
+
+def test_a_line_of_an_error_is_one_line(operation, capsys):
+    """Whatever is in a path: a line break, an escape sequence, bytes that are no text."""
+    operation.failures["a\n\x1b[31m\udcff.pt"] = BadCheckpoint("a\n\x1b[31m\udcff.pt", "truncated", hint="none")
+    cli.run(["compress", "a\n\x1b[31m\udcff.pt"])
+    assert capsys.readouterr().err == "error: a\\n\\x1b[31m\\udcff.pt: truncated\nhint: none\n"
+
+
+def test_warnings_of_the_layers_below_are_told(operation, monkeypatch, capsys):
+    def warning(path, **options):
+        logging.getLogger("ckzd.operations").warning("a new base", extra={"tensor": "wte"})
+        return operation(path, **options)
+
+    monkeypatch.setattr(sys.modules["ckzd.operations.compress"], "compress", warning)
+    cli.run(["compress", "a.pt"])
+    assert capsys.readouterr().err == "warning: a new base (tensor wte)\n"
+    cli.run(["compress", "a.pt", "--json"])
+    assert json_lines(capsys.readouterr().err) == [{"warning": "a new base", "tensor": "wte"}]
 
 
 # --- progress ---
