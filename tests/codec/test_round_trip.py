@@ -1,0 +1,302 @@
+"""The law of the codec over whole checkpoints: what is restored has the recorded hash, and loses only what it may."""
+
+import hashlib
+import io
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from codec.chains import Zoo, compressed_run, decode, encode, restored, same_tensor
+
+from ckzd.codec import fitting
+from ckzd.codec.index import Method
+from ckzd.codec.presets import PRESETS
+
+BROKEN = 2  # the checkpoint with values that are not finite
+CHECKPOINTS = 4
+LOSSY = [name for name in PRESETS if name != "lossless"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Four checkpoints of one run; the third is broken."""
+    run, zoo, paths = tmp_path_factory.mktemp("run"), Zoo(), []
+    for number in range(CHECKPOINTS):
+        zoo.advance()
+        paths.append(zoo.save(run / f"step_{zoo.step}.pt", broken=number == BROKEN))
+    return paths
+
+
+@pytest.fixture(scope="module", params=list(PRESETS))
+def chain(request, paths):
+    """(preset, archives, restored states); planes are coded with an LSTM as if it cost nothing."""
+    with mock.patch.object(fitting, "encode_lstm", return_value=b""):
+        archives = compressed_run(paths, request.param)
+    states = [restored(archive, before) for archive, before in zip(archives, [None, *archives], strict=False)]
+    return request.param, archives, states
+
+
+def originals(paths):
+    return [torch.load(path, weights_only=False) for path in paths]
+
+
+def test_what_a_decoder_writes_has_the_recorded_hash(chain, paths):
+    """Also where moments are decoded from the archive's own reconstruction, as a cache allows."""
+    _, archives, _ = chain
+    for number, (archive, path) in enumerate(zip(archives, paths, strict=True)):
+        before = archives[number - 1] if number else None
+        for own in (False, True):
+            (data,) = decode(archive, before, own=own)
+            assert (hashlib.sha256(data).hexdigest(),) == archive.encoded.restored_sha256
+        assert (hashlib.sha256(path.read_bytes()).hexdigest(),) == archive.encoded.original_sha256
+
+
+def test_lossless_is_lossless(paths):
+    for path, archive in zip(paths, compressed_run(paths, "lossless"), strict=True):
+        assert archive.encoded.restored_sha256 == archive.encoded.original_sha256
+        assert archive.nbytes < path.stat().st_size
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_encoding_twice_gives_the_same_bytes(paths, preset):
+    first, again = (compressed_run(paths[:2], preset) for _ in range(2))
+    assert [a.fingerprint() for a in first] == [a.fingerprint() for a in again]
+
+
+def test_what_no_loss_is_allowed_for_comes_back_bit_for_bit(chain, paths):
+    """Everything but weights with Adam moments, and those moments."""
+    _, _, states = chain
+    for state, original in zip(states, originals(paths), strict=True):
+        assert state["step"] == original["step"]
+        assert state["odd"].keys() == original["odd"].keys()
+        assert state["odd"]["none"] is None
+        for name, tensor in original["odd"].items():
+            assert tensor is None or same_tensor(state["odd"][name], tensor), name
+        assert state["odd"]["shared"].untyped_storage().data_ptr() == state["odd"]["with"].untyped_storage().data_ptr()
+        for name in ("frozen", "frozen_half", "small", "sgd"):
+            assert same_tensor(state["model"][name], original["model"][name]), name
+        momentum, expected = (s["sgd"]["state"][0]["momentum_buffer"] for s in (state, original))
+        assert same_tensor(momentum, expected)
+        assert state["optimizer"]["param_groups"] == original["optimizer"]["param_groups"]
+
+
+def test_a_copy_in_a_storage_of_its_own_is_stored_once_and_stays_equal(chain):
+    _, archives, states = chain
+    for archive, before, state in zip(archives, [None, *archives], states, strict=False):
+        assert same_tensor(state["model"]["tied"], state["model"]["wide"])
+        assert archive.methods(before)["model.tied"] is Method.COPY
+
+
+def test_frozen_weights_cost_nothing(chain):
+    _, archives, _ = chain
+    for archive, before in zip(archives[1:], archives, strict=False):
+        methods = archive.methods(before)
+        assert methods["model.frozen"] is methods["model.frozen_half"] is Method.SAME
+        assert methods["odd.constant"] is Method.SAME
+
+
+@pytest.mark.parametrize("preset", LOSSY)
+def test_each_tensor_is_coded_in_its_way(paths, preset):
+    archives = compressed_run(paths[:2], preset)
+    base, delta = archives[0].methods(), archives[1].methods(archives[0])
+    weight = Method.KMEANS if preset == "paper" else Method.SCALAR
+    first, second = (Method.KMEANS, Method.KMEANS) if preset == "paper" else (Method.SCALED, Method.FILL)
+    for number, name in enumerate(["wide", "deep.0.w", "deep.1.w", "vector", "cube", "brain", "half"]):
+        assert base[f"model.{name}"] is Method.EXACT
+        assert delta[f"model.{name}"] is weight, name
+        assert delta[f"optimizer.state.{number}.exp_avg"] is first, name
+        assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
+    assert delta["model.sgd"] is Method.DELTA
+    assert delta["sgd.state.0.momentum_buffer"] is Method.EXACT
+
+
+def test_weights_stay_close_in_closed_loop(chain, paths):
+    """Errors do not add up: the last of the chain is no further off than the first."""
+    preset, _, states = chain
+    errors = []
+    for state, original, before in zip(states[1:], originals(paths)[1:], states, strict=False):
+        lost = moved = 0.0
+        for name in ("wide", "deep.0.w", "deep.1.w", "vector", "cube"):
+            lost += (state["model"][name] - original["model"][name]).double().pow(2).sum().item()
+            moved += (before["model"][name] - original["model"][name]).double().pow(2).sum().item()
+        errors.append(lost / moved)
+    assert max(errors) < (1e-30 if preset == "lossless" else 0.6)
+    assert errors[-1] <= 3 * errors[0] + 1e-30
+
+
+def test_values_that_are_not_finite_are_kept_exactly_and_never_spread(chain, paths):
+    """Neither into other tensors, nor into the checkpoint after."""
+    preset, archives, states = chain
+    originals_ = originals(paths)
+    methods = archives[BROKEN].methods(archives[BROKEN - 1])
+    for name in ("nan", "inf"):
+        assert same_tensor(states[BROKEN]["model"][name], originals_[BROKEN]["model"][name])
+        assert methods[f"model.{name}"] is Method.DELTA
+    moments = [state["optimizer"]["state"][9] for state in (states[BROKEN], originals_[BROKEN])]
+    assert same_tensor(moments[0]["exp_avg"], moments[1]["exp_avg"])
+    assert same_tensor(moments[0]["exp_avg_sq"], moments[1]["exp_avg_sq"])
+    for number, state in enumerate(states):
+        for name, tensor in state["model"].items():
+            assert torch.isfinite(tensor).all() or (number == BROKEN and name in ("nan", "inf")), (number, name)
+        for moment in state["optimizer"]["state"].values():
+            assert torch.isfinite(moment["exp_avg_sq"]).all()
+    after = states[BROKEN + 1]["model"]["nan"], originals_[BROKEN + 1]["model"]["nan"]
+    assert torch.allclose(*after, atol=0.02)
+    if preset != "lossless":  # a broken reference must not set the step of all others
+        steps = [archive.index(before).step for archive, before in zip(archives[1:], archives, strict=False)]
+        assert max(steps) <= 4 * min(steps)
+
+
+def test_restored_second_moments_obey_the_law(chain, paths):
+    """0 only where both moments were, else at least the smallest normal: on the file that a restore writes."""
+    _, _, states = chain
+    seen = 0
+    for state, original in zip(states, originals(paths), strict=True):
+        for number, moments in original["optimizer"]["state"].items():
+            got = state["optimizer"]["state"][number]
+            first, second = moments["exp_avg"], moments["exp_avg_sq"]
+            zero = got["exp_avg_sq"] == 0
+            assert not (zero & ((first != 0) | (second != 0))).any()
+            if not same_tensor(got["exp_avg_sq"], second):
+                seen += 1
+                positive = got["exp_avg_sq"][~zero]
+                assert (positive >= torch.finfo(positive.dtype).tiny).all()
+                assert not ((got["exp_avg"] != 0) & zero).any()
+            assert got["step"] == moments["step"]
+    assert seen > 20 or chain[0] == "lossless"
+
+
+@pytest.mark.parametrize("preset", LOSSY)
+def test_an_optimizer_goes_on_from_a_restored_checkpoint(chain, paths, preset):
+    if chain[0] != preset:
+        pytest.skip("another preset's chain")
+    zoo = Zoo()
+    zoo.advance()
+    state = chain[2][-1]
+    zoo.adam.load_state_dict(state["optimizer"])
+    with torch.no_grad():
+        for name, parameter in zoo.model.items():
+            parameter.copy_(state["model"][name])
+    before = {name: parameter.detach().clone() for name, parameter in zoo.model.items()}
+    zoo.advance(1)
+    for name, parameter in zoo.model.items():
+        longest = (parameter.detach() - before[name]).abs().max().item()
+        assert longest < 20e-3, name  # no step is many times the learning rate of 1e-3
+
+
+def test_a_tensor_that_jumps_out_of_the_quantizers_reach_is_coded_exactly(tmp_path):
+    """One weight is replaced by something else altogether: the others' step stays theirs, and nothing is clipped."""
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"w{k}": torch.randn(20, 30, generator=draw) for k in range(40)}
+    optimizer = {
+        "state": {
+            k: {"step": torch.tensor(9.0), "exp_avg": torch.randn(20, 30, generator=draw) * 1e-4,
+                "exp_avg_sq": torch.rand(20, 30, generator=draw) * 1e-7 + 1e-9}
+            for k in range(40)
+        },
+        "param_groups": [{"params": list(range(40)), "betas": (0.9, 0.999)}],
+    }  # fmt: skip
+    paths = []
+    for step in (1, 2):
+        moved = {name: w + (step - 1) * 1e-6 * torch.randn(20, 30, generator=draw) for name, w in weights.items()}
+        if step == 2:
+            moved["w7"][0, 0] += 1e4
+        torch.save({"model": moved, "optimizer": optimizer, "step": step}, tmp_path / f"step_{step}.pt")
+        paths.append(tmp_path / f"step_{step}.pt")
+    first, second = compressed_run(paths)
+    state = restored(second, first)
+    assert torch.load(paths[1])["model"]["w7"][0, 0] == pytest.approx(float(state["model"]["w7"][0, 0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", LOSSY)
+def test_a_checkpoint_that_did_not_change_is_next_to_nothing(paths, preset):
+    first = encode(paths[0], None, preset)
+    again = encode(paths[0], first, preset)
+    methods = again.methods(first)
+    assert methods["model.wide"] is Method.SAME
+    assert len(again.entries["index"]) < 1500
+    assert len(again.entries["skeleton"]) < 60
+    state, original = restored(again, first), torch.load(paths[0], weights_only=False)
+    for name, tensor in original["model"].items():
+        assert same_tensor(state["model"][name], tensor), name
+
+
+def test_a_sign_of_zero_is_no_change_to_divide_by(tmp_path):
+    """Bytes differ and values do not: there is no energy to quantize against."""
+    paths = []
+    for step, zero in ((1, 0.0), (2, -0.0)):
+        weight = torch.nn.Parameter(torch.ones(16, 16))
+        optimizer = torch.optim.Adam([weight])
+        weight.grad = torch.full((16, 16), 0.5)
+        optimizer.step()
+        model = {"w": torch.full((16, 16), zero)}
+        torch.save({"model": model, "optimizer": optimizer.state_dict(), "step": step}, tmp_path / f"step_{step}.pt")
+        paths.append(tmp_path / f"step_{step}.pt")
+    first, second = compressed_run(paths)
+    assert np.signbit(restored(second, first)["model"]["w"].numpy()).all()
+
+
+def test_a_checkpoint_without_one_tensor(tmp_path):
+    path = tmp_path / "step_1.pt"
+    torch.save({"step": 1, "note": "nothing here"}, path)
+    first = encode(path)
+    second = encode(path, first)
+    assert restored(second, first) == {"step": 1, "note": "nothing here"}
+
+
+def test_rot_inside_a_checkpoint_is_found_before_it_is_archived(tmp_path, paths):
+    from ckzd.errors import BadCheckpoint
+
+    data = bytearray(paths[0].read_bytes())
+    place = data.index(torch.load(paths[0], weights_only=False)["model"]["wide"].numpy().tobytes())
+    data[place + 100] ^= 1
+    damaged = tmp_path / "step_4.pt"
+    damaged.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=r"model/wide: its bytes do not match the CRC-32"):
+        encode(damaged)
+
+
+def test_two_runs_do_not_share_a_reference_by_accident(tmp_path, paths):
+    """A delta against another reconstruction decodes to another id, never to plausible tensors."""
+    other = Zoo(seed=1)
+    other.advance()
+    first, second = compressed_run(paths[:2])
+    wrong = encode(other.save(tmp_path / "step_4.pt"))
+    with pytest.raises((ValueError, AssertionError)):
+        decode(second, wrong)
+
+
+def test_files_and_their_tensors_in_a_directory(tmp_path):
+    """Several files are one checkpoint: tensors of one are paired with the optimizer of another."""
+    from safetensors.torch import save_file
+
+    archives = []
+    draw, weight = torch.Generator().manual_seed(0), torch.nn.Parameter(torch.ones(24, 32))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    for step in (10, 20):
+        place = tmp_path / f"checkpoint-{step}"
+        place.mkdir()
+        for _ in range(5):
+            weight.grad = torch.randn(24, 32, generator=draw)
+            optimizer.step()
+        save_file({"w": weight.detach()}, place / "model.safetensors")
+        torch.save(optimizer.state_dict(), place / "optimizer.pt")
+        (place / "config.json").write_text("{}")
+        (place / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        archives.append(encode(place, archives[-1] if archives else None))
+    first, second = archives
+    files = decode(second, first)
+    assert tuple(hashlib.sha256(data).hexdigest() for data in files) == second.encoded.restored_sha256
+    assert [m for name, m in second.methods(first).items() if name.endswith("exp_avg_sq")] == [Method.FILL]
+    names = [layout.name for layout in second.index(first).layout.files]
+    state = torch.load(io.BytesIO(files[names.index("optimizer.pt")]))
+    assert (state["state"][0]["exp_avg_sq"] > 0).all()
