@@ -26,6 +26,7 @@ PASSES = 4
 DENSITIES = 8
 FIELDS = (("guide", 5), ("energy", 24), ("around", 4), ("neighbours", 4), ("previous", 3))
 GRID = 5 * 24 * 4 * 4 * 3
+_GUIDE_PLACE, _ENERGY_PLACE, _AROUND_PLACE, _NEIGHBOUR_PLACE = (np.int16(n) for n in (24 * 48, 48, 12, 3))
 
 _PASS_OF_DIAGONAL = np.array([0, 3, 2, 3, 1, 3, 2, 3], np.uint8)
 _KNOWN_NEIGHBOURS = (0, 0, 2, 4)  # of the eight, in each pass
@@ -78,31 +79,31 @@ def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, M
     pass. `total` is the sum of all magnitudes of the plane.
     """
     pass_of = lattice(known.shape)
-    guided, around, previous = _fixed_classes(guide, known.shape)
+    fixed = _fixed_part(guide, known.shape)
     reference = None if guide.levels is None else magnitudes(guide.levels)
-    for number in range(PASSES):
+    for number, neighbours in enumerate(_KNOWN_NEIGHBOURS):
         mask = pass_of == number
         seen = pass_of < number
         rows = _relative_energy(known, reference, seen, total, axis=1)
         columns = _relative_energy(known, reference, seen, total, axis=0)
-        energy = np.searchsorted(_ENERGY_STEPS, (rows[:, None] * columns)[mask] >> 12, side="right")
-        neighbours = _surround_classes(known, _KNOWN_NEIGHBOURS[number], total)
-        ids = guided[mask].astype(np.int16)
-        for classes, size in ((energy, 24), (around[mask], 4), (neighbours[mask], 4), (previous[mask], 3)):
-            ids = ids * np.int16(size) + classes.astype(np.int16)
+        row, column = np.nonzero(mask)
+        energy = np.searchsorted(_ENERGY_STEPS, rows[row] * columns[column] >> 12, side="right")
+        ids = fixed[mask] + _ENERGY_PLACE * energy.astype(np.int16)
+        if neighbours:
+            ids += _NEIGHBOUR_PLACE * _surround_classes(known, neighbours, total)[mask]
         yield number, mask, ids
 
 
-def _fixed_classes(guide: Guide, shape: tuple[int, int]) -> tuple[Classes, Classes, Classes]:
-    """Classes that do not change between passes: guide, around, previous; uint8 (R, C)."""
-    guided = around = previous = np.zeros(shape, np.uint8)
+def _fixed_part(guide: Guide, shape: tuple[int, int]) -> Ids:
+    """What guide, around and previous add to the grid id: the same in all passes; int16 (R, C)."""
+    fixed = np.zeros(shape, np.int16)
     if guide.levels is not None:
         magnitude = magnitudes(guide.levels)
-        guided = _signed_classes(guide.levels)
-        around = _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
+        fixed += _GUIDE_PLACE * _signed_classes(guide.levels)
+        fixed += _AROUND_PLACE * _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
     if guide.previous is not None:
-        previous = np.minimum(magnitudes(guide.previous), 2)
-    return guided, around, previous
+        fixed += np.minimum(magnitudes(guide.previous), 2)
+    return fixed
 
 
 def _signed_classes(levels: ContextLevels) -> Classes:
