@@ -88,7 +88,7 @@ def check_damage(checkpoint: Checkpoint) -> None:
             if stored != {zlib.crc32(checkpoint.payload(hole.tensor)).to_bytes(4, "little")}:
                 path = "/".join(checkpoint.tensors[hole.tensor].path)
                 raise BadCheckpoint(
-                    f"{checkpoint.name}: {layout.name}",
+                    f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,
                     f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
                     hint="the file is damaged; restore it from another copy",
                 )
