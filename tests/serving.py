@@ -43,7 +43,10 @@ def archive_by_hand(job: Job) -> dict[str, Any]:
             return _report(job, record.path, None, already=True)
     step = int("".join(filter(str.isdigit, job.checkpoint.stem)) or 0)
     reference = store.reference_for(run, step, job.checkpoint.name, job.stride)
-    changes: dict[str, Any] = {"step": step, "reconstruction": sha256(job.checkpoint.name.encode() + (digest or "").encode())}
+    changes: dict[str, Any] = {
+        "step": step,
+        "reconstruction": sha256(job.checkpoint.name.encode() + (digest or "").encode()),
+    }
     if reference is not None:
         changes |= {"reference": reference.manifest.reconstruction, "depth": reference.manifest.depth + 1}
     archive = store_archive(store, job.checkpoint, **changes)
