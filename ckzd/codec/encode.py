@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from threadpoolctl import ThreadpoolController
+
 from ckzd.checkpoint import Bytes, Checkpoint, assemble
 from ckzd.codec import zstd
 from ckzd.codec.exact import encode_exact
@@ -74,7 +76,11 @@ class Encoder:
         self._coders: Counter[str] = Counter()
 
     def encode(self) -> Encoded:
-        """Run all passes."""
+        """Run all passes, on one thread: our matrices are small, and beside a busy job two threads wait for each other."""
+        with ThreadpoolController().limit(limits=1):
+            return self._encode()
+
+    def _encode(self) -> Encoded:
         surveyed = survey(self._inputs, self._preset)
         self._progress(0.15)
         transform = Transform(self._inputs, surveyed, self._preset, self._kept, self._scratch)
