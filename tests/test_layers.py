@@ -26,7 +26,7 @@ HOMES = {
     "constriction": ("codec/entropy.py",),
     "sklearn": ("codec/kmeans.py",),  # apart from quantize.py, which a restore loads
     "scipy": ("codec/pairing.py",),
-    "threadpoolctl": ("codec/kmeans.py", "codec/encode.py"),  # comes with sklearn, whose sums must not depend on threads
+    "threadpoolctl": ("codec/kmeans.py", "codec/encode.py"),  # sklearn brings it; sums must not depend on threads
     "torch": ("codec/train.py", "codec/lowrank.py", "demo_training.py"),
     "watchdog": ("daemon/watch.py",),
     "prometheus_client": ("daemon/metrics.py",),

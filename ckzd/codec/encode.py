@@ -76,7 +76,7 @@ class Encoder:
         self._coders: Counter[str] = Counter()
 
     def encode(self) -> Encoded:
-        """Run all passes, on one thread: our matrices are small, and beside a busy job two threads wait for each other."""
+        """Run all passes, on one thread: our matrices are small, and beside a busy job threads wait for each other."""
         with ThreadpoolController().limit(limits=1):
             return self._encode()
 
