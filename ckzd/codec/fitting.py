@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ckzd.codec import train
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
-from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel, cost_bits
+from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel, cost_bits, seen
 from ckzd.codec.planes import histograms_of
 from ckzd.codec.presets import Preset
 from ckzd.codec.reconstruction import Reconstruction
@@ -40,12 +40,12 @@ def fit_models(histograms: Histograms, reference: Reconstruction | None, preset:
     start = LstmWeights.from_bytes(before) if len(before) == LSTM_BYTES else None
     steps = preset.lstm_steps if start is not None else preset.lstm_cold_steps
     fitted = train.fit(histograms, tables, start, steps=steps, device=device)
-    best_bits = cost_bits(histograms, tables)
+    best_bits = cost_bits(seen(histograms, tables))
     for weights in (start, fitted):
         if weights is None:
             continue
         model = RefinedModel(tables, LstmModel(weights))
-        bits = cost_bits(histograms, model) + 8 * len(encode_lstm(weights.to_bytes(), reference))
+        bits = cost_bits(seen(histograms, model)) + 8 * len(encode_lstm(weights.to_bytes(), reference))
         if bits < best_bits:
             best_bits, best = bits, Fitted(Models(tables, model), weights.to_bytes())
     return best

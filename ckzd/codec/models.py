@@ -42,6 +42,7 @@ class TableModel:
 
     def __init__(self, codes: Mapping[tuple[int, int], Codes]) -> None:
         self._codes = dict(codes)  # (kind, density) -> (120, A) frequency codes
+        self._rows: dict[tuple[int, int], Rows] = {}
 
     @classmethod
     def fit(cls, histograms: Histograms) -> "TableModel":
@@ -54,10 +55,11 @@ class TableModel:
 
     def rows(self, kind: int, number: int, density: int) -> Rows:  # noqa: ARG002  # one table for all passes
         """Frequencies of all contexts; even odds where no table was sent."""
-        codes = self._codes.get((kind, density))
-        if codes is None:
-            return np.ones((GRID, ALPHABET))
-        return _FREQUENCIES[codes[_COARSE_OF]]
+        key = (kind, density)
+        if key not in self._rows:
+            codes = self._codes.get(key)
+            self._rows[key] = np.ones((GRID, ALPHABET)) if codes is None else _FREQUENCIES[codes[_COARSE_OF]]
+        return self._rows[key]
 
     def to_bytes(self) -> bytes:
         """Zstd of (kind, density, 120 x A codes) records in ascending order."""
@@ -122,14 +124,26 @@ class Models:
     lstm: RefinedModel | None = None
 
 
-def cost_bits(histograms: Histograms, model: Model) -> float:
-    """Ideal length of the histogrammed symbols under a model; for choosing, never for decoding."""
-    bits = 0.0
+Seen = list[tuple[Float64, Rows]]  # of each context that occurs: symbol counts and the model's frequencies, (U, A) each
+
+
+def seen(histograms: Histograms, model: Model) -> Seen:
+    """What occurs, and what the model makes of it."""
+    found = []
     for (kind, number, density), histogram in histograms.items():
         used = np.flatnonzero(histogram.any(1))
-        rows = model.rows(kind, number, density)[used]
-        bits -= float((histogram[used] * np.log2(rows / rows.sum(1, keepdims=True))).sum())
-    return bits
+        found.append((histogram[used].astype(np.float64), model.rows(kind, number, density)[used]))
+    return found
+
+
+def cost_bits(what: Seen) -> float:
+    """Ideal length of all these symbols; for choosing, never for decoding."""
+    return -sum(float((counts * np.log2(rows / rows.sum(1, keepdims=True))).sum()) for counts, rows in what)
+
+
+def biased(what: Seen, codes: Codes) -> Seen:
+    """The same under `BiasedModel(model, codes)`."""
+    return [(counts, _product(rows, _FREQUENCIES[codes])) for counts, rows in what]
 
 
 class UniformModel:
@@ -155,16 +169,15 @@ class BiasedModel:
         return _product(self._model.rows(kind, number, density), self._factors)
 
 
-def fit_bias(histograms: Histograms, model: Model) -> Codes:
-    """Factors that make the model's expected symbol counts meet the plane's own (iterative scaling)."""
-    actual = symbol_counts(histograms)
+def fit_bias(what: Seen) -> Codes:
+    """Factors that make the model's expected symbol counts meet the actual ones (iterative scaling)."""
+    actual = np.zeros(ALPHABET) + sum(counts.sum(0) for counts, _ in what)
     factors = np.ones(ALPHABET)
     for _ in range(_BIAS_ROUNDS):
         expected = np.zeros(ALPHABET)
-        for key, histogram in histograms.items():
-            used = np.flatnonzero(histogram.any(1))
-            rows = model.rows(*key)[used] * factors
-            expected += (histogram[used].sum(1, keepdims=True) * rows / rows.sum(1, keepdims=True)).sum(0)
+        for counts, rows in what:
+            weighted = rows * factors
+            expected += (counts.sum(1, keepdims=True) * weighted / weighted.sum(1, keepdims=True)).sum(0)
         factors *= (actual + 0.5) / (expected + 0.5)
     return _rounded_codes(16 * np.log2(factors) + _NEUTRAL_CODE)
 

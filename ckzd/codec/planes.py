@@ -28,9 +28,11 @@ from ckzd.codec.models import (
     Model,
     Models,
     UniformModel,
+    biased,
     cost_bits,
     fit_bias,
     frequency_codes,
+    seen,
     symbol_counts,
 )
 
@@ -78,12 +80,13 @@ def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
     """The cheapest coder and its codes (none: unbiased)."""
     marginal = symbol_counts(histograms)
     none, order0 = np.empty(0, np.uint8), frequency_codes(marginal)
-    choices = [(Coder.ORDER0, order0, cost_bits(histograms, UniformModel(order0)) + 8 * ALPHABET)]
+    choices = [(Coder.ORDER0, order0, cost_bits(seen(histograms, UniformModel(order0))) + 8 * ALPHABET)]
     shared = [(Coder.TABLES, models.tables)] + ([(Coder.LSTM, models.lstm)] if models.lstm is not None else [])
     for coder, model in shared:
-        bias = fit_bias(histograms, model)
-        choices.append((coder, none, cost_bits(histograms, model)))
-        choices.append((coder, bias, cost_bits(histograms, BiasedModel(model, bias)) + 8 * ALPHABET))
+        plain = seen(histograms, model)
+        bias = fit_bias(plain)
+        choices.append((coder, none, cost_bits(plain)))
+        choices.append((coder, bias, cost_bits(biased(plain, bias)) + 8 * ALPHABET))
     coder, codes, _ = min(choices, key=lambda choice: choice[2])
     return coder, codes
 

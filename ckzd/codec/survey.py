@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from ckzd.errors import BadCheckpoint
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
 _YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
 _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
+_REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
 
 
@@ -31,7 +33,7 @@ class Survey:
     same: frozenset[int]  # tensors whose bytes the reference has
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
     scales: dict[int, Scales]  # of each lossy weight, by its number
-    weight_energy: float  # weighted residuals of all lossy weights, squared and summed
+    weight_energy: float  # weighted residuals of lossy weights, squared and summed
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
     step: float  # of weights' levels; 0: nothing to quantize
     moment_step: float  # of first moments' levels; 0: they restore as 0
@@ -58,14 +60,16 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     lossy = tuple(t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t))
     scales: dict[int, Scales] = {}
-    weights, updates = _Energy(), _Energy()
+    updates, residuals = _Energy(), []
     for triple in lossy:
         first, second = inputs.matrix(triple.first), inputs.matrix(triple.second)
         scales[triple.weight] = moments.scales_of(second, first)
         updates.add(first[second > 0] / np.sqrt(second[second > 0]))
         residual = inputs.residual(triple.weight) if is_lossy_weight(inputs, triple.weight, same) else None
         if residual is not None:
-            weights.add(quantize.weigher_of(scales[triple.weight]).weigh(residual))
+            residuals.append(_Energy())
+            residuals[-1].add(quantize.weigher_of(scales[triple.weight]).weigh(residual))
+    weights = _typical(residuals)
     return Survey(
         copies=copies,
         same=same,
@@ -76,6 +80,14 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         step=float(np.float32(preset.step_fraction * weights.mean**0.5)),
         moment_step=_moment_step(inputs.checkpoint, preset, updates.mean),
     )
+
+
+def _typical(residuals: Sequence[_Energy]) -> _Energy:
+    """All energies together, without those of tensors that were replaced rather than trained on."""
+    means = sorted(energy.mean for energy in residuals if energy.total)
+    limit = _REPLACED * means[(len(means) - 1) // 2] if means else 0.0
+    typical = [energy for energy in residuals if energy.mean <= limit]
+    return _Energy(sum(energy.total for energy in typical), sum(energy.elements for energy in typical))
 
 
 def check_damage(checkpoint: Checkpoint) -> None:

@@ -75,7 +75,7 @@ def encode(checkpoint: Checkpoint | Path, reference: Archive | None = None, pres
 
 
 def decode(archive: Archive, reference: Archive | None = None, *, own: bool = False) -> list[bytes]:
-    """The files that the archive restores; with `own`, moments are decoded as where the cache has its reconstruction."""
+    """The files that it restores; with `own`, moments are decoded as where the cache has its reconstruction."""
     before = reference.reconstruction if reference is not None else None
     decoder = Decoder.from_reference(archive.entry, archive.streams.__getitem__, before)
     file = io.BytesIO()
@@ -135,7 +135,9 @@ class Zoo:
         """Real optimizer steps on gradients with structure."""
         for _ in range(steps):
             for name, parameter in (self.model | self.momentum).items():
-                gradient = self._random(*parameter.shape) * self._random(*parameter.shape[:1], *[1] * (parameter.ndim - 1))
+                gradient = self._random(*parameter.shape) * self._random(
+                    *parameter.shape[:1], *[1] * (parameter.ndim - 1)
+                )
                 parameter.grad = (gradient * (name != "still")).to(parameter.dtype)
             self.adam.step()
             self.sgd.step()
@@ -145,7 +147,11 @@ class Zoo:
         tied, base = self.model["wide"].detach().clone(), torch.arange(60.0)
         odd = {"zero_dim": torch.tensor(2.5), "one": torch.tensor([3.0]), "empty": torch.empty(0, 5), "none": None}
         odd |= {"constant": torch.full((30, 30), 7.0), "double": torch.linspace(0, 1, 70, dtype=torch.float64)}
-        odd |= {"ints": torch.arange(90) * self.step, "bytes": torch.arange(256).to(torch.uint8), "flag": torch.tensor(True)}
+        odd |= {
+            "ints": torch.arange(90) * self.step,
+            "bytes": torch.arange(256).to(torch.uint8),
+            "flag": torch.tensor(True),
+        }
         odd |= {"shared": base[:30].view(5, 6), "with": base[30:], "step": torch.tensor(self.step)}
         return {
             "model": {name: parameter.detach() for name, parameter in (self.model | self.momentum).items()}

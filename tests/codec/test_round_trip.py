@@ -11,11 +11,10 @@ from codec.chains import Zoo, compressed_run, decode, encode, restored, same_ten
 
 from ckzd.codec import fitting
 from ckzd.codec.index import Method
-from ckzd.codec.presets import PRESETS
+from ckzd.codec.presets import PRESETS, Scheme
 
-BROKEN = 2  # the checkpoint with values that are not finite
-CHECKPOINTS = 4
-LOSSY = [name for name in PRESETS if name != "lossless"]
+BROKEN = 1  # the checkpoint with values that are not finite
+CHECKPOINTS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +27,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """Four checkpoints of one run; the third is broken."""
+    """Three checkpoints of one run; the second is broken."""
     run, zoo, paths = tmp_path_factory.mktemp("run"), Zoo(), []
     for number in range(CHECKPOINTS):
         zoo.advance()
@@ -60,16 +59,19 @@ def test_what_a_decoder_writes_has_the_recorded_hash(chain, paths):
         assert (hashlib.sha256(path.read_bytes()).hexdigest(),) == archive.encoded.original_sha256
 
 
-def test_lossless_is_lossless(paths):
-    for path, archive in zip(paths, compressed_run(paths, "lossless"), strict=True):
-        assert archive.encoded.restored_sha256 == archive.encoded.original_sha256
+def test_lossless_is_lossless(chain, paths):
+    preset, archives, _ = chain
+    for path, archive in zip(paths, archives, strict=True):
+        exact = archive.encoded.restored_sha256 == archive.encoded.original_sha256
+        assert exact == (preset == "lossless")
         assert archive.nbytes < path.stat().st_size
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_encoding_twice_gives_the_same_bytes(paths, preset):
-    first, again = (compressed_run(paths[:2], preset) for _ in range(2))
-    assert [a.fingerprint() for a in first] == [a.fingerprint() for a in again]
+def test_encoding_twice_gives_the_same_bytes(chain, paths):
+    preset, archives, _ = chain
+    with mock.patch.object(fitting, "encode_lstm", return_value=b""):
+        assert encode(paths[0], None, preset).fingerprint() == archives[0].fingerprint()
+        assert encode(paths[1], archives[0], preset).fingerprint() == archives[1].fingerprint()
 
 
 def test_what_no_loss_is_allowed_for_comes_back_bit_for_bit(chain, paths):
@@ -104,12 +106,17 @@ def test_frozen_weights_cost_nothing(chain):
         assert methods["odd.constant"] is Method.SAME
 
 
-@pytest.mark.parametrize("preset", LOSSY)
-def test_each_tensor_is_coded_in_its_way(paths, preset):
-    archives = compressed_run(paths[:2], preset)
+METHODS = {  # of a weight, its first and its second moment in a delta
+    Scheme.SCALAR: (Method.SCALAR, Method.SCALED, Method.FILL),
+    Scheme.KMEANS: (Method.KMEANS, Method.KMEANS, Method.KMEANS),
+    Scheme.EXACT: (Method.DELTA, Method.EXACT, Method.EXACT),
+}
+
+
+def test_each_tensor_is_coded_in_its_way(chain):
+    preset, archives, _ = chain
     base, delta = archives[0].methods(), archives[1].methods(archives[0])
-    weight = Method.KMEANS if preset == "paper" else Method.SCALAR
-    first, second = (Method.KMEANS, Method.KMEANS) if preset == "paper" else (Method.SCALED, Method.FILL)
+    weight, first, second = METHODS[PRESETS[preset].scheme]
     for number, name in enumerate(["wide", "deep.0.w", "deep.1.w", "vector", "cube", "brain", "half"]):
         assert base[f"model.{name}"] is Method.EXACT
         assert delta[f"model.{name}"] is weight, name
@@ -172,13 +179,10 @@ def test_restored_second_moments_obey_the_law(chain, paths):
                 assert (positive >= torch.finfo(positive.dtype).tiny).all()
                 assert not ((got["exp_avg"] != 0) & zero).any()
             assert got["step"] == moments["step"]
-    assert seen > 20 or chain[0] == "lossless"
+    assert seen > 15 or chain[0] == "lossless"
 
 
-@pytest.mark.parametrize("preset", LOSSY)
-def test_an_optimizer_goes_on_from_a_restored_checkpoint(chain, paths, preset):
-    if chain[0] != preset:
-        pytest.skip("another preset's chain")
+def test_an_optimizer_goes_on_from_a_restored_checkpoint(chain):
     zoo = Zoo()
     zoo.advance()
     state = chain[2][-1]
@@ -213,13 +217,16 @@ def test_a_tensor_that_jumps_out_of_the_quantizers_reach_is_coded_exactly(tmp_pa
         torch.save({"model": moved, "optimizer": optimizer, "step": step}, tmp_path / f"step_{step}.pt")
         paths.append(tmp_path / f"step_{step}.pt")
     first, second = compressed_run(paths)
-    state = restored(second, first)
-    assert torch.load(paths[1])["model"]["w7"][0, 0] == pytest.approx(float(state["model"]["w7"][0, 0]), rel=1e-3)
+    model, before, after = restored(second, first)["model"], *(torch.load(path)["model"] for path in paths)
+    assert second.methods(first)["model.w7"] is Method.DELTA
+    assert same_tensor(model["w7"], after["w7"])
+    for name in ("w0", "w39"):
+        lost, moved = (model[name] - after[name]).pow(2).sum(), (before[name] - after[name]).pow(2).sum()
+        assert lost < 0.5 * moved
 
 
-@pytest.mark.parametrize("preset", LOSSY)
-def test_a_checkpoint_that_did_not_change_is_next_to_nothing(paths, preset):
-    first = encode(paths[0], None, preset)
+def test_a_checkpoint_that_did_not_change_is_next_to_nothing(chain, paths):
+    preset, (first, *_), _ = chain
     again = encode(paths[0], first, preset)
     methods = again.methods(first)
     assert methods["model.wide"] is Method.SAME
@@ -265,12 +272,12 @@ def test_rot_inside_a_checkpoint_is_found_before_it_is_archived(tmp_path, paths)
         encode(damaged)
 
 
-def test_two_runs_do_not_share_a_reference_by_accident(tmp_path, paths):
+def test_two_runs_do_not_share_a_reference_by_accident(chain, tmp_path):
     """A delta against another reconstruction decodes to another id, never to plausible tensors."""
+    preset, (_, second, *_), _ = chain
     other = Zoo(seed=1)
     other.advance()
-    first, second = compressed_run(paths[:2])
-    wrong = encode(other.save(tmp_path / "step_4.pt"))
+    wrong = encode(other.save(tmp_path / "step_4.pt"), None, preset)
     with pytest.raises((ValueError, AssertionError)):
         decode(second, wrong)
 
