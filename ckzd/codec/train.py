@@ -26,6 +26,7 @@ _SCALE = float(1 << WEIGHT_BITS)
 _LIMIT = 127 / _SCALE
 _MIN_SEEN = 16  # contexts seen less often are left to generalisation
 _LEARNING_RATE = 0.02
+_BETAS = (0.9, 0.98)
 _LOOK_EVERY = 5
 _PATIENCE = 6  # stop after so many looks with a gain of less than 0.01 %
 _FIRST_VERDICT = 3  # looks
@@ -64,22 +65,42 @@ def fit(
     """Weights that refine the tables so that the histograms cost few bits, from `start` (the reference's) if there."""
     levels, counts, prior = _tree(histograms, tables, device)
     parameters = _parameters(start, seed, device)
-    optimizer = torch.optim.Adam(parameters.values(), lr=_LEARNING_RATE, betas=(0.9, 0.98))
+    adam = _Adam(parameters)
     total, looks = float(counts.sum()), []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps) + 1e-4
         bits = _bits(levels, counts, prior, parameters)
         if step % _LOOK_EVERY == 0:
             looks.append(bits.item())
             if _is_done(looks, price_bits=_COLD_PRICE_BITS if start is None else _WARM_PRICE_BITS):
                 break
-        optimizer.zero_grad()
         (bits / total).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        optimizer.step()
-        with torch.no_grad():
-            for parameter in parameters.values():
-                parameter.clamp_(-_LIMIT, _LIMIT)
+        adam.step(_LEARNING_RATE * (1 - step / steps) + 1e-4)
     return LstmWeights(**{name: _int8(parameters[name]) for name in SHAPES})
+
+
+class _Adam:
+    """Adam (Kingma & Ba, 2015) in the int8 range; torch.optim's would load the compiler: two seconds of every command."""
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        self._parameters = list(parameters.values())
+        self._first = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._second = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Move every parameter once and forget its gradient."""
+        self._steps += 1
+        corrections = tuple(1 - beta**self._steps for beta in _BETAS)
+        for parameter, first, second in zip(self._parameters, self._first, self._second, strict=True):
+            gradient = parameter.grad
+            assert gradient is not None
+            first.lerp_(gradient, 1 - _BETAS[0])
+            second.lerp_(gradient**2, 1 - _BETAS[1])
+            scale = (second / corrections[1]).sqrt() + 1e-8
+            parameter.addcdiv_(first / corrections[0], scale, value=-learning_rate)
+            parameter.clamp_(-_LIMIT, _LIMIT)
+            parameter.grad = None
 
 
 def _is_done(looks: list[float], *, price_bits: float) -> bool:
