@@ -79,7 +79,7 @@ def fit(
 
 
 class _Adam:
-    """Adam (Kingma & Ba, 2015) in the int8 range; torch.optim's would load the compiler: two seconds of every command."""
+    """Adam (Kingma & Ba, 2015) in the int8 range; torch.optim would load the compiler: two seconds of every command."""
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self._parameters = list(parameters.values())
