@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ckzd.checkpoint import Bytes
 from ckzd.codec import zstd
-from ckzd.codec.leb import read_leb, write_leb
+from ckzd.codec.parsing import read_leb, write_leb
 
 _LEVEL = 3
 _UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {

@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec
+from ckzd.codec.parsing import read_json
 
 MAX_BYTES = 1 << 48  # of one file; more is a lie
 _UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
@@ -53,7 +53,7 @@ class Layout:
     @staticmethod
     def from_json(data: bytes) -> "Layout":
         """The inverse of `to_json`; ValueError, TypeError or KeyError unless the layout is possible."""
-        document = parse_json(data)
+        document = read_json(data)
         layout = Layout(
             files=tuple(_file(*entry) for entry in document["files"]),
             tensors=tuple(_tensor(*entry) for entry in document["tensors"]),
@@ -63,17 +63,6 @@ class Layout:
         _check_holes(layout)
         _check_roles(layout)
         return layout
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object; ValueError for anything else."""
-    try:
-        document = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"expected a JSON object, got {type(document).__name__}")  # noqa: TRY004  # of bad bytes
-    return document
 
 
 def _file(name: str, size: int, holes: list[list[int]]) -> FileLayout:

@@ -20,7 +20,6 @@ from ckzd.codec import context, zstd
 from ckzd.codec.arrays import Codes, Plane
 from ckzd.codec.context import GRID, Guide
 from ckzd.codec.entropy import SymbolDecoder, SymbolEncoder
-from ckzd.codec.leb import read_leb, write_leb
 from ckzd.codec.lstm import ALPHABET
 from ckzd.codec.models import (
     BiasedModel,
@@ -35,6 +34,7 @@ from ckzd.codec.models import (
     seen,
     symbol_counts,
 )
+from ckzd.codec.parsing import read_leb, write_leb
 
 ESCAPE = ALPHABET - 1
 MAX_LEVEL = (ALPHABET - 2) // 2  # 8

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ckzd.checkpoint import RawArray
+from ckzd.codec.parsing import read_json
 
 _MAGIC = b"CKZREC1\n"
 _LENGTH = struct.Struct("<Q")
@@ -87,7 +88,7 @@ class Reconstruction:
         if length > min(_MAX_TABLE_BYTES, size - _LENGTH.size - len(_MAGIC)):
             raise ValueError(f"a reconstruction of {size} bytes cannot hold a table of {length}")
         file.seek(size - _LENGTH.size - length)
-        self._table: Table = json.loads(file.read(length))
+        self._table: Table = read_json(file.read(length))
 
     def get(self, key: Key, field: str) -> RawArray | None:
         """The array under (key, field), or None."""
