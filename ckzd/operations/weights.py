@@ -1,4 +1,7 @@
-"""Weights alone, as a safetensors file: for looking at a model without its optimizer."""
+"""Weights alone, as a safetensors file: for looking at a model without its optimizer.
+
+Tensors that `formats` leaves in the skeleton (under 256 bytes) are not in it.
+"""
 
 import json
 import os
@@ -31,9 +34,14 @@ def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
 
 
 def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, int, TensorSpec]]:
+    """Name, number and form of each. A name that is taken gets the tensor's number behind it."""
+    taken = {"__metadata__"}
     for number in checkpoint.layout.kept:
         tensor = checkpoint.layout.tensors[number]
-        yield ".".join(tensor.path), number, tensor
+        name = ".".join(tensor.path)
+        name = name if name not in taken else f"{name}#{number}"
+        taken.add(name)
+        yield name, number, tensor
 
 
 def _flushed(file: BinaryIO) -> int:
