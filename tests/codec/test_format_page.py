@@ -1,0 +1,99 @@
+"""FORMAT.md and the code name the same constants. That the page is enough is shown by tests/plain_decoder.py."""
+
+import json
+import re
+from pathlib import Path
+
+import ckzd.archive
+from ckzd.codec import context, index, layout, lstm, moments, planes, quantize
+from ckzd.codec.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
+from ckzd.codec.index import Method
+from ckzd.codec.layout import Layout
+from ckzd.codec.planes import Coder
+
+PAGE = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
+FLAT = " ".join(PAGE.split())
+
+
+def section(name: str) -> str:
+    return re.split(r"^## ", PAGE.split(f"\n## {name}\n")[1], flags=re.MULTILINE)[0]
+
+
+def numbers_after(text: str, count: int) -> list[int]:
+    place = FLAT.index(text) + len(text)
+    return [int(number) for number in re.findall(r"\d+", FLAT[place:])[:count]]
+
+
+def test_every_method_has_a_row():
+    assert re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", section("Index"), re.MULTILINE) == [m.value for m in Method]
+
+
+def test_every_entry_has_a_row():
+    rows = [line.split(" | ")[0] for line in section("Entries").splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`([a-z_]+)(?:/N)?`", row)]
+    assert names[:5] == ["index", "skeleton", "scales", "tables", "lstm"]
+    assert names[5:] == ["weights", "first_moment", "second_moment", "state"]
+
+
+def test_every_coder_is_named():
+    named = FLAT[FLAT.index("| coder: ") :].split(";")[0].removeprefix("| coder: ").split(", ")
+    assert named == ["0 empty", "1 raw", "2 order-0", "3 tables", "4 LSTM"]
+    assert [coder.value for coder in Coder] == [0, 1, 2, 3, 4]
+    assert f"plus {planes._HAS_CODES} if symbol codes follow" in FLAT
+
+
+def test_the_layout_has_its_keys():
+    written = json.loads(Layout((), (), (), ()).to_json())
+    assert re.findall(r"^\| `(\w+)` \| [^|]+ \|$", section("Index"), re.MULTILINE) == list(written)
+
+
+def test_contexts():
+    table = dict(re.findall(r"^\| (\w+) \| (\d+) \| ", section("Planes"), re.MULTILINE))
+    assert {name: int(size) for name, size in table.items()} == {"density": DENSITIES, **dict(FIELDS)}
+    assert numbers_after("| density | 8 | how many of ", 7) == context._DENSITY_STEPS.tolist()
+    assert numbers_after("Energy steps: ", 23) == context._ENERGY_STEPS.tolist()
+    assert tuple(numbers_after("with total t: how many of ", 3)) == context._SURROUND_STEPS
+    assert tuple(numbers_after("coded in earlier passes against ", 4)) == context._KNOWN_NEIGHBOURS
+    assert f"cut off at {context._MAGNITUDE_LIMIT}" in FLAT
+    assert f"`(E + {context._PRIOR_ELEMENTS} * {context._ONE}) / (W + {context._PRIOR_ELEMENTS})`" in FLAT
+    assert GRID == 5 * 24 * 4 * 4 * 3
+    order = {
+        0: "0 in pass 0",
+        4: "4 in pass 1",
+        2: "2 and 6 in pass 2",
+        6: "2 and 6 in pass 2",
+        1: "odd ones in pass 3",
+    }
+    for diagonal, said in order.items():
+        assert said in FLAT
+        assert context._PASS_OF_DIAGONAL[diagonal] == int(said[-1])
+
+
+def test_symbols():
+    assert f"up to {planes.MAX_LEVEL} and -{planes.MAX_LEVEL}" in FLAT
+    assert f"symbol {planes.ESCAPE} is an escape" in FLAT
+    assert f"n = {lstm.ALPHABET} frequencies" in FLAT
+    assert f"for m = 1..{quantize._CENTRED_LEVELS}" in FLAT
+    assert f"/ {quantize._CENTRE_UNITS}" in FLAT
+
+
+def test_the_lstm():
+    said = FLAT[FLAT.index("in this order: embedding") :].split(". ")[0]
+    for name, shape in lstm.SHAPES.items():
+        size = " x ".join(map(str, shape)).replace(f"{lstm.TOKENS} x", f"{lstm.TOKENS} tokens x")
+        assert f"{name.replace('_', ' ')} ({size})" in said
+    sizes = (KINDS * PASSES, DENSITIES, *(size for _, size in FIELDS))
+    assert numbers_after("kind * 4 + pass (", 7) == list(sizes) or list(sizes) == [12, *numbers_after("density (", 6)]
+    assert (
+        f"`(z + {1 << (lstm.GATE_BITS - lstm.TABLE_STEP_BITS - 1)}) >> {lstm.GATE_BITS - lstm.TABLE_STEP_BITS}`" in FLAT
+    )
+
+
+def test_limits():
+    assert f"-{moments.MAX_CODE}..{moments.MAX_CODE} stands for" in FLAT
+    assert f"{int(moments.ZERO)} stands for 0" in FLAT
+    assert layout.MAX_BYTES == 2**48
+    assert "No number is above 2^48" in FLAT
+    assert index.MAX_STEP == 2.0**128
+    assert index.MAX_INDEX_BYTES == 2**30
+    assert "at most 2^30 bytes decompressed" in FLAT

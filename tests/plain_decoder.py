@@ -1,0 +1,456 @@
+"""A decoder of archives written from FORMAT.md alone: no line of ckzd but the committed tables.
+
+Slow and plain. It shows that the page says enough, and reads old archives when nothing else does any more.
+"""
+
+import io
+import json
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from plain_range_decoder import PlainRangeDecoder
+
+from ckzd.codec.tables import EXP2_NEGATIVE, FREQUENCY, OCTAVE, SIGMOID
+
+DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+LARGEST = {"float32": float(np.finfo("f4").max), "float16": 65504.0, "bfloat16": 2.0**127 * (2 - 2.0**-7)}
+ENERGY_STEPS = (362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889,
+                8192, 9742, 11585, 13777, 16384)  # fmt: skip
+PASS_OF = (0, 3, 2, 3, 1, 3, 2, 3)
+SHAPES = ((60, 12), (12, 96), (24, 96), (96,), (24, 18), (18,))
+FIRST_TOKENS = (0, 12, 20, 25, 49, 53, 57)
+
+
+def unpack(block: bytes, against: bytes = b"") -> bytes:
+    if not block:
+        return b""
+    dictionary = zstandard.ZstdCompressionDict(against, zstandard.DICT_TYPE_RAWCONTENT) if against else None
+    return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(block)
+
+
+def leb(data: bytes, start: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[start]
+        value, shift, start = value | (byte & 127) << shift, shift + 7, start + 1
+        if byte < 128:
+            return value, start
+
+
+def matrix_shape(shape) -> tuple[int, int]:
+    return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+# Values
+
+
+def widened(stored: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return stored.astype(np.float64)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """To nearest, ties to even, once; saturating."""
+    values = np.clip(values, -LARGEST[dtype], LARGEST[dtype])
+    if dtype != "bfloat16":
+        return values.astype(DTYPES[dtype])
+    exponent = np.maximum(np.frexp(values)[1], -125)  # values are fraction * 2**exponent, 8 bits of it are kept
+    units = np.rint(np.ldexp(values, 8 - exponent))  # np.rint ties to even
+    return (np.ldexp(units, exponent - 8).astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+
+
+def scale_value(code: int) -> float:
+    return 0.0 if code == -32768 else math.ldexp(OCTAVE[code % 8], code // 8 - 52)
+
+
+def fourth_roots(codes: list[int]) -> np.ndarray:
+    others = [code for code in codes if code != -32768]
+    floor = min(others) - 16 if others else 0
+    return np.array([math.sqrt(math.sqrt(scale_value(floor if code == -32768 else code))) for code in codes])
+
+
+def exact(data: bytes, elements: int, itemsize: int, reference: bytes | None) -> bytes:
+    lengths, start = [], 0
+    for _ in range(itemsize):
+        length, start = leb(data, start)
+        lengths.append(length)
+    planes = []
+    for length in lengths:
+        block = data[start : start + length]
+        planes.append(block if length == elements else unpack(block))
+        start += length
+    bits, top = 8 * itemsize, 1 << (8 * itemsize - 1)
+    before = [int.from_bytes(reference[k : k + itemsize], "little") for k in range(0, len(reference or b""), itemsize)]
+    found = bytearray()
+    for position in range(elements):
+        value = int.from_bytes(bytes(plane[position] for plane in planes), "big")
+        if itemsize > 1 and reference is None:
+            value = value >> 1 | (value & 1) << (bits - 1)
+        elif itemsize > 1:
+            difference = value >> 1 if value % 2 == 0 else -(value >> 1) - 1
+            other = before[position]
+            ordered = other ^ (2 * top - 1) if other & top else other | top
+            ordered = (ordered + difference) % (1 << bits)
+            value = ordered ^ top if ordered & top else ordered ^ (2 * top - 1)
+        found += value.to_bytes(itemsize, "little")
+    return bytes(found)
+
+
+# Models
+
+
+class Lstm:
+    """Frequencies of one context after another."""
+
+    def __init__(self, data: bytes) -> None:
+        arrays, start = [], 0
+        for shape in SHAPES:
+            size = math.prod(shape)
+            arrays.append(np.frombuffer(data[start : start + size], np.int8).reshape(shape).astype(np.int64))
+            start += size
+        self.embedding, self.gates, self.hidden, self.bias, self.output, self.output_bias = arrays
+        self.states: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def state(self, tokens: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if not tokens:
+            return np.zeros(24, np.int64), np.zeros(24, np.int64)
+        if tokens not in self.states:
+            hidden, cell = self.state(tokens[:-1])
+            z = hidden @ self.hidden + 4 * (self.embedding[tokens[-1]] @ self.gates) + 128 * self.bias
+            i, f, o, g = z.reshape(4, 24)
+            cell = (sigmoid(f) * cell >> 15) + (sigmoid(i) * tanh(g) >> 18)
+            self.states[tokens] = np.minimum(sigmoid(o) * tanh(cell) >> 23, 127), cell
+        return self.states[tokens]
+
+    def row(self, kind: int, number: int, density: int, classes: tuple[int, ...]) -> list[int]:
+        fields = (kind * 4 + number, density, *classes)
+        hidden, _ = self.state(tuple(first + c for first, c in zip(FIRST_TOKENS, fields, strict=True)))
+        logits = hidden @ self.output + 128 * self.output_bias
+        below = (logits.max() - logits).tolist()
+        return [(EXP2_NEGATIVE[(b >> 6) & 63] >> min(b >> 12, 30)) + 1 for b in below]
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    index = np.clip((z + 64) >> 7, -256, 256)
+    table = np.array(SIGMOID)
+    return np.where(index >= 0, table[np.abs(index)], 32768 - table[np.abs(index)])
+
+
+def tanh(z: np.ndarray) -> np.ndarray:
+    return 2 * sigmoid(2 * z) - 32768
+
+
+class Models:
+    """The tables and the LSTM of an archive."""
+
+    def __init__(self, tables: bytes, lstm: bytes) -> None:
+        size = 2 + 120 * 18
+        records = [tables[start : start + size] for start in range(0, len(tables), size)]
+        self.tables = {(r[0], r[1]): np.frombuffer(r[2:], np.uint8).reshape(120, 18) for r in records}
+        self.lstm = Lstm(lstm) if lstm else None
+
+    def row(self, coder: int, codes: bytes, place: tuple[int, int, int], classes: tuple[int, ...]) -> list[float]:
+        kind, number, density = place
+        if coder == 2:
+            return [float(FREQUENCY[code]) for code in codes]
+        table = self.tables.get((kind, density))
+        row = [1] * 18 if table is None else [FREQUENCY[code] for code in table[classes[0] * 24 + classes[1]].tolist()]
+        if coder == 4:
+            row = [t * s // 256 + 1 for t, s in zip(row, self.lstm.row(kind, number, density, classes), strict=True)]
+        if codes:
+            row = [f * FREQUENCY[code] // 256 + 1 for f, code in zip(row, codes, strict=True)]
+        return [float(f) for f in row]
+
+
+# Planes
+
+
+class Contexts:
+    """Classes of one plane's elements, pass by pass."""
+
+    def __init__(self, shape, total: int, guide: np.ndarray | None, previous: np.ndarray | None) -> None:
+        self.shape, self.size, self.total = shape, shape[0] * shape[1], total
+        self.guide, self.previous = guide, previous
+        self.guided = None if guide is None else np.minimum(np.abs(guide.astype(int)), 15)
+        self.known = np.zeros(shape, int)
+        rows, columns = shape
+        self.pass_of = np.array([PASS_OF[(i + j) % 8] for i in range(rows) for j in range(columns)]).reshape(shape)
+        self.density = sum(step <= 256 * total // max(self.size, 1) for step in (4, 11, 28, 64, 128, 256, 512))
+
+    def energies(self, number: int, axis: int) -> list[int]:
+        """Of each row (axis 1) or column (axis 0)."""
+        found = []
+        earlier = (self.pass_of < number).sum(axis)
+        whole = 0 if self.guided is None else int(self.guided.sum())
+        for line, coded in enumerate(self.known.sum(axis).tolist()):
+            energy, weight = self.share(coded, self.total), int(earlier[line])
+            if whole:
+                energy += self.share(int(self.guided.sum(axis)[line]), whole) // 2
+                weight += self.shape[axis] // 2
+            found.append((energy + 8 * 4096) // (weight + 8))
+        return found
+
+    def share(self, found: int, total: int) -> int:
+        return found * ((1 << 30) * self.size // max(total, 1)) // (1 << 18)
+
+    def around(self, values: np.ndarray, i: int, j: int, average: int, total: int) -> int:
+        rows, columns = self.shape
+        found = -int(values[i, j])
+        for y in range(max(i - 1, 0), min(i + 2, rows)):
+            found += int(values[y, max(j - 1, 0) : min(j + 2, columns)].sum())
+        return sum(found > step * average * total // (256 * self.size) for step in (141, 226, 333))
+
+    def classes(self, i: int, j: int, number: int, rows: list[int], columns: list[int]) -> tuple[int, ...]:
+        guided = around = 0
+        if self.guide is not None:
+            level = int(self.guide[i, j])
+            guided = 0 if level == 0 else (1 if abs(level) <= 2 else 3) + (level < 0)
+            around = self.around(self.guided, i, j, 8, int(self.guided.sum()))
+        energy = sum(step <= rows[i] * columns[j] // 4096 for step in ENERGY_STEPS)
+        neighbours = self.around(self.earlier, i, j, (0, 0, 2, 4)[number], self.total)
+        previous = 0 if self.previous is None else min(abs(int(self.previous[i, j])), 2)
+        return guided, energy, around, neighbours, previous
+
+
+def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=None) -> np.ndarray:  # noqa: PLR0917
+    """Levels (R, C)."""
+    rows, columns = shape
+    if data[0] == 0:
+        return np.zeros(shape, np.int16)
+    if data[0] == 1:
+        return np.frombuffer(data[1:], "<i2").reshape(shape)
+    coder = data[0] & 127
+    total, start = leb(data, 1)
+    escape_bytes, start = leb(data, start)
+    codes = data[start : start + 18] if data[0] & 128 else b""
+    start += len(codes)
+    escapes = iter(np.frombuffer(unpack(data[start : start + escape_bytes]), "<i2").tolist())
+    words = PlainRangeDecoder(data[start + escape_bytes :])
+    contexts = Contexts(shape, total, guide, previous)
+    levels, cached = np.zeros(shape, np.int16), {}
+    for number in range(4):
+        row_energies, column_energies = contexts.energies(number, 1), contexts.energies(number, 0)
+        contexts.earlier = contexts.known.copy()
+        for i in range(rows):
+            for j in range(columns):
+                if contexts.pass_of[i, j] != number:
+                    continue
+                classes = contexts.classes(i, j, number, row_energies, column_energies)
+                if (number, classes) not in cached:
+                    cached[number, classes] = models.row(coder, codes, (kind, number, contexts.density), classes)
+                symbol = words.symbol(cached[number, classes])
+                level = next(escapes) if symbol == 17 else (symbol + 1) // 2 if symbol % 2 else -(symbol // 2)
+                levels[i, j] = level
+                contexts.known[i, j] = min(abs(level), 15)
+    return levels
+
+
+# Archives
+
+
+class Reconstruction:
+    """Arrays by path and field, in order."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+
+    @staticmethod
+    def name(path, field: str) -> str:
+        return "\0".join(part.replace("\\", "\\\\").replace("\0", "\\0") for part in (*path, field))
+
+    def put(self, path, field: str, array: np.ndarray) -> None:
+        self.arrays[self.name(path, field)] = np.ascontiguousarray(array)
+
+    def get(self, path, field: str) -> np.ndarray | None:
+        return self.arrays.get(self.name(path, field))
+
+    def blob(self, field: str) -> bytes:
+        return self.arrays[field].tobytes() if field in self.arrays else b""
+
+    def to_bytes(self) -> bytes:
+        body, table = bytearray(b"CKZREC1\n"), {}
+        for name, array in self.arrays.items():
+            table[name] = [array.dtype.str, list(array.shape), len(body)]
+            body += array.tobytes()
+        text = json.dumps(table, separators=(",", ":")).encode()
+        return bytes(body) + text + struct.pack("<Q", len(text))
+
+
+class PlainArchive:
+    """One archive, decoded against its reference's reconstruction."""
+
+    def __init__(self, path: Path | io.BytesIO, reference: Reconstruction | None) -> None:
+        with zipfile.ZipFile(path) as file:
+            self.entries = {name: file.read(name) for name in file.namelist()}
+        self.manifest = json.loads(self.entries["manifest.json"])
+        self.reference = reference or Reconstruction()
+        first, second = struct.unpack_from("<II", self.entries["index"])
+        block = self.entries["index"][8 : 8 + first]
+        self.layout_json = unpack(block, self.reference.blob("layout"))
+        self.layout = json.loads(self.layout_json)
+        self.index = json.loads(unpack(self.entries["index"][8 + first : 8 + first + second]))
+        self.triples = {number: triple for triple in self.layout["triples"] for number in triple}
+        self.skeleton = unpack(self.entries["skeleton"], self.reference.blob("skeleton"))
+        self.lstm = self._lstm()
+        self.models = Models(unpack(self.entries.get("tables", b"")), self.lstm)
+        self.scales = self._scales()
+        self.own = Reconstruction()
+        for number in self.layout["kept"]:
+            self._keep(number)
+        for field, data in (("lstm", self.lstm), ("skeleton", self.skeleton), ("layout", self.layout_json)):
+            self.own.put((), field, np.frombuffer(data, np.uint8))
+
+    def _lstm(self) -> bytes:
+        if "lstm" not in self.entries:
+            return b""
+        difference = np.frombuffer(unpack(self.entries["lstm"]), np.uint8)
+        before = np.frombuffer(self.reference.blob("lstm"), np.uint8)
+        return (difference + (before if before.size else np.uint8(0))).tobytes()
+
+    def _scales(self) -> dict[int, tuple[list[int], list[int]]]:
+        shapes = {triple[0]: matrix_shape(self.layout["tensors"][triple[0]][2]) for triple in self.layout["triples"]}
+        if not shapes:
+            return {}
+        codes = plane(self.entries["scales"], (sum(map(sum, shapes.values())), 1), 0, Models(b"", b""))[:, 0]
+        found, start = {}, 0
+        for number, shape in shapes.items():
+            parts = []
+            for field, length in zip(("rows", "columns"), shape, strict=True):
+                before = self.reference.get(self.layout["tensors"][number][0], field)
+                usable = before is not None and before.shape == (length,)
+                own = codes[start : start + length] + (before if usable else np.int16(0))
+                parts.append(own.astype(np.int16).tolist())
+                start += length
+            found[number] = tuple(parts)
+        return found
+
+    def _stream(self, number: int) -> bytes:
+        _, entry, offset, nbytes = self.index["codes"][number]
+        return self.entries[entry][offset : offset + nbytes]
+
+    def _before(self, number: int) -> np.ndarray | None:
+        path, dtype, shape, _ = self.layout["tensors"][number]
+        found = self.reference.get(path, "weights")
+        usable = found is not None and list(found.shape) == shape and found.dtype == np.dtype(DTYPES[dtype])
+        return found if usable else None
+
+    def _keep(self, number: int) -> None:
+        path, dtype, shape, nbytes = self.layout["tensors"][number]
+        method, *place = self.index["codes"][number]
+        before, levels = self._before(number), None
+        if method in ("scalar", "kmeans"):
+            levels, residual = self._residual(number, method)
+            base = widened(before, dtype)
+            values = rounded(np.where(np.isfinite(base), base, 0.0) + residual.reshape(shape), dtype)
+        elif method == "copy":
+            values = self.own.get(self.layout["tensors"][place[0]][0], "weights").reshape(shape)
+        elif method == "same":
+            values = before
+        else:
+            itemsize = np.dtype(DTYPES[dtype]).itemsize
+            reference = before.tobytes() if method == "delta" else None
+            data = exact(self._stream(number), nbytes // itemsize, itemsize, reference)
+            values = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+        self.own.put(path, "weights", values)
+        if levels is not None:
+            self.own.put(path, "levels", np.clip(levels, -127, 127).astype(np.int8))
+        if number in self.scales:
+            for field, codes in zip(("rows", "columns"), self.scales[number], strict=True):
+                self.own.put(path, field, np.array(codes, np.int16))
+
+    def _residual(self, number: int, method: str) -> tuple[np.ndarray, np.ndarray]:
+        path, _, shape, _ = self.layout["tensors"][number]
+        data, form = self._stream(number), matrix_shape(shape)
+        guide, previous = self._guide(path, form), self._guide(layer_before(path), form)
+        if method == "kmeans":
+            levels, values = self._codebook(data, form, 0, guide, previous)
+            return levels, values
+        levels = plane(data[3:], form, 0, self.models, guide, previous)
+        magnitude = np.abs(levels.astype(float))
+        for level in (1, 2, 3):
+            magnitude[np.abs(levels) == level] = (level - 0.5) + data[level - 1] / 256
+        rows, columns = (fourth_roots(codes) for codes in self.scales[number])
+        weighted = np.copysign(magnitude, levels) * self.index["step"]
+        return levels, (weighted / rows[:, None]) / columns[None, :]
+
+    def _guide(self, path, form) -> np.ndarray | None:
+        found = None if path is None else self.reference.get(path, "levels")
+        return found if found is not None and found.shape == form else None
+
+    def _codebook(self, data: bytes, form, kind: int, guide=None, previous=None) -> tuple[np.ndarray, np.ndarray]:
+        size, below = data[0], data[1]
+        centres = np.frombuffer(data[2 : 2 + 4 * size], "<f4").astype(float).tolist()
+        table = {0: 0.0} | {(k - below if k < below else k - below + 1): centre for k, centre in enumerate(centres)}
+        levels = plane(data[2 + 4 * size :], form, kind, self.models, guide, previous)
+        return levels, np.vectorize(table.__getitem__, otypes=[float])(levels)
+
+    def payload(self, number: int) -> bytes:
+        """The restored bytes of a tensor."""
+        path, dtype, _, nbytes = self.layout["tensors"][number]
+        kept = self.own.get(path, "weights")
+        if kept is not None:
+            return kept.tobytes()
+        if number in self.triples:
+            weight, first, second = self.triples[number]
+            return (self._second if number == second else self._first)(weight, first, second).tobytes()
+        itemsize = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else 1
+        return exact(self._stream(number), nbytes // itemsize, itemsize, None)
+
+    def _own_guide(self, weight: int) -> np.ndarray | None:
+        return self.own.get(self.layout["tensors"][weight][0], "levels")
+
+    def _second(self, weight: int, first: int, second: int) -> np.ndarray:
+        _, dtype, shape, _ = self.layout["tensors"][second]
+        rows, columns = (np.array([scale_value(code) for code in codes]) for codes in self.scales[weight])
+        product = rows[:, None] * columns[None, :]
+        filled = np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0)
+        if self.index["codes"][second][0] == "kmeans":
+            form = matrix_shape(shape)
+            guide, _ = self._codebook(self._stream(first), form, 1, self._own_guide(weight))
+            levels, values = self._codebook(self._stream(second), form, 2, np.clip(guide, -127, 127).astype(np.int8))
+            filled = np.where(levels != 0, np.maximum(values, SMALLEST_NORMAL[dtype]), filled)
+        return rounded(filled, dtype)
+
+    def _first(self, weight: int, first: int, second: int) -> np.ndarray:
+        _, dtype, shape, _ = self.layout["tensors"][first]
+        form, data = matrix_shape(shape), self._stream(first)
+        if self.index["codes"][first][0] == "kmeans":
+            return rounded(self._codebook(data, form, 1, self._own_guide(weight))[1], dtype)
+        levels = plane(data, form, 1, self.models, self._own_guide(weight)).astype(float)
+        restored = widened(self._second(weight, first, second), self.layout["tensors"][second][1])
+        return rounded(levels * (np.sqrt(restored) * self.index["moment_step"]), dtype)
+
+    def files(self) -> dict[str, bytes]:
+        """The restored files."""
+        found, position = {}, 0
+        for name, size, holes in self.layout["files"]:
+            file, end = bytearray(size), 0
+            crcs: dict[int, bytes] = {}
+            for tensor, offset, nbytes, *places in [*holes, (None, size, 0)]:
+                file[end:offset] = self.skeleton[position : position + offset - end]
+                position += offset - end
+                end = offset + nbytes
+                if tensor is not None:
+                    file[offset:end] = self.payload(tensor)
+                    crcs |= dict.fromkeys(places, struct.pack("<I", zlib.crc32(file[offset:end])))
+            for place, crc in crcs.items():
+                file[place : place + 4] = crc
+            found[name] = bytes(file)
+        return found
+
+
+def layer_before(path) -> list[str] | None:
+    """The path whose last part has its first all-digit component, which is not its last one, less one."""
+    parts = path[-1].split(".")
+    for position, part in enumerate(parts[:-1]):
+        if part.isdecimal():
+            before = [*parts[:position], str(int(part) - 1), *parts[position + 1 :]]
+            return [*path[:-1], ".".join(before)] if int(part) else None
+    return None
