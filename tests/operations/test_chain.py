@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from codec.chains import Zoo, same_tensor
+from plain_decoder import PlainArchive
 
 import ckzd
 from ckzd import durable
@@ -340,3 +341,18 @@ def test_names_that_would_be_one_are_told_apart(tmp_path):
     ckzd.restore(Path(report.archive), output=tmp_path / "w.safetensors", weights_only=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "w.safetensors").items()}
     assert shapes == {"a.b.c": (70,), "a.b.c#1": (80,), "__metadata__#2": (90,)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["resume", "paper", "lossless"])
+def test_a_decoder_written_from_the_format_page_restores_the_same(chain, tmp_path, preset):
+    """Every dtype, broken values, codebooks and fills, read by no line of the codec."""
+    run, reference = tmp_path / "run", None
+    shutil.copytree(chain.run, run)
+    for checkpoint in chain.checkpoints:
+        report = ckzd.compress(run / checkpoint.name, preset=preset)
+        archive = PlainArchive(Path(report.archive), reference)
+        reference = archive.own
+        assert hashlib.sha256(reference.to_bytes()).hexdigest() == archive.manifest["reconstruction"]
+        (data,) = archive.files().values()
+        assert hashlib.sha256(data).hexdigest() == archive.manifest["files"][0]["sha256"]
