@@ -36,7 +36,7 @@ _STORAGE_DTYPES = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - an answer between two files, turned into BadCheckpoint by the reader
+class Refused(Exception):
     """What is wrong with the stream; the reader adds where."""
 
 
