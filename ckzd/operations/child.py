@@ -11,9 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import ckzd
 from ckzd import errors
 from ckzd.errors import CkzdError
 
+# -P keeps the working directory off the path: a `random.py` beside somebody's checkpoints must not be ours
+_BOOT = """
+import runpy, sys
+sys.path += [] if {place!r} in sys.path else [{place!r}]
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+_PLACE = str(Path(ckzd.__file__).resolve().parent.parent)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -21,7 +29,7 @@ def run_module(module: str, arguments: Sequence[str], *, subject: Path, threads:
     """Run `python -m MODULE ARGUMENTS` to its end; raises what it said on stderr (see `error_line`), else CkzdError."""
     environment = os.environ | (dict.fromkeys(_THREADS, str(threads)) if threads is not None else {})
     done = subprocess.run(  # noqa: S603  # our own interpreter and module
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-P", "-c", _BOOT.format(place=_PLACE, module=module), *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

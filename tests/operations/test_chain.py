@@ -238,6 +238,15 @@ def test_an_encoder_that_errs_publishes_nothing(tmp_path, monkeypatch):
     assert [*store.tmp.iterdir(), *store.cache.iterdir()] == []
 
 
+def test_modules_in_the_working_directory_are_none_of_ours(chain, tmp_path, monkeypatch):
+    """People run ckzd where their own `random.py` and `numpy/` lie."""
+    for name in ("random", "numpy", "json", "runpy", "ckzd"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.chdir(tmp_path)
+    verifying.verify_in_child(chain.archives[1], chain.archives[0])
+
+
 @pytest.mark.parametrize("error", [NoSpace("tmp", "full"), MissingReference("a", "gone"), CkzdError("a", "killed")])
 def test_a_verifier_that_could_not_work_is_no_mismatch(monkeypatch, tmp_path, error):
     """A full disk or a killed process must not stop all replacing, as a mismatch does."""
