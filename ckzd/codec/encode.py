@@ -110,6 +110,7 @@ class Encoder:
 
     def _code_exactly(self, transform: Transform) -> None:
         """Everything that has no plane."""
+        kept = frozenset(self._inputs.kept)
         for number, tensor in enumerate(self._inputs.checkpoint.tensors):
             if number in self._codes:
                 continue
@@ -123,7 +124,7 @@ class Encoder:
                 before = self._inputs.before(number) if method is Method.DELTA else None
                 reference = before.tobytes() if before is not None else None
                 data = encode_exact(self._inputs.payload(number), itemsize_of(tensor), reference)
-                part = "weights" if number in self._inputs.kept else _MOMENTS.get(tensor.path[-1], "state")
+                part = "weights" if number in kept else _MOMENTS.get(tensor.path[-1], "state")
                 self._put(number, method, part, data)
 
     def _put(self, number: int, method: Method, part: str, data: bytes) -> None:

@@ -80,15 +80,12 @@ def compress(
         raise ConfigError("preset", f"expected one of {', '.join(PRESETS)}, got {preset!r}")
     if stride < 1:
         raise ConfigError("stride", f"expected 1 or more, got {stride}")
+    device = train.pick_device(device)
     tell("read", 0.0)
     checkpoint = read_checkpoint(path)
     with closing(checkpoint.source):
-        root = store if store is not None else default_store(path.parent)
-        if not root.exists():
-            durable.require_space(root, checkpoint.nbytes)  # else a full disk gets an empty store
-        opened = Store.open_or_create(root)
-        opened.sweep_temps()  # of those that were killed
-        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, train.pick_device(device), tell)
+        opened = _opened(store if store is not None else default_store(path.parent), checkpoint)
+        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, tell)
         with opened.lock(shared=True):
             known = _known(job)
             record = known or _archive(job)
@@ -107,6 +104,14 @@ def _free_original(store: Store) -> None:
             empty_trash(store, 0.0, time.time())
     except StoreLocked:
         log.info("the daemon of this store frees the original later", extra={"store": str(store.root)})
+
+
+def _opened(root: Path, checkpoint: Checkpoint) -> Store:
+    if not root.exists():
+        durable.require_space(root, checkpoint.nbytes)  # else a full disk gets an empty store
+    store = Store.open_or_create(root)
+    store.sweep_temps()  # of those that were killed
+    return store
 
 
 @dataclass(frozen=True, slots=True)
