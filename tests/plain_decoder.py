@@ -398,8 +398,10 @@ class PlainArchive:
         if kept is not None:
             return kept.tobytes()
         if number in self.triples:
-            weight, first, second = self.triples[number]
-            return (self._second if number == second else self._first)(weight, first, second).tobytes()
+            weight, first, *seconds = self.triples[number]
+            if not seconds:
+                return self._momentum(weight, first).tobytes()
+            return (self._first if number == first else self._second)(weight, first, *seconds).tobytes()
         itemsize = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else 1
         return exact(self._stream(number), nbytes // itemsize, itemsize, None)
 
@@ -408,8 +410,7 @@ class PlainArchive:
 
     def _second(self, weight: int, first: int, second: int) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][second]
-        rows, columns = (np.array([scale_value(code) for code in codes]) for codes in self.scales[weight])
-        product = rows[:, None] * columns[None, :]
+        product = self._product(weight)
         filled = np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0)
         if self.index["codes"][second][0] == "kmeans":
             form = matrix_shape(shape)
@@ -417,6 +418,15 @@ class PlainArchive:
             levels, values = self._codebook(self._stream(second), form, 2, np.clip(guide, -127, 127).astype(np.int8))
             filled = np.where(levels != 0, np.maximum(values, SMALLEST_NORMAL[dtype]), filled)
         return rounded(filled, dtype)
+
+    def _product(self, weight: int) -> np.ndarray:
+        rows, columns = (np.array([scale_value(code) for code in codes]) for codes in self.scales[weight])
+        return rows[:, None] * columns[None, :]
+
+    def _momentum(self, weight: int, momentum: int) -> np.ndarray:
+        _, dtype, shape, _ = self.layout["tensors"][momentum]
+        levels = plane(self._stream(momentum), matrix_shape(shape), 1, self.models, self._own_guide(weight))
+        return rounded(levels * (np.sqrt(self._product(weight)) * self.index["momentum_step"]), dtype)
 
     def _first(self, weight: int, first: int, second: int) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][first]

@@ -34,6 +34,7 @@ from ckzd.codec.restoring import (
     put_kept,
     reference_values,
     restore_first,
+    restore_momentum,
     restore_scalar,
     restore_second,
     weight_guide,
@@ -65,7 +66,7 @@ class Decoder:
         table_model = TableModel.from_bytes(tables)
         refined = RefinedModel(table_model, LstmModel(LstmWeights.from_bytes(lstm))) if lstm else None
         self._models = Models(table_model, refined)
-        self._triple_of = {n: t for t in index.layout.triples for n in (t.first, t.second)}
+        self._triple_of = {n: t for t in index.layout.triples for n in t.moments}
 
     @classmethod
     def from_reference(
@@ -120,12 +121,13 @@ class Decoder:
             return values.tobytes()
         if number in self._triple_of:
             triple = self._triple_of[number]
-            restore = self._second if number == triple.second else self._first
-            return restore(triple, kept).tobytes()
+            if number == triple.second:
+                return self._second(number, triple, kept).tobytes()
+            return self._first(triple, kept).tobytes()
         return self._exact(tensor, code, kept)
 
-    def _second(self, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
-        tensor, code = self.index.layout.tensors[triple.second], self.index.codes[triple.second]
+    def _second(self, number: int, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
+        tensor, code = self.index.layout.tensors[number], self.index.codes[number]
         kmeans = None
         if code.method is Method.KMEANS:
             guide = Guide(levels_for_context(self._first_kmeans(triple, kept).levels))
@@ -137,7 +139,10 @@ class Decoder:
         if code.method is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(self._first_kmeans(triple, kept)), tensor.dtype)
         levels = self._plane(self._bytes(code), tensor, FIRST, self._moment_guide(triple, kept))
-        return restore_first(levels, self._second(triple, kept), self.index.moment_step, tensor.dtype)
+        if triple.second is None:
+            return restore_momentum(levels, self._scales[triple.weight], self.index.momentum_step, tensor.dtype)
+        second = self._second(triple.second, triple, kept)
+        return restore_first(levels, second, self.index.moment_step, tensor.dtype)
 
     def _first_kmeans(self, triple: Triple, kept: ArrayFile | Reconstruction) -> KmeansCode:
         data = self._bytes(self.index.codes[triple.first])

@@ -34,7 +34,7 @@ from ckzd.codec.skeleton import skeleton_of
 from ckzd.codec.survey import Survey, survey
 from ckzd.codec.transform import Transform
 
-_MOMENTS = {"exp_avg": "first_moment", "exp_avg_sq": "second_moment"}
+_MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane
 
 
@@ -138,7 +138,7 @@ class Encoder:
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(layout, codes, surveyed.step, surveyed.moment_step).to_bytes(
+            "index": Index(layout, codes, surveyed.step, surveyed.moment_step, surveyed.momentum_step).to_bytes(
                 self._inputs.reference_blob("layout")
             ),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
@@ -154,7 +154,7 @@ class Encoder:
 
     def _digests(self, transform: Transform) -> Iterator[str]:
         """Sha256 of every file as a restore will write it."""
-        triple_of = {n: t for t in transform.survey.lossy for n in (t.first, t.second)}
+        triple_of = {n: t for t in transform.survey.lossy for n in t.moments}
 
         def restored(number: int) -> Bytes:
             if number in triple_of:
@@ -178,4 +178,5 @@ def _quality(transform: Transform) -> dict[str, float]:
         "update_signal": surveyed.update_signal,
         "step": surveyed.step,
         "moment_step": surveyed.moment_step,
+        "momentum_step": surveyed.momentum_step,
     }

@@ -30,7 +30,7 @@ class Method(StrEnum):
     SCALAR = "scalar"  # weight: reference + Fisher-weighted scalar residual
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
-    SCALED = "scaled"  # first moment: levels times the square root of the restored second
+    SCALED = "scaled"  # first moment or momentum: levels times the square root of the restored second, or of the fill
 
 
 _WITHOUT_STREAM = (Method.SAME, Method.FILL)
@@ -49,17 +49,23 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Everything but the streams themselves. `step` and `moment_step` are the quantizers' steps."""
+    """Everything but the streams themselves. The steps are of weights, of first moments and of lone momenta."""
 
     layout: Layout
     codes: tuple[Code, ...]
     step: float
     moment_step: float
+    momentum_step: float
 
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
         codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
-        document = {"codes": codes, "step": self.step, "moment_step": self.moment_step}
+        document = {
+            "codes": codes,
+            "step": self.step,
+            "moment_step": self.moment_step,
+            "momentum_step": self.momentum_step,
+        }
         blocks = (
             zstd.compress_against(self.layout.to_json(), reference_layout),
             zstd.compress(json.dumps(document, separators=(",", ":")).encode()),
@@ -79,7 +85,8 @@ class Index:
         document = read_json(zstd.decompress(block, MAX_INDEX_BYTES))
         codes = tuple(_code(*entry) for entry in document["codes"])
         _check_codes(codes, layout)
-        return Index(layout, codes, _step(document["step"]), _step(document["moment_step"]))
+        momentum_step = _step(document.get("momentum_step", 0))  # format 1 knows no lone momentum
+        return Index(layout, codes, _step(document["step"]), _step(document["moment_step"]), momentum_step)
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -115,9 +122,11 @@ def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
     kept = set(layout.kept)
     for triple in layout.triples:
         possible[triple.weight] = _TRIPLED_WEIGHTS
-        kmeans = codes[triple.first].method is Method.KMEANS
-        possible[triple.first] = (Method.KMEANS,) if kmeans else (Method.SCALED,)
-        possible[triple.second] = (Method.KMEANS,) if kmeans else (Method.FILL,)
+        possible[triple.first] = (Method.SCALED,)
+        if triple.second is not None:
+            kmeans = codes[triple.first].method is Method.KMEANS
+            possible[triple.first] = (Method.KMEANS,) if kmeans else (Method.SCALED,)
+            possible[triple.second] = (Method.KMEANS,) if kmeans else (Method.FILL,)
     for number, (code, tensor) in enumerate(zip(codes, layout.tensors, strict=True)):
         if code.method not in possible.get(number, (Method.EXACT,)):
             raise ValueError(f"tensor {tensor.path}: it cannot be coded as {code.method}")

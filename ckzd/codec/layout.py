@@ -22,11 +22,16 @@ _LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """Tensor numbers of a weight and of its two moments."""
+    """Tensor numbers of a weight, of its first moment or momentum, and of its second moment if there is one."""
 
     weight: int
     first: int
-    second: int
+    second: int | None = None
+
+    @property
+    def moments(self) -> tuple[int, ...]:
+        """Tensor numbers of what its optimizer keeps of it."""
+        return (self.first,) if self.second is None else (self.first, self.second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Layout:
             ],
             "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
             "kept": list(self.kept),
-            "triples": [[t.weight, t.first, t.second] for t in self.triples],
+            "triples": [[t.weight, *t.moments] for t in self.triples],
         }
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -126,11 +131,11 @@ def _check_roles(layout: Layout) -> None:
         raise ValueError("expected kept tensors and triples in ascending order")
     if not all(layout.tensors[number].dtype in STORED_AS for number in kept):
         raise ValueError("a kept tensor is not of floats")
-    moments = [number for triple in layout.triples for number in (triple.first, triple.second)]
+    moments = [number for triple in layout.triples for number in triple.moments]
     if not kept.issuperset(weights) or not kept.isdisjoint(moments) or len(set(moments)) != len(moments):
-        raise ValueError("a triple does not name a kept weight and two moments of its own")
+        raise ValueError("a triple does not name a kept weight and moments of its own")
     for triple in layout.triples:
-        members = [layout.tensors[number] for number in (triple.weight, triple.first, triple.second)]
+        members = [layout.tensors[number] for number in (triple.weight, *triple.moments)]
         if len({tensor.shape for tensor in members}) != 1 or not all(t.dtype in CODED_FLOATS for t in members):
             raise ValueError(f"tensor {members[0].path}: its moments are not floats of its shape")
 

@@ -1,9 +1,12 @@
-"""Adam's moments: the rank-1 fill of the second, the first in units of its own update.
+"""Optimizers' moments: the rank-1 fill of the second, the first in units of its own update.
 
 Row and column means of exp_avg_sq are stored as integers, eight to an octave; they also weigh the weights' residuals
 (`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only
 where both original moments were 0 throughout the row or column, else at least the smallest normal number: a zero there
 would make the first resumed steps several times too long.
+
+Where an optimizer keeps a momentum and no second moment (SGD, Lion, Muon), the scales are those of its square: but for
+a factor, a mean of gradients has their energy.
 
 # R = rows, C = columns
 """
@@ -22,6 +25,7 @@ MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no fl
 _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 MAX_LEVEL = 32767
+_PRIOR_ELEMENTS = 8  # of average energy that a row or column of a momentum's square is taken to hold as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,31 @@ def scales_of(second: Float64, first: Float64) -> Scales:
     return Scales(code_of(np.where(alive.any(1), rows, 0.0)), code_of(np.where(alive.any(0), columns, 0.0)))
 
 
+def scales_of_momentum(momentum: Float64) -> Scales:
+    """Scales of a momentum's square (R, C). A few values tell little of a gradient: short rows lean on the mean."""
+    energy = momentum**2
+    mean = energy.mean() if energy.size else 0.0
+    alive = energy != 0
+    rows, columns = (_means_with_prior(energy, mean, axis) for axis in (1, 0))
+    return Scales(
+        code_of(np.where(alive.any(1), np.maximum(rows, 2.0**-126), 0.0)),
+        code_of(np.where(alive.any(0), np.maximum(columns / mean if mean > 0 else 1.0, 2.0**-40), 0.0)),
+    )
+
+
+def _means_with_prior(energy: Float64, mean: float, axis: int) -> Float64:
+    means: Float64 = (energy.sum(axis) + _PRIOR_ELEMENTS * mean) / (energy.shape[axis] + _PRIOR_ELEMENTS)
+    return means
+
+
+def product_of(scales: Scales) -> Float64:
+    """Row times column (R, C): the energy that a momentum's levels are relative to."""
+    return value_of(scales.rows)[:, None] * value_of(scales.columns)
+
+
 def fill(scales: Scales, dtype: str) -> RawArray:
     """The restored second moment (R, C) in its stored dtype."""
-    product = value_of(scales.rows)[:, None] * value_of(scales.columns)
+    product = product_of(scales)
     return from_float64(np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0), dtype)
 
 

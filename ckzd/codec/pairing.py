@@ -1,10 +1,13 @@
-"""Which Adam state belongs to which weight: a hint that the archive stores; a wrong one costs bytes, never data.
+"""Which optimizer state belongs to which weight: a hint that the archive stores; a wrong one costs bytes, never data.
+
+A state is read as Adam's (exp_avg and exp_avg_sq, whatever is beside them) or as a lone momentum: SGD's and Muon's
+momentum_buffer, Lion's exp_avg, with nothing beside it but single numbers.
 
 States name their weight only when the optimizer was built with names. Else the order of ids is held against the order
 of the weights (module order, decay first by Hugging Face's rule or by rank, no-decay first; of all weights, of those
 that changed, of one state dict of several), and accepted if every shape agrees. Matrices of one shape are then checked
-against the evidence: Adam moves a weight by about -exp_avg / sqrt(exp_avg_sq), so the change since the reference
-correlates with its own state and with no other.
+against the evidence: Adam moves a weight by about -exp_avg / sqrt(exp_avg_sq), Lion by about -sign(exp_avg), the others
+along -momentum_buffer, so the change since the reference correlates with its own state and with no other.
 """
 
 import re
@@ -23,6 +26,8 @@ from ckzd.codec.layout import Triple
 
 MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
 _SAMPLE = 1 << 16  # elements of a matrix that the evidence looks at
+_LONE = ("momentum_buffer", "exp_avg")  # what a momentum is called that has no second moment beside it
+_BUFFER = re.compile(r"(?:^|\.)running_(?:mean|var)$")  # batch norm's: float tensors of a model that nobody optimizes
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:\.|$)|_norm(?:\.|$)", re.IGNORECASE)
 
 
@@ -31,14 +36,15 @@ class _State:
     id: str
     name: str | None
     first: int
-    second: int
+    second: int | None
+    signed: bool  # moves its weight by the sign of its momentum alone, as Lion does
 
 
 Found = dict[_State, int]  # state -> number of its weight
 
 
 def pair(inputs: Inputs) -> tuple[Triple, ...]:
-    """All (weight, exp_avg, exp_avg_sq) triples that can be told, ascending by weight; a weight is in one at most."""
+    """All weights with the moments that can be told, ascending by weight; a weight is in one triple at most."""
     states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
     weights = [n for n in inputs.kept if _is_coded(inputs, n)]
     found = _by_name(inputs, states, weights)
@@ -60,17 +66,27 @@ def _is_coded(inputs: Inputs, number: int) -> bool:
 
 
 def _states(inputs: Inputs, optimizer: Optimizer) -> Iterator[_State]:
-    """Adam states of an optimizer in the order of its groups, largest tensors only."""
-    number = {tensor.path: n for n, tensor in enumerate(inputs.checkpoint.tensors)}
+    """States of an optimizer in the order of its groups, largest tensors only."""
+    depth = len(optimizer.path) + 2
+    tensors: dict[tuple[str, ...], dict[tuple[str, ...], int]] = defaultdict(dict)
+    for number, tensor in enumerate(inputs.checkpoint.tensors):
+        tensors[tensor.path[:depth]][tensor.path[depth:]] = number
     for group in optimizer.groups:
         for position, key in enumerate(group.ids):
-            first = number.get((*optimizer.path, "state", key, "exp_avg"))
-            second = number.get((*optimizer.path, "state", key, "exp_avg_sq"))
-            if first is None or second is None or not (_is_coded(inputs, first) and _is_coded(inputs, second)):
-                continue
-            if inputs.tensor(first).shape == inputs.tensor(second).shape:
+            moments = _moments(inputs, tensors.get((*optimizer.path, "state", key), {}))
+            if moments and all(_is_coded(inputs, number) for number in moments):
                 name = group.names[position] if group.names is not None else None
-                yield _State(key, name, first, second)
+                first, second = moments[0], moments[1] if len(moments) > 1 else None
+                yield _State(key, name, first, second, signed=second is None and group.betas is not None)
+
+
+def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[int, ...]:
+    """Adam's two, of one shape; or a lone momentum; else nothing."""
+    first, second = state.get(("exp_avg",)), state.get(("exp_avg_sq",))
+    if first is not None and second is not None:
+        return (first, second) if inputs.tensor(first).shape == inputs.tensor(second).shape else ()
+    large = [(name, number) for name, number in state.items() if inputs.tensor(number).elements > 1]
+    return tuple(number for name, number in large if len(large) == 1 and len(name) == 1 and name[0] in _LONE)
 
 
 def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found | None:
@@ -89,19 +105,21 @@ def _by_order(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) 
             if [inputs.tensor(n).shape for n in order] == shapes:
                 return dict(zip(states, order, strict=True))
     found: Found = {}
-    for some_states, some_weights in _shape_classes(inputs, states, weights):
-        if len(some_states) == len(some_weights):
-            found |= zip(some_states, some_weights, strict=True)
+    for candidates in _candidates(inputs, weights):
+        for some_states, some_weights in _shape_classes(inputs, states, candidates):
+            if len(some_states) == len(some_weights) and some_states[0] not in found:
+                found |= zip(some_states, some_weights, strict=True)
     return found
 
 
 def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
-    """The weights that an optimizer may hold: all, those that are not frozen, those of one of several state dicts."""
+    """The weights that an optimizer may hold: all, all but buffers, those not frozen, those of one state dict."""
     yield list(weights)
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number in weights:
+    trained = [number for number in weights if _BUFFER.search(inputs.tensor(number).path[-1]) is None]
+    for number in trained:
         groups[inputs.tensor(number).path[:-1]].append(number)
-    for group in [list(weights), *groups.values()]:
+    for group in [trained, *groups.values()]:
         if len(group) < len(weights):
             yield group
         moved = [number for number in group if _has_moved(inputs, number)]
@@ -177,7 +195,10 @@ def _normalized(rows: Float64) -> Float64:
 
 
 def _update(inputs: Inputs, state: _State) -> Float64:
-    first, second = _sampled(inputs, state.first), _sampled(inputs, state.second)
+    first = _sampled(inputs, state.first)
+    if state.second is None:
+        return np.where(np.isfinite(first), -np.sign(first) if state.signed else -first, 0.0)
+    second = _sampled(inputs, state.second)
     return np.where(np.isfinite(first) & np.isfinite(second), -first / (np.sqrt(np.abs(second)) + 1e-12), 0.0)
 
 

@@ -26,6 +26,7 @@ class Preset:
     step_fraction: float = 0.0  # scalar: quantizer step over the rms of all Fisher-weighted residuals
     dead_zone: float = 0.6  # scalar: magnitudes below this many steps become 0
     moment_step: float = 2.0  # scalar: step of exp_avg / sqrt(exp_avg_sq) over its rms, where it is coded
+    momentum_step: float = 1.0  # of a momentum without a second moment, over its rms: always coded
     lstm_steps: int = 60  # at most, when the reference has an LSTM to start from
     lstm_cold_steps: int = 150
 

@@ -91,6 +91,11 @@ def restore_first(levels: Plane, second: RawArray, step: float, dtype: str) -> R
     return from_float64(moments.restore_first(levels, to_float64(second, dtype), step), dtype)
 
 
+def restore_momentum(levels: Plane, scales: Scales, step: float, dtype: str) -> RawArray:
+    """A momentum (R, C) that has no second moment beside it, from its levels and its own scales."""
+    return from_float64(moments.restore_first(levels, moments.product_of(scales), step), dtype)
+
+
 # Reconstructions
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ class Survey:
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
     step: float  # of weights' levels; 0: nothing to quantize
     moment_step: float  # of first moments' levels; 0: they restore as 0
+    momentum_step: float  # of lone momenta's levels
 
 
 @dataclass(slots=True)
@@ -60,11 +61,18 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     lossy = tuple(t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t))
     scales: dict[int, Scales] = {}
-    updates, residuals = _Energy(), []
+    updates, momenta, residuals = _Energy(), _Energy(), []
     for triple in lossy:
-        first, second = inputs.matrix(triple.first), inputs.matrix(triple.second)
-        scales[triple.weight] = moments.scales_of(second, first)
-        updates.add(first[second > 0] / np.sqrt(second[second > 0]))
+        first = inputs.matrix(triple.first)
+        second = None if triple.second is None else inputs.matrix(triple.second)
+        scales[triple.weight] = (
+            moments.scales_of_momentum(first) if second is None else moments.scales_of(second, first)
+        )
+        if second is None:
+            second, energy = moments.product_of(scales[triple.weight]), momenta
+        else:
+            energy = updates
+        energy.add(first[second > 0] / np.sqrt(second[second > 0]))
         residual = inputs.residual(triple.weight) if is_lossy_weight(inputs, triple.weight, same) else None
         if residual is not None:
             residuals.append(_Energy())
@@ -78,7 +86,8 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         weight_energy=weights.total,
         update_signal=updates.mean,
         step=float(np.float32(preset.step_fraction * weights.mean**0.5)),
-        moment_step=_moment_step(inputs.checkpoint, preset, updates.mean),
+        moment_step=_moment_step(inputs, lossy, preset, updates.mean),
+        momentum_step=preset.momentum_step * momenta.mean**0.5,
     )
 
 
@@ -122,9 +131,11 @@ def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
 
 
 def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
-    """Finite, and a second moment that is one."""
-    if not all(inputs.is_finite(number) for number in (triple.weight, triple.first, triple.second)):
+    """Finite, and a second moment that is one; without one, a momentum that is not all 0."""
+    if not all(inputs.is_finite(number) for number in (triple.weight, *triple.moments)):
         return False
+    if triple.second is None:
+        return bool(inputs.matrix(triple.first).any())
     second = inputs.matrix(triple.second)
     return bool(second.any()) and not bool((second < 0).any())
 
@@ -135,15 +146,23 @@ def is_lossy_weight(inputs: Inputs, number: int, same: frozenset[int]) -> bool:
     return before is not None and number not in same and is_finite(before, inputs.tensor(number).dtype)
 
 
-def _moment_step(checkpoint: Checkpoint, preset: Preset, signal: float) -> float:
+def _moment_step(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, signal: float) -> float:
     """The preset's step where first moments are worth their bits, else 0: they restore as 0."""
     if preset.scheme is not Scheme.SCALAR:
         return 0.0
-    betas = [g.betas for o in checkpoint.optimizers for g in o.groups if g.betas is not None]
-    beta1, beta2 = max(betas, default=(0.9, 0.999))
-    step = checkpoint.step or _NEVER_YOUNG
+    beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
+    step = inputs.checkpoint.step or _NEVER_YOUNG
     filled = 1 - beta2**step  # exp_avg_sq starts at 0 and is still filling up
     noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
     young = step * (1 - beta1) < _YOUNG_MEMORIES
     needed = young or beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
     return preset.moment_step * signal**0.5 if needed else 0.0
+
+
+def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:
+    """Of every group that holds a weight with two moments: Lion's betas mean something else."""
+    adam = {inputs.tensor(triple.second).path[:-1] for triple in lossy if triple.second is not None}
+    for optimizer in inputs.checkpoint.optimizers:
+        for group in optimizer.groups:
+            if group.betas is not None and any((*optimizer.path, "state", key) in adam for key in group.ids):
+                yield group.betas

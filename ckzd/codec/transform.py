@@ -26,6 +26,7 @@ from ckzd.codec.restoring import (
     moment_guide,
     put_kept,
     restore_first,
+    restore_momentum,
     restore_scalar,
     restore_second,
     weight_guide,
@@ -64,7 +65,12 @@ class Transform:
             if number not in lossy or not self._lossy_weight(lossy[number]):
                 self._exact_weight(number)
         for triple in self.survey.lossy:
-            (self._codebook_moments if self.preset.scheme is Scheme.KMEANS else self._scaled_moments)(triple)
+            if triple.second is None:
+                self._momentum(triple)
+            elif self.preset.scheme is Scheme.KMEANS:
+                self._codebook_moments(triple, triple.second)
+            else:
+                self._scaled_moments(triple, triple.second)
         for number in range(len(self.inputs.checkpoint.tensors)):
             self.methods.setdefault(number, Method.EXACT)
 
@@ -110,7 +116,9 @@ class Transform:
         return _Quantized(Method.SCALAR, code.levels, code.centres, values)
 
     def _codebook(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized":
-        code = kmeans.quantize_kmeans(residual, kmeans.kept_weights(residual, self.inputs.matrix(triple.second)))
+        scales = self.survey.scales[triple.weight]
+        second = moments.product_of(scales) if triple.second is None else self.inputs.matrix(triple.second)
+        code = kmeans.quantize_kmeans(residual, kmeans.kept_weights(residual, second))
         values = add_residual(before, quantize.dequantize_kmeans(code), self.inputs.tensor(triple.weight).dtype)
         return _Quantized(Method.KMEANS, code.levels, code.codebook.to_bytes(), values)
 
@@ -123,22 +131,29 @@ class Transform:
         self.error += error
         self.worst = max(self.worst, error / energy if energy else 0.0)
 
-    def _scaled_moments(self, triple: Triple) -> None:
+    def _momentum(self, triple: Triple) -> None:
+        """A momentum without a second moment, in units of its own rank-1 energy."""
+        self.methods[triple.first] = Method.SCALED
+        energy = moments.product_of(self.survey.scales[triple.weight])
+        first, step = self.inputs.matrix(triple.first), self.survey.momentum_step
+        self._put_levels(triple.first, moments.quantize_first(first, energy, step, self.preset.dead_zone))
+
+    def _scaled_moments(self, triple: Triple, second_number: int) -> None:
         """The first moment in units of its own update, the second as its rank-1 fill."""
-        self.methods[triple.second], self.methods[triple.first] = Method.FILL, Method.SCALED
+        self.methods[second_number], self.methods[triple.first] = Method.FILL, Method.SCALED
         first, step = self.inputs.matrix(triple.first), self.survey.moment_step
         levels = np.zeros(first.shape, np.int16)
         if step:
-            second = to_float64(self._second(triple), self.inputs.tensor(triple.second).dtype)
+            second = to_float64(self._second(second_number, triple), self.inputs.tensor(second_number).dtype)
             levels = moments.quantize_first(first, second, step, self.preset.dead_zone)
         self._put_levels(triple.first, levels)
 
-    def _codebook_moments(self, triple: Triple) -> None:
+    def _codebook_moments(self, triple: Triple, second: int) -> None:
         """Both moments by codebooks, where the first is large and the weight was kept."""
         first, weight_levels = self.inputs.matrix(triple.first), self._levels(triple.weight)
         pruned = np.ones(first.shape, np.bool_) if weight_levels is None else weight_levels != 0
         kept = kmeans.kept_moments(first, pruned)
-        for number, moment in ((triple.first, first), (triple.second, self.inputs.matrix(triple.second))):
+        for number, moment in ((triple.first, first), (second, self.inputs.matrix(second))):
             code = kmeans.quantize_kmeans(moment, kept)
             self.methods[number], self.prefixes[number] = Method.KMEANS, code.codebook.to_bytes()
             self._put_levels(number, code.levels)
@@ -152,7 +167,7 @@ class Transform:
 
     def planes(self) -> Iterator[PlaneToCode]:
         """Every plane that is to be coded, by tensor number."""
-        triple_of = {n: t for t in self.survey.lossy for n in (t.first, t.second)}
+        triple_of = {n: t for t in self.survey.lossy for n in t.moments}
         for number, tensor in enumerate(self.inputs.checkpoint.tensors):
             levels = self._levels(number)
             if levels is None:
@@ -169,15 +184,16 @@ class Transform:
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a lossy moment (R, C), from the levels in hand."""
         if number == triple.second:
-            return self._second(triple)
+            return self._second(number, triple)
         dtype, levels = self.inputs.tensor(number).dtype, self._levels(number)
         assert levels is not None, "a lossy first moment has levels"
         if self.methods[number] is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(KmeansCode(levels, self._codebook_of(number))), dtype)
-        return restore_first(levels, self._second(triple), self.survey.moment_step, dtype)
+        if triple.second is None:
+            return restore_momentum(levels, self.survey.scales[triple.weight], self.survey.momentum_step, dtype)
+        return restore_first(levels, self._second(triple.second, triple), self.survey.moment_step, dtype)
 
-    def _second(self, triple: Triple) -> RawArray:
-        number = triple.second
+    def _second(self, number: int, triple: Triple) -> RawArray:
         levels = self._levels(number)
         code = None if levels is None else KmeansCode(levels, self._codebook_of(number))
         return restore_second(code, self.survey.scales[triple.weight], self.inputs.tensor(number).dtype)

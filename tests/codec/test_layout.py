@@ -1,6 +1,7 @@
 """Layouts and indexes come back; what no encoder writes is refused before anything is decoded."""
 
 import copy
+import dataclasses
 import json
 import struct
 
@@ -35,6 +36,7 @@ LAYOUT = Layout(
     kept=(0, 4),
     triples=(Triple(0, 1, 2),),
 )
+LONE = dataclasses.replace(LAYOUT, triples=(Triple(0, 1),))
 CODES = (
     Code(Method.SCALAR, ("weights/0", 0, 9)),
     Code(Method.SCALED, ("first_moment/0", 3, 4)),
@@ -46,11 +48,33 @@ DOCUMENT = json.loads(LAYOUT.to_json())
 
 
 def test_a_layout_and_an_index_come_back():
-    index = Index(LAYOUT, CODES, 0.5, 2.0**-30)
+    index = Index(LAYOUT, CODES, 0.5, 2.0**-30, 0.25)
     for reference in (b"", LAYOUT.to_json()):
         assert Index.from_bytes(index.to_bytes(reference), reference) == index
     assert Index.with_layout(index.to_bytes(b"abc"), LAYOUT) == index
     assert len(index.to_bytes(LAYOUT.to_json())) < 250
+
+
+def test_a_lone_momentum_comes_back():
+    assert Layout.from_json(LONE.to_json()) == LONE
+    codes = (*CODES[:2], Code(Method.EXACT, ("state/1", 0, 1)), *CODES[3:])
+    index = Index(LONE, codes, 0.5, 0.0, 2.0**-7)
+    assert Index.from_bytes(index.to_bytes(b""), b"") == index
+
+
+@pytest.mark.parametrize("method", [m for m in Method if m is not Method.SCALED])
+def test_a_lone_momentum_is_scaled_and_nothing_else(method):
+    """Nor does the tensor that would be its second moment count as one."""
+    code = [method.value, 0] if method is Method.COPY else [method.value, "f/0", 0, 1]
+    for wrong in (code, [method.value]):
+        with pytest.raises(MALFORMED):
+            Index.from_bytes(index_bytes([GOOD[0], wrong, GOOD[3], *GOOD[3:]], layout=LONE), b"")
+    with pytest.raises(MALFORMED):
+        Index.from_bytes(index_bytes(GOOD, layout=LONE), b"")
+
+
+def test_an_index_of_format_1_has_no_momentum_step():
+    assert Index.from_bytes(index_bytes(momentum_step=None), b"").momentum_step == 0.0
 
 
 def test_the_layout_of_a_real_checkpoint_comes_back(tmp_path):
@@ -118,8 +142,14 @@ HOSTILE = {
     "a kept tensor twice": changed("kept", [0, 0, 4]),
     "a triple of a weight that is not kept": changed("kept", [4]),
     "a kept moment": changed("kept", [0, 1, 4]),
-    "a triple of two": changed("triples", 0, [0, 1]),
-    "a triple of one moment": changed("triples", 0, [0, 1, 1]),
+    "a triple of no moment": changed("triples", 0, [0]),
+    "a triple of three moments": changed("triples", 0, [0, 1, 2, 3]),
+    "a triple of one moment twice": changed("triples", 0, [0, 1, 1]),
+    "a triple of null": changed("triples", 0, [0, 1, None]),
+    "a lone momentum of another shape": changed("triples", 0, [0, 3]),
+    "a lone momentum that is kept": changed("triples", 0, [0, 4]),
+    "a weight that is its own momentum": changed("triples", 0, [0, 0]),
+    "a momentum in two triples": changed("triples", [[0, 1], [4, 1]]),
     "a triple of other shapes": changed("triples", 0, [0, 1, 3]),
     "a triple beyond the end": changed("triples", 0, [0, 1, 7]),
     "a weight in two triples": changed("triples", [[0, 1, 2], [0, 1, 2]]),
@@ -155,10 +185,10 @@ def test_any_place_of_a_layout_may_hold_anything(data):
     assert Layout.from_json(layout.to_json()) == layout
 
 
-def index_bytes(codes=None, step=0.5, moment_step=0.0, **more):
+def index_bytes(codes=None, step=0.5, moment_step=0.0, momentum_step=0.0, layout=LAYOUT):
     document = {"codes": json.loads(json.dumps(codes)) if codes is not None else GOOD, "step": step}
-    document |= {"moment_step": moment_step} | more
-    blocks = zstd.compress_against(LAYOUT.to_json(), b""), zstd.compress(json.dumps(document).encode())
+    document |= {"moment_step": moment_step} | ({} if momentum_step is None else {"momentum_step": momentum_step})
+    blocks = zstd.compress_against(layout.to_json(), b""), zstd.compress(json.dumps(document).encode())
     return struct.pack("<II", *map(len, blocks)) + b"".join(blocks)
 
 
@@ -201,6 +231,8 @@ HOSTILE_INDEX = {
     "an infinite step": index_bytes(step=float("inf")),
     "a step of text": index_bytes(step="1"),
     "a huge step": index_bytes(moment_step=1e300),
+    "a momentum's step of text": index_bytes(momentum_step="1"),
+    "a negative step of momenta": index_bytes(momentum_step=-1.0),
     "a huge whole step": index_bytes(moment_step=10**400),
 }
 

@@ -191,7 +191,7 @@ def other_index(data: bytes) -> bytes:
 
 
 LIES = {
-    "another weight": (2, {"weights/0": flipped}, "reconstruction"),
+    "another weight": (2, {"weights/0": flipped}, "reconstruction|decoded"),
     "another moment": (2, {"first_moment/0": flipped}, "sha256|decoded"),
     "another skeleton": (
         0,
