@@ -11,18 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+from command import ckzd, compress
 from machine import machine
 
-CKZD = [sys.executable, "-m", "ckzd"]
 PARTS = ("weights", "first_moment", "second_moment", "scales", "lstm", "tables", "index", "skeleton", "container")
-
-
-def ckzd(*arguments: str) -> list[dict[str, Any]]:
-    """Run one command with --json; its lines."""
-    done = subprocess.run([*CKZD, *arguments, "--json"], check=True, capture_output=True, text=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
@@ -37,17 +30,12 @@ def main() -> None:
     options.work.mkdir(parents=True)
     print(json.dumps({**machine(), "preset": options.preset, "run": options.run.name}))
     archives = {}
-    for report in ckzd(
-        "compress", str(options.run), "--preset", options.preset, "--store", str(options.work / "store")
-    ):
-        seen = ckzd("inspect", report["archive"])[0]
-        archives[seen["step"]] = report
-        bits = {part: round(seen["bits_per_parameter"].get(part, 0.0), 4) for part in PARTS}
-        row = {"step": seen["step"], "bytes": report["archive_bytes"], "ratio": round(report["ratio"], 2)}
-        print(
-            json.dumps({**row, "seconds": round(report["seconds"], 1), "bits": bits, "coders": seen["coders"]}),
-            flush=True,
-        )
+    for report in compress([options.run], options.work / "store", options.preset):
+        archives[report["step"]] = report
+        bits = {part: round(report["bits"].get(part, 0.0), 4) for part in PARTS}
+        row = {"step": report["step"], "bytes": report["archive_bytes"], "ratio": round(report["ratio"], 2)}
+        row |= {"seconds": round(report["seconds"], 1), "bits": bits, "coders": report["coders"]}
+        print(json.dumps(row), flush=True)
     original = sum(report["original_bytes"] for report in archives.values())
     stored = sum(report["archive_bytes"] for report in archives.values())
     last = [archives[step]["ratio"] for step in sorted(archives)][-4:]

@@ -10,22 +10,20 @@ import argparse
 import json
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from command import ckzd
 from machine import machine
 
-CKZD = [sys.executable, "-m", "ckzd"]
 
-
-def timed(name: str, *arguments: str) -> str:
-    """Run one command, print its seconds, return its output."""
+def timed(name: str, *arguments: str) -> dict[str, Any]:
+    """Run one command, print its seconds, return what it said."""
     started = time.perf_counter()
-    done = subprocess.run([*CKZD, *arguments, "--json"], check=True, capture_output=True, text=True)
+    (report,) = ckzd(*arguments)
     print(json.dumps({"command": name, "seconds": round(time.perf_counter() - started, 2)}), flush=True)
-    return done.stdout
+    return report
 
 
 def main() -> None:
@@ -40,7 +38,7 @@ def main() -> None:
     store = ("--store", str(options.work / "store"), "--preset", options.preset)
     for path in references:
         timed(f"compress {path.name} (to build the chain)", "compress", str(path), *store)
-    archive = json.loads(timed("compress + verify", "compress", str(current), *store))["archive"]
+    archive = timed("compress + verify", "compress", str(current), *store)["archive"]
     timed("verify", "verify", archive)
     timed("restore, cached", "restore", archive, "-o", str(options.work / "cached.pt"))
     shutil.rmtree(options.work / "store" / "cache")
