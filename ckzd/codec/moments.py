@@ -25,7 +25,8 @@ MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no fl
 _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 MAX_LEVEL = 32767
-_PRIOR_ELEMENTS = 8  # of average energy that a row or column of a momentum's square is taken to hold as well
+_PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
+_SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have at least, if it has any
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +72,17 @@ def scales_of(second: Float64, first: Float64) -> Scales:
 def scales_of_momentum(momentum: Float64) -> Scales:
     """Scales of a momentum's square (R, C). A few values tell little of a gradient: short rows lean on the mean."""
     energy = momentum**2
-    mean = energy.mean() if energy.size else 0.0
-    alive = energy != 0
-    rows, columns = (_means_with_prior(energy, mean, axis) for axis in (1, 0))
-    return Scales(
-        code_of(np.where(alive.any(1), np.maximum(rows, 2.0**-126), 0.0)),
-        code_of(np.where(alive.any(0), np.maximum(columns / mean if mean > 0 else 1.0, 2.0**-40), 0.0)),
-    )
+    mean = energy.mean() if energy.any() else 1.0
+    return Scales(code_of(mean * _relative_means(energy, mean, axis=1)), code_of(_relative_means(energy, mean, axis=0)))
 
 
-def _means_with_prior(energy: Float64, mean: float, axis: int) -> Float64:
-    means: Float64 = (energy.sum(axis) + _PRIOR_ELEMENTS * mean) / (energy.shape[axis] + _PRIOR_ELEMENTS)
-    return means
+def _relative_means(energy: Float64, mean: float, axis: int) -> Float64:
+    """Means of rows (axis 1) or columns (axis 0) over the mean of all, drawn towards it; 0 where all is 0."""
+    count = energy.shape[axis]
+    share = count / (count + _PRIOR_ELEMENTS) if count > 1 else 0.0
+    relative = energy.sum(axis) / (max(count, 1) * mean)
+    drawn: Float64 = np.where(relative > 0, np.maximum(relative, _SMALLEST_SHARE) ** share, 0.0)
+    return drawn
 
 
 def product_of(scales: Scales) -> Float64:
