@@ -377,7 +377,8 @@ class PlainArchive:
         for level in (1, 2, 3):
             magnitude[np.abs(levels) == level] = (level - 0.5) + data[level - 1] / 256
         rows, columns = (fourth_roots(codes) for codes in self.scales[number])
-        weighted = np.copysign(magnitude, levels) * self.index["step"]
+        step = self.index["step"] / 2 ** dict(self.index.get("halvings", [])).get(number, 0)
+        weighted = np.copysign(magnitude, levels) * step
         return levels, (weighted / rows[:, None]) / columns[None, :]
 
     def _guide(self, path, form) -> np.ndarray | None:

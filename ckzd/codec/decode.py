@@ -108,8 +108,8 @@ class Decoder:
         guide, data = weight_guide(tensor, self._reference), self._bytes(code)
         if code.method is Method.SCALAR:
             levels = self._plane(data[CENTRES:], tensor, WEIGHTS, guide)
-            scalar = ScalarCode(levels, data[:CENTRES])
-            return restore_scalar(before, scalar, self._scales[number], self.index.step, tensor.dtype), levels
+            scalar, step = ScalarCode(levels, data[:CENTRES]), self.index.step_of(number)
+            return restore_scalar(before, scalar, self._scales[number], step, tensor.dtype), levels
         kmeans = self._codebook_plane(data, tensor, WEIGHTS, guide)
         return add_residual(before, quantize.dequantize_kmeans(kmeans), tensor.dtype), kmeans.levels
 

@@ -20,6 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 from ckzd.checkpoint import Bytes, Checkpoint, assemble
 from ckzd.codec import zstd
+from ckzd.codec.budget import EXACT
 from ckzd.codec.exact import encode_exact
 from ckzd.codec.fitting import Fitted, fit_models, histograms_over
 from ckzd.codec.index import Code, Index, Method, StreamRef
@@ -31,8 +32,8 @@ from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionW
 from ckzd.codec.restoring import itemsize_of, seal
 from ckzd.codec.side import encode_lstm, encode_scales
 from ckzd.codec.skeleton import skeleton_of
-from ckzd.codec.survey import Survey, survey
-from ckzd.codec.transform import Transform
+from ckzd.codec.survey import survey
+from ckzd.codec.transform import Transform, within_budget
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane
@@ -83,8 +84,7 @@ class Encoder:
     def _encode(self) -> Encoded:
         surveyed = survey(self._inputs, self._preset)
         self._progress(0.15)
-        transform = Transform(self._inputs, surveyed, self._preset, self._kept, self._scratch)
-        transform.run()
+        transform = within_budget(self._inputs, surveyed, self._preset, self._kept, self._scratch)
         self._progress(0.4)
         fitted = fit_models(histograms_over(transform.planes()), self._inputs.reference, self._preset, self._device)
         self._progress(0.7)
@@ -92,13 +92,13 @@ class Encoder:
         self._code_exactly(transform)
         self._progress(0.9)
         return Encoded(
-            reconstruction=self._seal(surveyed, fitted),
+            reconstruction=self._seal(transform, fitted),
             parameters=sum(self._inputs.tensor(number).elements for number in self._inputs.kept),
             original_sha256=self._inputs.checkpoint.sha256(),
             restored_sha256=tuple(self._digests(transform)),
             parts=dict(self._parts),
             coders=dict(self._coders),
-            quality=_quality(transform),
+            quality=_quality(transform, self._preset),
         )
 
     def _code_planes(self, transform: Transform, fitted: Fitted) -> None:
@@ -131,16 +131,16 @@ class Encoder:
         self._parts[part] += len(data)
         self._codes[number] = Code(method, self._put_stream(part, data))
 
-    def _seal(self, surveyed: Survey, fitted: Fitted) -> str:
-        checkpoint = self._inputs.checkpoint
+    def _seal(self, transform: Transform, fitted: Fitted) -> str:
+        checkpoint, surveyed = self._inputs.checkpoint, transform.survey
         layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.kept, surveyed.lossy)
         codes = tuple(self._codes[number] for number in range(len(checkpoint.tensors)))
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(layout, codes, surveyed.step, surveyed.moment_step, surveyed.momentum_step).to_bytes(
-                self._inputs.reference_blob("layout")
-            ),
+            "index": Index(
+                layout, codes, surveyed.step, surveyed.moment_step, surveyed.momentum_step, transform.finer()
+            ).to_bytes(self._inputs.reference_blob("layout")),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
             "scales": encode_scales(layout, surveyed.scales, self._inputs.reference),
             "lstm": encode_lstm(lstm, self._inputs.reference) if lstm else b"",
@@ -169,12 +169,19 @@ class Encoder:
             yield digest.hexdigest()
 
 
-def _quality(transform: Transform) -> dict[str, float]:
-    """What the daemon can see of the loss: errors relative to the interval's update energy."""
-    surveyed = transform.survey
+def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
+    """What the daemon can see of the loss: errors relative to the interval's update energy.
+
+    With it what they may be at most, and how many weights were coded finer or exactly to keep them there.
+    """
+    surveyed, error = transform.survey, sum(loss.error for loss in transform.typical_losses().values())
     return {
-        "weight_error": transform.error / (surveyed.weight_energy or 1.0),
-        "worst_tensor_error": transform.worst,
+        "max_weight_error": preset.budget.max_weight_error,
+        "max_worst_tensor_error": preset.budget.max_worst_tensor_error,
+        "weight_error": error / (surveyed.weight_energy or 1.0),
+        "worst_tensor_error": max((loss.relative for loss in transform.losses.values()), default=0.0),
+        "tightened_tensors": len(transform.finer()),
+        "exact_tensors": sum(halvings == EXACT for halvings in transform.halvings.values()),
         "update_signal": surveyed.update_signal,
         "step": surveyed.step,
         "moment_step": surveyed.moment_step,

@@ -6,7 +6,8 @@ against the reference's, and `codes`. FORMAT.md gives every field.
 
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ckzd.codec import zstd
@@ -15,6 +16,7 @@ from ckzd.codec.parsing import read_json
 
 MAX_INDEX_BYTES = 1 << 30
 MAX_STEP = 2.0**128
+MAX_HALVINGS = 64
 _LENGTHS = struct.Struct("<II")
 
 StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
@@ -49,13 +51,21 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Everything but the streams themselves. The steps are of weights, of first moments and of lone momenta."""
+    """Everything but the streams themselves.
+
+    The steps are of weights, of first moments and of lone momenta; that of a weight in `halvings` is so often halved.
+    """
 
     layout: Layout
     codes: tuple[Code, ...]
     step: float
     moment_step: float
     momentum_step: float
+    halvings: Mapping[int, int] = field(default_factory=dict)
+
+    def step_of(self, number: int) -> float:
+        """The step of one weight's levels."""
+        return self.step * 2.0 ** -self.halvings.get(number, 0)
 
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
@@ -65,6 +75,7 @@ class Index:
             "step": self.step,
             "moment_step": self.moment_step,
             "momentum_step": self.momentum_step,
+            "halvings": list(self.halvings.items()),
         }
         blocks = (
             zstd.compress_against(self.layout.to_json(), reference_layout),
@@ -86,7 +97,8 @@ class Index:
         codes = tuple(_code(*entry) for entry in document["codes"])
         _check_codes(codes, layout)
         momentum_step = _step(document.get("momentum_step", 0))  # format 1 knows no lone momentum
-        return Index(layout, codes, _step(document["step"]), _step(document["moment_step"]), momentum_step)
+        halvings = _halvings(document.get("halvings", []), codes)
+        return Index(layout, codes, _step(document["step"]), _step(document["moment_step"]), momentum_step, halvings)
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -112,6 +124,18 @@ def _step(value: object) -> float:
     if not isinstance(value, float | int) or not 0 <= value <= MAX_STEP:
         raise ValueError(f"expected a step of 0..2**128, got {value!r:.40}")
     return float(value)
+
+
+def _halvings(pairs: list[list[int]], codes: tuple[Code, ...]) -> dict[int, int]:
+    """Ascending [number of a scalar weight, count] -> count by number."""
+    before = -1
+    for number, count in pairs:
+        if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_HALVINGS):
+            raise ValueError(f"expected halvings of 1 to {MAX_HALVINGS}, ascending by tensor, got {pairs!r:.60}")
+        if codes[number].method is not Method.SCALAR:
+            raise ValueError(f"a halved step of tensor {number}, which has none")
+        before = number
+    return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told
 
 
 def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:

@@ -47,6 +47,11 @@ class ArrayFile:
         self._append(np.ascontiguousarray(array).tobytes())
         self._table[_name(key, field)] = (array.dtype.str, list(array.shape), start)
 
+    def clear(self) -> None:
+        """Start anew."""
+        self._file.truncate(0)
+        self._table, self._end = {}, 0
+
     def get(self, key: Key, field: str) -> RawArray | None:
         """An array stored before, or None."""
         return _read(self._file, self._table, key, field)
@@ -63,6 +68,12 @@ class ReconstructionWriter(ArrayFile):
     def _append(self, data: bytes) -> None:
         super()._append(data)
         self._hash.update(data)
+
+    def clear(self) -> None:
+        """Start anew."""
+        super().clear()
+        self._hash = hashlib.sha256()
+        self._append(_MAGIC)
 
     def put_blob(self, field: str, data: bytes) -> None:
         """Store bytes under a field alone."""

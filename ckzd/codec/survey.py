@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,8 @@ class Survey:
     same: frozenset[int]  # tensors whose bytes the reference has
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
     scales: dict[int, Scales]  # of each lossy weight, by its number
-    weight_energy: float  # weighted residuals of lossy weights, squared and summed
+    typical: frozenset[int]  # lossy weights that were trained on, not replaced
+    weight_energy: float  # their weighted residuals, squared and summed
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
     step: float  # of weights' levels; 0: nothing to quantize
     moment_step: float  # of first moments' levels; 0: they restore as 0
@@ -61,7 +62,8 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     lossy = tuple(t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t))
     scales: dict[int, Scales] = {}
-    updates, momenta, residuals = _Energy(), _Energy(), []
+    updates, momenta = _Energy(), _Energy()
+    residuals: dict[int, _Energy] = {}
     for triple in lossy:
         first = inputs.matrix(triple.first)
         second = None if triple.second is None else inputs.matrix(triple.second)
@@ -75,14 +77,16 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         energy.add(first[second > 0] / np.sqrt(second[second > 0]))
         residual = inputs.residual(triple.weight) if is_lossy_weight(inputs, triple.weight, same) else None
         if residual is not None:
-            residuals.append(_Energy())
-            residuals[-1].add(quantize.weigher_of(scales[triple.weight]).weigh(residual))
-    weights = _typical(residuals)
+            residuals[triple.weight] = _Energy()
+            residuals[triple.weight].add(quantize.weigher_of(scales[triple.weight]).weigh(residual))
+    typical = _typical(residuals)
+    weights = _Energy(sum(e.total for e in typical.values()), sum(e.elements for e in typical.values()))
     return Survey(
         copies=copies,
         same=same,
         lossy=lossy,
         scales=scales,
+        typical=frozenset(typical),
         weight_energy=weights.total,
         update_signal=updates.mean,
         step=float(np.float32(preset.step_fraction * weights.mean**0.5)),
@@ -91,12 +95,11 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     )
 
 
-def _typical(residuals: Sequence[_Energy]) -> _Energy:
-    """All energies together, without those of tensors that were replaced rather than trained on."""
-    means = sorted(energy.mean for energy in residuals if energy.total)
+def _typical(residuals: Mapping[int, _Energy]) -> dict[int, _Energy]:
+    """Without those of tensors that were replaced rather than trained on."""
+    means = sorted(energy.mean for energy in residuals.values() if energy.total)
     limit = _REPLACED * means[(len(means) - 1) // 2] if means else 0.0
-    typical = [energy for energy in residuals if energy.mean <= limit]
-    return _Energy(sum(energy.total for energy in typical), sum(energy.elements for energy in typical))
+    return {number: energy for number, energy in residuals.items() if energy.mean <= limit}
 
 
 def check_damage(checkpoint: Checkpoint) -> None:

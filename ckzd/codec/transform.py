@@ -1,16 +1,20 @@
 """Tensors -> levels: what is lost is lost here. Decoded weights go to the reconstruction, levels to scratch.
 
+Each weight is held to the preset's budget as it is quantized; all together they are in `within_budget`.
+
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
 from ckzd.checkpoint import RawArray
 from ckzd.codec import kmeans, moments, quantize
 from ckzd.codec.arrays import Float64, Plane
+from ckzd.codec.budget import EXACT, TRIES, Loss, too_much
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, to_float64
 from ckzd.codec.index import Method
@@ -53,10 +57,10 @@ class Transform:
     preset: Preset
     kept: ArrayFile
     scratch: ArrayFile
+    halvings: dict[int, int] = field(default_factory=dict)  # of the step, by weight; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
     prefixes: dict[int, bytes] = field(default_factory=dict)  # what goes in front of a coded plane: centres or codebook
-    error: float = 0.0  # weighted, squared, of all lossy weights
-    worst: float = 0.0  # of one weight, relative to its own update
+    losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
 
     def run(self) -> None:
         """Fill all of it."""
@@ -89,23 +93,42 @@ class Transform:
         put_kept(self.kept, tensor, values, None, self.survey.scales.get(number))
 
     def _lossy_weight(self, triple: Triple) -> bool:
-        """Quantize a weight's residual; False if it must be coded exactly."""
+        """Quantize a weight's residual within the budget; False if it must be coded exactly."""
         number = triple.weight
         before, residual = self.inputs.before(number), self.inputs.residual(number)
         if before is None or residual is None or not is_lossy_weight(self.inputs, number, self.survey.same):
             return False
-        quantized = (self._codebook if self.preset.scheme is Scheme.KMEANS else self._scalar)(triple, before, residual)
+        quantized = self._within_budget(triple, before, residual)
         if quantized is None:
             return False
         tensor, scales = self.inputs.tensor(number), self.survey.scales[number]
         self.methods[number], self.prefixes[number] = quantized.method, quantized.prefix
         self.scratch.put(tensor.path, "levels", quantized.levels)
         put_kept(self.kept, tensor, quantized.values, quantized.levels, scales)
-        self._measure(number, quantized.values, residual)
         return True
 
+    def _within_budget(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized | None":
+        """With a step as fine as the budget for one weight asks; None if none is."""
+        number, limit = triple.weight, self.preset.budget.max_worst_tensor_error
+        while self.halvings.get(number, 0) < EXACT:
+            kmeans = self.preset.scheme is Scheme.KMEANS
+            quantized = (self._codebook if kmeans else self._scalar)(triple, before, residual)
+            if quantized is None:
+                return None
+            loss = self._loss(number, quantized.values, residual)
+            if loss.relative <= limit:
+                self.losses[number] = loss
+                return quantized
+            more = EXACT if kmeans else loss.halvings_for(limit, self._step(number))
+            self.halvings[number] = min(EXACT, self.halvings.get(number, 0) + more)
+        return None
+
+    def _step(self, number: int) -> float:
+        """Of one weight's levels."""
+        return self.survey.step * 2.0 ** -self.halvings.get(number, 0)
+
     def _scalar(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized | None":
-        scales, step = self.survey.scales[triple.weight], self.survey.step
+        scales, step = self.survey.scales[triple.weight], self._step(triple.weight)
         if not step:
             return None
         weighted = quantize.weigher_of(scales).weigh(residual)
@@ -122,14 +145,21 @@ class Transform:
         values = add_residual(before, quantize.dequantize_kmeans(code), self.inputs.tensor(triple.weight).dtype)
         return _Quantized(Method.KMEANS, code.levels, code.codebook.to_bytes(), values)
 
-    def _measure(self, number: int, values: RawArray, residual: Float64) -> None:
-        """Weighted error of a weight, in all, and of the worst tensor relative to its own update."""
+    def typical_losses(self) -> dict[int, Loss]:
+        """Of the weights whose updates are the measure of all errors."""
+        return {number: loss for number, loss in self.losses.items() if number in self.survey.typical}
+
+    def finer(self) -> dict[int, int]:
+        """Halvings of the step of each weight that has levels with a finer one."""
+        lossy = sorted(self.halvings.keys() & self.losses.keys())
+        return {number: self.halvings[number] for number in lossy}
+
+    def _loss(self, number: int, values: RawArray, residual: Float64) -> Loss:
+        """What a weight loses if these are its restored values."""
         restored = to_float64(values, self.inputs.tensor(number).dtype).reshape(residual.shape)
         weigher = quantize.weigher_of(self.survey.scales[number])
         error = float((weigher.weigh(self.inputs.matrix(number) - restored) ** 2).sum())
-        energy = float((weigher.weigh(residual) ** 2).sum())
-        self.error += error
-        self.worst = max(self.worst, error / energy if energy else 0.0)
+        return Loss(error, float((weigher.weigh(residual) ** 2).sum()), residual.size)
 
     def _momentum(self, triple: Triple) -> None:
         """A momentum without a second moment, in units of its own rank-1 energy."""
@@ -209,3 +239,21 @@ class _Quantized:
     levels: Plane
     prefix: bytes
     values: RawArray
+
+
+def within_budget(inputs: Inputs, surveyed: Survey, preset: Preset, kept: ArrayFile, scratch: ArrayFile) -> Transform:
+    """Transform a checkpoint, again with finer steps where its weights lose more than the preset's budget in all."""
+    halvings: dict[int, int] = {}
+    allowed = preset.budget.max_weight_error * surveyed.weight_energy
+    for attempt in count(1):
+        transform = Transform(inputs, surveyed, preset, kept, scratch, halvings)
+        transform.run()
+        exactly = preset.scheme is Scheme.KMEANS or attempt >= TRIES
+        over = too_much(transform.typical_losses(), allowed, exactly=exactly)
+        if not over:
+            return transform
+        for number in over:
+            halvings[number] = EXACT if exactly else min(EXACT, halvings.get(number, 0) + 1)
+        kept.clear()
+        scratch.clear()
+    raise AssertionError("what is exact loses nothing")

@@ -94,6 +94,7 @@ def test_limits():
     assert f"{int(moments.ZERO)} stands for 0" in FLAT
     assert layout.MAX_BYTES == 2**48
     assert "No number is above 2^48" in FLAT
+    assert f"a count being 1 to {index.MAX_HALVINGS}." in FLAT
     assert index.MAX_STEP == 2.0**128
     assert index.MAX_INDEX_BYTES == 2**30
     assert "at most 2^30 bytes decompressed" in FLAT

@@ -185,9 +185,10 @@ def test_any_place_of_a_layout_may_hold_anything(data):
     assert Layout.from_json(layout.to_json()) == layout
 
 
-def index_bytes(codes=None, step=0.5, moment_step=0.0, momentum_step=0.0, layout=LAYOUT):
+def index_bytes(codes=None, step=0.5, moment_step=0.0, momentum_step=0.0, *, halvings=None, layout=LAYOUT):
     document = {"codes": json.loads(json.dumps(codes)) if codes is not None else GOOD, "step": step}
     document |= {"moment_step": moment_step} | ({} if momentum_step is None else {"momentum_step": momentum_step})
+    document |= {} if halvings is None else {"halvings": halvings}
     blocks = zstd.compress_against(layout.to_json(), b""), zstd.compress(json.dumps(document).encode())
     return struct.pack("<II", *map(len, blocks)) + b"".join(blocks)
 
@@ -234,6 +235,16 @@ HOSTILE_INDEX = {
     "a momentum's step of text": index_bytes(momentum_step="1"),
     "a negative step of momenta": index_bytes(momentum_step=-1.0),
     "a huge whole step": index_bytes(moment_step=10**400),
+    "halvings that are no pairs": index_bytes(halvings=[[0, 1, 2]]),
+    "halvings of a number": index_bytes(halvings=7),
+    "a weight halved by text": index_bytes(halvings=[[0, "1"]]),
+    "a weight halved by a fraction": index_bytes(halvings=[[0, 1.5]]),
+    "a weight halved by true": index_bytes(halvings=[[0, True]]),
+    "a weight halved too often": index_bytes(halvings=[[0, 65]]),
+    "a weight not halved": index_bytes(halvings=[[0, 0]]),
+    "a weight halved twice": index_bytes(halvings=[[0, 1], [0, 2]]),
+    "a moment halved": index_bytes(halvings=[[1, 1]]),
+    "a tensor halved that is not there": index_bytes(halvings=[[99, 1]]),
 }
 
 
