@@ -400,11 +400,26 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     files = [f"{file['name']}, {plain_bytes(file['size'])}" for file in facts.get("files", ())]
     for name, value in {
         **facts,
+        **_proxy(facts.get("quality", {})),
         "files": files,
         "entries": f"{len(facts.get('entries', ()))} (listed by --json)",
     }.items():
         table.add_row(name.replace("_", " "), _plain_value(name, value))
     return table
+
+
+def _proxy(quality: Mapping[str, float]) -> dict[str, Any]:
+    """What the encoder measured, beside what the preset's budget allows; the rest of `quality` as it is."""
+    rest = dict(quality)
+    found: dict[str, Any] = {}
+    for name in ("weight_error", "worst_tensor_error"):
+        if name in rest and f"max_{name}" in rest:
+            found[name] = f"{rest.pop(name):.3g} of its update, budget {rest.pop(f'max_{name}'):.3g}"
+    if "tightened_tensors" in rest and "exact_tensors" in rest:
+        finer, exact = rest.pop("tightened_tensors"), rest.pop("exact_tensors")
+        spent = f"yes: {finer:.0f} tensors coded finer, {exact:.0f} exactly, to keep to the budget"
+        found["tightened"] = spent if finer or exact else "no"
+    return found | {"quality": rest}
 
 
 def _plain_value(name: str, value: Any) -> str:

@@ -134,6 +134,30 @@ def test_inspect_shows_every_fact(operation, capsys):
     assert json.loads(line) == operation.answer
 
 
+QUALITY = {"weight_error": 0.0821, "max_weight_error": 0.125, "worst_tensor_error": 0.5, "max_worst_tensor_error": 0.75}
+
+
+def test_inspect_shows_the_measured_loss_beside_the_budget(operation, capsys):
+    spent = {"tightened_tensors": 2, "exact_tensors": 1}
+    operation.answer = {"promise": "resumes", "tightened": True, "quality": {**QUALITY, **spent, "step": 0.01}}
+    assert cli.run(["inspect", "a.ckz"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["promise resumes", "tightened yes: 2 tensors coded finer, 1 exactly, to keep to the budget"]
+    assert "quality step 0.01" in lines
+    assert "weight error 0.0821 of its update, budget 0.125" in lines
+    assert "worst tensor error 0.5 of its update, budget 0.75" in lines
+
+    operation.answer["quality"] |= dict.fromkeys(spent, 0)
+    cli.run(["inspect", "a.ckz"])
+    assert "tightened no" in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_inspect_shows_what_archives_without_a_budget_say(operation, capsys):
+    operation.answer = {"promise": None, "tightened": False, "quality": {"weight_error": 0.0821}}
+    assert cli.run(["inspect", "a.ckz"]) == 0
+    assert "weight_error 0.0821" in capsys.readouterr().out
+
+
 def test_inspect_spares_a_person_the_hashes(operation, capsys):
     operation.answer = {"files": [{"name": "step_1.pt", "size": 2_000_000, "sha256": "f" * 64}], "entries": [{}, {}]}
     cli.run(["inspect", "a.ckz"])

@@ -21,6 +21,8 @@ FAILURES: Final = (
     *("StoreLocked", "NoSpace", "unexpected", "signal", "exit", "time limit", "not started"),
 )
 SECONDS_BUCKETS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 7200)
+PRESETS: Final = ("resume", "archive", "paper", "lossless")
+ERROR_BUCKETS: Final = (0.01, 0.02, 0.05, 0.08, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
 RATIO_BUCKETS: Final = (1, 1.2, 1.5, 2, 5, 10, 20, 40, 70, 100, 150, 200, 300, 500, 1000)
 
 
@@ -50,6 +52,11 @@ class Metrics:
             "ckzd_compression_ratio", "size of a checkpoint over size of its archive",
             buckets=RATIO_BUCKETS, registry=self.registry,
         )  # fmt: skip
+        self.tightened = self._counter(
+            "ckzd_archives_tightened", "archives that took more bits to keep to their preset's budget", preset=PRESETS
+        )
+        self.weight_error = self._errors("ckzd_weight_error", "error of a delta's weights over their updates' energy")
+        self.worst_error = self._errors("ckzd_worst_tensor_error", "the same of a delta's worst tensor")
         self.stage_seconds = Histogram(
             "ckzd_stage_duration_seconds", "time in one stage of a job", ["stage"],
             buckets=SECONDS_BUCKETS, registry=self.registry,
@@ -92,6 +99,12 @@ class Metrics:
         """A job has left a stage."""
         self.stage_seconds.labels(stage if stage in STAGES else "other").observe(seconds)
 
+    def proxy(self, preset: str, weight_error: float, worst_tensor_error: float, *, tightened: bool) -> None:
+        """What an encoder saw of the loss of one delta."""
+        self.weight_error.labels(preset).observe(weight_error)
+        self.worst_error.labels(preset).observe(worst_tensor_error)
+        self.tightened.labels(preset).inc(tightened)
+
     def set_queue(self, counts: Mapping[str, int], nbytes: int, oldest: float) -> None:
         """What waits, by state."""
         for state in QUEUE_STATES:
@@ -103,6 +116,12 @@ class Metrics:
         """The exposition that the client asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+    def _errors(self, name: str, text: str) -> Histogram:
+        found = Histogram(name, text, ["preset"], buckets=ERROR_BUCKETS, registry=self.registry)
+        for preset in PRESETS:
+            found.labels(preset)
+        return found
 
     def _counter(self, name: str, text: str, **labels: Collection[str]) -> Counter:
         counter = Counter(name, text, list(labels), registry=self.registry)

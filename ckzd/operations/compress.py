@@ -25,6 +25,7 @@ from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.errors import ConfigError, StoreLocked
 from ckzd.formats import read_checkpoint
+from ckzd.operations.inspect import is_tightened
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash
 from ckzd.operations.replace import replace as replace_original
@@ -50,6 +51,9 @@ class CompressReport:
     archive_bytes: int
     ratio: float
     seconds: float
+    weight_error: float  # what the encoder saw of the loss; `ckzd inspect` shows it beside the preset's budget
+    worst_tensor_error: float
+    tightened: bool
     verified: bool
     already: bool
     replaced: bool
@@ -140,7 +144,7 @@ class _Reference:
 
 
 def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) -> CompressReport:
-    archive_bytes = record.path.stat().st_size
+    archive_bytes, quality = record.path.stat().st_size, record.manifest.quality
     return CompressReport(
         checkpoint=str(job.path),
         archive=str(record.path),
@@ -150,6 +154,9 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
         archive_bytes=archive_bytes,
         ratio=job.checkpoint.nbytes / archive_bytes,
         seconds=0.0,
+        weight_error=quality.get("weight_error", 0.0),
+        worst_tensor_error=quality.get("worst_tensor_error", 0.0),
+        tightened=is_tightened(record.manifest),
         verified=True,
         already=already,
         replaced=replaced,

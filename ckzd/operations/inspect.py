@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from ckzd.archive import Manifest
+from ckzd.codec.presets import PRESETS
 from ckzd.operations.pointer import resolve
 from ckzd.store import read_manifest
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """The manifest's fields and what follows from them: size, ratio, bits a parameter by part, container overhead."""
+    """The manifest's fields and what follows from them: size, ratio, bits a parameter by part, container overhead.
+
+    `promise` is what its preset says today, `tightened` whether bits were spent to keep to the budget in `quality`.
+    """
     archive = resolve(path)
     manifest = read_manifest(archive)
     archive_bytes = archive.stat().st_size
@@ -19,8 +24,15 @@ def inspect(path: Path) -> dict[str, Any]:
         "archive_bytes": archive_bytes,
         "ratio": manifest.original_bytes / archive_bytes,
         **{name: value for name, value in fields.items() if name != "parts"},
+        "promise": PRESETS[manifest.preset].promise if manifest.preset in PRESETS else None,
+        "tightened": is_tightened(manifest),
         "parts": parts,
         "bits_per_parameter": {
             part: 8 * nbytes / manifest.parameters for part, nbytes in parts.items() if manifest.parameters
         },
     }
+
+
+def is_tightened(manifest: Manifest) -> bool:
+    """Whether weights were coded finer than their preset's step, or exactly, to keep to its budget."""
+    return any(manifest.quality.get(name, 0) for name in ("tightened_tensors", "exact_tensors"))

@@ -115,7 +115,7 @@ def test_names_follow_the_conventions_of_prometheus():
         if family.type == "counter":
             assert all(sample.name.endswith("_total") for sample in family.samples)
         labels = {name for sample in family.samples for name in sample.labels}
-        assert labels <= {"outcome", "kind", "reason", "stage", "state", "le", "version", "watch", "worker"}
+        assert labels <= {"outcome", "kind", "reason", "preset", "stage", "state", "le", "version", "watch", "worker"}
 
 
 def test_an_unknown_reason_or_stage_makes_no_new_series():

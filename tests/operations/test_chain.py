@@ -20,6 +20,7 @@ import ckzd
 from ckzd import durable
 from ckzd.archive import ArchiveReader, ArchiveWriter
 from ckzd.codec import zstd
+from ckzd.codec.presets import PRESETS
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference, NoSpace, VerificationFailed
 from ckzd.operations import compress as compressing
 from ckzd.operations import verify as verifying
@@ -101,6 +102,9 @@ def test_every_link_restores_verifies_and_says_what_it_is(chain, tmp_path):
         assert said["depth"] == number
         assert said["archive_bytes"] == archive.stat().st_size == sum(said["parts"].values())
         assert json.dumps(said)
+        assert said["promise"] == PRESETS["resume"].promise
+        assert said["tightened"] is (said["quality"]["tightened_tensors"] > 0)
+        assert said["quality"]["max_weight_error"] == PRESETS["resume"].budget.max_weight_error
 
 
 def test_the_same_checkpoint_again_is_known_and_so_is_its_restored_form(chain, tmp_path):
