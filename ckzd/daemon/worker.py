@@ -4,9 +4,7 @@ It is polite (niced, first to be killed when memory runs out) and cannot outlive
 the parent dies, and the end of the pipe ends it.
 """
 
-import ctypes
 import os
-import signal
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,9 +15,9 @@ from typing import Any
 from ckzd.daemon.jobs import Done, Failed, Job, Progress
 from ckzd.daemon.logs import configure
 from ckzd.errors import CkzdError
+from ckzd.operations.child import die_with_parent
 
 READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
-_PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"  # out of 1000: before the training job, whose memory is worth more
 
 OnStage = Callable[[str, float], None]
@@ -51,13 +49,6 @@ def serve(pipe: Connection, device: str, perform: Operation) -> None:
         except (EOFError, OSError):
             return
         pipe.send(_outcome(job, pipe, device, perform))
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies, also if it is dead already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _outcome(job: Job, pipe: Connection, device: str, perform: Operation) -> Done | Failed:

@@ -4,11 +4,13 @@ A restore must not depend on what this process has loaded or set (a trainer's de
 encoder must not check its own work. The child gets our environment and a number of threads of its own.
 """
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ckzd
@@ -19,18 +21,20 @@ from ckzd.errors import CkzdError
 _BOOT = """
 import runpy, sys
 sys.path += [] if {place!r} in sys.path else [{place!r}]
+from ckzd.operations.child import die_with_parent
+die_with_parent({parent})
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 _PLACE = str(Path(ckzd.__file__).resolve().parent.parent)
+_PR_SET_PDEATHSIG = 1
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_module(module: str, arguments: Sequence[str], *, subject: Path, threads: int | None = None) -> None:
     """Run `python -m MODULE ARGUMENTS` to its end; raises what it said on stderr (see `error_line`), else CkzdError."""
-    environment = os.environ | (dict.fromkeys(_THREADS, str(threads)) if threads is not None else {})
     done = subprocess.run(  # noqa: S603  # our own interpreter and module
-        [sys.executable, "-P", "-c", _BOOT.format(place=_PLACE, module=module), *arguments],
-        env=environment,
+        module_command(module, arguments),
+        env=environment_with(dict.fromkeys(_THREADS, str(threads)) if threads is not None else {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -38,6 +42,24 @@ def run_module(module: str, arguments: Sequence[str], *, subject: Path, threads:
     )
     if done.returncode != 0:
         raise error_of(subject, done.returncode, done.stderr)
+
+
+def module_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The words of `python -m MODULE ARGUMENTS` in a process that is killed when we die."""
+    boot = _BOOT.format(place=_PLACE, parent=os.getpid(), module=module)
+    return [sys.executable, "-P", "-c", boot, *arguments]
+
+
+def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
+    """Our environment for a child, with these variables set."""
+    return {**os.environ, **variables}
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send us this signal when `parent` dies; ends this process if it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def another_number_of_threads() -> int:
