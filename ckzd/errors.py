@@ -3,6 +3,7 @@
 CkzdError                    1   anything below; catch it to catch them all
 ├── BadCheckpoint            1   the input is damaged, half-written, hostile, or no checkpoint at all
 ├── SourceChanged            1   the input moved or changed while it was read; retryable
+├── NotAccepted              1   the user's own command refused a restored checkpoint: nothing may be replaced
 ├── VerificationFailed       1   an archive did not decode to what the encoder recorded: nothing may be replaced
 ├── ConfigError              2   a setting or an argument is wrong; names the field
 ├── CorruptArchive           4   an archive, pointer or cache entry has bytes that cannot be right
@@ -60,6 +61,10 @@ class SourceChanged(CkzdError):
 
     retryable = True
     advice = "check the path, and run it again when nobody writes there"
+
+
+class NotAccepted(CkzdError):
+    """The user's accept command did not take what an archive restores to."""
 
 
 class VerificationFailed(CkzdError):

@@ -1,6 +1,7 @@
 """Archive one checkpoint: read, encode against the reference, write, prove in another process, publish.
 
-    read_checkpoint -> store.reference_for -> Encoder -> STORE/tmp -> verify_in_child -> publish -> cache [-> replace]
+    read_checkpoint -> store.reference_for -> Encoder -> STORE/tmp -> verify_in_child [-> accept] -> publish -> cache
+    [-> replace]
 
 Nothing of it is visible before `publish`; whoever publishes second throws its own archive away.
 """
@@ -9,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,6 +26,8 @@ from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.errors import ConfigError, StoreLocked
 from ckzd.formats import read_checkpoint
+from ckzd.operations.accept import Acceptance, require_accepted
+from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.inspect import is_tightened
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash
@@ -55,6 +58,7 @@ class CompressReport:
     worst_tensor_error: float
     tightened: bool
     verified: bool
+    accepted: bool | None  # None: no command was asked
     already: bool
     replaced: bool
 
@@ -71,12 +75,15 @@ def compress(
     stride: int = 1,
     replace: bool = False,
     device: str = "auto",
+    accept_command: str | Sequence[str] | None = None,
+    accept_seconds: float = DEFAULT_SECONDS,
     on_stage: OnStage | None = None,
 ) -> CompressReport:
     """Archive the checkpoint at `path` and prove the archive; the original stays unless `replace`.
 
-    A checkpoint whose very bytes are archived already is left at that. Raises any CkzdError; nothing is left behind
-    then.
+    A checkpoint whose very bytes are archived already is left at that. With an `accept_command` an archive counts only
+    if the command exits with 0 when it is given what the archive restores to: see `accept`. Raises any CkzdError;
+    nothing is left behind then.
     """
     started = time.monotonic()
     path, tell = path.absolute(), on_stage or (lambda _stage, _fraction: None)
@@ -84,14 +91,17 @@ def compress(
         raise ConfigError("preset", f"expected one of {', '.join(PRESETS)}, got {preset!r}")
     if stride < 1:
         raise ConfigError("stride", f"expected 1 or more, got {stride}")
+    acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
     device = train.pick_device(device)
     tell("read", 0.0)
     checkpoint = read_checkpoint(path)
     with closing(checkpoint.source):
         opened = _opened(store if store is not None else default_store(path.parent), checkpoint)
-        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, tell)
+        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell)
         with opened.lock(shared=True):
             known = _known(job)
+            if known is not None:
+                _ask_again(job, known.path)
             record = known or _archive(job)
     if replace:
         replace_original(path, record.path, opened)
@@ -128,6 +138,7 @@ class _Job:
     preset: Preset
     stride: int
     device: str
+    acceptance: Acceptance | None
     tell: OnStage
 
     @property
@@ -158,6 +169,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
         worst_tensor_error=quality.get("worst_tensor_error", 0.0),
         tightened=is_tightened(record.manifest),
         verified=True,
+        accepted=True if job.acceptance is not None else None,
         already=already,
         replaced=replaced,
     )
@@ -195,16 +207,33 @@ def _archive(job: _Job) -> ArchiveRecord:
         with durable.as_no_space(store.tmp):
             manifest = _write(job, reference, temp, cache)
         job.tell("written", 1.0)
-        verify_in_child(temp, reference.record.path if reference is not None else None)
+        before = reference.record.path if reference is not None else None
+        verify_in_child(temp, before)
         job.tell("verified", 1.0)
+        _ask(job, temp, before, hint="the original is untouched, the archive was thrown away")
         target = store.archive_path(run, job.checkpoint.name, manifest.checkpoint)
         if durable.publish(temp, target):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
         else:  # another machine was first: its archive stays, ours goes
+            _ask_again(job, target)
             manifest = read_manifest(target)
         _forget_old_reconstructions(store, run, job.stride)
     job.tell("publish", 1.0)
     return ArchiveRecord(target, manifest)
+
+
+def _ask(job: _Job, archive: Path, reference: Path | None, *, hint: str) -> None:
+    """Raises NotAccepted if there is a command and it refuses what `archive` restores to."""
+    if job.acceptance is not None:
+        job.tell("accept", 0.0)
+        require_accepted(job.acceptance, archive, reference, original=job.path, store=job.store, hint=hint)
+        job.tell("accepted", 1.0)
+
+
+def _ask_again(job: _Job, archive: Path) -> None:
+    """Of an archive in the store: nobody may have asked about it yet. Others may need it, so it stays in any case."""
+    reference = job.store.reference_of(archive) if job.acceptance is not None else None
+    _ask(job, archive, reference, hint="the original is untouched; the archive was there before, and stays")
 
 
 def _usable_reference(job: _Job, stack: ExitStack) -> _Reference | None:
@@ -304,10 +333,11 @@ def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None
 
 
 def _space_needed(job: _Job, *, is_base: bool) -> int:
-    """An upper estimate of what the encoder writes: archive, reconstruction and scratch."""
+    """An upper estimate of what is written: archive, reconstruction, scratch and what the accept command is given."""
+    restored = job.checkpoint.nbytes if job.acceptance is not None else 0
     if job.preset.scheme is Scheme.EXACT:
-        return 2 * job.checkpoint.nbytes
-    return job.checkpoint.nbytes if is_base else (job.checkpoint.nbytes * 3) // 4
+        return 2 * job.checkpoint.nbytes + restored
+    return (job.checkpoint.nbytes if is_base else (job.checkpoint.nbytes * 3) // 4) + restored
 
 
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:

@@ -95,6 +95,16 @@ def reconstruction_of(archive: Path) -> Iterator[Reconstruction]:
 
 
 @contextmanager
+def reconstruction_or_none(reference: Path | None) -> Iterator[Reconstruction | None]:
+    """The same of a reference; None of none."""
+    if reference is None:
+        yield None
+        return
+    with reconstruction_of(reference) as found:
+        yield found
+
+
+@contextmanager
 def _decoded(store: Store | None, links: list[Path]) -> Iterator[Reconstruction]:
     """The last link's reconstruction, decoded from the nearest that is cached, two of them on disk at a time."""
     held = ExitStack()

@@ -65,7 +65,7 @@ def restore(
                 _publish_file(staged, target)
                 files = 1
             else:
-                written = _write_all(checkpoint, manifest, archive, staged, tell)
+                written = write_files(checkpoint, manifest, archive, staged, tell)
                 files = len(manifest.files)
                 (_publish_file if manifest.kind == "file" else _publish_directory)(staged, target)
                 if points_to(pointer := pointer_for(target), archive):
@@ -111,7 +111,9 @@ def _staging(archive: Path, target: Path) -> Iterator[Path]:
             durable.remove(staged)
 
 
-def _write_all(checkpoint: OpenCheckpoint, manifest: Manifest, archive: Path, staged: Path, tell: OnProgress) -> int:
+def write_files(
+    checkpoint: OpenCheckpoint, manifest: Manifest, archive: Path, staged: Path, tell: OnProgress = lambda _: None
+) -> int:
     """Write every file below `staged` (or `staged` itself) and check its sha256; bytes written."""
     written = 0
     if manifest.kind == "directory":

@@ -8,19 +8,17 @@ that process; it never loads torch.
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckzd.archive import ArchiveReader
 from ckzd.checkpoint import assemble
-from ckzd.codec.reconstruction import Reconstruction
 from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, run_module
 from ckzd.operations.pointer import resolve
-from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_of, scratch_file, store_of
+from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
 from ckzd.store import reference_of
 
 _HINT = "nothing was published; the original is untouched"
@@ -55,7 +53,7 @@ def verify(path: Path, *, on_progress: Callable[[float], None] = lambda _: None)
 def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[float], None]) -> int:
     """Decode `archive` against `reference`'s reconstruction; the number of files that it restores."""
     store = store_of(reference) if reference is not None else store_of(archive)
-    with ArchiveReader(archive) as reader, _reference(reference) as before, scratch_file(store) as file:
+    with ArchiveReader(archive) as reader, reconstruction_or_none(reference) as before, scratch_file(store) as file:
         reader.check()
         own = decode_link(reader, before, file)
         opened = OpenCheckpoint(reader, own)
@@ -69,15 +67,6 @@ def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[
                 raise VerificationFailed(archive, problem, hint="keep the original; report this with both archives")
             on_progress((position + 1) / len(models))
         return len(models)
-
-
-@contextmanager
-def _reference(reference: Path | None) -> Iterator[Reconstruction | None]:
-    if reference is None:
-        yield None
-        return
-    with reconstruction_of(reference) as found:
-        yield found
 
 
 def verify_in_child(archive: Path, reference: Path | None) -> None:
