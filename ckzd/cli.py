@@ -34,6 +34,7 @@ from ckzd.errors import (
     NoSpace,
     StoreLocked,
 )
+from ckzd.operations.command import DEFAULT_SECONDS
 
 if TYPE_CHECKING:
     from ckzd.demo import DemoReport, Event
@@ -47,6 +48,8 @@ STAGES = {
     "written": "written",
     "verify": "verifying",
     "verified": "verified",
+    "accept": "asking the accept command",
+    "accepted": "accepted",
     "publish": "publishing",
     "replaced": "replaced",
 }
@@ -275,6 +278,11 @@ def compress(
         bool, typer.Option("--replace", help="Replace each original once its archive is proven.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = "auto",
+    accept_command: Annotated[
+        str | None,
+        typer.Option("--accept-command", metavar="CMD", help="Is given what each restores to; exit 0 accepts."),
+    ] = None,
+    accept_seconds: Annotated[float, typer.Option(help="Time limit of the accept command.")] = DEFAULT_SECONDS,
     as_json: Json = False,
 ) -> int:
     """Archive checkpoints and prove that the archives decode."""
@@ -293,6 +301,8 @@ def compress(
                 stride=stride,
                 replace=replace,
                 device=device,
+                accept_command=accept_command,
+                accept_seconds=accept_seconds,
                 on_stage=bar.stage,
             )
             if as_json:
@@ -322,6 +332,7 @@ def _compress_row(report: "CompressReport") -> tuple[str, ...]:
     sizes = plain_bytes(report.original_bytes), plain_bytes(report.archive_bytes), f"{report.ratio:.1f}x"
     reference = Path(report.reference).name if report.reference else "nothing: a base"
     remark = "was archived before" if report.already else "replaced" if report.replaced else "original kept"
+    remark = f"accepted, {remark}" if report.accepted else remark
     return (Path(report.checkpoint).name, *sizes, reference, f"{report.seconds:.1f}", remark)
 
 

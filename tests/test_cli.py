@@ -15,7 +15,16 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ckzd import cli, errors
-from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, CorruptArchive, MissingReference, NoSpace, StoreLocked
+from ckzd.errors import (
+    BadCheckpoint,
+    CkzdError,
+    ConfigError,
+    CorruptArchive,
+    MissingReference,
+    NoSpace,
+    NotAccepted,
+    StoreLocked,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class FakeReport:
     ratio: float = 51.2
     seconds: float = 3.25
     verified: bool = True
+    accepted: bool | None = None
     already: bool = False
     replaced: bool = False
     restored_bytes: int = 17_394_081
@@ -81,17 +91,21 @@ def test_compress_gives_the_fields_of_the_contract(operation, capsys):
     assert cli.run(["compress", "step_100.pt", "--json"]) == 0
 
     (line,) = json_lines(capsys.readouterr().out)
-    contract = "checkpoint archive reference preset original_bytes archive_bytes ratio seconds verified"
+    contract = "checkpoint archive reference preset original_bytes archive_bytes ratio seconds verified accepted"
     assert set(contract.split()) <= set(line)
 
 
 def test_compress_hands_its_options_on(operation):
     options = ["--preset", "lossless", "--store", "/s", "--stride", "2", "--replace", "--device", "cpu"]
-    assert cli.run(["compress", "a.pt", *options]) == 0
+    asking = ["--accept-command", "eval.py --strict", "--accept-seconds", "60"]
+    assert cli.run(["compress", "a.pt", *options, *asking]) == 0
 
     _, given = operation.calls[0]
     del given["on_stage"]
-    assert given == {"preset": "lossless", "store": Path("/s"), "stride": 2, "replace": True, "device": "cpu"}
+    asked = {"accept_command": "eval.py --strict", "accept_seconds": 60.0}
+    assert given == {
+        "preset": "lossless", "store": Path("/s"), "stride": 2, "replace": True, "device": "cpu", **asked,
+    }  # fmt: skip
 
 
 def test_compress_takes_the_checkpoints_of_a_run_in_order(operation, tmp_path):
@@ -113,6 +127,12 @@ def test_a_person_gets_a_table(operation, capsys):
     out = capsys.readouterr().out
     for part in ("step_100.pt", "17.4 MB", "340.0 kB", "51.2x", "original kept", "a base"):
         assert part in out
+
+
+def test_a_person_is_told_that_a_command_accepted(operation, capsys):
+    operation.answer = FakeReport(accepted=True)
+    assert cli.run(["compress", "a.pt", "--accept-command", "eval.py"]) == 0
+    assert "accepted, original kept" in " ".join(capsys.readouterr().out.split())
 
 
 def test_restore_hands_its_options_on(operation, capsys):
@@ -209,6 +229,7 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
     ("error", "code"),
     [
         (BadCheckpoint("a.pt", "truncated"), 1),
+        (NotAccepted("a.pt", "exit code 3"), 1),
         (ConfigError("preset", "unknown"), 2),
         (CorruptArchive("a.ckz", "entry lstm differs"), 4),
         (MissingReference("a.ckz", "needs 1234"), 5),

@@ -1,5 +1,6 @@
 """An archive counts only if the user's own command, a real one, takes what it restores to."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from serving import write_checkpoint
 
 import ckzd
-from ckzd import durable
+from ckzd import cli, durable
 from ckzd.errors import ConfigError, NoSpace, NotAccepted
 from ckzd.operations.pointer import pointer_for
 from ckzd.store import Store
@@ -143,3 +144,15 @@ def test_room_for_what_the_command_is_given_is_asked_for_first(tmp_path, monkeyp
     monkeypatch.setattr(durable, "free_bytes", lambda _: 3 * checkpoint.stat().st_size - 1)
     with pytest.raises(NoSpace):
         ckzd.compress(checkpoint, preset="lossless", accept_command="true")
+
+
+def test_the_command_line_tells_it(archived, tmp_path, capsys):
+    place = Path(shutil.copytree(archived, tmp_path / "copy"))
+    arguments = ["compress", str(place / "run"), "--json", "--accept-command"]
+    assert cli.run([*arguments, "test -s"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["accepted"], told["already"]) == (True, True)
+    assert cli.run([*arguments, shlex.join(REFUSING)]) == 1
+    told = json.loads(capsys.readouterr().err)
+    assert (told["error"], told["exit_code"]) == ("NotAccepted", 1)
+    assert "loss is 9.5" in told["problem"]
