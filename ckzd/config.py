@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from ckzd.errors import ConfigError
+from ckzd.operations.command import DEFAULT_SECONDS, command_words
 
 DECIDE_REPLACE = (
     "decide it once: `replace = true` puts a small pointer where an original stood, after its archive was read back and"
@@ -39,6 +40,12 @@ def _split_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _split_command(value: Any) -> Any:
+    """A text is split as a shell would; a list is words already."""
+    return command_words(value) if isinstance(value, str) else value
+
+
+Command = Annotated[tuple[str, ...], BeforeValidator(_split_command), AfterValidator(command_words)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -62,6 +69,8 @@ class WatchSettings(_Frozen):
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted
     scan_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # full scan at least so often, events or not
     max_lag: int = Field(default=50, ge=1)  # checkpoints of one run that may wait; the older ones are left raw
+    accept_command: Command | None = None  # None: an archive counts as soon as it is verified
+    accept_seconds: float = Field(default=DEFAULT_SECONDS, gt=0, allow_inf_nan=False)  # its time limit
 
     @property
     def name(self) -> str:

@@ -66,7 +66,7 @@ def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -
 def perform(job: Job, _device: str, on_stage: Callable[[str, float], None]) -> dict[str, Any]:
     """What a worker does, without a codec."""
     if job.kind == "compress":
-        for stage in ("read", "encode", "written", "verified"):
+        for stage in ("read", "encode", "written", "verified", *(("accept", "accepted") if job.accept_command else ())):
             on_stage(stage, 0.5)
         return archive_by_hand(job)
     store = Store.open(job.store)

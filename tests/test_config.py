@@ -72,6 +72,13 @@ def test_replace_must_be_decided_and_the_error_says_what_to_decide(write):
         (GOOD + 'on_rotate = "delete"', "watch[0].on_rotate", "'keep' or 'drop'"),
         (GOOD + "scan_seconds = 0", "watch[0].scan_seconds", "greater than 0"),
         (GOOD + "max_lag = 0", "watch[0].max_lag", "got 0"),
+        (GOOD + 'accept_command = "sh -c \'x"', "watch[0].accept_command", "no closing quotation"),
+        (GOOD + 'accept_command = ""', "watch[0].accept_command", "expected a command, got ''"),
+        (GOOD + "accept_command = []", "watch[0].accept_command", "expected a command, got ()"),
+        (GOOD + "accept_command = 3", "watch[0].accept_command", "expected a valid list, got 3"),
+        (GOOD + 'accept_command = ["x", 3]', "watch[0].accept_command[1]", "expected a valid string, got 3"),
+        (GOOD + "accept_seconds = 0", "watch[0].accept_seconds", "greater than 0"),
+        (GOOD + "accept_seconds = inf", "watch[0].accept_seconds", "finite"),
         ("[daemon]\nstate_dir = 1", "daemon.state_dir", "got 1"),
         ('[daemon]\nhost = ""', "daemon.host", "got ''"),
         ("[daemon]\nport = 99999", "daemon.port", "65535, got 99999"),
@@ -126,6 +133,14 @@ def test_environment_lies_over_the_file_and_flags_over_both(write, monkeypatch):
     (watch,) = settings.watch
     assert (watch.replace, watch.keep_raw, watch.stride) == (False, 7, 4)
     assert (settings.daemon.port, settings.daemon.devices, settings.daemon.nice) == (0, ("cuda:1", "cpu"), 19)
+
+
+def test_a_command_is_a_text_or_a_list_of_words(write, monkeypatch):
+    for given in ("""'eval.py "a b"'""", '["eval.py", "a b"]'):
+        assert load(write(f"{GOOD}accept_command = {given}")).watch[0].accept_command == ("eval.py", "a b")
+
+    monkeypatch.setenv("CKZD_WATCH__0__ACCEPT_COMMAND", "eval.py 'c d'")
+    assert load(write(GOOD)).watch[0].accept_command == ("eval.py", "c d")
 
 
 def test_the_environment_alone_is_enough(monkeypatch):

@@ -75,7 +75,11 @@ class Chooser:
             if row is None:
                 return None
             self._journal.taken_back(row.number, now)
-        return Job("compress", run.store, row.path, row.number, row.identity.size, run.watch.preset, run.watch.stride)
+        watch = run.watch
+        return Job(
+            "compress", run.store, row.path, row.number, row.identity.size, preset=watch.preset, stride=watch.stride,
+            accept_command=watch.accept_command, accept_seconds=watch.accept_seconds,
+        )  # fmt: skip
 
     def _has_turn(self, row: Row) -> bool:
         """A pass that does not wait tries everything once."""

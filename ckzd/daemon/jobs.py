@@ -24,6 +24,8 @@ class Job:
     nbytes: int = 0  # of the checkpoint: sets the time limit
     preset: str = "resume"
     stride: int = 1
+    accept_command: tuple[str, ...] | None = None
+    accept_seconds: float = 0.0
     archive: Path | None = None  # to replace by
     trash_seconds: float = 0.0
 

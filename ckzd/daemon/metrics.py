@@ -12,13 +12,13 @@ from prometheus_client.exposition import choose_encoder
 
 OUTCOMES: Final = ("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped")
 KINDS: Final = ("compress", "replace", "clean")
-STAGES: Final = ("start", "read", "encode", "verify", "publish", "replace", "clean", "other")
+STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "other")
 QUEUE_STATES: Final = ("seen", "settled", "encoding", "written", "failed", "skipped")
 RESTART_REASONS: Final = ("signal", "exit", "time limit", "not started")
 VERIFY_REASONS: Final = ("mismatch", "corrupt archive", "missing reference")
 FAILURES: Final = (
     *("BadCheckpoint", "SourceChanged", "VerificationFailed", "ConfigError", "CorruptArchive", "MissingReference"),
-    *("StoreLocked", "NoSpace", "unexpected", "signal", "exit", "time limit", "not started"),
+    *("NotAccepted", "StoreLocked", "NoSpace", "unexpected", "signal", "exit", "time limit", "not started"),
 )
 SECONDS_BUCKETS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 7200)
 PRESETS: Final = ("resume", "archive", "paper", "lossless")

@@ -21,6 +21,7 @@ from ckzd.errors import (
     CorruptArchive,
     MissingReference,
     NoSpace,
+    NotAccepted,
     StoreLocked,
     VerificationFailed,
 )
@@ -46,6 +47,7 @@ _VERIFY_REASONS = {
 
 _DURING = {  # after the operation said this, it does that
     "waiting for the worker": "start", "read": "read", "encode": "encode", "written": "verify", "verified": "publish",
+    "accept": "accept", "accepted": "publish",
 }  # fmt: skip
 
 
@@ -185,6 +187,10 @@ class Outcomes:
             self.journal.give_back(row.number, now)
         elif isinstance(error, StoreLocked):
             self.journal.give_back(row.number, now, not_before=now + LOCKED_SECONDS)
+        elif isinstance(error, NotAccepted):  # to ask the same of the same bytes again would be to haggle
+            self.failed.add(row.number)
+            self._quarantine(row, str(error))
+            self.rescan()
         else:
             self._count_failure(row, str(error))
             self.rescan()
@@ -233,7 +239,10 @@ class Outcomes:
             self.journal.failed(row.number, now, problem, not_before=now + BACKOFF_SECONDS[row.attempts])
             self.metrics.checkpoints.labels("failed").inc()
             return
-        self.journal.quarantined(row.number, now, problem)
+        self._quarantine(row, problem)
+
+    def _quarantine(self, row: Row, problem: str) -> None:
+        self.journal.quarantined(row.number, self.clock.time(), problem)
         self.metrics.checkpoints.labels("quarantined").inc()
         log.error(
             "checkpoint quarantined: left raw and not tried again until it is written anew (or touched)",

@@ -17,7 +17,14 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     """Do one job; the report as a dict."""
     if job.kind == "compress":
         report = compress(
-            job.checkpoint, store=job.store, preset=job.preset, stride=job.stride, device=device, on_stage=on_stage
+            job.checkpoint,
+            store=job.store,
+            preset=job.preset,
+            stride=job.stride,
+            device=device,
+            accept_command=job.accept_command,
+            accept_seconds=job.accept_seconds,
+            on_stage=on_stage,
         )
         return report.to_dict()
     store = Store.open(job.store)

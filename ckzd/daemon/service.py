@@ -35,6 +35,7 @@ from ckzd.daemon.watch import Watcher
 from ckzd.daemon.workers import LocalExecutor
 from ckzd.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, StoreLocked
 from ckzd.locks import flock
+from ckzd.operations.command import require_program
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ def serve(
     configure(as_json=log_as_json)
     if not settings.watch:
         raise ConfigError("watch", "expected at least one [[watch]], got none", hint="name a directory of checkpoints")
+    for watch in settings.watch:
+        if watch.accept_command is not None:
+            require_program(watch.accept_command)
     state_dir = settings.daemon.state_dir
     if filesystems.is_network(kind := filesystems.kind(state_dir)):
         problem = f"expected a local disk, got {kind}: {state_dir}"

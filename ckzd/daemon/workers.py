@@ -110,7 +110,8 @@ class LocalExecutor:
         return cancelled
 
     def _limit_seconds(self, job: Job) -> float:
-        return self._settings.job_seconds + job.nbytes / self._settings.job_bytes_per_second
+        ours = self._settings.job_seconds + job.nbytes / self._settings.job_bytes_per_second
+        return ours if job.accept_command is None else ours + job.accept_seconds
 
     def _start(self, slot: _Slot) -> None:
         taken = {worker.placement.environment.get("CUDA_VISIBLE_DEVICES", "") for worker in self._living()}

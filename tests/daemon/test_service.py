@@ -21,6 +21,7 @@ from ckzd.errors import (
     CorruptArchive,
     MissingReference,
     NoSpace,
+    NotAccepted,
     SourceChanged,
     StoreLocked,
     VerificationFailed,
@@ -496,6 +497,32 @@ def test_a_failed_job_is_tried_again_after_a_while(daemon, error):
     assert daemon.states() == {"step_1": "verified"}
 
 
+def test_what_the_accept_command_refuses_is_quarantined_at_once_and_stays(make_daemon):
+    daemon = make_daemon(accept_command=("eval.py", "--strict"), accept_seconds=60)
+    daemon.service.start()
+    daemon.executor.behave = lambda job: (
+        NotAccepted(job.checkpoint, "ended with exit code 3") if job.checkpoint.stem == "step_2" else None
+    )
+    daemon.write(1, 2, 3)
+    daemon.go(400)
+
+    job, *_ = daemon.executor.began
+    assert (job.accept_command, job.accept_seconds) == (("eval.py", "--strict"), 60)
+    assert daemon.executor.names("compress").count("step_2.safetensors") == 1
+    assert daemon.states() == {"step_1": "replaced", "step_2": "quarantined", "step_3": "verified"}
+    assert daemon.raw() == ["step_2", "step_3"]
+    assert "ended with exit code 3" in daemon.why("step_2")
+    assert daemon.metric("ckzd_jobs_failed_total", reason="NotAccepted") == 1
+    assert daemon.metric("ckzd_checkpoints_total", outcome="quarantined") == 1
+    assert daemon.metric("ckzd_stage_duration_seconds_count", stage="accept") == 2
+    assert daemon.status()["replacing_stopped"] is None
+
+    daemon.executor.behave = lambda job: None
+    os.utime(daemon.run / "step_2.safetensors", ns=(0, 10**18))  # `touch`: asked again
+    daemon.go()
+    assert daemon.row("step_2").archive is not None
+
+
 @pytest.mark.parametrize(("error", "reason"), [(VerificationFailed, "mismatch"), (CorruptArchive, "corrupt archive")])
 def test_an_untrue_archive_stops_all_replacing_until_a_person_acknowledges(daemon, error, reason):
     daemon.executor.behave = lambda job: (
@@ -781,6 +808,11 @@ def test_a_state_directory_on_a_file_server_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(filesystems, "kind", lambda _: "nfs4")
     with pytest.raises(ConfigError, match="expected a local disk, got nfs4"):
         serve(settings_for(tmp_path))
+
+
+def test_an_accept_command_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="got 'no-such-program'"):
+        serve(settings_for(tmp_path, accept_command="no-such-program --strict"))
 
 
 def test_sigterm_lets_the_running_job_finish_and_begins_no_other(daemon):

@@ -106,6 +106,12 @@ def test_a_job_is_done_by_a_polite_process_of_its_own(make_executor, job, monkey
     assert "" not in done.report["path"]
 
 
+def test_an_accept_command_has_its_own_time(make_executor, job):
+    executor = make_executor()
+    asking = replace(job("ok"), accept_command=("eval.py",), accept_seconds=600.0)
+    assert executor._limit_seconds(asking) == executor._limit_seconds(job("ok")) + 600.0
+
+
 def test_a_worker_is_used_again_and_told_stages(make_executor, job):
     executor = make_executor()
     events = []

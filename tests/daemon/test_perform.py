@@ -1,0 +1,21 @@
+"""What a worker does with a job, with the real operations."""
+
+import pytest
+from serving import write_checkpoint
+
+from ckzd.daemon.jobs import Job
+from ckzd.daemon.perform import perform
+from ckzd.errors import NotAccepted
+
+
+def test_the_accept_command_of_the_job_is_asked(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "run" / "step_1.safetensors")
+    stages = []
+    job = Job(
+        "compress", tmp_path / "store", checkpoint, preset="lossless",
+        accept_command=("sh", "-c", "echo too bad; exit 1"), accept_seconds=20.0,
+    )  # fmt: skip
+    with pytest.raises(NotAccepted, match="exit code 1, having said: too bad"):
+        perform(job, "cpu", lambda stage, _: stages.append(stage))
+    assert stages[-2:] == ["verified", "accept"]
+    assert list((tmp_path / "store" / "archives").rglob("*.ckz")) == []
