@@ -20,12 +20,12 @@ class Loss:
     """What one weight loses, Fisher-weighted and squared."""
 
     error: float
-    energy: float  # of its update
+    energy: float  # its own
     elements: int
 
     @property
     def relative(self) -> float:
-        """Error over update; 0 for a weight that did not move."""
+        """Error over weight; 0 for a weight that is 0."""
         return self.error / self.energy if self.energy else 0.0
 
     def halvings_for(self, limit: float, step: float) -> int:

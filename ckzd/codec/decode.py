@@ -8,16 +8,18 @@ KeyError, TypeError, IndexError or struct.error (`MALFORMED`): the caller knows 
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Self
 
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
-from ckzd.codec import quantize
+from ckzd.codec import quantize, wide
 from ckzd.codec.arrays import Plane
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, stored_array
 from ckzd.codec.exact import decode_exact
+from ckzd.codec.frames import Frame
 from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.layout import Layout, Triple, plane_shape
 from ckzd.codec.lstm import LstmModel, LstmWeights
@@ -27,16 +29,21 @@ from ckzd.codec.planes import decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import (
+    Kept,
     add_residual,
+    frame_kept,
     itemsize_of,
     levels_for_context,
     moment_guide,
     put_kept,
     reference_values,
     restore_first,
+    restore_framed,
+    restore_framed_moment,
     restore_momentum,
     restore_scalar,
     restore_second,
+    restore_whole,
     weight_guide,
 )
 from ckzd.codec.side import decode_lstm, decode_scales
@@ -46,6 +53,7 @@ MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 Entry = Callable[[str], bytes]
 
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
+_WITH_LEVELS = (Method.WHOLE, Method.SCALAR, Method.FRAMED, Method.KMEANS)
 
 
 class Decoder:
@@ -95,23 +103,35 @@ class Decoder:
         """Decode all tensors that dependents may refer to, with their context, in order."""
         for number in self.index.layout.kept:
             tensor = self.index.layout.tensors[number]
-            values, levels = self._kept(number, tensor, into)
-            put_kept(into, tensor, values, levels, self._scales.get(number))
+            put_kept(into, tensor, self._kept(number, tensor, into), self._scales.get(number))
 
-    def _kept(self, number: int, tensor: TensorSpec, done: ArrayFile) -> tuple[RawArray, Plane | None]:
-        code = self.index.codes[number]
-        if code.method not in (Method.SCALAR, Method.KMEANS):
-            return stored_array(self._exact(tensor, code, done), tensor.dtype, tensor.shape), None
-        before = reference_values(tensor, self._reference)
+    def _kept(self, number: int, tensor: TensorSpec, done: ArrayFile) -> Kept:
+        code, frame = self.index.codes[number], frame_kept(tensor, self._reference)
+        if code.method not in _WITH_LEVELS:
+            return Kept(stored_array(self._exact(tensor, code, done), tensor.dtype, tensor.shape), frame=frame)
+        if code.method is Method.WHOLE:
+            return self._whole(number, tensor)
+        before, guide = reference_values(tensor, self._reference), weight_guide(tensor, self._reference)
         if before is None:
             raise ValueError(f"tensor {tensor.path}: the reference does not have it")
-        guide, data = weight_guide(tensor, self._reference), self._bytes(code)
+        if code.method is Method.KMEANS:
+            kmeans = self._codebook_plane(self._bytes(code), tensor, WEIGHTS, guide)
+            values = add_residual(before, quantize.dequantize_kmeans(kmeans), tensor.dtype)
+            return Kept(values, kmeans.levels, frame)
+        scalar = self._scalar_plane(self._bytes(code), tensor, WEIGHTS, guide)
+        scales, step = self._scales[number], self.index.step_of(number)
         if code.method is Method.SCALAR:
-            levels = self._plane(data[CENTRES:], tensor, WEIGHTS, guide)
-            scalar, step = ScalarCode(levels, data[:CENTRES]), self.index.step_of(number)
-            return restore_scalar(before, scalar, self._scales[number], step, tensor.dtype), levels
-        kmeans = self._codebook_plane(data, tensor, WEIGHTS, guide)
-        return add_residual(before, quantize.dequantize_kmeans(kmeans), tensor.dtype), kmeans.levels
+            return Kept(restore_scalar(before, scalar, scales, step, tensor.dtype), scalar.levels, frame)
+        frame = frame if frame is not None else Frame.unknown(*plane_shape(tensor.shape))
+        values, learned = restore_framed(before, scalar, frame, scales, step=step, dtype=tensor.dtype)
+        return Kept(values, scalar.levels, learned)
+
+    def _whole(self, number: int, tensor: TensorSpec) -> Kept:
+        data = self._bytes(self.index.codes[number])
+        start = wide.packed_bytes(data, math.prod(tensor.shape))
+        high = self._plane(data[start:], tensor, WEIGHTS, weight_guide(tensor, self._reference))
+        levels = wide.joined(data[:start], high)
+        return Kept(restore_whole(levels, self._scales[number], self.index.step_of(number), tensor.dtype))
 
     def payload(self, number: int, kept: ArrayFile | Reconstruction) -> Bytes:
         """The bytes of any tensor, given this archive's decoded kept tensors."""
@@ -138,11 +158,18 @@ class Decoder:
         tensor, code = self.index.layout.tensors[triple.first], self.index.codes[triple.first]
         if code.method is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(self._first_kmeans(triple, kept)), tensor.dtype)
-        levels = self._plane(self._bytes(code), tensor, FIRST, self._moment_guide(triple, kept))
+        guide, scales, steps = self._moment_guide(triple, kept), self._scales[triple.weight], self.index.steps
+        if code.method is Method.FRAMED:
+            frame = frame_kept(self.index.layout.tensors[triple.weight], kept)
+            if frame is None:
+                raise ValueError(f"tensor {tensor.path}: its weight has no frame")
+            scalar = self._scalar_plane(self._bytes(code), tensor, FIRST, guide)
+            step = steps.framed_moment_step if triple.second is not None else steps.framed_momentum_step
+            return restore_framed_moment(scalar, frame, scales, step, tensor.dtype)
+        levels = self._plane(self._bytes(code), tensor, FIRST, guide)
         if triple.second is None:
-            return restore_momentum(levels, self._scales[triple.weight], self.index.momentum_step, tensor.dtype)
-        second = self._second(triple.second, triple, kept)
-        return restore_first(levels, second, self.index.moment_step, tensor.dtype)
+            return restore_momentum(levels, scales, steps.momentum_step, tensor.dtype)
+        return restore_first(levels, self._second(triple.second, triple, kept), steps.moment_step, tensor.dtype)
 
     def _first_kmeans(self, triple: Triple, kept: ArrayFile | Reconstruction) -> KmeansCode:
         data = self._bytes(self.index.codes[triple.first])
@@ -170,6 +197,9 @@ class Decoder:
 
     def _plane(self, data: bytes, tensor: TensorSpec, kind: int, guide: Guide) -> Plane:
         return decode_plane(data, plane_shape(tensor.shape), kind, guide, self._models)
+
+    def _scalar_plane(self, data: bytes, tensor: TensorSpec, kind: int, guide: Guide) -> ScalarCode:
+        return ScalarCode(self._plane(data[CENTRES:], tensor, kind, guide), data[:CENTRES])
 
     def _codebook_plane(self, data: bytes, tensor: TensorSpec, kind: int, guide: Guide) -> KmeansCode:
         codebook, start = Codebook.from_bytes(data)

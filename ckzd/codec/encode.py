@@ -13,7 +13,7 @@ Everything a decoder does (context, probabilities, reconstruction) is called fro
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
 from threadpoolctl import ThreadpoolController
@@ -138,9 +138,9 @@ class Encoder:
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(
-                layout, codes, surveyed.step, surveyed.moment_step, surveyed.momentum_step, transform.finer()
-            ).to_bytes(self._inputs.reference_blob("layout")),
+            "index": Index(layout, codes, surveyed.steps, transform.finer()).to_bytes(
+                self._inputs.reference_blob("layout")
+            ),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
             "scales": encode_scales(layout, surveyed.scales, self._inputs.reference),
             "lstm": encode_lstm(lstm, self._inputs.reference) if lstm else b"",
@@ -170,20 +170,19 @@ class Encoder:
 
 
 def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
-    """What the daemon can see of the loss: errors relative to the interval's update energy.
+    """What the daemon can see of the loss: errors relative to the weights, and to what they moved.
 
     With it what they may be at most, and how many weights were coded finer or exactly to keep them there.
     """
-    surveyed, error = transform.survey, sum(loss.error for loss in transform.typical_losses().values())
+    surveyed, error = transform.survey, sum(loss.error for loss in transform.losses.values())
     return {
         "max_weight_error": preset.budget.max_weight_error,
         "max_worst_tensor_error": preset.budget.max_worst_tensor_error,
         "weight_error": error / (surveyed.weight_energy or 1.0),
         "worst_tensor_error": max((loss.relative for loss in transform.losses.values()), default=0.0),
+        "update_error": error / (surveyed.update_energy or 1.0),
         "tightened_tensors": len(transform.finer()),
         "exact_tensors": sum(halvings == EXACT for halvings in transform.halvings.values()),
         "update_signal": surveyed.update_signal,
-        "step": surveyed.step,
-        "moment_step": surveyed.moment_step,
-        "momentum_step": surveyed.momentum_step,
+        **asdict(surveyed.steps),
     }

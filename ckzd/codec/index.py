@@ -7,7 +7,7 @@ against the reference's, and `codes`. FORMAT.md gives every field.
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
 from ckzd.codec import zstd
@@ -30,6 +30,8 @@ class Method(StrEnum):
     EXACT = "exact"  # on its own, exactly
     DELTA = "delta"  # against the reference, exactly
     SCALAR = "scalar"  # weight: reference + Fisher-weighted scalar residual
+    FRAMED = "framed"  # weight: reference + residual in its frame; first moment or momentum: in its weight's frame
+    WHOLE = "whole"  # weight without a reference: levels of its own
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
     SCALED = "scaled"  # first moment or momentum: levels times the square root of the restored second, or of the fill
@@ -37,7 +39,8 @@ class Method(StrEnum):
 
 _WITHOUT_STREAM = (Method.SAME, Method.FILL)
 _WEIGHTS = (Method.EXACT, Method.DELTA, Method.SAME, Method.COPY)
-_TRIPLED_WEIGHTS = (*_WEIGHTS, Method.SCALAR, Method.KMEANS)
+_TRIPLED_WEIGHTS = (*_WEIGHTS, Method.SCALAR, Method.FRAMED, Method.WHOLE, Method.KMEANS)
+_FIRST_MOMENTS = (Method.SCALED, Method.FRAMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +53,38 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """Everything but the streams themselves.
+class Steps:
+    """What one level is worth, by what is coded; 0 where nothing is."""
 
-    The steps are of weights, of first moments and of lone momenta; that of a weight in `halvings` is so often halved.
-    """
+    step: float = 0.0  # weights' residuals, Fisher-weighted
+    whole_step: float = 0.0  # weights without a reference, likewise
+    moment_step: float = 0.0  # exp_avg / sqrt(exp_avg_sq)
+    momentum_step: float = 0.0  # the same of a momentum without a second moment
+    framed_moment_step: float = 0.0  # exp_avg in its weight's frame
+    framed_momentum_step: float = 0.0
+
+
+STEPS = tuple(f.name for f in fields(Steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Everything but the streams themselves. The step of a weight in `halvings` is so often halved."""
 
     layout: Layout
     codes: tuple[Code, ...]
-    step: float
-    moment_step: float
-    momentum_step: float
+    steps: Steps
     halvings: Mapping[int, int] = field(default_factory=dict)
 
     def step_of(self, number: int) -> float:
         """The step of one weight's levels."""
-        return self.step * 2.0 ** -self.halvings.get(number, 0)
+        whole = self.codes[number].method is Method.WHOLE
+        return (self.steps.whole_step if whole else self.steps.step) * 2.0 ** -self.halvings.get(number, 0)
 
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
         codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
-        document = {
-            "codes": codes,
-            "step": self.step,
-            "moment_step": self.moment_step,
-            "momentum_step": self.momentum_step,
-            "halvings": list(self.halvings.items()),
-        }
+        document = {"codes": codes, **asdict(self.steps), "halvings": list(self.halvings.items())}
         blocks = (
             zstd.compress_against(self.layout.to_json(), reference_layout),
             zstd.compress(json.dumps(document, separators=(",", ":")).encode()),
@@ -96,9 +104,8 @@ class Index:
         document = read_json(zstd.decompress(block, MAX_INDEX_BYTES))
         codes = tuple(_code(*entry) for entry in document["codes"])
         _check_codes(codes, layout)
-        momentum_step = _step(document.get("momentum_step", 0))  # format 1 knows no lone momentum
-        halvings = _halvings(document.get("halvings", []), codes)
-        return Index(layout, codes, _step(document["step"]), _step(document["moment_step"]), momentum_step, halvings)
+        steps = Steps(**{name: _step(document.get(name, 0)) for name in STEPS})  # format 1 knows two of them
+        return Index(layout, codes, steps, _halvings(document.get("halvings", []), codes))
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -127,12 +134,12 @@ def _step(value: object) -> float:
 
 
 def _halvings(pairs: list[list[int]], codes: tuple[Code, ...]) -> dict[int, int]:
-    """Ascending [number of a scalar weight, count] -> count by number."""
+    """Ascending [number of a weight with a step, count] -> count by number."""
     before = -1
     for number, count in pairs:
         if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_HALVINGS):
             raise ValueError(f"expected halvings of 1 to {MAX_HALVINGS}, ascending by tensor, got {pairs!r:.60}")
-        if codes[number].method is not Method.SCALAR:
+        if codes[number].method not in (Method.SCALAR, Method.FRAMED, Method.WHOLE):
             raise ValueError(f"a halved step of tensor {number}, which has none")
         before = number
     return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told
@@ -146,10 +153,10 @@ def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
     kept = set(layout.kept)
     for triple in layout.triples:
         possible[triple.weight] = _TRIPLED_WEIGHTS
-        possible[triple.first] = (Method.SCALED,)
+        possible[triple.first] = _FIRST_MOMENTS
         if triple.second is not None:
             kmeans = codes[triple.first].method is Method.KMEANS
-            possible[triple.first] = (Method.KMEANS,) if kmeans else (Method.SCALED,)
+            possible[triple.first] = (Method.KMEANS,) if kmeans else _FIRST_MOMENTS
             possible[triple.second] = (Method.KMEANS,) if kmeans else (Method.FILL,)
     for number, (code, tensor) in enumerate(zip(codes, layout.tensors, strict=True)):
         if code.method not in possible.get(number, (Method.EXACT,)):

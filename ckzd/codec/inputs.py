@@ -11,7 +11,7 @@ from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import is_finite, stored_array, to_float64
 from ckzd.codec.layout import plane_shape
 from ckzd.codec.reconstruction import Reconstruction
-from ckzd.codec.restoring import finite_or_zero, reference_values
+from ckzd.codec.restoring import finite_reference, reference_values
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Inputs:
     def matrix(self, number: int) -> Float64:
         """Its values, (R, C)."""
         tensor = self.tensor(number)
-        return to_float64(self.stored(number), tensor.dtype).reshape(plane_shape(tensor.shape))
+        return to_float64(self.stored(number), tensor.dtype).reshape(self._shape(number))
 
     def is_finite(self, number: int) -> bool:
         """Whether it holds neither an infinity nor a NaN."""
@@ -57,13 +57,19 @@ class Inputs:
         """The reference's values of it, if it has them in the same dtype and shape."""
         return reference_values(self.tensor(number), self.reference)
 
+    def finite_before(self, number: int) -> RawArray | None:
+        """The same, if all of it is finite: no residual can be taken against what is not."""
+        return finite_reference(self.tensor(number), self.reference)
+
     def residual(self, number: int) -> Float64 | None:
-        """Its values less the reference's, (R, C); None where there are none."""
-        before = self.before(number)
+        """Its values less the reference's, (R, C); None where there are none to be taken."""
+        before = self.finite_before(number)
         if before is None:
             return None
-        values = finite_or_zero(before, self.tensor(number).dtype)
-        return self.matrix(number) - values.reshape(plane_shape(self.tensor(number).shape))
+        return self.matrix(number) - to_float64(before, self.tensor(number).dtype).reshape(self._shape(number))
+
+    def _shape(self, number: int) -> tuple[int, int]:
+        return plane_shape(self.tensor(number).shape)
 
     def reference_blob(self, field: str) -> bytes:
         """What the reference holds under a field alone; empty without a reference."""

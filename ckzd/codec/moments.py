@@ -24,7 +24,9 @@ ZERO = np.int16(-32768)
 MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
 _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
+_MIDDLES = (_MANTISSAS + np.append(_MANTISSAS[1:], 2.0)) / 2
 MAX_LEVEL = 32767
+_DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
 _PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
 _SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have at least, if it has any
 
@@ -51,6 +53,14 @@ def code_of(means: Float64) -> Scale:
     logs = np.log2(np.where(positive, means, 1.0))
     codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -MAX_CODE, MAX_CODE).astype(np.int16)
     return np.where(positive, codes, ZERO)
+
+
+def nearest_code(values: Float64) -> Scale:
+    """Nearest eighth of an octave of positive values, exactly the same on every machine: nothing but comparisons."""
+    mantissas, exponents = np.frexp(values)
+    octaves = _STEPS_AN_OCTAVE * (exponents - 1)
+    codes: Scale = (octaves + np.searchsorted(_MIDDLES, 2 * mantissas, side="right")).astype(np.int16)
+    return codes
 
 
 def value_of(codes: Scale) -> Float64:
@@ -96,12 +106,12 @@ def fill(scales: Scales, dtype: str) -> RawArray:
     return from_float64(np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0), dtype)
 
 
-def quantize_first(first: Float64, second: Float64, step: float, dead_zone: float) -> Plane:
+def quantize_first(first: Float64, second: Float64, step: float) -> Plane:
     """exp_avg / sqrt(restored exp_avg_sq) in units of `step`, with a dead zone; 0 where the second moment is 0."""
     unit = np.sqrt(second) * step
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(unit > 0, first / unit, 0.0)
-    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - dead_zone)), MAX_LEVEL)
+    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - _DEAD_ZONE)), MAX_LEVEL)
     return np.copysign(magnitude, relative).astype(np.int16)
 
 

@@ -12,7 +12,7 @@ class Scheme(StrEnum):
     """How the residual of a weight tensor becomes symbols."""
 
     EXACT = "exact"
-    SCALAR = "scalar"
+    UNIFORM = "uniform"  # one step for all, in frames
     KMEANS = "kmeans"
 
 
@@ -20,11 +20,11 @@ class Scheme(StrEnum):
 class Budget:
     """How much the weights of one archive may lose, as the encoder sees it; it spends bits until that holds.
 
-    Errors and updates are Fisher-weighted and squared; an update is the difference to the reference's reconstruction.
+    Errors and weights are Fisher-weighted and squared.
     """
 
-    max_weight_error: float  # error of all lossy weights over the energy of all typical updates
-    max_worst_tensor_error: float  # error of any one weight over the energy of its own update
+    max_weight_error: float  # error of all lossy weights over the energy of all of them
+    max_worst_tensor_error: float  # error of any one weight over its own energy
 
 
 NO_LOSS = Budget(0.0, 0.0)
@@ -32,16 +32,18 @@ NO_LOSS = Budget(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One named quality."""
+    """One named quality. Steps are of the uniform scheme's quantizer, relative to what follows."""
 
     name: str
     scheme: Scheme
     promise: str
     budget: Budget
-    step_fraction: float = 0.0  # scalar: quantizer step over the rms of all Fisher-weighted residuals
-    dead_zone: float = 0.6  # scalar: magnitudes below this many steps become 0
-    moment_step: float = 2.0  # scalar: step of exp_avg / sqrt(exp_avg_sq) over its rms, where it is coded
-    momentum_step: float = 1.0  # of a momentum without a second moment, over its rms: always coded
+    weight_step: float = 0.0  # to the typical Fisher-weighted weight: what moves a network's output
+    update_step: float = 0.0  # at most, to the rms of all Fisher-weighted residuals: what was learned since
+    whole_step: float = 0.0  # to the typical weight, where there is no reference
+    dead_zone: float = 0.5  # magnitudes below this many steps become 0
+    moment_step: float = 2.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in frames likewise
+    momentum_step: float = 1.0  # to the rms of a momentum without a second moment: always coded
     lstm_steps: int = 60  # at most, when the reference has an LSTM to start from
     lstm_cold_steps: int = 150
 
@@ -55,12 +57,13 @@ EXCP_CENTRES = 15
 PRESETS = {
     preset.name: preset
     for preset in (
-        # the ruler's steps 200 to 1600 gave at most 0.083 and 0.62
-        Preset("resume", Scheme.SCALAR, "resumes as the original does", Budget(0.125, 0.75), step_fraction=0.95),
-        # at most 0.200 and 0.91
         Preset(
-            "archive", Scheme.SCALAR, "for looking back: about 1 % of loss at a resume", Budget(0.3, 0.95),
-            step_fraction=1.5,
+            "resume", Scheme.UNIFORM, "resumes as the original does", Budget(0.01, 0.1),
+            weight_step=0.09, update_step=2.0, whole_step=0.05,
+        ),
+        Preset(
+            "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume", Budget(0.03, 0.3),
+            weight_step=0.18, update_step=3.0, whole_step=0.09,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(

@@ -5,13 +5,16 @@ The encoder calls them to know what a restore will yield; the decoder calls them
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import ContextLevels, Float64, Plane
 from ckzd.codec.context import Guide
-from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, to_float64
+from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, to_float64
+from ckzd.codec.frames import Basis, Frame
 from ckzd.codec.layout import layer_before, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.quantize import KmeansCode, ScalarCode
@@ -60,6 +63,12 @@ def reference_values(tensor: TensorSpec, reference: Reconstruction | None) -> Ra
     return found
 
 
+def finite_reference(tensor: TensorSpec, reference: Reconstruction | None) -> RawArray | None:
+    """The same unless one of them is an infinity or a NaN: no residual can be taken against that."""
+    found = reference_values(tensor, reference)
+    return found if found is not None and is_finite(found, tensor.dtype) else None
+
+
 def finite_or_zero(stored: RawArray, dtype: str) -> Float64:
     """Values to take a delta against: one that is not finite counts as 0, so that it does not spread."""
     values = to_float64(stored, dtype)
@@ -75,6 +84,26 @@ def restore_scalar(before: RawArray, code: ScalarCode, scales: Scales, step: flo
     """A weight from its Fisher-weighted scalar residual."""
     weighted = quantize.dequantize_scalar(code, step)
     return add_residual(before, quantize.weigher_of(scales).unweigh(weighted), dtype)
+
+
+def restore_whole(levels: Plane, scales: Scales, step: float, dtype: str) -> RawArray:
+    """A weight (R, C) from levels of its own: there was no reference."""
+    return from_float64(quantize.weigher_of(scales).unweigh(levels.astype(np.float64) * step), dtype)
+
+
+def restore_framed(
+    before: RawArray, code: ScalarCode, frame: Frame, scales: Scales, *, step: float, dtype: str
+) -> tuple[RawArray, Frame]:
+    """A weight from its residual's coefficients, and the frame that has learned from them."""
+    fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
+    residual = quantize.weigher_of(scales).unweigh(frame.residual(fixed) * step)
+    return add_residual(before, residual, dtype), frame.learned(fixed)
+
+
+def restore_framed_moment(code: ScalarCode, frame: Frame, scales: Scales, step: float, dtype: str) -> RawArray:
+    """A first moment or lone momentum (R, C) from coefficients in its weight's frame."""
+    fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
+    return from_float64(quantize.weigher_of(scales).weigh(frame.residual(fixed) * step), dtype)
 
 
 def restore_second(code: KmeansCode | None, scales: Scales, dtype: str) -> RawArray:
@@ -96,19 +125,54 @@ def restore_momentum(levels: Plane, scales: Scales, step: float, dtype: str) -> 
     return from_float64(moments.restore_first(levels, moments.product_of(scales), step), dtype)
 
 
+# Frames
+
+MIN_SIDE = 16  # of a matrix that has a frame: directions of fewer numbers say little
+
+
+def has_frame(tensor: TensorSpec) -> bool:
+    """Whether both sides are long enough for directions to be learned."""
+    return min(plane_shape(tensor.shape)) >= MIN_SIDE
+
+
+def frame_kept(tensor: TensorSpec, kept: Reconstruction | ArrayFile | None) -> Frame | None:
+    """The frame that a reconstruction has of a tensor of this shape, if it has one."""
+    if kept is None:
+        return None
+    found = [kept.get(tensor.path, name) for name in ("left", "left_energy", "right", "right_energy")]
+    left, left_energy, right, right_energy = found
+    if left is None or left_energy is None or right is None or right_energy is None:
+        return None
+    if (left_energy.size, right_energy.size) != plane_shape(tensor.shape):
+        return None
+    return Frame(Basis.checked(left, left_energy), Basis.checked(right, right_energy))
+
+
 # Reconstructions
 
 
-def put_kept(
-    into: ArrayFile, tensor: TensorSpec, values: RawArray, levels: Plane | None, scales: Scales | None
-) -> None:
-    """Store what dependents need of one tensor, in the canonical order of fields."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What dependents need of one tensor: its values in their stored dtype, and of a weight with levels the rest."""
+
+    values: RawArray
+    levels: Plane | None = None
+    frame: Frame | None = None
+
+
+def put_kept(into: ArrayFile, tensor: TensorSpec, kept: Kept, scales: Scales | None) -> None:
+    """Store it in the canonical order of fields."""
+    values, levels = kept.values, kept.levels
     into.put(tensor.path, "weights", values.reshape(tensor.shape))
     if levels is not None:
         into.put(tensor.path, "levels", levels_for_context(levels))
     if scales is not None:
         into.put(tensor.path, "rows", scales.rows)
         into.put(tensor.path, "columns", scales.columns)
+    if kept.frame is not None:
+        for side, basis in (("left", kept.frame.left), ("right", kept.frame.right)):
+            into.put(tensor.path, side, basis.vectors)
+            into.put(tensor.path, f"{side}_energy", basis.codes)
 
 
 def seal(writer: ReconstructionWriter, lstm: bytes, skeleton: bytes, layout: bytes) -> str:

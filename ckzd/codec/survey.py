@@ -1,21 +1,23 @@
 """What is read before anything is coded: damage, repeated bytes, which tensors may lose precision, and their steps."""
 
 import hashlib
+import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import Float64
-from ckzd.codec.dtypes import is_finite
+from ckzd.codec.index import Steps
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import pair
 from ckzd.codec.presets import Preset, Scheme
+from ckzd.codec.restoring import has_frame
 from ckzd.errors import BadCheckpoint
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
@@ -33,16 +35,16 @@ class Survey:
     same: frozenset[int]  # tensors whose bytes the reference has
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
     scales: dict[int, Scales]  # of each lossy weight, by its number
-    typical: frozenset[int]  # lossy weights that were trained on, not replaced
-    weight_energy: float  # their weighted residuals, squared and summed
+    weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
+    update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
-    step: float  # of weights' levels; 0: nothing to quantize
-    moment_step: float  # of first moments' levels; 0: they restore as 0
-    momentum_step: float  # of lone momenta's levels
+    steps: Steps
 
 
 @dataclass(slots=True)
 class _Energy:
+    """A sum of squares."""
+
     total: float = 0.0
     elements: int = 0
 
@@ -51,8 +53,21 @@ class _Energy:
         self.elements += values.size
 
     @property
-    def mean(self) -> float:
-        return self.total / self.elements if self.elements else 0.0
+    def rms(self) -> float:
+        return (self.total / self.elements) ** 0.5 if self.elements else 0.0
+
+
+@dataclass(slots=True)
+class _Energies:
+    """What steps are relative to."""
+
+    weights: _Energy = field(default_factory=_Energy)  # all lossy weights
+    matrices: list[_Energy] = field(default_factory=list)  # of each that may have a frame
+    residuals: list[_Energy] = field(default_factory=list)  # of each that has one
+    updates: _Energy = field(default_factory=_Energy)  # exp_avg / sqrt(exp_avg_sq)
+    momenta: _Energy = field(default_factory=_Energy)  # the same of lone momenta
+    framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as it is seen in frames
+    framed_momenta: _Energy = field(default_factory=_Energy)
 
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
@@ -61,45 +76,74 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     copies, same = _repeats(inputs)
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     lossy = tuple(t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t))
-    scales: dict[int, Scales] = {}
-    updates, momenta = _Energy(), _Energy()
-    residuals: dict[int, _Energy] = {}
+    scales, energies = {}, _Energies()
     for triple in lossy:
-        first = inputs.matrix(triple.first)
-        second = None if triple.second is None else inputs.matrix(triple.second)
-        scales[triple.weight] = (
-            moments.scales_of_momentum(first) if second is None else moments.scales_of(second, first)
-        )
-        if second is None:
-            second, energy = moments.product_of(scales[triple.weight]), momenta
-        else:
-            energy = updates
-        energy.add(first[second > 0] / np.sqrt(second[second > 0]))
-        residual = inputs.residual(triple.weight) if is_lossy_weight(inputs, triple.weight, same) else None
-        if residual is not None:
-            residuals[triple.weight] = _Energy()
-            residuals[triple.weight].add(quantize.weigher_of(scales[triple.weight]).weigh(residual))
-    typical = _typical(residuals)
-    weights = _Energy(sum(e.total for e in typical.values()), sum(e.elements for e in typical.values()))
+        scales[triple.weight] = _measure(inputs, triple, energies)
+    typical = _typical(energies.residuals)
     return Survey(
         copies=copies,
         same=same,
         lossy=lossy,
         scales=scales,
-        typical=frozenset(typical),
-        weight_energy=weights.total,
-        update_signal=updates.mean,
-        step=float(np.float32(preset.step_fraction * weights.mean**0.5)),
-        moment_step=_moment_step(inputs, lossy, preset, updates.mean),
-        momentum_step=preset.momentum_step * momenta.mean**0.5,
+        weight_energy=energies.weights.total,
+        update_energy=typical.total,
+        update_signal=energies.updates.rms**2,
+        steps=_steps(inputs, lossy, preset, energies),
     )
 
 
-def _typical(residuals: Mapping[int, _Energy]) -> dict[int, _Energy]:
-    """Without those of tensors that were replaced rather than trained on."""
-    means = sorted(energy.mean for energy in residuals.values() if energy.total)
+def _measure(inputs: Inputs, triple: Triple, energies: _Energies) -> Scales:
+    """Add one weight and its moments; its scales."""
+    first = inputs.matrix(triple.first)
+    if triple.second is None:
+        scales = moments.scales_of_momentum(first)
+        second, plain, framed = moments.product_of(scales), energies.momenta, energies.framed_momenta
+    else:
+        second = inputs.matrix(triple.second)
+        scales, plain, framed = moments.scales_of(second, first), energies.updates, energies.framed_updates
+    plain.add(first[second > 0] / np.sqrt(second[second > 0]))
+    weigher = quantize.weigher_of(scales)
+    framed.add(weigher.unweigh(first))
+    weighted = weigher.weigh(inputs.matrix(triple.weight))
+    energies.weights.add(weighted)
+    if has_frame(inputs.tensor(triple.weight)):
+        energies.matrices.append(_Energy())
+        energies.matrices[-1].add(weighted)
+    residual = inputs.residual(triple.weight)
+    if residual is not None:
+        energies.residuals.append(_Energy())
+        energies.residuals[-1].add(weigher.weigh(residual))
+    return scales
+
+
+def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _Energies) -> Steps:
+    if preset.scheme is not Scheme.UNIFORM:
+        return Steps()
+    weight, update = _typical_rms(energies.matrices or [energies.weights]), _typical(energies.residuals).rms
+    needed = _first_moments_needed(inputs, lossy, energies.updates.rms**2)
+    return Steps(
+        step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
+        whole_step=float(np.float32(preset.whole_step * weight)),
+        moment_step=preset.moment_step * energies.updates.rms * needed,
+        momentum_step=preset.momentum_step * energies.momenta.rms,
+        framed_moment_step=preset.moment_step * energies.framed_updates.rms * needed,
+        framed_momentum_step=preset.momentum_step * energies.framed_momenta.rms,
+    )
+
+
+def _typical_rms(weights: Sequence[_Energy]) -> float:
+    """Rms of the typical weight: a geometric mean, so that one tensor of another scale does not set everybody's."""
+    used = [energy for energy in weights if energy.total]
+    elements = sum(energy.elements for energy in used)
+    return math.exp(sum(energy.elements / elements * math.log(energy.rms) for energy in used)) if used else 0.0
+
+
+def _typical(residuals: Sequence[_Energy]) -> _Energy:
+    """All of them together, without those of tensors that were replaced rather than trained on."""
+    means = sorted(energy.rms**2 for energy in residuals if energy.total)
     limit = _REPLACED * means[(len(means) - 1) // 2] if means else 0.0
-    return {number: energy for number, energy in residuals.items() if energy.mean <= limit}
+    typical = [energy for energy in residuals if 0 < energy.rms**2 <= limit]
+    return _Energy(sum(energy.total for energy in typical), sum(energy.elements for energy in typical))
 
 
 def check_damage(checkpoint: Checkpoint) -> None:
@@ -143,23 +187,14 @@ def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
     return bool(second.any()) and not bool((second < 0).any())
 
 
-def is_lossy_weight(inputs: Inputs, number: int, same: frozenset[int]) -> bool:
-    """Whether there is a residual to quantize: one against a broken reference would set everybody's step."""
-    before = inputs.before(number)
-    return before is not None and number not in same and is_finite(before, inputs.tensor(number).dtype)
-
-
-def _moment_step(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, signal: float) -> float:
-    """The preset's step where first moments are worth their bits, else 0: they restore as 0."""
-    if preset.scheme is not Scheme.SCALAR:
-        return 0.0
+def _first_moments_needed(inputs: Inputs, lossy: Sequence[Triple], signal: float) -> bool:
+    """Whether first moments are worth their bits; else they restore as 0."""
     beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
     step = inputs.checkpoint.step or _NEVER_YOUNG
     filled = 1 - beta2**step  # exp_avg_sq starts at 0 and is still filling up
     noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
     young = step * (1 - beta1) < _YOUNG_MEMORIES
-    needed = young or beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
-    return preset.moment_step * signal**0.5 if needed else 0.0
+    return young or beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
 
 
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:

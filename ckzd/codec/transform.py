@@ -5,37 +5,45 @@ Each weight is held to the preset's budget as it is quantized; all together they
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec import kmeans, moments, quantize
+from ckzd.codec import kmeans, moments, quantize, wide
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, too_much
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, to_float64
+from ckzd.codec.frames import Frame
 from ckzd.codec.index import Method
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple
 from ckzd.codec.moments import MAX_LEVEL
 from ckzd.codec.presets import Preset, Scheme
-from ckzd.codec.quantize import Codebook, KmeansCode
+from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile
 from ckzd.codec.restoring import (
+    Kept,
     add_residual,
+    frame_kept,
+    has_frame,
     levels_for_context,
     moment_guide,
     put_kept,
     restore_first,
+    restore_framed,
+    restore_framed_moment,
     restore_momentum,
     restore_scalar,
     restore_second,
+    restore_whole,
     weight_guide,
 )
-from ckzd.codec.survey import Survey, is_lossy_weight
+from ckzd.codec.survey import Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,93 +98,153 @@ class Transform:
             self.methods[number] = Method.SAME
         else:
             self.methods[number] = Method.EXACT if self.inputs.before(number) is None else Method.DELTA
-        put_kept(self.kept, tensor, values, None, self.survey.scales.get(number))
+        kept = Kept(values, frame=frame_kept(tensor, self.inputs.reference))
+        put_kept(self.kept, tensor, kept, self.survey.scales.get(number))
 
     def _lossy_weight(self, triple: Triple) -> bool:
-        """Quantize a weight's residual within the budget; False if it must be coded exactly."""
+        """Quantize a weight within the budget; False if it must be coded exactly."""
         number = triple.weight
-        before, residual = self.inputs.before(number), self.inputs.residual(number)
-        if before is None or residual is None or not is_lossy_weight(self.inputs, number, self.survey.same):
-            return False
-        quantized = self._within_budget(triple, before, residual)
+        quantizer = self._quantizer(triple)
+        quantized = self._within_budget(triple, quantizer) if quantizer is not None else None
         if quantized is None:
             return False
-        tensor, scales = self.inputs.tensor(number), self.survey.scales[number]
         self.methods[number], self.prefixes[number] = quantized.method, quantized.prefix
+        tensor, kept = self.inputs.tensor(number), quantized.kept
         self.scratch.put(tensor.path, "levels", quantized.levels)
-        put_kept(self.kept, tensor, quantized.values, quantized.levels, scales)
+        put_kept(self.kept, tensor, kept, self.survey.scales[number])
         return True
 
-    def _within_budget(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized | None":
+    def _quantizer(self, triple: Triple) -> "_Quantizer | None":
+        """How this weight loses precision, if it may."""
+        number = triple.weight
+        before, residual = self.inputs.finite_before(number), self.inputs.residual(number)
+        kmeans_only = self.preset.scheme is Scheme.KMEANS
+        if number in self.survey.same or (before is None and (kmeans_only or self.inputs.before(number) is not None)):
+            return None
+        if before is None or residual is None:
+            return partial(self._whole, triple)
+        if kmeans_only:
+            return partial(self._codebook, triple, before, residual)
+        if not has_frame(self.inputs.tensor(number)):
+            return partial(self._scalar, triple, before, residual)
+        tensor, scales = self.inputs.tensor(number), self.survey.scales[number]
+        frame = frame_kept(tensor, self.inputs.reference) or Frame.unknown(*residual.shape)
+        coefficients = frame.coefficients(quantize.weigher_of(scales).weigh(residual)) * frame.gains
+        return partial(self._framed, triple, before, frame, coefficients)
+
+    def _within_budget(self, triple: Triple, quantizer: "_Quantizer") -> "_Quantized | None":
         """With a step as fine as the budget for one weight asks; None if none is."""
         number, limit = triple.weight, self.preset.budget.max_worst_tensor_error
         while self.halvings.get(number, 0) < EXACT:
-            kmeans = self.preset.scheme is Scheme.KMEANS
-            quantized = (self._codebook if kmeans else self._scalar)(triple, before, residual)
+            quantized = quantizer()
             if quantized is None:
                 return None
-            loss = self._loss(number, quantized.values, residual)
+            loss = self._loss(number, quantized.kept.values)
             if loss.relative <= limit:
                 self.losses[number] = loss
                 return quantized
-            more = EXACT if kmeans else loss.halvings_for(limit, self._step(number))
+            kmeans = quantized.method is Method.KMEANS
+            more = EXACT if kmeans else loss.halvings_for(limit, self._step(number, quantized.method))
             self.halvings[number] = min(EXACT, self.halvings.get(number, 0) + more)
         return None
 
-    def _step(self, number: int) -> float:
+    def _step(self, number: int, method: Method) -> float:
         """Of one weight's levels."""
-        return self.survey.step * 2.0 ** -self.halvings.get(number, 0)
+        steps = self.survey.steps
+        return (steps.whole_step if method is Method.WHOLE else steps.step) * 2.0 ** -self.halvings.get(number, 0)
+
+    def _whole(self, triple: Triple) -> "_Quantized | None":
+        scales, step = self.survey.scales[triple.weight], self._step(triple.weight, Method.WHOLE)
+        if not step:
+            return None
+        exactly = np.rint(quantize.weigher_of(scales).weigh(self.inputs.matrix(triple.weight)) / step)
+        if np.abs(exactly).max() >= MAX_LEVEL:
+            return None
+        levels = exactly.astype(np.int16)
+        low, high = wide.split(levels)
+        values = restore_whole(levels, scales, step, self.inputs.tensor(triple.weight).dtype)
+        return _Quantized(Method.WHOLE, high, low, Kept(values))
 
     def _scalar(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized | None":
-        scales, step = self.survey.scales[triple.weight], self._step(triple.weight)
+        scales, step = self.survey.scales[triple.weight], self._step(triple.weight, Method.SCALAR)
         if not step:
             return None
         weighted = quantize.weigher_of(scales).weigh(residual)
         code = quantize.quantize_scalar(weighted, step, self.preset.dead_zone)
         if np.abs(code.levels).max() >= MAX_LEVEL:  # it jumped further than levels reach
             return None
-        values = restore_scalar(before, code, scales, step, self.inputs.tensor(triple.weight).dtype)
-        return _Quantized(Method.SCALAR, code.levels, code.centres, values)
+        tensor = self.inputs.tensor(triple.weight)
+        values = restore_scalar(before, code, scales, step, tensor.dtype)
+        kept = Kept(values, code.levels, frame_kept(tensor, self.inputs.reference))
+        return _Quantized(Method.SCALAR, code.levels, code.centres, kept)
+
+    def _framed(self, triple: Triple, before: RawArray, frame: Frame, coefficients: Float64) -> "_Quantized | None":
+        scales, step = self.survey.scales[triple.weight], self._step(triple.weight, Method.FRAMED)
+        if not step:
+            return None
+        code = quantize.quantize_scalar(coefficients, step, self.preset.dead_zone)
+        if not frame.reaches(code.levels):
+            return None
+        dtype = self.inputs.tensor(triple.weight).dtype
+        values, learned = restore_framed(before, code, frame, scales, step=step, dtype=dtype)
+        return _Quantized(Method.FRAMED, code.levels, code.centres, Kept(values, code.levels, learned))
 
     def _codebook(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized":
-        scales = self.survey.scales[triple.weight]
+        scales, tensor = self.survey.scales[triple.weight], self.inputs.tensor(triple.weight)
         second = moments.product_of(scales) if triple.second is None else self.inputs.matrix(triple.second)
         code = kmeans.quantize_kmeans(residual, kmeans.kept_weights(residual, second))
-        values = add_residual(before, quantize.dequantize_kmeans(code), self.inputs.tensor(triple.weight).dtype)
-        return _Quantized(Method.KMEANS, code.levels, code.codebook.to_bytes(), values)
-
-    def typical_losses(self) -> dict[int, Loss]:
-        """Of the weights whose updates are the measure of all errors."""
-        return {number: loss for number, loss in self.losses.items() if number in self.survey.typical}
+        values = add_residual(before, quantize.dequantize_kmeans(code), tensor.dtype)
+        kept = Kept(values, code.levels, frame_kept(tensor, self.inputs.reference))
+        return _Quantized(Method.KMEANS, code.levels, code.codebook.to_bytes(), kept)
 
     def finer(self) -> dict[int, int]:
         """Halvings of the step of each weight that has levels with a finer one."""
         lossy = sorted(self.halvings.keys() & self.losses.keys())
         return {number: self.halvings[number] for number in lossy}
 
-    def _loss(self, number: int, values: RawArray, residual: Float64) -> Loss:
+    def _loss(self, number: int, values: RawArray) -> Loss:
         """What a weight loses if these are its restored values."""
-        restored = to_float64(values, self.inputs.tensor(number).dtype).reshape(residual.shape)
+        weight = self.inputs.matrix(number)
+        restored = to_float64(values, self.inputs.tensor(number).dtype).reshape(weight.shape)
         weigher = quantize.weigher_of(self.survey.scales[number])
-        error = float((weigher.weigh(self.inputs.matrix(number) - restored) ** 2).sum())
-        return Loss(error, float((weigher.weigh(residual) ** 2).sum()), residual.size)
+        error = float((weigher.weigh(weight - restored) ** 2).sum())
+        return Loss(error, float((weigher.weigh(weight) ** 2).sum()), weight.size)
 
     def _momentum(self, triple: Triple) -> None:
         """A momentum without a second moment, in units of its own rank-1 energy."""
+        if self._framed_moment(triple, self.survey.steps.framed_momentum_step):
+            return
         self.methods[triple.first] = Method.SCALED
         energy = moments.product_of(self.survey.scales[triple.weight])
-        first, step = self.inputs.matrix(triple.first), self.survey.momentum_step
-        self._put_levels(triple.first, moments.quantize_first(first, energy, step, self.preset.dead_zone))
+        first, step = self.inputs.matrix(triple.first), self.survey.steps.momentum_step
+        self._put_levels(triple.first, moments.quantize_first(first, energy, step))
 
     def _scaled_moments(self, triple: Triple, second_number: int) -> None:
-        """The first moment in units of its own update, the second as its rank-1 fill."""
-        self.methods[second_number], self.methods[triple.first] = Method.FILL, Method.SCALED
-        first, step = self.inputs.matrix(triple.first), self.survey.moment_step
+        """The second as its rank-1 fill, the first in its weight's frame, or else in units of its own update."""
+        self.methods[second_number] = Method.FILL
+        if self._framed_moment(triple, self.survey.steps.framed_moment_step):
+            return
+        self.methods[triple.first] = Method.SCALED
+        first, step = self.inputs.matrix(triple.first), self.survey.steps.moment_step
         levels = np.zeros(first.shape, np.int16)
         if step:
             second = to_float64(self._second(second_number, triple), self.inputs.tensor(second_number).dtype)
-            levels = moments.quantize_first(first, second, step, self.preset.dead_zone)
+            levels = moments.quantize_first(first, second, step)
         self._put_levels(triple.first, levels)
+
+    def _framed_moment(self, triple: Triple, step: float) -> bool:
+        """Quantize a first moment in its weight's frame; False where there is none."""
+        frame = frame_kept(self.inputs.tensor(triple.weight), self.kept)
+        if frame is None or not step:
+            return False
+        weigher = quantize.weigher_of(self.survey.scales[triple.weight])
+        gained = frame.coefficients(weigher.unweigh(self.inputs.matrix(triple.first))) * frame.gains
+        code = quantize.quantize_scalar(gained, step, self.preset.dead_zone)
+        if not frame.reaches(code.levels):
+            return False
+        self.methods[triple.first], self.prefixes[triple.first] = Method.FRAMED, code.centres
+        self._put_levels(triple.first, code.levels)
+        return True
 
     def _codebook_moments(self, triple: Triple, second: int) -> None:
         """Both moments by codebooks, where the first is large and the weight was kept."""
@@ -219,9 +287,15 @@ class Transform:
         assert levels is not None, "a lossy first moment has levels"
         if self.methods[number] is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(KmeansCode(levels, self._codebook_of(number))), dtype)
+        scales, steps = self.survey.scales[triple.weight], self.survey.steps
+        if self.methods[number] is Method.FRAMED:
+            frame = frame_kept(self.inputs.tensor(triple.weight), self.kept)
+            assert frame is not None, "it was coded in it"
+            step = steps.framed_moment_step if triple.second is not None else steps.framed_momentum_step
+            return restore_framed_moment(ScalarCode(levels, self.prefixes[number]), frame, scales, step, dtype)
         if triple.second is None:
-            return restore_momentum(levels, self.survey.scales[triple.weight], self.survey.momentum_step, dtype)
-        return restore_first(levels, self._second(triple.second, triple), self.survey.moment_step, dtype)
+            return restore_momentum(levels, scales, steps.momentum_step, dtype)
+        return restore_first(levels, self._second(triple.second, triple), steps.moment_step, dtype)
 
     def _second(self, number: int, triple: Triple) -> RawArray:
         levels = self._levels(number)
@@ -238,7 +312,10 @@ class _Quantized:
     method: Method
     levels: Plane
     prefix: bytes
-    values: RawArray
+    kept: Kept
+
+
+_Quantizer = Callable[[], _Quantized | None]  # with the step that the weight has by then
 
 
 def within_budget(inputs: Inputs, surveyed: Survey, preset: Preset, kept: ArrayFile, scratch: ArrayFile) -> Transform:
@@ -249,7 +326,7 @@ def within_budget(inputs: Inputs, surveyed: Survey, preset: Preset, kept: ArrayF
         transform = Transform(inputs, surveyed, preset, kept, scratch, halvings)
         transform.run()
         exactly = preset.scheme is Scheme.KMEANS or attempt >= TRIES
-        over = too_much(transform.typical_losses(), allowed, exactly=exactly)
+        over = too_much(transform.losses, allowed, exactly=exactly)
         if not over:
             return transform
         for number in over:

@@ -1,0 +1,178 @@
+"""Frames: in which directions a tensor moves, learned from its decoded residuals, so that no byte is spent on them.
+
+The residuals of one matrix keep their leading directions from checkpoint to checkpoint (activations and gradients of a
+layer span few), on both sides. In a frame that both directions of the codec know, most of a residual's energy falls on
+few coefficients, and the directions that carry it are the ones the loss feels: they get finer steps. A side longer than
+256 is cut into even blocks, each with directions of its own, so that the cost an element does not grow with the matrix.
+
+Each archive turns the frame of its reference by one step of orthogonal iteration on what it decoded: all in integers
+(`orthogonal`), because a frame decides which value every level stands for.
+
+# R = rows, C = columns of a tensor seen as a matrix, N = length of a side, B = width of its widest block
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ckzd.checkpoint import RawArray
+from ckzd.codec.arrays import Float64, Plane, Scale
+from ckzd.codec.moments import nearest_code, value_of
+from ckzd.codec.orthogonal import MAX_DIRECTIONS, UNIT_BITS, is_orthonormal, orthonormal, refined, shifted
+
+Vectors = npt.NDArray[np.int16]
+
+FINE_BITS = 12  # of a coefficient in units of the quantizer's step, before it is turned back
+MAX_COEFFICIENT = 2.0**26  # in 2**-12 steps: sums over 256 directions stay exact
+_VECTOR_BITS = 14
+_ENERGY_BITS = 14
+_LEARNING_BITS = 6  # of a coefficient in units of the step, when the frame learns from it
+_MAX_ENERGY = 80  # eighths of an octave: 256 directions share what they have
+_FLOOR = -45  # eighths of an octave: no direction counts as weaker than 1/50 of the mean one
+_REGULAR = 2.0**-4  # of the mean energy, added to every direction's: keeps the iteration well conditioned
+_KEPT = 0.25  # what the frame remembers of the energies it had
+_COLD_PASSES = 3  # a frame that has seen no residual yet turns further
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Directions of one side: vectors (N, B) in 2**-14, block under block, and codes (N,) of their energies.
+
+    A code is in eighths of an octave relative to the block's mean; directions of a block descend by energy.
+    """
+
+    vectors: Vectors
+    codes: Scale
+
+    @classmethod
+    def checked(cls, vectors: RawArray, codes: RawArray) -> Self:
+        """A basis that was stored; ValueError unless it is one of a side of that length."""
+        width = max((stop - start for start, stop in _blocks(codes.size)), default=0)
+        if vectors.dtype != np.int16 or codes.dtype != np.int16 or vectors.shape != (codes.size, width):
+            raise ValueError(f"expected vectors of {codes.size} x {width}, got {vectors.shape}")
+        if np.any(np.abs(codes.astype(np.int32)) > _MAX_ENERGY):
+            raise ValueError(f"a direction's energy outside -{_MAX_ENERGY}..{_MAX_ENERGY}")
+        return cls(vectors.astype(np.int16), codes.astype(np.int16))
+
+    @classmethod
+    def identity(cls, length: int) -> Self:
+        """Directions that are the coordinates."""
+        vectors = np.zeros((length, max((stop - start for start, stop in _blocks(length)), default=0)), np.int16)
+        for start, stop in _blocks(length):
+            vectors[start:stop, : stop - start] = np.eye(stop - start) * 2**_VECTOR_BITS
+        return cls(vectors, np.zeros(length, np.int16))
+
+    def blocks(self) -> Iterator[tuple[slice, Float64]]:
+        """Place of each block in its side, and its vectors."""
+        for start, stop in _blocks(len(self.codes)):
+            yield slice(start, stop), self.vectors[start:stop, : stop - start].astype(np.float64)
+
+    @property
+    def gains(self) -> Float64:
+        """What coefficients are multiplied with before they are quantized (N,): energy ** (3/8)."""
+        return value_of((self.codes.astype(np.int32) * 3 // 8).astype(np.int16))
+
+    def learned(self, coefficients: Float64, passes: int) -> Self:
+        """The basis turned towards coefficients (N, M) that were decoded in it, in 2**-6 steps."""
+        vectors, codes = np.zeros_like(self.vectors), np.zeros_like(self.codes)
+        for place, block in self.blocks():
+            turned, energy = block, self.codes[place]
+            seen = coefficients[place]
+            for number in range(passes):
+                before = turned
+                turned, energy = _turned(before, energy, seen)
+                if number + 1 < passes:
+                    turn = shifted(before.T @ turned, -_VECTOR_BITS)
+                    seen = shifted(turn.T @ seen, -_VECTOR_BITS)
+            vectors[place, : len(block)], codes[place] = turned, energy
+        return type(self)(vectors, codes)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """Where a side is cut: as few blocks of at most 256 as there can be, as even as they can be."""
+    count = -(-length // MAX_DIRECTIONS)
+    return [(length * number // count, length * (number + 1) // count) for number in range(count)]
+
+
+def _turned(vectors: Float64, codes: Scale, seen: Float64) -> tuple[Float64, Scale]:
+    """One step of orthogonal iteration: vectors (B, B), codes (B,) of their energies, coefficients seen (B, M)."""
+    size = len(vectors)
+    covariance = seen @ seen.T
+    total = float(np.trace(covariance))
+    if not total:
+        return vectors, codes
+    energy = (1 - _KEPT) * (covariance * (size / total)) + np.diag(_KEPT * value_of(codes) + _REGULAR)
+    whole = shifted(energy, _ENERGY_BITS)
+    power = whole @ (whole + np.diag(np.full(size, 2.0**_ENERGY_BITS)))  # its square would need more than 22 bits
+    turn = refined(orthonormal(power).T, UNIT_BITS)  # it is symmetric: rows are columns
+    along = (turn * shifted(whole @ turn, -UNIT_BITS)).sum(0)
+    energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
+    order = np.argsort(-energies, kind="stable")
+    turned = shifted(vectors @ turn[:, order], -UNIT_BITS)
+    if not is_orthonormal(turned, _VECTOR_BITS):  # a direction got lost, and would never be coded again
+        return vectors, codes
+    new = np.clip(refined(turned, _VECTOR_BITS), -32767, 32767)
+    return new, np.maximum(nearest_code(energies[order]), _FLOOR).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Both sides' directions of one matrix. `settled`: it has learned from a residual before."""
+
+    left: Basis
+    right: Basis
+    settled: bool = True
+
+    @classmethod
+    def unknown(cls, rows: int, columns: int) -> Self:
+        """That of a matrix whose residuals nobody has seen."""
+        return cls(Basis.identity(rows), Basis.identity(columns), settled=False)
+
+    @cached_property
+    def gains(self) -> Float64:
+        """(R, C): what multiplies each coefficient before it is quantized."""
+        return self.left.gains[:, None] * self.right.gains
+
+    def coefficients(self, weighted: Float64) -> Float64:
+        """A weighted residual (R, C) in this frame; only the encoder asks, so float rounding is free."""
+        return _both(weighted, self, lambda vectors, part: np.ldexp(vectors.T @ part, -_VECTOR_BITS))
+
+    def reaches(self, levels: Plane) -> bool:
+        """Whether coefficients of these levels can be coded."""
+        return bool((np.abs(levels) / self.gains).max(initial=0.0) < MAX_COEFFICIENT / 2 ** (FINE_BITS + 1))
+
+    def fixed(self, gained: Float64) -> Float64:
+        """Coefficients (R, C) in 2**-12 steps from quantized ones (in steps, times their gains): the format's rounding.
+
+        ValueError for one that no encoder writes.
+        """
+        fixed = np.rint(np.ldexp(gained / self.gains, FINE_BITS))
+        if np.abs(fixed).max(initial=0.0) > MAX_COEFFICIENT:
+            raise ValueError(f"a coefficient beyond {MAX_COEFFICIENT:g} / 4096 steps")
+        return fixed
+
+    def residual(self, fixed: Float64) -> Float64:
+        """The weighted residual (R, C) of coefficients in 2**-12 steps, in the same unit, exactly."""
+        return np.ldexp(_both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)), -FINE_BITS)
+
+    def learned(self, fixed: Float64) -> Self:
+        """The frame for the next residual, given the coefficients (R, C) of this one in 2**-12 steps."""
+        limit = float(min(2**17, math.isqrt(2**44 // max(fixed.shape))))  # squares of a row sum to at most 2**44
+        seen = np.clip(shifted(fixed, _LEARNING_BITS - FINE_BITS), -limit, limit)
+        passes = 1 if self.settled else _COLD_PASSES
+        return type(self)(self.left.learned(seen, passes), self.right.learned(seen.T, passes))
+
+
+def _both(matrix: Float64, frame: Frame, apply: Callable[[Float64, Float64], Float64]) -> Float64:
+    """Apply to all blocks of the left side, then of the right."""
+    half, whole = np.empty_like(matrix), np.empty_like(matrix)
+    for place, vectors in frame.left.blocks():
+        half[place] = apply(vectors, matrix[place])
+    for place, vectors in frame.right.blocks():
+        whole[:, place] = apply(vectors, half[:, place].T).T
+    return whole

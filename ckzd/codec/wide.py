@@ -1,0 +1,42 @@
+"""Levels of many bits: the low ones, as good as random, are packed, and what is left is a plane like others.
+
+Layout of the low bits: u8 how many of each level; these of all levels, row by row, most significant first, padded
+with 0 to a byte. The plane's levels are shifted right by as many, towards minus infinity.
+
+# R = rows, C = columns of a tensor seen as a matrix, K = low bits
+"""
+
+import numpy as np
+
+from ckzd.codec.arrays import Plane
+
+MAX_LOW_BITS = 12
+_HIGH_RMS = 1.4  # at least, of what is left: with less the low bits are not random, with twice as much many escape
+
+
+def split(levels: Plane) -> tuple[bytes, Plane]:
+    """Levels (R, C) -> their packed low bits and the plane of the rest."""
+    rms = float(np.sqrt(np.mean(levels.astype(np.float64) ** 2))) if levels.size else 0.0
+    count = int(np.clip(np.floor(np.log2(max(rms, 1.0) / _HIGH_RMS)), 0, MAX_LOW_BITS))
+    low_RCK = (levels[..., None] >> _places(count)) & 1
+    return bytes([count]) + np.packbits(low_RCK.astype(np.uint8)).tobytes(), levels >> np.int16(count)
+
+
+def packed_bytes(data: bytes, elements: int) -> int:
+    """How much of the front of `data` the low bits of so many levels take; ValueError if it is too short."""
+    nbytes = 1 + -(-data[0] * elements // 8)
+    if data[0] > MAX_LOW_BITS or nbytes > len(data):
+        raise ValueError(f"{data[0]} low bits of {elements} levels in {len(data)} bytes")
+    return nbytes
+
+
+def joined(packed: bytes, high: Plane) -> Plane:
+    """The inverse of `split`."""
+    count = packed[0]
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8, offset=1), count=count * high.size)
+    low_RCK = bits.reshape(*high.shape, count).astype(np.int16) << _places(count)
+    return np.asarray((high << np.int16(count)) + low_RCK.sum(-1, dtype=np.int16), np.int16)
+
+
+def _places(count: int) -> Plane:
+    return np.arange(count, dtype=np.int16)[::-1]
