@@ -7,13 +7,12 @@ and prints a JSON object (kl, resume_gap, heldout_gap). Everything is done by th
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from command import ckzd, compress
+from command import ckzd, compress, loop_ratios
 from machine import machine
+from ruler_job import script
 
 PARTS = ("weights", "first_moment", "second_moment", "scales", "lstm", "tables", "index", "skeleton", "container")
 
@@ -36,23 +35,13 @@ def main() -> None:
         row = {"step": report["step"], "bytes": report["archive_bytes"], "ratio": round(report["ratio"], 2)}
         row |= {"seconds": round(report["seconds"], 1), "bits": bits, "coders": report["coders"]}
         print(json.dumps(row), flush=True)
-    original = sum(report["original_bytes"] for report in archives.values())
-    stored = sum(report["archive_bytes"] for report in archives.values())
-    last = [archives[step]["ratio"] for step in sorted(archives)][-4:]
-    print(json.dumps({"whole_run_ratio": round(original / stored, 2), "last_three": [round(r, 1) for r in last[1:]]}))
+    print(json.dumps(loop_ratios(list(archives.values()))))
     restored = options.work / f"restored_{options.step}.pt"
     started = time.perf_counter()
     ckzd("restore", archives[options.step]["archive"], "-o", str(restored))
     print(json.dumps({"restored_step": options.step, "seconds": round(time.perf_counter() - started, 2)}))
-    command = [
-        sys.executable,
-        "quality.py",
-        options.size,
-        archives[options.step]["checkpoint"],
-        str(restored.absolute()),
-    ]
-    done = subprocess.run(command, cwd=options.tools, check=True, capture_output=True, text=True)
-    quality = json.loads(done.stdout)
+    original_path = Path(archives[options.step]["checkpoint"]).absolute()
+    quality = script(options.tools, "quality.py", options.size, original_path, restored.absolute())
     print(json.dumps({name: quality[name] for name in ("kl", "val_gap", "resume_gap", "heldout_gap")}))
 
 
