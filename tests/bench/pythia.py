@@ -2,9 +2,10 @@
 
 usage: pythia.py WORK [--device cuda] [--steps 10000] [--every 1000] [--state float32|bfloat16] [--preset resume]
                  [--width 1024] [--layers 24] [--vocabulary 50304] [--batch 16] [--context 1024]
-WORK is new and gets the run, its store and the restored checkpoint. The text is Python's own library, byte by byte:
-256 of the embedding's rows are ever read, but all of the output layer's are trained. --state float32 keeps weights and
-Adam moments in float32 and computes in bfloat16, as Pythia was trained; bfloat16 keeps all three in bfloat16.
+WORK is new and gets the run, its store and the restored checkpoint. The text is Python's own library, byte by byte: all
+rows of the output layer are trained, but of the embedding's only 256, and rows at rest flatter the ratio (at full size
+an eighth of all parameters). --state float32 keeps weights and Adam moments in float32 and computes in bfloat16, as
+Pythia was trained; bfloat16 keeps all three in bfloat16.
 A JSON line a checkpoint: loss, seconds of training, bytes, ratio, seconds of `ckzd compress` with its verification; of
 the originals only the two newest stay. Then the quality of the last one, restored, and a summary with the machine.
 """
