@@ -1,7 +1,8 @@
 """One run, the same checkpoints, all methods: ckzd's presets, the published baseline's curve, lossless compressors.
 
 usage: compare.py RUN WORK --tools DIR [--size dev] [--step 1200] [--from-step 100] [--presets resume archive]
-                  [--only 'ckzd *'] [--without cycles]      (wants pip install -e '.[bench]')
+                  [--fill-scales 1 1.5 2.2 3 4] [--only 'ckzd *'] [--without cycles]
+(wants pip install -e '.[bench]')
 RUN holds step_000100.pt, ... of the ruler's run of that size (trained if it is not there); DIR is the ruler's folder
 (ruler_job.py). WORK/log.jsonl gets a row as soon as it is known, and a row that is in it is not computed again unless
 the code that it was computed with has changed. At the end WORK gets comparison.md and two pictures of all rows so far,
@@ -10,8 +11,8 @@ Every method is measured for
   delta    each checkpoint's bytes and seconds, in closed loop, from --from-step on: the first is the base
   quality  of --step, restored: the ruler's quality.py
   cycles   restore --step, train on to the next checkpoint, compress it against the chain, restore, three times
-`dev` whole: about two hours on two idle cores; half an hour of it are xz -9 and zstd -19, an hour the baseline's eight
-settings. --only takes several patterns of methods' names; with --from-step 800 everything is half.
+`dev` whole: about two hours on two idle cores, most of it the baseline's nine settings, 5 minutes each. --only takes
+several patterns of methods' names; with --from-step 800 everything is half.
 """
 
 import argparse
@@ -158,6 +159,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="the checkpoint to restore; three quarters of the run if not given")
     parser.add_argument("--from-step", type=int, default=0, help="leave earlier checkpoints out")
     parser.add_argument("--presets", nargs="+", default=["resume", "archive", "paper", "lossless"], help="ckzd's")
+    parser.add_argument(
+        "--fill-scales",
+        nargs="+",
+        type=float,
+        default=[1.0, 1.5, 2.2, 3.0, 4.0],  # up to a KL of 4e-3 on `dev`
+        help="thresholds of the filled baseline: its curve is to reach the errors that it is compared at",
+    )
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of method names")
     parser.add_argument("--without", nargs="+", default=[], choices=["quality", "cycles"])
     return parser.parse_args()
@@ -179,7 +187,7 @@ def main() -> None:
     log.add(subject=subject, parameters=parameters, **machine())
     comparison = Comparison(log, job, options.tools, options.size, checkpoints, step, options.work)
     started = time.perf_counter()
-    for method in methods(options.tools, step, options.presets):
+    for method in methods(options.tools, step, options.presets, options.fill_scales):
         if any(fnmatch.fnmatch(method.name, pattern) for pattern in options.only):
             comparison.measure(method, options.without)
     print(json.dumps({"seconds": round(time.perf_counter() - started, 1)}))

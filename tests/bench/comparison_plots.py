@@ -206,7 +206,8 @@ def plot_ratios(lines: Sequence[Line], target: Path) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         ratios = [ratio for *_, by_step in lines for ratio in by_step.values()]
         axes.set_ylim(min(ratios) / 1.3, max(ratios) * 1.3)
-        axes.set_xlim(right=max(step for *_, by_step in lines for step in by_step))
+        steps = [step for *_, by_step in lines for step in by_step]
+        axes.set_xlim(min(steps) - 0.03 * (max(steps) - min(steps)), max(steps))
         axes.set_yticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < max(ratios) * 1.3])
         labels = []
         for family in COLOURS:

@@ -16,10 +16,7 @@ from training import checkpoint_path
 
 import ckzd as package
 
-SWEEP = (
-    *((scale, False) for scale in (1.0, 1.5, 2.2, 3.0)),
-    *((scale, True) for scale in (1.0, 1.5, 2.2, 3.0, 4.0)),  # 4: so that the curve reaches a KL of 4e-3
-)
+SCALES = (1.0, 1.5, 2.2, 3.0)  # of the threshold of the baseline without a fill
 Row = dict[str, Any]
 
 
@@ -54,7 +51,7 @@ class Method:
     version: str = ""
 
 
-def methods(tools: Path, kept_step: int, presets: Sequence[str]) -> list[Method]:
+def methods(tools: Path, kept_step: int, presets: Sequence[str], fill_scales: Sequence[float]) -> list[Method]:
     """All of them, ckzd's by `presets`. The baseline keeps what it restores of `kept_step` and the newest step only."""
     code = _digest(sorted(Path(package.__file__).parent.rglob("*.py")))
     baseline = _digest([tools / "excp_baseline.py"])
@@ -71,7 +68,8 @@ def methods(tools: Path, kept_step: int, presets: Sequence[str]) -> list[Method]
 
     return [
         *(of_ckzd(preset) for preset in presets),
-        *(of_excp(scale, fill=fill) for scale, fill in SWEEP),
+        *(of_excp(scale, fill=False) for scale in SCALES),
+        *(of_excp(scale, fill=True) for scale in fill_scales),
         Method("delta planes zstd -19", False, lambda _: DeltaPlanes()),
         Method("zipnn", False, lambda _: ZipnnCoder()),
         Method("zstd -3", False, lambda _: zstd(3)),
