@@ -39,7 +39,6 @@ LARGE_GAP = 0.01  # of the loss over the next steps: hollow points
 LABEL_POINTS = 12.0  # height of a line of text
 LABEL_OFFSET = 10.0  # points from what it names
 CLOSE_POINTS = 24.0  # the settings of a curve that are closer than this share a name
-NAMES_BELOW = ("ckzd", "ExCP + fill")  # their curves; the others' above
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30)
 
 Label = tuple[float, float, str, str]  # x, y, text, colour
@@ -174,23 +173,23 @@ def _factor(axes: Axes, equal: Equal, parameters: int) -> None:
 
 def _curve(axes: Axes, family: str, members: Sequence[Point]) -> list[Label]:
     """Points of one family, least KL first, joined, and a name for the end of the curve."""
-    colour, below = COLOURS[family], family in NAMES_BELOW
+    colour, ours, below = COLOURS[family], family.startswith("ckzd"), family == "ExCP + fill"
     axes.plot([point.kl for point in members], [point.bits for point in members], color=colour, linewidth=1.4)
     last = members[-1]
-    if family == "ckzd paper":  # one setting, among the baseline's: named where there is room
-        name = {"xytext": (-LABEL_OFFSET, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-        axes.annotate(last.name, (last.kl, last.bits), color=INK[family], **name)
     across = [axes.transData.transform((point.kl, point.bits))[0] * 72 / axes.figure.dpi for point in members]
     named_at = -CLOSE_POINTS
     for (name, _, bits, kl, gap), at in zip(members, across, strict=True):
         hollow = gap is not None and abs(gap) > LARGE_GAP
         axes.plot(kl, bits, "o", color=colour, markersize=7, markerfacecolor="white" if hollow else colour, zorder=3)
-        if at - named_at >= CLOSE_POINTS and across[-1] - at >= CLOSE_POINTS:
+        if ours:  # few: each has its whole name, to the lower left, where no other curve is
+            offset = {"textcoords": "offset points", "ha": "right", "va": "center"}
+            axes.annotate(name, (kl, bits), xytext=(-6, -10), color=INK[family], **offset)
+        elif at - named_at >= CLOSE_POINTS and across[-1] - at >= CLOSE_POINTS:
             named_at = at
             text = name.removeprefix(family).strip()
-            offset = {"textcoords": "offset points", "ha": "right" if family == "ckzd" else "center", "va": "center"}
+            offset = {"textcoords": "offset points", "ha": "center", "va": "center"}
             axes.annotate(text, (kl, bits), xytext=(0, -13 if below else 13), color=INK[family], **offset)
-    return [] if family == "ckzd paper" else [(last.kl, last.bits, last.name, INK[family])]
+    return [] if ours else [(last.kl, last.bits, last.name, INK[family])]
 
 
 def plot_ratios(lines: Sequence[Line], target: Path) -> None:
