@@ -34,7 +34,7 @@ def fit_models(histograms: Histograms, reference: Reconstruction | None, preset:
     """Tables for all contexts, and an LSTM that refines them if it pays for its own bytes."""
     tables = TableModel.fit(histograms)
     best = Fitted(Models(tables))
-    if not histograms:
+    if not histograms or not preset.lstm_cold_steps:
         return best
     before = reference.blob("lstm") if reference is not None else b""
     start = LstmWeights.from_bytes(before) if len(before) == LSTM_BYTES else None

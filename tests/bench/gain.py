@@ -1,6 +1,6 @@
 """What the LSTM earns: one checkpoint's symbols under order-0, tables, and tables refined by the LSTM, with seconds.
 
-usage: gain.py REFERENCE.pt... CURRENT.pt [--preset resume]      the checkpoints of one run, oldest first
+usage: gain.py REFERENCE.pt... CURRENT.pt [--preset resume] [--steps 150]      one run, oldest first
 Encodes the run in closed loop, keeps the last checkpoint's planes, and codes exactly these with each model.
 """
 
@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--preset", default="resume")
+    parser.add_argument("--steps", type=int, default=150, help="of training: presets that leave the LSTM off have none")
     options = parser.parse_args()
     preset = PRESETS[options.preset]
     torch.set_num_threads(1)
@@ -68,9 +69,8 @@ def main() -> None:
     tables = TableModel.fit(histograms)
     stored = reference.blob("lstm") if reference is not None else b""
     start = LstmWeights.from_bytes(stored) if len(stored) == LSTM_BYTES else None
-    steps = preset.lstm_cold_steps if start is None else preset.lstm_steps
     started = time.perf_counter()
-    weights = train.fit(histograms, tables, start, steps=steps)
+    weights = train.fit(histograms, tables, start, steps=options.steps)
     seconds = time.perf_counter() - started
     refined = RefinedModel(tables, LstmModel(weights))
     table_bytes, lstm_bytes = len(tables.to_bytes()), len(encode_lstm(weights.to_bytes(), reference))
