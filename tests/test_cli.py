@@ -164,8 +164,8 @@ def test_inspect_shows_the_measured_loss_beside_the_budget(operation, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == ["promise resumes", "tightened yes: 2 tensors coded finer, 1 exactly, to keep to the budget"]
     assert "quality step 0.01" in lines
-    assert "weight error 0.0821 of its update, budget 0.125" in lines
-    assert "worst tensor error 0.5 of its update, budget 0.75" in lines
+    assert "weight error 0.0821 of the weights, budget 0.125" in lines
+    assert "worst tensor error 0.5 of the weights, budget 0.75" in lines
 
     operation.answer["quality"] |= dict.fromkeys(spent, 0)
     cli.run(["inspect", "a.ckz"])

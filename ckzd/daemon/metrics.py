@@ -22,7 +22,7 @@ FAILURES: Final = (
 )
 SECONDS_BUCKETS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 7200)
 PRESETS: Final = ("resume", "archive", "paper", "lossless")
-ERROR_BUCKETS: Final = (0.01, 0.02, 0.05, 0.08, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
+ERROR_BUCKETS: Final = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3, 0.01, 0.03, 0.1, 0.3, 1)
 RATIO_BUCKETS: Final = (1, 1.2, 1.5, 2, 5, 10, 20, 40, 70, 100, 150, 200, 300, 500, 1000)
 
 
@@ -55,8 +55,8 @@ class Metrics:
         self.tightened = self._counter(
             "ckzd_archives_tightened", "archives that took more bits to keep to their preset's budget", preset=PRESETS
         )
-        self.weight_error = self._errors("ckzd_weight_error", "error of a delta's weights over their updates' energy")
-        self.worst_error = self._errors("ckzd_worst_tensor_error", "the same of a delta's worst tensor")
+        self.weight_error = self._errors("ckzd_weight_error", "error of an archive's weights over their energy")
+        self.worst_error = self._errors("ckzd_worst_tensor_error", "the same of its worst tensor")
         self.stage_seconds = Histogram(
             "ckzd_stage_duration_seconds", "time in one stage of a job", ["stage"],
             buckets=SECONDS_BUCKETS, registry=self.registry,

@@ -139,8 +139,8 @@ def test_numbers_for_prometheus_and_the_status_agree(daemon):
     assert daemon.metric("ckzd_reclaimed_bytes_total") == told["totals"]["reclaimed_bytes"] > 0
     assert daemon.metric("ckzd_stage_duration_seconds_count", stage="encode") == 2
     assert daemon.metric("ckzd_stage_duration_seconds_count", stage="replace") == 1
-    assert daemon.metric("ckzd_weight_error_count", preset="resume") == 1  # a base loses nothing
-    assert daemon.metric("ckzd_worst_tensor_error_sum", preset="resume") == 0.4
+    assert daemon.metric("ckzd_weight_error_count", preset="resume") == 2
+    assert daemon.metric("ckzd_worst_tensor_error_sum", preset="resume") == 0.8
     assert daemon.metric("ckzd_archives_tightened_total", preset="resume") == 1
     assert told["totals"]["checkpoints"] == {"verified": 1, "replaced": 1}
     assert told["ready"]
