@@ -117,15 +117,16 @@ def _measure(inputs: Inputs, triple: Triple, energies: _Energies) -> Scales:
 
 
 def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _Energies) -> Steps:
+    momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is not Scheme.UNIFORM:
-        return Steps()
+        return Steps(momentum_step=momentum_step)  # codebooks are for two moments
     weight, update = _typical_rms(energies.matrices or [energies.weights]), _typical(energies.residuals).rms
     needed = _first_moments_needed(inputs, lossy, energies.updates.rms**2)
     return Steps(
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
         whole_step=float(np.float32(preset.whole_step * weight)),
         moment_step=preset.moment_step * energies.updates.rms * needed,
-        momentum_step=preset.momentum_step * energies.momenta.rms,
+        momentum_step=momentum_step,
         framed_moment_step=preset.moment_step * energies.framed_updates.rms * needed,
         framed_momentum_step=preset.momentum_step * energies.framed_momenta.rms,
     )
