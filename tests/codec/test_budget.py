@@ -23,11 +23,11 @@ UPDATE = 1e-4
 
 
 def saved_run(place, change, *, weights=WEIGHTS, dtype=torch.float32):
-    """Two checkpoints of a run with Adam; `change(moved)` edits the updates (by name) between them."""
+    """Two checkpoints of a run with Adam; `change(weights, updates)` edits what is there first and what is added."""
     draw = torch.Generator().manual_seed(0)
-    before = {f"w{k}": (0.01 * torch.randn(SHAPE, generator=draw)).to(dtype) for k in range(weights)}
+    before = {f"w{k}": 0.01 * torch.randn(SHAPE, generator=draw) for k in range(weights)}
     updates = {name: UPDATE * torch.randn(SHAPE, generator=draw) for name in before}
-    change(updates)
+    change(before, updates)
     moments = {
         k: {"step": torch.tensor(5e4), "exp_avg": 1e-5 * torch.randn(SHAPE, generator=draw),
             "exp_avg_sq": torch.full(SHAPE, 1e-8)}
@@ -36,26 +36,32 @@ def saved_run(place, change, *, weights=WEIGHTS, dtype=torch.float32):
     optimizer = {"state": moments, "param_groups": [{"params": list(range(weights)), "betas": (0.9, 0.999)}]}
     paths = []
     for step, moved in ((50_000, 0), (50_100, 1)):
-        model = {name: (weight.double() + moved * updates[name].double()).to(dtype) for name, weight in before.items()}
+        first = {name: weight.to(dtype).double() for name, weight in before.items()}
+        model = {name: (weight + moved * updates[name].double()).to(dtype) for name, weight in first.items()}
         torch.save({"model": model, "optimizer": optimizer, "step": step}, place / f"step_{step}.pt")
         paths.append(place / f"step_{step}.pt")
     return paths
 
 
-def errors(paths, state):
-    """Error of every weight over its update. All weigh the same: their second moments do."""
-    before, after = (torch.load(path)["model"] for path in paths)
+def errors(path, state):
+    """Error of every weight over its own energy. All weigh the same: their second moments do."""
     found = {}
-    for name, restored_weight in state["model"].items():
-        lost, moved = (restored_weight - after[name]).double(), (after[name] - before[name]).double()
-        found[name] = (lost.pow(2).sum() / moved.pow(2).sum()).item()
+    for name, weight in torch.load(path)["model"].items():
+        lost = (state["model"][name].double() - weight.double()).pow(2).sum()
+        found[name] = (lost / weight.double().pow(2).sum()).item()
     return found
 
 
-def adverse(updates):
+def small(weights, updates):
+    """One weight on a scale of its own, where the step of all others loses everything."""
+    weights["w2"] *= 1e-3
+    updates["w2"] *= 0.1
+
+
+def adverse(weights, updates):
+    small(weights, updates)
     updates["w1"][3, 5] = 0.5  # outliers, thousands of times its other updates
     updates["w1"][7, 11] = -0.3
-    updates["w2"] *= 1e-3  # hardly trained at all
     updates["w3"] = torch.randn(SHAPE)  # another layer altogether
 
 
@@ -68,7 +74,7 @@ def test_an_adverse_checkpoint_keeps_to_the_budget_and_says_so(preset, tmp_path)
     assert quality["max_worst_tensor_error"] == allowed.max_worst_tensor_error
     assert 0 < quality["weight_error"] <= allowed.max_weight_error
     assert 0 < quality["worst_tensor_error"] <= allowed.max_worst_tensor_error
-    found = errors(paths, restored(second, first))
+    found = errors(paths[1], restored(second, first))
     assert max(found.values()) == pytest.approx(quality["worst_tensor_error"], rel=0.01)
     halvings = second.index(first).halvings
     assert quality["tightened_tensors"] == len(halvings) > 0
@@ -76,7 +82,7 @@ def test_an_adverse_checkpoint_keeps_to_the_budget_and_says_so(preset, tmp_path)
 
 
 def test_an_ordinary_checkpoint_costs_no_further_bits(tmp_path):
-    first, second = compressed_run(saved_run(tmp_path, lambda _: None))
+    first, second = compressed_run(saved_run(tmp_path, lambda *_: None))
     quality = second.encoded.quality
     assert (quality["tightened_tensors"], quality["exact_tensors"]) == (0, 0)
     assert second.index(first).halvings == {}
@@ -84,7 +90,7 @@ def test_an_ordinary_checkpoint_costs_no_further_bits(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("preset", ["resume", "paper"])
-@pytest.mark.parametrize("limit", [1e-2, 1e-6, 1e-14, 0.0])
+@pytest.mark.parametrize("limit", [1e-2, 1e-9, 1e-14, 0.0])
 def test_any_budget_can_be_met(preset, limit, dtype, tmp_path):
     """By finer steps, and where these do not reach by exact tensors: down to nothing lost at all."""
     paths = saved_run(tmp_path, adverse, weights=6, dtype=dtype)
@@ -93,26 +99,26 @@ def test_any_budget_can_be_met(preset, limit, dtype, tmp_path):
         first, second = compressed_run(paths, preset)
     quality, state = second.encoded.quality, restored(second, first)
     assert quality["weight_error"] <= limit
-    assert quality["tightened_tensors"] + quality["exact_tensors"] > 0
+    assert quality["tightened_tensors"] + quality["exact_tensors"] > 0 or limit > 1e-6
     if not limit:
         for name, weight in torch.load(paths[1])["model"].items():
             assert same_tensor(state["model"][name], weight)
 
 
-@pytest.mark.parametrize("limit", [0.1, 1e-3, 0.0])
+@pytest.mark.parametrize("limit", [0.1, 1e-6, 0.0])
 def test_a_budget_for_each_weight_is_met_by_each_weight(limit, tmp_path):
     paths = saved_run(tmp_path, adverse)
     tight = dataclasses.replace(PRESETS["resume"], budget=Budget(1.0, limit))
     with mock.patch.dict(PRESETS, {"resume": tight}):
         first, second = compressed_run(paths)
-    assert max(errors(paths, restored(second, first)).values()) <= 1.01 * limit
+    assert max(errors(paths[1], restored(second, first)).values()) <= 1.01 * limit
     if not limit:
         assert {second.methods(first)[f"model.w{k}"] for k in range(WEIGHTS)} == {Method.DELTA}
         assert second.encoded.quality["exact_tensors"] >= WEIGHTS - 1  # one moves further than levels reach
 
 
 def test_finer_steps_cost_the_weights_that_have_them_and_no_others(tmp_path):
-    paths = saved_run(tmp_path, lambda updates: updates["w2"].mul_(1e-2))
+    paths = saved_run(tmp_path, small)
     first, second = compressed_run(paths)
     assert list(second.index(first).halvings) == [2]
     index = second.index(first)
@@ -124,7 +130,7 @@ def test_finer_steps_cost_the_weights_that_have_them_and_no_others(tmp_path):
 def test_a_plain_decoder_reads_finer_steps(tmp_path):
     """What the archive means is what FORMAT.md says."""
     before = None
-    for path in saved_run(tmp_path, lambda updates: updates["w2"].mul_(1e-3), weights=4):
+    for path in saved_run(tmp_path, small, weights=4):
         archive = PlainArchive(ckzd.compress(path, store=tmp_path / "store").archive, before)
         before = archive.own
         (data,) = archive.files().values()
@@ -148,7 +154,7 @@ def test_without_the_weights_that_are_too_much_the_rest_fits(found, allowed):
 
 def test_a_step_far_too_coarse_is_found_in_a_few_tries(tmp_path):
     """Each try quantizes a whole tensor: a thousand times too coarse must not take ten."""
-    paths = saved_run(tmp_path, lambda updates: updates["w2"].mul_(1e-3))
+    paths = saved_run(tmp_path, small)
     with mock.patch.object(quantize, "quantize_scalar", wraps=quantize.quantize_scalar) as tried:
         compressed_run(paths)
     assert tried.call_count <= WEIGHTS + 3

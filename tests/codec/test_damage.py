@@ -2,15 +2,14 @@
 
 import io
 import tracemalloc
-from unittest import mock
 
 import numpy as np
 import pytest
-from codec.chains import Archive, Zoo, compressed_run, decode
+from codec.chains import Archive, Zoo, compressed_run, decode, lstm_everywhere
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckzd.codec import fitting, zstd
+from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
 from ckzd.codec.lstm import LSTM_BYTES
 from ckzd.codec.reconstruction import ReconstructionWriter
@@ -27,8 +26,13 @@ def chains(tmp_path_factory):
     for _ in range(2):
         zoo.advance()
         paths.append(zoo.save(run / f"step_{zoo.step}.pt"))
-    with mock.patch.object(fitting, "encode_lstm", return_value=b""):
-        return {preset: compressed_run(paths, preset) for preset in PRESETS}
+    with lstm_everywhere():
+        chains = {preset: compressed_run(paths, preset) for preset in PRESETS}
+    for preset in ("resume", "paper"):
+        delta = chains[preset][1]
+        assert len(zstd.decompress(delta.entries["lstm"], LSTM_BYTES)) == LSTM_BYTES
+        assert delta.encoded.coders["lstm"] > 10
+    return chains
 
 
 def damaged(data: bytes, draw) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED
-from ckzd.codec.index import Code, Index, Method
+from ckzd.codec.index import STEPS, Code, Index, Method, Steps
 from ckzd.codec.layout import Layout, Triple, layer_before, plane_shape
 from ckzd.codec.skeleton import split_skeleton
 from ckzd.formats import read_checkpoint
@@ -48,22 +48,22 @@ DOCUMENT = json.loads(LAYOUT.to_json())
 
 
 def test_a_layout_and_an_index_come_back():
-    index = Index(LAYOUT, CODES, 0.5, 2.0**-30, 0.25)
+    index = Index(LAYOUT, CODES, Steps(0.5, 0.125, 2.0**-30, 0.25, 2.0**-7, 3.0), {0: 3})
     for reference in (b"", LAYOUT.to_json()):
         assert Index.from_bytes(index.to_bytes(reference), reference) == index
     assert Index.with_layout(index.to_bytes(b"abc"), LAYOUT) == index
-    assert len(index.to_bytes(LAYOUT.to_json())) < 250
+    assert len(index.to_bytes(LAYOUT.to_json())) < 300
 
 
 def test_a_lone_momentum_comes_back():
     assert Layout.from_json(LONE.to_json()) == LONE
     codes = (*CODES[:2], Code(Method.EXACT, ("state/1", 0, 1)), *CODES[3:])
-    index = Index(LONE, codes, 0.5, 0.0, 2.0**-7)
+    index = Index(LONE, codes, Steps(step=0.5, momentum_step=2.0**-7))
     assert Index.from_bytes(index.to_bytes(b""), b"") == index
 
 
-@pytest.mark.parametrize("method", [m for m in Method if m is not Method.SCALED])
-def test_a_lone_momentum_is_scaled_and_nothing_else(method):
+@pytest.mark.parametrize("method", [m for m in Method if m not in (Method.SCALED, Method.FRAMED)])
+def test_a_lone_momentum_is_scaled_or_framed_and_nothing_else(method):
     """Nor does the tensor that would be its second moment count as one."""
     code = [method.value, 0] if method is Method.COPY else [method.value, "f/0", 0, 1]
     for wrong in (code, [method.value]):
@@ -73,8 +73,24 @@ def test_a_lone_momentum_is_scaled_and_nothing_else(method):
         Index.from_bytes(index_bytes(GOOD, layout=LONE), b"")
 
 
-def test_an_index_of_format_1_has_no_momentum_step():
-    assert Index.from_bytes(index_bytes(momentum_step=None), b"").momentum_step == 0.0
+def test_an_index_of_format_1_has_two_steps():
+    old = Index.from_bytes(index_bytes(momentum_step=None), b"")
+    assert old.steps == Steps(step=0.5, moment_step=0.0)
+
+
+@pytest.mark.parametrize("method", [Method.SCALAR, Method.FRAMED, Method.WHOLE])
+def test_a_weight_has_the_step_of_its_method_halved(method):
+    code = Code(method, ("weights/0", 0, 9))
+    index = Index(LAYOUT, (code, *CODES[1:]), Steps(step=0.5, whole_step=3.0), {0: 2})
+    again = Index.from_bytes(index.to_bytes(b""), b"")
+    assert again.step_of(0) == (0.75 if method is Method.WHOLE else 0.125)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None, 1e300, 10**400])
+def test_a_step_that_is_none_is_malformed(name, value):
+    with pytest.raises(MALFORMED):
+        Index.from_bytes(index_bytes(others={name: value}), b"")
 
 
 def test_the_layout_of_a_real_checkpoint_comes_back(tmp_path):
@@ -185,10 +201,10 @@ def test_any_place_of_a_layout_may_hold_anything(data):
     assert Layout.from_json(layout.to_json()) == layout
 
 
-def index_bytes(codes=None, step=0.5, moment_step=0.0, momentum_step=0.0, *, halvings=None, layout=LAYOUT):
+def index_bytes(codes=None, step=0.5, moment_step=0.0, momentum_step=0.0, *, halvings=None, others=None, layout=LAYOUT):
     document = {"codes": json.loads(json.dumps(codes)) if codes is not None else GOOD, "step": step}
     document |= {"moment_step": moment_step} | ({} if momentum_step is None else {"momentum_step": momentum_step})
-    document |= {} if halvings is None else {"halvings": halvings}
+    document |= ({} if halvings is None else {"halvings": halvings}) | (others or {})
     blocks = zstd.compress_against(layout.to_json(), b""), zstd.compress(json.dumps(document).encode())
     return struct.pack("<II", *map(len, blocks)) + b"".join(blocks)
 
@@ -227,6 +243,11 @@ HOSTILE_INDEX = {
     "a codebook for one moment": with_code(1, ["kmeans", "s", 0, 1]),
     "a delta of state": with_code(3, ["delta", "s", 0, 1]),
     "levels without scales": with_code(4, ["scalar", "s", 0, 1]),
+    "a frame without scales": with_code(4, ["framed", "s", 0, 1]),
+    "levels of its own without scales": with_code(4, ["whole", "s", 0, 1]),
+    "a first moment without a reference": with_code(1, ["whole", "s", 0, 1]),
+    "a second moment in a frame": with_code(2, ["framed", "s", 0, 1]),
+    "a frame without a stream": with_code(0, ["framed"]),
     "a negative step": index_bytes(step=-1.0),
     "a step of NaN": index_bytes(step=float("nan")),
     "an infinite step": index_bytes(step=float("inf")),
@@ -234,7 +255,7 @@ HOSTILE_INDEX = {
     "a huge step": index_bytes(moment_step=1e300),
     "a momentum's step of text": index_bytes(momentum_step="1"),
     "a negative step of momenta": index_bytes(momentum_step=-1.0),
-    "a huge whole step": index_bytes(moment_step=10**400),
+    "a huge step of moments": index_bytes(moment_step=10**400),
     "halvings that are no pairs": index_bytes(halvings=[[0, 1, 2]]),
     "halvings of a number": index_bytes(halvings=7),
     "a weight halved by text": index_bytes(halvings=[[0, "1"]]),

@@ -2,14 +2,12 @@
 
 import hashlib
 import io
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from codec.chains import Zoo, compressed_run, decode, encode, restored, same_tensor
+from codec.chains import Zoo, compressed_run, decode, encode, lstm_everywhere, restored, same_tensor
 
-from ckzd.codec import fitting
 from ckzd.codec.index import Method
 from ckzd.codec.presets import PRESETS, Scheme
 
@@ -37,8 +35,8 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=list(PRESETS))
 def chain(request, paths):
-    """(preset, archives, restored states); planes are coded with an LSTM as if it cost nothing."""
-    with mock.patch.object(fitting, "encode_lstm", return_value=b""):
+    """(preset, archives, restored states); planes are coded with an LSTM."""
+    with lstm_everywhere():
         archives = compressed_run(paths, request.param)
     states = [restored(archive, before) for archive, before in zip(archives, [None, *archives], strict=False)]
     return request.param, archives, states
@@ -69,7 +67,7 @@ def test_lossless_is_lossless(chain, paths):
 
 def test_encoding_twice_gives_the_same_bytes(chain, paths):
     preset, archives, _ = chain
-    with mock.patch.object(fitting, "encode_lstm", return_value=b""):
+    with lstm_everywhere():
         assert encode(paths[0], None, preset).fingerprint() == archives[0].fingerprint()
         assert encode(paths[1], archives[0], preset).fingerprint() == archives[1].fingerprint()
 
@@ -104,38 +102,49 @@ def test_frozen_weights_cost_nothing(chain):
         assert methods["odd.constant"] is Method.SAME
 
 
-METHODS = {  # of a weight, its first and its second moment in a delta
-    Scheme.SCALAR: (Method.SCALAR, Method.SCALED, Method.FILL),
-    Scheme.KMEANS: (Method.KMEANS, Method.KMEANS, Method.KMEANS),
-    Scheme.EXACT: (Method.DELTA, Method.EXACT, Method.EXACT),
+METHODS = {  # of a weight in a base and a delta, of its moments in either
+    Scheme.UNIFORM: (Method.WHOLE, Method.SCALAR, Method.SCALED, Method.FILL),
+    Scheme.KMEANS: (Method.EXACT, Method.KMEANS, Method.KMEANS, Method.KMEANS),
+    Scheme.EXACT: (Method.EXACT, Method.DELTA, Method.EXACT, Method.EXACT),
 }
+MATRICES = ("wide", "deep.0.w", "deep.1.w", "brain", "half", "sgd")  # with 16 rows and columns at least
+ALIKE = ("wide", "brain", "half")  # and another tensor that is not trained: which is which shows when they move
 
 
 def test_each_tensor_is_coded_in_its_way(chain):
+    """A matrix has a frame from its first residual on: its moment is coded in it too."""
     preset, archives, _ = chain
     base, delta = archives[0].methods(), archives[1].methods(archives[0])
-    weight, first, second = METHODS[PRESETS[preset].scheme]
-    for number, name in enumerate(["wide", "deep.0.w", "deep.1.w", "vector", "cube", "brain", "half"]):
-        assert base[f"model.{name}"] is Method.EXACT
-        assert delta[f"model.{name}"] is weight, name
-        assert delta[f"optimizer.state.{number}.exp_avg"] is first, name
-        assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
-    assert delta["model.sgd"] is weight
-    assert delta["sgd.state.0.momentum_buffer"] is (Method.EXACT if preset == "lossless" else Method.SCALED)
+    whole, scalar, scaled, second = METHODS[PRESETS[preset].scheme]
+    for number, name in enumerate(["wide", "deep.0.w", "deep.1.w", "vector", "cube", "brain", "half", "sgd"]):
+        in_frame = PRESETS[preset].scheme is Scheme.UNIFORM and name in MATRICES
+        assert base[f"model.{name}"] is (Method.EXACT if name in ALIKE else whole), name
+        assert delta[f"model.{name}"] is (Method.FRAMED if in_frame else scalar), name
+        if name != "sgd":
+            assert base[f"optimizer.state.{number}.exp_avg"] is (Method.EXACT if name in ALIKE else scaled), name
+            assert delta[f"optimizer.state.{number}.exp_avg"] is (Method.FRAMED if in_frame else scaled), name
+            assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
+    lone = {"lossless": Method.EXACT, "paper": Method.SCALED}.get(preset, Method.FRAMED)
+    assert delta["sgd.state.0.momentum_buffer"] is lone
 
 
 def test_weights_stay_close_in_closed_loop(chain, paths):
-    """Errors do not add up: the last of the chain is no further off than the first."""
-    preset, _, states = chain
+    """Errors do not add up: the last of the chain is no further off than the first, and none beyond its budget."""
+    preset, archives, states = chain
     errors = []
-    for state, original, before in zip(states[1:], originals(paths)[1:], states, strict=False):
-        lost = moved = 0.0
+    for state, original in zip(states, originals(paths), strict=True):
+        lost = energy = 0.0
         for name in ("wide", "deep.0.w", "deep.1.w", "vector", "cube"):
             lost += (state["model"][name] - original["model"][name]).double().pow(2).sum().item()
-            moved += (before["model"][name] - original["model"][name]).double().pow(2).sum().item()
-        errors.append(lost / moved)
-    assert max(errors) < (1e-30 if preset == "lossless" else 0.6)
-    assert errors[-1] <= 3 * errors[0] + 1e-30
+            energy += original["model"][name].double().pow(2).sum().item()
+        errors.append(lost / energy)
+    budget = PRESETS[preset].budget
+    assert max(errors) <= min(budget.max_worst_tensor_error, 0.02)  # of the published pipeline as well
+    assert errors[-1] <= 3 * max(errors[:2]) + 1e-30
+    for archive in archives:
+        quality = archive.encoded.quality
+        assert quality["weight_error"] <= budget.max_weight_error
+        assert quality["worst_tensor_error"] <= budget.max_worst_tensor_error
 
 
 def test_values_that_are_not_finite_are_kept_exactly_and_never_spread(chain, paths):
@@ -157,7 +166,7 @@ def test_values_that_are_not_finite_are_kept_exactly_and_never_spread(chain, pat
     after = states[BROKEN + 1]["model"]["nan"], originals_[BROKEN + 1]["model"]["nan"]
     assert torch.allclose(*after, atol=0.02)
     if preset != "lossless":  # a broken reference must not set the step of all others
-        steps = [archive.index(before).step for archive, before in zip(archives[1:], archives, strict=False)]
+        steps = [archive.index(before).steps.step for archive, before in zip(archives[1:], archives, strict=False)]
         assert max(steps) <= 4 * min(steps)
 
 
@@ -211,16 +220,17 @@ def test_a_tensor_that_jumps_out_of_the_quantizers_reach_is_coded_exactly(tmp_pa
     for step in (1, 2):
         moved = {name: w + (step - 1) * 1e-6 * torch.randn(20, 30, generator=draw) for name, w in weights.items()}
         if step == 2:
-            moved["w7"][0, 0] += 1e4
+            moved["w7"][0, 0] += 1e8
         torch.save({"model": moved, "optimizer": optimizer, "step": step}, tmp_path / f"step_{step}.pt")
         paths.append(tmp_path / f"step_{step}.pt")
     first, second = compressed_run(paths)
-    model, before, after = restored(second, first)["model"], *(torch.load(path)["model"] for path in paths)
+    model, after = restored(second, first)["model"], torch.load(paths[1])["model"]
     assert second.methods(first)["model.w7"] is Method.DELTA
     assert same_tensor(model["w7"], after["w7"])
+    base = restored(first)["model"]
     for name in ("w0", "w39"):
-        lost, moved = (model[name] - after[name]).pow(2).sum(), (before[name] - after[name]).pow(2).sum()
-        assert lost < 0.5 * moved
+        lost, moved = (model[name] - after[name]).pow(2).sum(), (base[name] - after[name]).pow(2).sum()
+        assert lost < 1.2 * moved
 
 
 def test_a_checkpoint_that_did_not_change_is_next_to_nothing(chain, paths):
@@ -231,8 +241,13 @@ def test_a_checkpoint_that_did_not_change_is_next_to_nothing(chain, paths):
     assert len(again.entries["index"]) < 1500
     assert len(again.entries["skeleton"]) < 60
     state, original = restored(again, first), torch.load(paths[0], weights_only=False)
+    lossy = PRESETS[preset].scheme is Scheme.UNIFORM  # a base is: then its error is coded, as an update would be
     for name, tensor in original["model"].items():
-        assert same_tensor(state["model"][name], tensor), name
+        if lossy and methods.get(f"model.{name}") in (Method.FRAMED, Method.SCALAR):
+            assert (state["model"][name] - tensor).norm() < 0.1 * tensor.norm(), name
+        else:
+            assert same_tensor(state["model"][name], tensor), name
+    assert again.encoded.quality["weight_error"] <= first.encoded.quality["weight_error"]
 
 
 def test_a_sign_of_zero_is_no_change_to_divide_by(tmp_path):
