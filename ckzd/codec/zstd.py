@@ -1,5 +1,7 @@
 """Zstandard with its limits: a frame is decompressed only if the size that it claims is one that can be right."""
 
+from collections.abc import Sequence
+
 import zstandard
 
 SMALL = 19  # level for side information of a few kilobytes
@@ -9,6 +11,19 @@ _MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
 def compress(data: bytes, level: int = SMALL) -> bytes:
     """One frame that states its size."""
     return zstandard.ZstdCompressor(level=level).compress(data)
+
+
+def compress_parts(parts: Sequence[bytes], level: int, *, alone: int) -> bytes:
+    """One frame of all parts together; one of at least `alone` bytes shares its Huffman tables with no other."""
+    coder = zstandard.ZstdCompressor(level=level).compressobj(size=sum(map(len, parts)))
+    found = []
+    for part in parts:
+        if len(part) >= alone:
+            found.append(coder.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+        found.append(coder.compress(part))
+        if len(part) >= alone:
+            found.append(coder.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    return b"".join([*found, coder.flush()])
 
 
 def decompress(data: bytes, at_most: int, reference: bytes = b"") -> bytes:

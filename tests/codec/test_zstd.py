@@ -17,6 +17,19 @@ def test_blocks_come_back_with_and_without_a_reference(data, reference):
     assert zstd.decompress(zstd.compress_against(data, reference), len(data), reference) == data
 
 
+@given(st.lists(st.binary(max_size=100), max_size=8), st.integers(1, 100))
+def test_parts_are_one_frame(parts, alone):
+    frame = zstd.compress_parts(parts, 1, alone=alone)
+    assert zstd.decompress_exactly(frame, len(b"".join(parts))) == b"".join(parts)
+
+
+def test_a_part_alone_has_tables_of_its_own():
+    """Two alphabets of four letters: together they are one of eight."""
+    parts = [os.urandom(1 << 14).translate(bytes(64 * half + k % 4 for k in range(256))) for half in (0, 1)]
+    together, apart = (len(zstd.compress_parts(parts, 1, alone=alone)) for alone in (1 << 20, 1))
+    assert apart < 0.97 * together
+
+
 def test_what_the_reference_holds_costs_next_to_nothing():
     reference = os.urandom(3 << 20)
     assert len(zstd.compress_against(reference[:-5] + b"12345", reference)) < 500
