@@ -9,6 +9,7 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,8 @@ def fourth_roots(codes: list[int]) -> np.ndarray:
 
 
 def exact(data: bytes, elements: int, itemsize: int, reference: bytes | None) -> bytes:
+    if data[:2] == b"\x80\x00":
+        return aligned(data, elements, itemsize, reference)
     lengths, start = [], 0
     for _ in range(itemsize):
         length, start = leb(data, start)
@@ -101,6 +104,88 @@ def exact(data: bytes, elements: int, itemsize: int, reference: bytes | None) ->
             value = ordered ^ top if ordered & top else ordered ^ (2 * top - 1)
         found += value.to_bytes(itemsize, "little")
     return bytes(found)
+
+
+def aligned(data: bytes, elements: int, itemsize: int, reference: bytes | None) -> bytes:
+    bits = 8 * itemsize
+    before = [int.from_bytes(reference[k : k + itemsize], "little") for k in range(0, len(reference or b""), itemsize)]
+    classes = [value >> (bits - 9) & 255 for value in before] or [0] * elements
+    predicted, start = prediction(data, 2, elements)
+    found = bytearray()
+    for first in range(0, elements, 1 << 18):
+        count = min(1 << 18, elements - first)
+        differences, start = chunk(data, start, classes[first : first + count], bits)
+        for position, difference in enumerate(differences, first):
+            if reference is None:
+                value = (difference + predicted[position]) % (1 << bits)
+                value = value >> 1 | (value & 1) << (bits - 1)
+            else:
+                inverted, top = (1 << bits) - 1, 1 << (bits - 1)
+                other = before[position]
+                value = (difference + (other ^ inverted if other & top else other | top)) % (1 << bits)
+                value = value ^ top if value & top else value ^ inverted
+            found += value.to_bytes(itemsize, "little")
+    return bytes(found)
+
+
+def prediction(data: bytes, start: int, elements: int) -> tuple[list[int], int]:
+    columns, start = leb(data, start)
+    if columns == 0:
+        return [0] * elements, start
+    length, start = leb(data, start)
+    unit, factor_unit, factors = data[start : start + 3]
+    rows, block = elements // columns, unpack(data[start + 3 : start + 3 + length])
+    terms = np.frombuffer(block[: 2 * (rows + columns)], "<i2").tolist()
+    rest = np.frombuffer(block[2 * (rows + columns) :], np.int8).astype(np.int64)
+    left, right = rest[: factors * rows].reshape(factors, rows), rest[factors * rows :].reshape(factors, columns)
+    products = (left.T @ right).tolist()
+    predicted = [
+        ((terms[i] + terms[rows + j]) << unit) + (products[i][j] << factor_unit)
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return predicted, start + 3 + length
+
+
+def chunk(data: bytes, start: int, classes: list[int], bits: int) -> tuple[list[int], int]:
+    lengths = []
+    for _ in range(3):
+        length, start = leb(data, start)
+        lengths.append(length)
+    members: dict[int, list[int]] = {}
+    for position, number in enumerate(classes):
+        members.setdefault(number, []).append(position)
+    cuts = {}
+    for number in sorted(members):
+        cuts[number] = data[start], data[start + 1]
+        start += 2
+    sizes = [len(classes), 0, 0]
+    for number, (k, _) in cuts.items():
+        sizes[1] += len(members[number]) * len(range(k + 8, bits, 8))
+        sizes[2] += len(members[number]) * (k // 8) + -(-len(members[number]) // 8) * (k % 8)
+    blocks = []
+    for length, size in zip(lengths, sizes, strict=True):
+        block = data[start : start + length]
+        blocks.append(iter(block if length == size else unpack(block)))
+        start += length
+    differences = [0] * len(classes)
+    for number, (k, offset) in cuts.items():
+        for position, value in zip(members[number], joined(len(members[number]), k, bits, blocks), strict=True):
+            differences[position] = value - (offset << k)
+    return differences, start
+
+
+def joined(count: int, k: int, bits: int, blocks: list[Iterator[int]]) -> list[int]:
+    symbols, above, below = blocks
+    values = [next(symbols) << k for _ in range(count)]
+    for place in range(k + 8, bits, 8):
+        values = [value | next(above) << place for value in values]
+    for place in range(k - 8, -1, -8):
+        values = [value | next(below) << place for value in values]
+    for bit in range(k % 8):
+        packed = [next(below) for _ in range(-(-count // 8))]
+        values = [value | (packed[i // 8] >> (7 - i % 8) & 1) << bit for i, value in enumerate(values)]
+    return values
 
 
 # Models
