@@ -25,7 +25,7 @@ from ckzd.codec.exact import encode_exact
 from ckzd.codec.fitting import Fitted, fit_models, histograms_over
 from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.inputs import Inputs
-from ckzd.codec.layout import Layout
+from ckzd.codec.layout import Layout, plane_shape
 from ckzd.codec.planes import encode_plane
 from ckzd.codec.presets import Preset
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -123,7 +123,8 @@ class Encoder:
             else:
                 before = self._inputs.before(number) if method is Method.DELTA else None
                 reference = before.tobytes() if before is not None else None
-                data = encode_exact(self._inputs.payload(number), itemsize_of(tensor), reference)
+                _, columns = plane_shape(tensor.shape)
+                data = encode_exact(self._inputs.payload(number), itemsize_of(tensor), reference, columns)
                 part = "weights" if number in kept else _MOMENTS.get(tensor.path[-1], "state")
                 self._put(number, method, part, data)
 
