@@ -1,16 +1,61 @@
-"""Histograms of all contexts -> the models that an archive carries."""
+"""Symbols of all planes -> the models that an archive carries.
+
+A plane corrects the shared frequencies by a factor for each symbol (`BiasedModel`). Tables and LSTM are fitted to what
+the planes share beside that: tables and factors in turns, the LSTM on the planes' mean prediction in every context.
+
+# P = planes of one kind and density, D = contexts that the tables tell apart, G = contexts of the grid, A = alphabet
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from ckzd.codec import train
-from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
-from ckzd.codec.models import Histograms, Models, RefinedModel, TableModel, cost_bits, seen
+from ckzd.codec.arrays import Float64
+from ckzd.codec.context import GRID
+from ckzd.codec.entropy import Rows
+from ckzd.codec.lstm import ALPHABET, LSTM_BYTES, LstmModel, LstmWeights
+from ckzd.codec.models import (
+    COARSE,
+    Histograms,
+    Models,
+    RefinedModel,
+    TableModel,
+    coarse_counts,
+    cost_bits,
+    frequency_codes,
+    seen,
+    smoothed,
+)
 from ckzd.codec.planes import histograms_of
 from ckzd.codec.presets import Preset
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.side import encode_lstm
 from ckzd.codec.transform import PlaneToCode
+
+_TURNS = 12  # of factors and tables: from 9 on they gain less than 0.01 %
+_PRIOR_COUNT = 0.5  # of a symbol in a plane, seen or not
+_SUM_OF_FREQUENCIES = 2.0**24  # of a mean prediction
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """What one plane adds to the sums over all."""
+
+    kind: int
+    density: int
+    coarse: npt.NDArray[np.int64]  # (D, A): how often each symbol follows each context of the tables
+    totals: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]  # pass -> its contexts, how often each
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """All planes' symbols together, and what tells the planes apart."""
+
+    histograms: Histograms
+    planes: tuple[_Plane, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,31 +66,110 @@ class Fitted:
     lstm: bytes = b""
 
 
-def histograms_over(planes: Iterable[PlaneToCode]) -> Histograms:
-    """All planes' symbols together."""
+def histograms_over(planes: Iterable[PlaneToCode]) -> Counted:
+    """Count the symbols of all planes."""
     histograms: Histograms = {}
+    found = []
     for plane in planes:
-        for key, histogram in histograms_of(plane.levels, plane.kind, plane.guide).items():
+        own, density = histograms_of(plane.levels, plane.kind, plane.guide), 0
+        coarse, totals = np.zeros((COARSE, ALPHABET), np.int64), {}
+        for (kind, number, density), histogram in own.items():  # of one kind and density, all of them
+            key = kind, number, density
             histograms[key] = histograms[key] + histogram if key in histograms else histogram
-    return histograms
+            counts = histogram.sum(1)
+            totals[number] = np.flatnonzero(counts), counts[counts > 0]
+            coarse += coarse_counts(histogram)
+        found.append(_Plane(plane.kind, density, coarse, totals))
+    return Counted(histograms, tuple(found))
 
 
-def fit_models(histograms: Histograms, reference: Reconstruction | None, preset: Preset, device: str) -> Fitted:
+def fit_models(counted: Counted, reference: Reconstruction | None, preset: Preset, device: str) -> Fitted:
     """Tables for all contexts, and an LSTM that refines them if it pays for its own bytes."""
-    tables = TableModel.fit(histograms)
+    histograms = counted.histograms
+    tables = fit_tables(counted)
     best = Fitted(Models(tables))
     if not histograms or not preset.lstm_cold_steps:
         return best
+    prior = MeanPrediction(counted, tables)
     before = reference.blob("lstm") if reference is not None else b""
     start = LstmWeights.from_bytes(before) if len(before) == LSTM_BYTES else None
     steps = preset.lstm_steps if start is not None else preset.lstm_cold_steps
-    fitted = train.fit(histograms, tables, start, steps=steps, device=device)
-    best_bits = cost_bits(seen(histograms, tables))
+    fitted = train.fit(histograms, prior, start, steps=steps, device=device)
+    best_bits = cost_bits(seen(histograms, prior))
     for weights in (start, fitted):
         if weights is None:
             continue
-        model = RefinedModel(tables, LstmModel(weights))
-        bits = cost_bits(seen(histograms, model)) + 8 * len(encode_lstm(weights.to_bytes(), reference))
+        lstm = LstmModel(weights)
+        bits = cost_bits(seen(histograms, RefinedModel(prior, lstm)))
+        bits += 8 * len(encode_lstm(weights.to_bytes(), reference))
         if bits < best_bits:
-            best_bits, best = bits, Fitted(Models(tables, model), weights.to_bytes())
+            best_bits, best = bits, Fitted(Models(tables, RefinedModel(tables, lstm)), weights.to_bytes())
     return best
+
+
+def fit_tables(counted: Counted) -> TableModel:
+    """Tables that fit all planes, each plane corrected by factors of its own."""
+    groups: dict[tuple[int, int], list[_Plane]] = {}
+    for plane in counted.planes:
+        groups.setdefault((plane.kind, plane.density), []).append(plane)
+    return TableModel({key: frequency_codes(_shared(group)) for key, group in groups.items()})
+
+
+def _shared(planes: list[_Plane]) -> Float64:
+    """Table (D, A): in turns each plane's factors and the table meet the counts (iterative scaling)."""
+    counts = np.stack([plane.coarse for plane in planes]).astype(np.float64)  # (P, D, A)
+    actual = smoothed(counts.sum(0))
+    table: Float64 = actual / actual.sum(1, keepdims=True)
+    factors = np.ones((len(planes), 1, ALPHABET))
+    for _ in range(_TURNS):
+        factors *= _correction(counts, _expected(counts, table, factors))
+        missing = actual - counts.sum(0)  # what smoothing adds to both
+        table *= actual / (_expected(counts, table, factors).sum(0) + missing)
+        table /= table.sum(1, keepdims=True)
+    return table
+
+
+def _expected(counts: Float64, table: Float64, factors: Float64) -> Float64:
+    """Counts that the table predicts for each plane, (P, D, A)."""
+    predicted: Float64 = table * factors
+    predicted *= counts.sum(2, keepdims=True) / predicted.sum(2, keepdims=True)
+    return predicted
+
+
+def _correction(counts: Float64, expected: Float64) -> Float64:
+    """What brings each plane's expected symbol counts to the actual ones, (P, 1, A)."""
+    actual, predicted = (each.sum(1, keepdims=True) + _PRIOR_COUNT for each in (counts, expected))
+    correction: Float64 = actual / predicted
+    return correction
+
+
+class MeanPrediction:
+    """What the tables, corrected for each plane, predict in a context for all planes together.
+
+    For an LSTM that changes little this is as good as to train it on every plane apart, which costs P times as much.
+    """
+
+    def __init__(self, counted: Counted, tables: TableModel) -> None:
+        self._rows: dict[tuple[int, int, int], Rows] = {}
+        for plane in counted.planes:
+            factors = _factors_of(plane, tables)
+            for number, (used, totals) in plane.totals.items():
+                key = plane.kind, number, plane.density
+                predicted = tables.rows(*key)[used] * factors
+                mean = self._rows.setdefault(key, np.zeros((GRID, ALPHABET)))
+                mean[used] += predicted * (totals[:, None] / predicted.sum(1, keepdims=True))
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:
+        """Frequencies (GRID, A); even odds where no plane has been."""
+        rows = self._rows[kind, number, density]
+        relative = rows / np.maximum(rows.sum(1, keepdims=True), 1)
+        return np.asarray(np.floor(relative * _SUM_OF_FREQUENCIES) + 1, np.float64)
+
+
+def _factors_of(plane: _Plane, tables: TableModel) -> Float64:
+    """The plane's corrections (A,) of tables that are given."""
+    counts = plane.coarse[None].astype(np.float64)
+    table, factors = tables.coarse_rows(plane.kind, plane.density), np.ones((1, 1, ALPHABET))
+    for _ in range(_TURNS):
+        factors *= _correction(counts, _expected(counts, table, factors))
+    return factors.ravel()

@@ -19,12 +19,13 @@ from ckzd.codec.entropy import Rows
 from ckzd.codec.lstm import ALPHABET, LstmModel
 from ckzd.codec.tables import FREQUENCY
 
-Histograms = dict[tuple[int, int, int], npt.NDArray[np.int64]]  # (kind, pass, density) -> (GRID, A)
+Histogram = npt.NDArray[np.int64]
+Histograms = dict[tuple[int, int, int], Histogram]  # (kind, pass, density) -> (GRID, A)
 
 _FREQUENCIES = np.array(FREQUENCY, np.float64)
 _NEUTRAL_CODE = 128
-_COARSE = 5 * 24  # guide x energy: the first two classes of a context
-_COARSE_OF = np.arange(GRID) // (GRID // _COARSE)
+COARSE = 5 * 24  # guide x energy: the first two classes of a context
+_COARSE_OF = np.arange(GRID) // (GRID // COARSE)
 _NEUTRAL_FACTOR = 256.0
 _BIAS_ROUNDS = 5
 
@@ -49,9 +50,13 @@ class TableModel:
         """Tables that fit the histograms, each cell pulled towards its plane kind's average."""
         summed: dict[tuple[int, int], Float64] = {}
         for (kind, _, density), histogram in histograms.items():
-            table = summed.setdefault((kind, density), np.zeros((_COARSE, ALPHABET)))
-            table += histogram.reshape(_COARSE, -1, ALPHABET).sum(1)
-        return cls({key: frequency_codes(table + 2 * _average(table)) for key, table in summed.items()})
+            table = summed.setdefault((kind, density), np.zeros((COARSE, ALPHABET)))
+            table += coarse_counts(histogram)
+        return cls({key: frequency_codes(smoothed(table)) for key, table in summed.items()})
+
+    def coarse_rows(self, kind: int, density: int) -> Rows:
+        """Frequencies (120, A) of the contexts that the tables tell apart."""
+        return self.rows(kind, 0, density)[:: GRID // COARSE]
 
     def rows(self, kind: int, number: int, density: int) -> Rows:  # noqa: ARG002  # one table for all passes
         """Frequencies of all contexts; even odds where no table was sent."""
@@ -69,7 +74,7 @@ class TableModel:
     @classmethod
     def from_bytes(cls, data: bytes) -> "TableModel":
         """The inverse of `to_bytes`; ValueError if it is malformed."""
-        size = 2 + _COARSE * ALPHABET
+        size = 2 + COARSE * ALPHABET
         limit = size * context.KINDS * context.DENSITIES
         plain = zstd.decompress(data, limit) if data else b""
         if len(plain) % size:
@@ -84,6 +89,17 @@ def symbol_counts(histograms: Histograms) -> Float64:
     for histogram in histograms.values():
         counts += histogram.sum(0)
     return counts
+
+
+def coarse_counts(histogram: Histogram) -> Histogram:
+    """Counts (GRID, A) summed over what the tables do not tell apart, (120, A)."""
+    summed: Histogram = histogram.reshape(COARSE, -1, ALPHABET).sum(1)
+    return summed
+
+
+def smoothed(table: Float64) -> Float64:
+    """Each cell of a table of counts (120, A) pulled towards the average."""
+    return table + 2 * _average(table)
 
 
 def _average(table: Float64) -> Float64:
@@ -104,7 +120,7 @@ def _product(frequencies: Rows, factors: Float64) -> Rows:
 class RefinedModel:
     """The tables' frequencies, multiplied by what the LSTM makes of the whole context."""
 
-    def __init__(self, tables: TableModel, lstm: LstmModel) -> None:
+    def __init__(self, tables: Model, lstm: LstmModel) -> None:
         self._tables, self._lstm = tables, lstm
         self._rows: dict[tuple[int, int, int], Rows] = {}
 

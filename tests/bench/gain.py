@@ -15,10 +15,10 @@ from machine import machine
 
 from ckzd.codec import train
 from ckzd.codec.encode import Encoder
-from ckzd.codec.fitting import histograms_over
+from ckzd.codec.fitting import MeanPrediction, fit_tables, histograms_over
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
-from ckzd.codec.models import Models, RefinedModel, TableModel
+from ckzd.codec.models import Models, RefinedModel
 from ckzd.codec.planes import encode_plane
 from ckzd.codec.presets import PRESETS, Preset
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -65,12 +65,12 @@ def main() -> None:
     for path in earlier:
         reference = reconstruction_of(path, reference, preset)
     planes = planes_of(current, reference, preset)
-    histograms = histograms_over(planes)
-    tables = TableModel.fit(histograms)
+    counted = histograms_over(planes)
+    tables = fit_tables(counted)
     stored = reference.blob("lstm") if reference is not None else b""
     start = LstmWeights.from_bytes(stored) if len(stored) == LSTM_BYTES else None
     started = time.perf_counter()
-    weights = train.fit(histograms, tables, start, steps=options.steps)
+    weights = train.fit(counted.histograms, MeanPrediction(counted, tables), start, steps=options.steps)
     seconds = time.perf_counter() - started
     refined = RefinedModel(tables, LstmModel(weights))
     table_bytes, lstm_bytes = len(tables.to_bytes()), len(encode_lstm(weights.to_bytes(), reference))

@@ -19,9 +19,9 @@ from machine import machine
 
 from ckzd.codec import train
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
-from ckzd.codec.fitting import histograms_over
+from ckzd.codec.fitting import MeanPrediction, fit_tables, histograms_over
 from ckzd.codec.lstm import LstmModel
-from ckzd.codec.models import Models, RefinedModel, TableModel
+from ckzd.codec.models import Models, RefinedModel
 from ckzd.codec.planes import decode_plane, encode_plane
 from ckzd.codec.side import encode_lstm
 from ckzd.codec.transform import PlaneToCode
@@ -69,10 +69,10 @@ def main() -> None:
     print(json.dumps(machine()))
     arrays = [current[name] for name in current.files]
     xz, order0 = xz_bytes(arrays), sum(order0_bytes(array) for array in arrays)
-    histograms = histograms_over(planes)
-    tables = TableModel.fit(histograms)
+    counted = histograms_over(planes)
+    tables = fit_tables(counted)
     started = time.perf_counter()
-    weights = train.fit(histograms, tables, None, steps=options.steps)
+    weights = train.fit(counted.histograms, MeanPrediction(counted, tables), None, steps=options.steps)
     seconds = time.perf_counter() - started
     refined = Models(tables, RefinedModel(tables, LstmModel(weights)))
     side = {"tables": len(tables.to_bytes()), "tables + lstm": len(encode_lstm(weights.to_bytes(), None))}
