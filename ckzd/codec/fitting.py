@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec import train
-from ckzd.codec.arrays import Float64
+from ckzd.codec.arrays import Codes, Float64
 from ckzd.codec.context import GRID
 from ckzd.codec.entropy import Rows
 from ckzd.codec.lstm import ALPHABET, LSTM_BYTES, LstmModel, LstmWeights
@@ -37,6 +37,10 @@ from ckzd.codec.transform import PlaneToCode
 
 _TURNS = 12  # of factors and tables: from 9 on they gain less than 0.01 %
 _PRIOR_COUNT = 0.5  # of a symbol in a plane, seen or not
+_ROUNDED_COUNT = (
+    20_000  # seen so often, a cell keeps its code; each quarter of it doubles the step (6000, 60000: worse)
+)
+_MAX_STEP_LOG = 6
 _SUM_OF_FREQUENCIES = 2.0**24  # of a mean prediction
 
 
@@ -112,7 +116,16 @@ def fit_tables(counted: Counted) -> TableModel:
     groups: dict[tuple[int, int], list[_Plane]] = {}
     for plane in counted.planes:
         groups.setdefault((plane.kind, plane.density), []).append(plane)
-    return TableModel({key: frequency_codes(_shared(group)) for key, group in groups.items()})
+    return TableModel({key: _cheap_codes(group) for key, group in groups.items()})
+
+
+def _cheap_codes(planes: list[_Plane]) -> Codes:
+    """Frequency codes (D, A) of the shared table, rounded to powers of two: the coarser, the less a cell was seen."""
+    counts = sum(plane.coarse for plane in planes)
+    steps = np.exp2(np.clip(np.floor(np.log2(_ROUNDED_COUNT / np.maximum(counts, 0.5)) / 2), 0, _MAX_STEP_LOG))
+    codes = frequency_codes(_shared(planes))
+    rounded: Codes = np.minimum(np.rint(codes / steps) * steps, codes.max()).astype(np.uint8)
+    return rounded
 
 
 def _shared(planes: list[_Plane]) -> Float64:
