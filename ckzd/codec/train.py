@@ -1,7 +1,8 @@
 """Trains the LSTM at the encoder: float weights, rounded to their int8 grid in every forward pass.
 
-The data are the histograms of all contexts that occur, so one step sees every symbol of the checkpoint and its cost
-depends on the number of distinct contexts only. The decoder never comes here.
+What is made small is the bits of symbols and weights together. The data are the histograms of all contexts that
+occur, so one step sees every symbol of the checkpoint and its cost depends on the number of distinct contexts only. The
+decoder never comes here.
 
 # B = nodes of one tree level, H = hidden, A = alphabet
 """
@@ -25,13 +26,15 @@ Prefix = tuple[int, int, int]  # kind, pass, density
 _SCALE = float(1 << WEIGHT_BITS)
 _LIMIT = 127 / _SCALE
 _MIN_SEEN = 16  # contexts seen less often are left to generalisation
-_LEARNING_RATE = 0.02
+_LEARNING_RATE = 0.03
+_EMBEDDING = 0.5  # deviation at the start
 _BETAS = (0.9, 0.98)
 _LOOK_EVERY = 5
-_PATIENCE = 6  # stop after so many looks with a gain of less than 0.01 %
-_FIRST_VERDICT = 3  # looks
-_HOPE = 4.0  # what 15 steps have gained is a quarter, at least, of what all will
-_COLD_PRICE_BITS = 6.0 * LSTM_BYTES  # weights of int8 cost about six bits each, differences to a reference about one
+_PATIENCE = 6  # stop after so many looks with a gain of less than 0.002 %
+_REST = 2e-5
+_FIRST_VERDICT = 8  # looks: before, the hidden layers have hardly begun to do anything
+_HOPE = 4.0  # what 40 steps have gained is a quarter, at least, of what all will
+_COLD_PRICE_BITS = 4.0 * LSTM_BYTES  # weights of int8 cost about four bits each, differences to a reference about one
 _WARM_PRICE_BITS = 1.0 * LSTM_BYTES
 
 
@@ -73,9 +76,20 @@ def fit(
             looks.append(bits.item())
             if _is_done(looks, price_bits=_COLD_PRICE_BITS if start is None else _WARM_PRICE_BITS):
                 break
-        (bits / total).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        ((bits + _price(parameters, start)) / total).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         adam.step(_LEARNING_RATE * (1 - step / steps) + 1e-4)
     return LstmWeights(**{name: _int8(parameters[name]) for name in SHAPES})
+
+
+def _price(parameters: dict[str, Tensor], start: LstmWeights | None) -> Tensor:
+    """About how many bits the weights themselves take, as differences to the reference's: what they must earn."""
+    price = torch.zeros(())
+    for name, parameter in parameters.items():
+        units = parameter * _SCALE
+        if start is not None:
+            units = units - torch.from_numpy(getattr(start, name).astype(np.float32)).to(units.device)
+        price = price.to(units.device) + 0.5 * torch.log2(1 + units**2).sum()
+    return price
 
 
 class _Adam:
@@ -107,7 +121,7 @@ def _is_done(looks: list[float], *, price_bits: float) -> bool:
     """Whether training has come to rest, or will not earn the bytes of its own weights."""
     gained = looks[0] - looks[-1]
     hopeless = len(looks) > _FIRST_VERDICT and _HOPE * gained < price_bits
-    at_rest = len(looks) > _PATIENCE and looks[-1 - _PATIENCE] - looks[-1] < 1e-4 * looks[0]
+    at_rest = len(looks) > _PATIENCE and looks[-1 - _PATIENCE] - looks[-1] < _REST * looks[0]
     return hopeless or at_rest
 
 
@@ -125,7 +139,7 @@ def _parameters(start: LstmWeights | None, seed: int, device: str) -> dict[str, 
         elif name.startswith("output") or name == "bias":  # begin by changing nothing
             value = torch.zeros(shape)
         else:
-            value = torch.randn(shape, generator=generator) * (1.0 if name == "embedding" else shape[0] ** -0.5)
+            value = torch.randn(shape, generator=generator) * (_EMBEDDING if name == "embedding" else shape[0] ** -0.5)
         parameters[name] = value.to(device).clamp(-_LIMIT, _LIMIT).requires_grad_()
     return parameters
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckzd.codec import train
+from ckzd.codec import train, zstd
 from ckzd.codec.context import GRID
 from ckzd.codec.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
 from ckzd.codec.models import RefinedModel, TableModel, cost_bits, seen
@@ -63,6 +63,19 @@ def test_the_float_networks_bits_are_the_integer_networks(spread):
         predicted = float(train._bits(levels, counts, prior, parameters))
     kept = {key: np.where(h.sum(1, keepdims=True) >= 4, h, 0) for key, h in counted.items()}
     assert predicted == pytest.approx(cost_bits(seen(kept, RefinedModel(tables, LstmModel(weights)))), rel=0.01)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_weights_own_bytes_are_kept_small(monkeypatch, warm):
+    counted, tables = histograms(), TableModel.fit(histograms())
+    start = train.fit(histograms(1), tables, None, steps=10) if warm else None
+    before = np.frombuffer(start.to_bytes(), np.uint8) if warm else np.uint8(0)
+    priced = train.fit(counted, tables, start, steps=40)
+    monkeypatch.setattr(train, "_price", lambda *_: 0)
+    free = train.fit(counted, tables, start, steps=40)
+    sizes = [len(zstd.compress((np.frombuffer(w.to_bytes(), np.uint8) - before).tobytes())) for w in (priced, free)]
+    assert sizes[0] < 0.97 * sizes[1]
+    assert bits_of(counted, priced) + 8 * sizes[0] < bits_of(counted, free) + 8 * sizes[1]
 
 
 def test_an_untrained_network_changes_nothing():
