@@ -4,6 +4,7 @@ Slow and plain. It shows that the page says enough, and reads old archives when 
 """
 
 import io
+import itertools
 import json
 import math
 import struct
@@ -75,6 +76,155 @@ def fourth_roots(codes: list[int]) -> np.ndarray:
     others = [code for code in codes if code != -32768]
     floor = min(others) - 16 if others else 0
     return np.array([math.sqrt(math.sqrt(scale_value(floor if code == -32768 else code))) for code in codes])
+
+
+def fractions(data: bytes, levels: np.ndarray) -> np.ndarray:
+    """Where levels restore inside their step; `data` begins with the centres of 1 to 3."""
+    magnitude = np.abs(levels.astype(float))
+    for level in (1, 2, 3):
+        magnitude[np.abs(levels) == level] = (level - 0.5) + data[level - 1] / 256
+    return np.copysign(magnitude, levels)
+
+
+def low_bits(data: bytes, elements: int) -> tuple[int, list[int], int]:
+    """How many bits, the low part of every level, and where the plane starts."""
+    count = data[0]
+    end = 1 + -(-count * elements // 8)
+    bits = "".join(f"{byte:08b}" for byte in data[1:end])
+    return count, [int(bits[count * k : count * (k + 1)] or "0", 2) for k in range(elements)], end
+
+
+# Frames, in 64-bit integers: the page says that no sum reaches 2**53
+
+
+def shifted(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Integers times 2**-bits, to the nearest, ties to even."""
+    half, odd = 1 << (bits - 1), (numbers >> bits) & 1
+    return (numbers + (half - 1) + odd) >> bits
+
+
+def whole_numbers(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).astype(np.int64)
+
+
+def blocks_of(length: int) -> list[slice]:
+    count = -(-length // 256)
+    return [slice(length * b // count, length * (b + 1) // count) for b in range(count)]
+
+
+def unit(size: int) -> np.ndarray:
+    return np.eye(size, dtype=np.int64)
+
+
+def refined(vectors: np.ndarray, bits: int) -> np.ndarray:
+    return shifted(vectors @ (3 * (unit(len(vectors)) << bits) - shifted(vectors.T @ vectors, bits)), bits + 1)
+
+
+def scaled_row(row: np.ndarray) -> np.ndarray:
+    return whole_numbers(np.ldexp(row.astype(float), 22 - int(np.abs(row).max()).bit_length()))
+
+
+def orthonormal(rows: np.ndarray) -> np.ndarray:
+    done = np.zeros((0, rows.shape[1]), np.int64)
+    for start in range(0, len(rows), 16):
+        panel = np.array([scaled_row(row) for row in rows[start : start + 16]])
+        for _ in range(2):
+            panel = panel - shifted(shifted(panel @ done.T, 18) @ done, 18)
+            panel = np.array([scaled_row(row) for row in panel])
+            for i, row in enumerate(panel):
+                if not row.any():
+                    row[start + i] = 1
+                row[:] = whole_numbers(row * (2.0**18 / math.sqrt(int(row @ row))))
+                for k in range(i + 1, len(panel)):
+                    panel[k] -= shifted(shifted(panel[k] @ row, 18) * row, 18)
+        done = np.vstack([done, panel])
+    return done
+
+
+def nearest_code(value: float) -> int:
+    mantissa, exponent = math.frexp(value)
+    values = [number * 2.0**-52 for number in OCTAVE] + [2.0]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(values)]
+    return 8 * (exponent - 1) + sum(middle <= 2 * mantissa for middle in middles)
+
+
+def learning_pass(vectors: np.ndarray, codes: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    size, covariance = len(vectors), seen @ seen.T
+    trace = int(np.trace(covariance))
+    if not trace:
+        return vectors, codes
+    energy = 0.75 * (covariance * (size / trace))
+    for i, code in enumerate(codes.tolist()):
+        energy[i, i] += 0.25 * scale_value(code) + 2.0**-4
+    whole = whole_numbers(energy * 2.0**14)
+    turn = refined(orthonormal(whole @ (whole + (unit(size) << 14))).T, 18)
+    energies = np.maximum((turn * shifted(whole @ turn, 18)).sum(0) * 2.0**-32, 2.0**-10)
+    order = sorted(range(size), key=lambda k: -energies[k])
+    turned = shifted(vectors @ turn[:, order], 18)
+    if np.abs(shifted(turned.T @ turned, 14) - (unit(size) << 14)).max() > 1 << 10:
+        return vectors, codes
+    learned_codes = [max(nearest_code(energies[k]), -45) for k in order]
+    return np.clip(refined(turned, 14), -32767, 32767), np.array(learned_codes)
+
+
+class Side:
+    """Vectors and codes of the rows or columns of a matrix."""
+
+    def __init__(self, length: int, stored: tuple[np.ndarray, np.ndarray] | None) -> None:
+        self.places, self.new = blocks_of(length), stored is None
+        self.vectors = [unit(place.stop - place.start) for place in self.places]
+        self.vectors = [vectors << 14 for vectors in self.vectors]
+        self.codes = np.zeros(length, np.int64)
+        if stored is not None:
+            self.vectors = [stored[0][p, : p.stop - p.start].astype(np.int64) for p in self.places]
+            self.codes = stored[1].astype(np.int64)
+
+    def gains(self) -> np.ndarray:
+        return np.array([scale_value(code * 3 // 8) for code in self.codes.tolist()])
+
+    def turned_back(self, numbers: np.ndarray) -> np.ndarray:
+        parts = [shifted(vectors @ numbers[p], 14) for p, vectors in zip(self.places, self.vectors, strict=True)]
+        return np.concatenate(parts)
+
+    def learn(self, numbers: np.ndarray) -> None:
+        for b, place in enumerate(self.places):
+            seen = numbers[place]
+            for _ in range(3 if self.new else 1):
+                before = self.vectors[b]
+                self.vectors[b], self.codes[place] = learning_pass(before, self.codes[place], seen)
+                seen = shifted(shifted(before.T @ self.vectors[b], 14).T @ seen, 14)
+
+    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+        vectors = np.zeros((len(self.codes), max(len(v) for v in self.vectors)), np.int16)
+        for place, block in zip(self.places, self.vectors, strict=True):
+            vectors[place, : len(block)] = block
+        return vectors, self.codes.astype(np.int16)
+
+
+class Frame:
+    """Both sides of a matrix; from a reconstruction that has it, else new."""
+
+    def __init__(self, path, form, kept: "Reconstruction") -> None:
+        found = [kept.get(path, field) for field in ("left", "left_energy", "right", "right_energy")]
+        usable = all(array is not None for array in found) and (found[1].size, found[3].size) == form
+        self.known = usable
+        self.left = Side(form[0], (found[0], found[1]) if usable else None)
+        self.right = Side(form[1], (found[2], found[3]) if usable else None)
+
+    def coefficients(self, fractions: np.ndarray) -> np.ndarray:
+        gains = self.left.gains()[:, None] * self.right.gains()[None, :]
+        fixed = whole_numbers((fractions / gains) * 2.0**12)
+        assert np.abs(fixed).max(initial=0) <= 1 << 26
+        return fixed
+
+    def residual(self, fixed: np.ndarray) -> np.ndarray:
+        return self.right.turned_back(self.left.turned_back(fixed).T).T * 2.0**-12
+
+    def learn(self, fixed: np.ndarray) -> None:
+        limit = min(1 << 17, math.isqrt((1 << 44) // max(fixed.shape)))
+        seen = np.clip(shifted(fixed, 6), -limit, limit)
+        self.left.learn(seen)
+        self.right.learn(seen.T)
 
 
 def exact(data: bytes, elements: int, itemsize: int, reference: bytes | None) -> bytes:
@@ -429,9 +579,11 @@ class PlainArchive:
     def _keep(self, number: int) -> None:
         path, dtype, shape, nbytes = self.layout["tensors"][number]
         method, *place = self.index["codes"][number]
-        before, levels = self._before(number), None
-        if method in ("scalar", "kmeans"):
-            levels, residual = self._residual(number, method)
+        before, levels, frame = self._before(number), None, Frame(path, matrix_shape(shape), self.reference)
+        if method == "whole":
+            values, frame = rounded(self._whole(number), dtype).reshape(shape), None
+        elif method in ("scalar", "framed", "kmeans"):
+            levels, residual = self._residual(number, method, frame)
             base = widened(before, dtype)
             values = rounded(np.where(np.isfinite(base), base, 0.0) + residual.reshape(shape), dtype)
         elif method == "copy":
@@ -449,8 +601,30 @@ class PlainArchive:
         if number in self.scales:
             for field, codes in zip(("rows", "columns"), self.scales[number], strict=True):
                 self.own.put(path, field, np.array(codes, np.int16))
+        if method == "framed" or (frame is not None and frame.known):
+            for name, side in (("left", frame.left), ("right", frame.right)):
+                vectors, energies = side.stored()
+                self.own.put(path, name, vectors)
+                self.own.put(path, f"{name}_energy", energies)
 
-    def _residual(self, number: int, method: str) -> tuple[np.ndarray, np.ndarray]:
+    def _roots(self, weight: int) -> tuple[np.ndarray, np.ndarray]:
+        rows, columns = (fourth_roots(codes) for codes in self.scales[weight])
+        return rows[:, None], columns[None, :]
+
+    def _step(self, weight: int, name: str) -> float:
+        return self.index[name] / 2 ** dict(self.index.get("halvings", [])).get(weight, 0)
+
+    def _whole(self, number: int) -> np.ndarray:
+        path, _, shape, _ = self.layout["tensors"][number]
+        data, form = self._stream(number), matrix_shape(shape)
+        count, low, start = low_bits(data, math.prod(form))
+        guides = self._guide(path, form), self._guide(layer_before(path), form)
+        high = plane(data[start:], form, 0, self.models, *guides).astype(int)
+        levels = high * 2**count + np.array(low, int).reshape(form)
+        rows, columns = self._roots(number)
+        return ((levels * self._step(number, "whole_step")) / rows) / columns
+
+    def _residual(self, number: int, method: str, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         path, _, shape, _ = self.layout["tensors"][number]
         data, form = self._stream(number), matrix_shape(shape)
         guide, previous = self._guide(path, form), self._guide(layer_before(path), form)
@@ -458,13 +632,13 @@ class PlainArchive:
             levels, values = self._codebook(data, form, 0, guide, previous)
             return levels, values
         levels = plane(data[3:], form, 0, self.models, guide, previous)
-        magnitude = np.abs(levels.astype(float))
-        for level in (1, 2, 3):
-            magnitude[np.abs(levels) == level] = (level - 0.5) + data[level - 1] / 256
-        rows, columns = (fourth_roots(codes) for codes in self.scales[number])
-        step = self.index["step"] / 2 ** dict(self.index.get("halvings", [])).get(number, 0)
-        weighted = np.copysign(magnitude, levels) * step
-        return levels, (weighted / rows[:, None]) / columns[None, :]
+        found = fractions(data, levels)
+        if method == "framed":
+            fixed = frame.coefficients(found)
+            found = frame.residual(fixed)
+            frame.learn(fixed)
+        rows, columns = self._roots(number)
+        return levels, ((found * self._step(number, "step")) / rows) / columns
 
     def _guide(self, path, form) -> np.ndarray | None:
         found = None if path is None else self.reference.get(path, "levels")
@@ -511,14 +685,27 @@ class PlainArchive:
 
     def _momentum(self, weight: int, momentum: int) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][momentum]
+        if self.index["codes"][momentum][0] == "framed":
+            return self._framed_moment(weight, momentum, "framed_momentum_step")
         levels = plane(self._stream(momentum), matrix_shape(shape), 1, self.models, self._own_guide(weight))
         return rounded(levels * (np.sqrt(self._product(weight)) * self.index["momentum_step"]), dtype)
+
+    def _framed_moment(self, weight: int, moment: int, step: str) -> np.ndarray:
+        _, dtype, shape, _ = self.layout["tensors"][moment]
+        form, data = matrix_shape(shape), self._stream(moment)
+        frame = Frame(self.layout["tensors"][weight][0], form, self.own)
+        levels = plane(data[3:], form, 1, self.models, self._own_guide(weight))
+        residual = frame.residual(frame.coefficients(fractions(data, levels)))
+        rows, columns = self._roots(weight)
+        return rounded(((residual * self.index[step]) * rows) * columns, dtype)
 
     def _first(self, weight: int, first: int, second: int) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][first]
         form, data = matrix_shape(shape), self._stream(first)
         if self.index["codes"][first][0] == "kmeans":
             return rounded(self._codebook(data, form, 1, self._own_guide(weight))[1], dtype)
+        if self.index["codes"][first][0] == "framed":
+            return self._framed_moment(weight, first, "framed_moment_step")
         levels = plane(data, form, 1, self.models, self._own_guide(weight)).astype(float)
         restored = widened(self._second(weight, first, second), self.layout["tensors"][second][1])
         return rounded(levels * (np.sqrt(restored) * self.index["moment_step"]), dtype)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import ckzd.archive
-from ckzd.codec import context, index, layout, lstm, moments, planes, quantize
+from ckzd.codec import context, frames, index, layout, lstm, moments, orthogonal, planes, quantize, restoring, wide
 from ckzd.codec.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
 from ckzd.codec.index import Method
 from ckzd.codec.layout import Layout
@@ -28,6 +28,27 @@ def test_every_method_has_a_row():
     assert re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", section("Index"), re.MULTILINE) == [m.value for m in Method]
 
 
+def test_frames():
+    assert f"at least {restoring.MIN_SIDE}." in FLAT
+    assert f"k = N / {orthogonal.MAX_DIRECTIONS}," in FLAT
+    assert f"units of 2^-{frames._VECTOR_BITS}, one a column" in FLAT
+    assert f"eighths of an octave, -{frames._MAX_ENERGY}..{frames._MAX_ENERGY}." in FLAT
+    assert f"`f = round((x / gain) * 2^{frames.FINE_BITS})`; one beyond 2^26 is refused" in FLAT
+    assert frames.MAX_COEFFICIENT == 2.0**26
+    assert f"`round(f * 2^-{frames.FINE_BITS - frames._LEARNING_BITS})` clipped" in FLAT
+    assert f"`{1 - frames._KEPT} * (K * q)`" in FLAT
+    assert f"`{frames._KEPT} * value(code i) + 2^-4`" in FLAT
+    assert frames._REGULAR == 2.0**-4
+    assert f"`round(E * 2^{frames._ENERGY_BITS})`" in FLAT
+    assert f"in units of 2^-{orthogonal.UNIT_BITS}, as below" in FLAT
+    assert f"times 2^-{orthogonal.UNIT_BITS + frames._ENERGY_BITS}, at least" in FLAT
+    assert f"nearest code of e, at least {frames._FLOOR}." in FLAT
+    assert f"taken in panels of {orthogonal._PANEL}," in FLAT
+    assert f"2^({orthogonal._WORK_BITS} - k)" in FLAT
+    assert "A new one learns in three" in FLAT
+    assert frames._COLD_PASSES == 3
+
+
 def test_every_entry_has_a_row():
     rows = [line.split(" | ")[0] for line in section("Entries").splitlines() if line.startswith("| `")]
     names = [name for row in rows for name in re.findall(r"`([a-z_]+)(?:/N)?`", row)]
@@ -44,7 +65,9 @@ def test_every_coder_is_named():
 
 def test_the_layout_has_its_keys():
     written = json.loads(Layout((), (), (), ()).to_json())
-    assert re.findall(r"^\| `(\w+)` \| [^|]+ \|$", section("Index"), re.MULTILINE) == list(written)
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", section("Index"), re.MULTILINE)
+    assert rows[: len(written)] == list(written)
+    assert rows[len(written) :] == list(index.STEPS)
 
 
 def test_contexts():
@@ -95,6 +118,7 @@ def test_limits():
     assert layout.MAX_BYTES == 2**48
     assert "No number is above 2^48" in FLAT
     assert f"a count being 1 to {index.MAX_HALVINGS}." in FLAT
+    assert f"u8 n, at most {wide.MAX_LOW_BITS}," in FLAT
     assert index.MAX_STEP == 2.0**128
     assert index.MAX_INDEX_BYTES == 2**30
     assert "at most 2^30 bytes decompressed" in FLAT

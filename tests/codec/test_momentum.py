@@ -286,6 +286,7 @@ def test_a_plain_decoder_reads_lone_momenta(tmp_path):
     """What the archive means is what FORMAT.md says."""
     torch.manual_seed(0)
     weights = {"w": nn.Parameter(torch.randn(12, 20)), "half": nn.Parameter(torch.randn(16, 9).bfloat16())}
+    weights["framed"] = nn.Parameter(torch.randn(20, 24))
     optimizer, before = torch.optim.SGD(weights.values(), lr=1e-2, momentum=0.9), None
     for step in (1, 2):
         for _ in range(3):
@@ -301,6 +302,8 @@ def test_a_plain_decoder_reads_lone_momenta(tmp_path):
         assert hashlib.sha256(data).hexdigest() == archive.manifest["files"][0]["sha256"]
         state = torch.load(io.BytesIO(data))["optimizer"]["state"]
         assert {len(triple) for triple in archive.layout["triples"]} == {2}
+        methods = {archive.index["codes"][momentum][0] for _, momentum in archive.layout["triples"]}
+        assert methods == ({"scaled"} if step == 1 else {"scaled", "framed"})
         assert all(entry["momentum_buffer"].any() for entry in state.values())
 
 
