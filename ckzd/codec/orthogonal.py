@@ -18,9 +18,11 @@ _PANEL = 16  # rows that are made orthogonal one by one; against earlier panels 
 
 
 def shifted(values: Float64, bits: int) -> Float64:
-    """Integers times 2**bits, rounded to integers, ties to even."""
+    """Integers times 2**bits, rounded to integers, ties to even; zeros positive: BLAS does not say which it gives."""
     product = values * 2.0**bits
-    return np.rint(product, out=product)
+    np.rint(product, out=product)
+    product += 0.0
+    return product
 
 
 def orthonormal(rows: Float64) -> Float64:

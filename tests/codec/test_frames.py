@@ -160,6 +160,17 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_order():
         assert basis.codes.tobytes() == found[0].codes.tobytes()
 
 
+def test_no_zero_is_negative():
+    """Its sign would be in the bytes of a moment, and whether sums of -0 are -0 is up to the BLAS."""
+    frame, _ = turned(Frame.unknown(20, 30), residuals(20, 30, 1)[0])
+    coefficients = np.full((20, 30), -0.0)
+    for _ in range(20):
+        found = frame.residual(coefficients)
+        assert not np.signbit(found[found == 0]).any()
+        coefficients.flat[np.random.default_rng(3).integers(600)] -= 1
+    assert (found == 0).any()
+
+
 def test_coefficients_no_encoder_writes_are_refused():
     frame, largest = Frame.unknown(16, 16), MAX_COEFFICIENT / 2**12
     assert frame.fixed(np.full((16, 16), largest)).max() == MAX_COEFFICIENT
