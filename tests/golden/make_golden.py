@@ -4,9 +4,12 @@ usage: make_golden.py    writes tests/golden/format_N/: two chains and `expected
 Run it once for a new format version, in the commit that changes FORMAT.md.
 """
 
+import hashlib
 import json
 import shutil
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -15,37 +18,56 @@ import torch
 import ckzd
 from ckzd.archive.manifest import FORMAT_VERSION
 from ckzd.codec import fitting
+from ckzd.codec.presets import PRESETS
 from ckzd.store import read_manifest
+
+sys.path.append(str(Path(__file__).parents[1]))
+from plain_decoder import PlainArchive  # a script finds what stands beside it only
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
+WANTED = {("weights", method) for method in ("framed", "scalar", "whole", "kmeans", "exact", "delta")}
+WANTED |= {("first_moment", method) for method in ("framed", "scaled", "kmeans")} | {("", "fill"), ("", "same")}
 
 
 def write_run(run: Path) -> None:
-    """A small real run: two matrices with structured gradients, biases, bf16 and fp16 weights, an integer, a NaN."""
+    """A small real run: matrices with structured gradients, biases, a lone momentum, odd tensors, a NaN."""
     torch.manual_seed(7)
     inputs, outputs = torch.randn(512, 48) @ torch.diag(torch.logspace(-1, 1, 48)), torch.randn(512, 160)
     model = torch.nn.Sequential(torch.nn.Linear(48, 144), torch.nn.Tanh(), torch.nn.Linear(144, 160))
     half, brain = torch.randn(16, 16).half(), torch.randn(16, 16).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    other = torch.nn.Linear(48, 40)
+    momentum = torch.optim.SGD(other.parameters(), lr=1e-2, momentum=0.9)
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
         optimizer.zero_grad()
         (model(inputs[rows]) - outputs[rows]).pow(2).mean().backward()
         optimizer.step()
+        momentum.zero_grad()
+        (other(inputs[rows]) - outputs[rows, :40]).pow(2).mean().backward()
+        momentum.step()
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
             extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "extra": extra}
+            state |= {"other": other.state_dict(), "momentum": momentum.state_dict()}
             torch.save(state, run / f"step_{step}.pt")
 
 
 def main() -> None:
     if HERE.exists():
         raise SystemExit(f"{HERE} exists: goldens are never regenerated")
-    with tempfile.TemporaryDirectory() as work, mock.patch.object(fitting, "encode_lstm", return_value=b""):
-        expected = {}
-        for preset in ("resume", "paper"):  # with an LSTM that seems free, so that small planes use it
+    trained = {name: replace(PRESETS[name], lstm_steps=60, lstm_cold_steps=150) for name in ("resume", "paper")}
+    with (
+        tempfile.TemporaryDirectory() as work,
+        mock.patch.object(fitting, "encode_lstm", return_value=b""),  # an LSTM that seems free: small planes use it
+        mock.patch.dict(PRESETS, trained),
+    ):
+        expected: dict[str, dict] = {}
+        methods = set()
+        for preset in trained:
+            reference = None
             run = Path(work) / preset / "run"
             run.mkdir(parents=True)
             write_run(run)
@@ -55,7 +77,18 @@ def main() -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(report.archive, target)
                 manifest = read_manifest(target)
+                archive = PlainArchive(target, reference)  # what nothing but ckzd reads is no golden
+                reference = archive.own
+                digest = hashlib.sha256(reference.to_bytes()).hexdigest()
+                files = {name: hashlib.sha256(data).hexdigest() for name, data in archive.files().items()}
+                if digest != manifest.reconstruction or files != {file.name: file.sha256 for file in manifest.files}:
+                    raise SystemExit(f"{target}: the plain decoder makes something else of it")
+                methods |= {
+                    (code[1].split("/")[0] if len(code) > 2 else "", code[0]) for code in archive.index["codes"]
+                }
                 expected[f"{preset}/{target.name}"] = {"restored": manifest.restored, "coders": manifest.coders}
+    if not methods >= WANTED:
+        raise SystemExit(f"the run has no {WANTED - methods}")
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
