@@ -16,10 +16,10 @@ from ckzd.codec import encode as encoding
 from ckzd.codec import planes, zstd
 from ckzd.codec.decode import Decoder
 from ckzd.codec.encode import Encoded, Encoder
-from ckzd.codec.fitting import Fitted
+from ckzd.codec.fitting import Counted, Fitted, fit_tables
 from ckzd.codec.index import Index, Method
 from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
-from ckzd.codec.models import Models, RefinedModel, TableModel
+from ckzd.codec.models import Models, RefinedModel
 from ckzd.codec.presets import PRESETS
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
@@ -121,11 +121,11 @@ def compressed_run(paths: list[Path], preset: str = "resume") -> list[Archive]:
 def lstm_everywhere() -> Iterator[None]:
     """Every plane that is not empty is coded with an LSTM, whatever it costs: one that nobody has trained."""
 
-    def fitted(histograms, *_) -> Fitted:
-        draw = np.random.default_rng(len(histograms))  # another one for another checkpoint
+    def fitted(counted: Counted, *_) -> Fitted:
+        draw = np.random.default_rng(len(counted.histograms))  # another one for another checkpoint
         lstm = LstmWeights.from_bytes(draw.integers(-8, 9, LSTM_BYTES).astype(np.int8).tobytes())
-        refined = RefinedModel(TableModel.fit(histograms), LstmModel(lstm))
-        return Fitted(Models(TableModel.fit(histograms), refined), lstm.to_bytes())
+        tables = fit_tables(counted)
+        return Fitted(Models(tables, RefinedModel(tables, LstmModel(lstm))), lstm.to_bytes())
 
     cheapest = planes._choose
 
