@@ -686,18 +686,20 @@ class PlainArchive:
     def _momentum(self, weight: int, momentum: int) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][momentum]
         if self.index["codes"][momentum][0] == "framed":
-            return self._framed_moment(weight, momentum, "framed_momentum_step")
+            used = [[int(code) for code in codes if code != -32768] for codes in self.scales[weight]]
+            unit = math.sqrt(math.sqrt(scale_value(sum(sum(codes) // max(len(codes), 1) for codes in used))))
+            return self._framed_moment(weight, momentum, self.index["framed_momentum_step"] * unit)
         levels = plane(self._stream(momentum), matrix_shape(shape), 1, self.models, self._own_guide(weight))
         return rounded(levels * (np.sqrt(self._product(weight)) * self.index["momentum_step"]), dtype)
 
-    def _framed_moment(self, weight: int, moment: int, step: str) -> np.ndarray:
+    def _framed_moment(self, weight: int, moment: int, step: float) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][moment]
         form, data = matrix_shape(shape), self._stream(moment)
         frame = Frame(self.layout["tensors"][weight][0], form, self.own)
         levels = plane(data[3:], form, 1, self.models, self._own_guide(weight))
         residual = frame.residual(frame.coefficients(fractions(data, levels)))
         rows, columns = self._roots(weight)
-        return rounded(((residual * self.index[step]) * rows) * columns, dtype)
+        return rounded(((residual * step) * rows) * columns, dtype)
 
     def _first(self, weight: int, first: int, second: int) -> np.ndarray:
         _, dtype, shape, _ = self.layout["tensors"][first]
@@ -705,7 +707,7 @@ class PlainArchive:
         if self.index["codes"][first][0] == "kmeans":
             return rounded(self._codebook(data, form, 1, self._own_guide(weight))[1], dtype)
         if self.index["codes"][first][0] == "framed":
-            return self._framed_moment(weight, first, "framed_moment_step")
+            return self._framed_moment(weight, first, self.index["framed_moment_step"])
         levels = plane(data, form, 1, self.models, self._own_guide(weight)).astype(float)
         restored = widened(self._second(weight, first, second), self.layout["tensors"][second][1])
         return rounded(levels * (np.sqrt(restored) * self.index["moment_step"]), dtype)

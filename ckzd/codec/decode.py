@@ -32,6 +32,7 @@ from ckzd.codec.restoring import (
     Kept,
     add_residual,
     frame_kept,
+    framed_moment_step,
     itemsize_of,
     levels_for_context,
     moment_guide,
@@ -164,7 +165,7 @@ class Decoder:
             if frame is None:
                 raise ValueError(f"tensor {tensor.path}: its weight has no frame")
             scalar = self._scalar_plane(self._bytes(code), tensor, FIRST, guide)
-            step = steps.framed_moment_step if triple.second is not None else steps.framed_momentum_step
+            step = framed_moment_step(steps, triple, scales)
             return restore_framed_moment(scalar, frame, scales, step, tensor.dtype)
         levels = self._plane(self._bytes(code), tensor, FIRST, guide)
         if triple.second is None:

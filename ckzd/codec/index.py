@@ -61,7 +61,7 @@ class Steps:
     moment_step: float = 0.0  # exp_avg / sqrt(exp_avg_sq)
     momentum_step: float = 0.0  # the same of a momentum without a second moment
     framed_moment_step: float = 0.0  # exp_avg in its weight's frame
-    framed_momentum_step: float = 0.0
+    framed_momentum_step: float = 0.0  # a lone momentum likewise, over the fourth root of its typical energy
 
 
 STEPS = tuple(f.name for f in fields(Steps))

@@ -100,6 +100,13 @@ def product_of(scales: Scales) -> Float64:
     return value_of(scales.rows)[:, None] * value_of(scales.columns)
 
 
+def typical_root(scales: Scales) -> float:
+    """Fourth root of the typical energy of a moment, from the means of its codes (rounded down): a unit of its own."""
+    used = [codes[codes != ZERO] for codes in (scales.rows, scales.columns)]
+    code = sum(int(codes.sum(dtype=np.int64)) // max(codes.size, 1) for codes in used)
+    return float(np.sqrt(np.sqrt(value_of(np.array(code, np.int16)))))
+
+
 def fill(scales: Scales, dtype: str) -> RawArray:
     """The restored second moment (R, C) in its stored dtype."""
     product = product_of(scales)

@@ -15,7 +15,8 @@ from ckzd.codec.arrays import ContextLevels, Float64, Plane
 from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, to_float64
 from ckzd.codec.frames import Basis, Frame
-from ckzd.codec.layout import layer_before, plane_shape
+from ckzd.codec.index import Steps
+from ckzd.codec.layout import Triple, layer_before, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.quantize import KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -98,6 +99,13 @@ def restore_framed(
     fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
     residual = quantize.weigher_of(scales).unweigh(frame.residual(fixed) * step)
     return add_residual(before, residual, dtype), frame.learned(fixed)
+
+
+def framed_moment_step(steps: Steps, triple: Triple, scales: Scales) -> float:
+    """Of Adam's first moments one for all; a lone momentum has a unit of its own, so that no layer's is too small."""
+    if triple.second is not None:
+        return steps.framed_moment_step
+    return steps.framed_momentum_step * moments.typical_root(scales)
 
 
 def restore_framed_moment(code: ScalarCode, frame: Frame, scales: Scales, step: float, dtype: str) -> RawArray:

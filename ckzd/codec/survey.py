@@ -103,7 +103,7 @@ def _measure(inputs: Inputs, triple: Triple, energies: _Energies) -> Scales:
         scales, plain, framed = moments.scales_of(second, first), energies.updates, energies.framed_updates
     plain.add(first[second > 0] / np.sqrt(second[second > 0]))
     weigher = quantize.weigher_of(scales)
-    framed.add(weigher.unweigh(first))
+    framed.add(weigher.unweigh(first) / (moments.typical_root(scales) if triple.second is None else 1.0))
     weighted = weigher.weigh(inputs.matrix(triple.weight))
     energies.weights.add(weighted)
     if has_frame(inputs.tensor(triple.weight)):

@@ -30,6 +30,7 @@ from ckzd.codec.restoring import (
     Kept,
     add_residual,
     frame_kept,
+    framed_moment_step,
     has_frame,
     levels_for_context,
     moment_guide,
@@ -212,7 +213,7 @@ class Transform:
 
     def _momentum(self, triple: Triple) -> None:
         """A momentum without a second moment, in units of its own rank-1 energy."""
-        if self._framed_moment(triple, self.survey.steps.framed_momentum_step):
+        if self._framed_moment(triple):
             return
         self.methods[triple.first] = Method.SCALED
         energy = moments.product_of(self.survey.scales[triple.weight])
@@ -222,7 +223,7 @@ class Transform:
     def _scaled_moments(self, triple: Triple, second_number: int) -> None:
         """The second as its rank-1 fill, the first in its weight's frame, or else in units of its own update."""
         self.methods[second_number] = Method.FILL
-        if self._framed_moment(triple, self.survey.steps.framed_moment_step):
+        if self._framed_moment(triple):
             return
         self.methods[triple.first] = Method.SCALED
         first, step = self.inputs.matrix(triple.first), self.survey.steps.moment_step
@@ -232,12 +233,13 @@ class Transform:
             levels = moments.quantize_first(first, second, step)
         self._put_levels(triple.first, levels)
 
-    def _framed_moment(self, triple: Triple, step: float) -> bool:
+    def _framed_moment(self, triple: Triple) -> bool:
         """Quantize a first moment in its weight's frame; False where there is none."""
-        frame = frame_kept(self.inputs.tensor(triple.weight), self.kept)
+        frame, scales = frame_kept(self.inputs.tensor(triple.weight), self.kept), self.survey.scales[triple.weight]
+        step = framed_moment_step(self.survey.steps, triple, scales)
         if frame is None or not step:
             return False
-        weigher = quantize.weigher_of(self.survey.scales[triple.weight])
+        weigher = quantize.weigher_of(scales)
         gained = frame.coefficients(weigher.unweigh(self.inputs.matrix(triple.first))) * frame.gains
         code = quantize.quantize_scalar(gained, step, self.preset.dead_zone)
         if not frame.reaches(code.levels):
@@ -291,7 +293,7 @@ class Transform:
         if self.methods[number] is Method.FRAMED:
             frame = frame_kept(self.inputs.tensor(triple.weight), self.kept)
             assert frame is not None, "it was coded in it"
-            step = steps.framed_moment_step if triple.second is not None else steps.framed_momentum_step
+            step = framed_moment_step(steps, triple, scales)
             return restore_framed_moment(ScalarCode(levels, self.prefixes[number]), frame, scales, step, dtype)
         if triple.second is None:
             return restore_momentum(levels, scales, steps.momentum_step, dtype)
