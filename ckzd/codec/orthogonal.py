@@ -26,7 +26,10 @@ def shifted(values: Float64, bits: int) -> Float64:
 
 
 def orthonormal(rows: Float64) -> Float64:
-    """The rows (N, N) made orthonormal from the first to the last (Gram-Schmidt, each panel twice); in 2**-18."""
+    """The rows (N, N), of full rank, made orthonormal from the first to the last (Gram-Schmidt, each panel twice).
+
+    In 2**-18. Of rows of lower rank some may come out alike: `is_orthonormal` tells.
+    """
     done = np.zeros_like(rows)
     for start in range(0, len(rows), _PANEL):
         panel, before = _scaled(rows[start : start + _PANEL]), done[:start]
