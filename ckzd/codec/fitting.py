@@ -37,9 +37,7 @@ from ckzd.codec.transform import PlaneToCode
 
 _TURNS = 12  # of factors and tables: from 9 on they gain less than 0.01 %
 _PRIOR_COUNT = 0.5  # of a symbol in a plane, seen or not
-_ROUNDED_COUNT = (
-    20_000  # seen so often, a cell keeps its code; each quarter of it doubles the step (6000, 60000: worse)
-)
+_ROUNDED_COUNT = 20_000  # a cell seen so often keeps its code; each quarter doubles the step (6000, 60000: worse)
 _MAX_STEP_LOG = 6
 _SUM_OF_FREQUENCIES = 2.0**24  # of a mean prediction
 
