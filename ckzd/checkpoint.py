@@ -7,7 +7,7 @@ again from its verbatim bytes and its payloads, in both directions: to hash what
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -164,11 +164,11 @@ class Checkpoint:
             yield self.source.read(file, start, stop - start)
 
 
-def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payload_of: Callable[[int], Bytes]) -> Iterator[Bytes]:
+def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[Bytes]) -> Iterator[Bytes]:
     """Yield the file's bytes in order: verbatim pieces and payloads in turn, CRC-32 fields patched.
 
-    `verbatim` has one piece per `layout.verbatim_ranges()`; `payload_of(tensor)` returns that tensor's bytes and is
-    called once a hole, in file order. The encoder hashes this stream and the decoder writes it.
+    `verbatim` has one piece per `layout.verbatim_ranges()`, `payloads` the tensor's bytes for each hole, in file order.
+    The encoder hashes this stream and the decoder writes it.
     """
     patches: dict[int, bytes] = {}
     ranges = list(layout.verbatim_ranges())
@@ -176,7 +176,7 @@ def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payload_of: Callable
         payload: Bytes = b""
         if position < len(layout.holes):
             hole = layout.holes[position]
-            payload = payload_of(hole.tensor)
+            payload = next(payloads)
             if len(payload) != hole.nbytes:
                 raise AssertionError(
                     f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}"

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec.arrays import ContextLevels, Mask
+from ckzd.codec.arrays import ContextLevels
 
 Magnitudes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int16]
 Classes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -37,11 +38,14 @@ _PRIOR_ELEMENTS = 8  # a row is taken for average until it has shown about this 
 _ONE = 1 << 12  # energies are relative to the plane's, in 1/4096
 
 # 24 classes of (row energy x column energy), 1/4 octave apart around 1: 4096 * 2**(k / 4), k = -14 .. 8
-_ENERGY_STEPS = np.array(
-    [362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889, 8192, 9742,
-     11585, 13777, 16384],
-    np.int64,
+_ENERGY_STEPS = (
+    362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889, 8192, 9742,
+    11585, 13777, 16384,
 )  # fmt: skip
+_ENERGY_CLASS = np.searchsorted(_ENERGY_STEPS, np.arange(_ENERGY_STEPS[-1] + 1), side="right").astype(np.int16)
+
+# 0 for 0, then +, - up to 2, then +, - beyond; of an int8 seen as uint8
+_SIGNED_CLASS = np.array([0, 1, 1] + [3] * 125 + [4] * 126 + [2, 2], np.int16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Guide:
 
 def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
     """|level|, cut off at 15."""
-    return np.minimum(np.abs(levels.astype(np.int32)), _MAGNITUDE_LIMIT).astype(np.uint8)
+    near = np.clip(levels, -_MAGNITUDE_LIMIT, _MAGNITUDE_LIMIT)
+    return np.asarray(np.abs(near), np.uint8)
 
 
 def density_class(total: int, elements: int) -> int:
@@ -72,26 +77,26 @@ def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return pass_of
 
 
-def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Mask, Ids]]:
-    """Yield (pass, mask (R, C), grid ids (N,)) in coding order.
+def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Places, Ids]]:
+    """Yield (pass, places (N,), grid ids (N,)) in coding order; places count the elements of the plane row by row.
 
-    `known` holds the magnitudes coded so far, 0 elsewhere; the caller fills `known[mask]` before it asks for the next
-    pass. `total` is the sum of all magnitudes of the plane.
+    `known` holds the magnitudes coded so far, 0 elsewhere, C-contiguous; the caller fills those at `places` before it
+    asks for the next pass. `total` is the sum of all magnitudes of the plane.
     """
-    pass_of = lattice(known.shape)
-    fixed = _fixed_part(guide, known.shape)
-    reference = None if guide.levels is None else magnitudes(guide.levels)
+    _, columns = known.shape
+    pass_of = lattice(known.shape).ravel()
+    fixed = _fixed_part(guide, known.shape).ravel()
+    lines = _Lines.of(guide, known.shape)
     for number, neighbours in enumerate(_KNOWN_NEIGHBOURS):
-        mask = pass_of == number
-        seen = pass_of < number
-        rows = _relative_energy(known, reference, seen, total, axis=1)
-        columns = _relative_energy(known, reference, seen, total, axis=0)
-        row, column = np.nonzero(mask)
-        energy = np.searchsorted(_ENERGY_STEPS, rows[row] * columns[column] >> 12, side="right")
-        ids = fixed[mask] + _ENERGY_PLACE * energy.astype(np.int16)
+        places = np.flatnonzero(pass_of == number)
+        row = places // max(columns, 1)
+        by_row = lines.relative_energy(known, number, total, axis=1)
+        by_column = lines.relative_energy(known, number, total, axis=0)
+        relative = by_row[row] * by_column[places - row * columns] >> 12
+        ids = fixed[places] + _ENERGY_PLACE * _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
         if neighbours:
-            ids += _NEIGHBOUR_PLACE * _surround_classes(known, neighbours, total)[mask]
-        yield number, mask, ids
+            ids += _NEIGHBOUR_PLACE * _surround_classes(known, neighbours, total).ravel()[places]
+        yield number, places, ids
 
 
 def _fixed_part(guide: Guide, shape: tuple[int, int]) -> Ids:
@@ -99,17 +104,11 @@ def _fixed_part(guide: Guide, shape: tuple[int, int]) -> Ids:
     fixed = np.zeros(shape, np.int16)
     if guide.levels is not None:
         magnitude = magnitudes(guide.levels)
-        fixed += _GUIDE_PLACE * _signed_classes(guide.levels)
+        fixed += _GUIDE_PLACE * _SIGNED_CLASS[guide.levels.view(np.uint8)]
         fixed += _AROUND_PLACE * _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
     if guide.previous is not None:
         fixed += np.minimum(magnitudes(guide.previous), 2)
     return fixed
-
-
-def _signed_classes(levels: ContextLevels) -> Classes:
-    """0 for 0, then +, - up to 2, then +, - beyond."""
-    large = (np.abs(levels.astype(np.int16)) > 2).astype(np.uint8)
-    return np.where(levels == 0, 0, 1 + (levels < 0) + 2 * large).astype(np.uint8)
 
 
 def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classes:
@@ -123,17 +122,34 @@ def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classe
     return classes
 
 
-def _relative_energy(known: Magnitudes, reference: Magnitudes | None, seen: Mask, total: int, *, axis: int) -> Counts:
-    """Mean magnitude of each row (axis 1) or column (axis 0) relative to the plane's, in 1/4096; int64."""
-    energy = _shares(known, total, axis)
-    weight = seen.sum(axis, dtype=np.int64)
-    if reference is not None:  # the reference's row counts half: it has moved since
-        whole = int(reference.sum(dtype=np.int64))
-        if whole:
-            energy = energy + _shares(reference, whole, axis) // 2
-            weight = weight + known.shape[axis] // 2
-    relative: Counts = (energy + _ONE * _PRIOR_ELEMENTS) // (weight + _PRIOR_ELEMENTS)
-    return relative
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Energies of rows (axis 1) and columns (axis 0), and what the guide's levels add to each, by axis."""
+
+    shares: tuple[Counts | int, Counts | int]
+    weights: tuple[int, int]  # elements that the guide counts for
+
+    @classmethod
+    def of(cls, guide: Guide, shape: tuple[int, int]) -> "_Lines":
+        """The reference's row counts half: it has moved since."""
+        if guide.levels is None or not guide.levels.any():
+            return cls((0, 0), (0, 0))
+        magnitude = magnitudes(guide.levels)
+        whole = int(magnitude.sum(dtype=np.int64))
+        columns, rows = (_shares(magnitude, whole, axis) // 2 for axis in (0, 1))
+        return cls((columns, rows), (shape[0] // 2, shape[1] // 2))
+
+    def relative_energy(self, known: Magnitudes, number: int, total: int, *, axis: int) -> Counts:
+        """Mean magnitude of each row or column before a pass relative to the plane's, in 1/4096; int64."""
+        energy = _shares(known, total, axis) + self.shares[axis]
+        weight = _coded_before(number, known.shape[1 - axis], known.shape[axis]) + self.weights[axis]
+        relative: Counts = (energy + _ONE * _PRIOR_ELEMENTS) // (weight + _PRIOR_ELEMENTS)
+        return relative
+
+
+def _coded_before(number: int, lines: int, length: int) -> Counts:
+    """How many elements of each row or column were coded before a pass: (lines,); every eighth is alike."""
+    return np.resize((lattice((8, length)) < number).sum(1, dtype=np.int64), lines)
 
 
 def _shares(magnitude: Magnitudes, total: int, axis: int) -> Counts:

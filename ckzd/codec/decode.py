@@ -25,6 +25,7 @@ from ckzd.codec.layout import Layout, Triple, plane_shape
 from ckzd.codec.lstm import LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.moments import Scales, checked_scales
+from ckzd.codec.parallel import in_order
 from ckzd.codec.planes import decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -102,14 +103,25 @@ class Decoder:
 
     def decode_kept(self, into: ReconstructionWriter) -> None:
         """Decode all tensors that dependents may refer to, with their context, in order."""
-        for number in self.index.layout.kept:
+        numbers = self.index.layout.kept
+        decoded = in_order(self._kept, numbers, lambda number: self.index.layout.tensors[number].elements)
+        for number, kept in zip(numbers, decoded, strict=True):
             tensor = self.index.layout.tensors[number]
-            put_kept(into, tensor, self._kept(number, tensor, into), self._scales.get(number))
+            put_kept(into, tensor, kept or self._copied(number, into), self._scales.get(number))
 
-    def _kept(self, number: int, tensor: TensorSpec, done: ArrayFile) -> Kept:
-        code, frame = self.index.codes[number], frame_kept(tensor, self._reference)
+    def _copied(self, number: int, done: ArrayFile) -> Kept:
+        tensor, code = self.index.layout.tensors[number], self.index.codes[number]
+        values = stored_array(self.payload(code.other, done), tensor.dtype, tensor.shape)
+        return Kept(values, frame=frame_kept(tensor, self._reference))
+
+    def _kept(self, number: int) -> Kept | None:
+        """One of them by itself; None if it is a copy of another."""
+        tensor, code = self.index.layout.tensors[number], self.index.codes[number]
+        if code.method is Method.COPY:
+            return None
+        frame = frame_kept(tensor, self._reference)
         if code.method not in _WITH_LEVELS:
-            return Kept(stored_array(self._exact(tensor, code, done), tensor.dtype, tensor.shape), frame=frame)
+            return Kept(stored_array(self._exact(tensor, code), tensor.dtype, tensor.shape), frame=frame)
         if code.method is Method.WHOLE:
             return self._whole(number, tensor)
         before, guide = reference_values(tensor, self._reference), weight_guide(tensor, self._reference)
@@ -145,7 +157,9 @@ class Decoder:
             if number == triple.second:
                 return self._second(number, triple, kept).tobytes()
             return self._first(triple, kept).tobytes()
-        return self._exact(tensor, code, kept)
+        if code.method is Method.COPY:
+            return self.payload(code.other, kept)
+        return self._exact(tensor, code)
 
     def _second(self, number: int, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
         tensor, code = self.index.layout.tensors[number], self.index.codes[number]
@@ -180,9 +194,7 @@ class Decoder:
     def _moment_guide(self, triple: Triple, kept: ArrayFile | Reconstruction) -> Guide:
         return moment_guide(self.index.layout.tensors[triple.weight], kept)
 
-    def _exact(self, tensor: TensorSpec, code: Code, kept: ArrayFile | Reconstruction) -> Bytes:
-        if code.method is Method.COPY:
-            return self.payload(code.other, kept)
+    def _exact(self, tensor: TensorSpec, code: Code) -> Bytes:
         before = reference_values(tensor, self._reference)
         if code.method in (Method.SAME, Method.DELTA) and before is None:
             raise ValueError(f"tensor {tensor.path}: the reference does not have it")

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
-from threadpoolctl import ThreadpoolController
-
 from ckzd.checkpoint import Bytes, Checkpoint, assemble
 from ckzd.codec import zstd
 from ckzd.codec.budget import EXACT
@@ -26,14 +24,15 @@ from ckzd.codec.fitting import Fitted, fit_models, histograms_over
 from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Layout, plane_shape
-from ckzd.codec.planes import encode_plane
+from ckzd.codec.parallel import in_order, one_blas_thread
+from ckzd.codec.planes import Coder, encode_plane
 from ckzd.codec.presets import Preset
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import itemsize_of, seal
 from ckzd.codec.side import encode_lstm, encode_scales
 from ckzd.codec.skeleton import skeleton_of
 from ckzd.codec.survey import survey
-from ckzd.codec.transform import Transform, within_budget
+from ckzd.codec.transform import PlaneToCode, Transform, within_budget
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane
@@ -77,8 +76,8 @@ class Encoder:
         self._coders: Counter[str] = Counter()
 
     def encode(self) -> Encoded:
-        """Run all passes, on one thread: our matrices are small, and beside a busy job threads wait for each other."""
-        with ThreadpoolController().limit(limits=1):
+        """Run all passes."""
+        with one_blas_thread():
             return self._encode()
 
     def _encode(self) -> Encoded:
@@ -102,8 +101,10 @@ class Encoder:
         )
 
     def _code_planes(self, transform: Transform, fitted: Fitted) -> None:
-        for plane in transform.planes():
-            data, coder = encode_plane(plane.levels, plane.kind, plane.guide, fitted.models)
+        def coded(plane: PlaneToCode) -> tuple[PlaneToCode, bytes, Coder]:
+            return plane, *encode_plane(plane.levels, plane.kind, plane.guide, fitted.models)
+
+        for plane, data, coder in in_order(coded, transform.planes(), lambda plane: plane.levels.size):
             self._coders[coder.name.lower()] += 1
             prefix = transform.prefixes.get(plane.number, b"")
             self._put(plane.number, transform.methods[plane.number], _PARTS[plane.kind], prefix + data)
@@ -164,8 +165,9 @@ class Encoder:
             return self._inputs.payload(number) if values is None else values.tobytes()
 
         for number, layout in enumerate(self._inputs.checkpoint.files):
-            digest = hashlib.sha256()
-            for piece in assemble(layout, list(self._inputs.checkpoint.verbatim(number)), restored):
+            digest, tensors = hashlib.sha256(), [hole.tensor for hole in layout.holes]
+            payloads = in_order(restored, tensors, lambda tensor: self._inputs.tensor(tensor).elements)
+            for piece in assemble(layout, list(self._inputs.checkpoint.verbatim(number)), payloads):
                 digest.update(piece)
             yield digest.hexdigest()
 

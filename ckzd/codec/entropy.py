@@ -30,10 +30,10 @@ class SymbolEncoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def encode(self, symbols: Symbols, ids: Ids, rows: Rows) -> None:
+    def encode(self, symbols: npt.NDArray[np.uint8], ids: Ids, rows: Rows) -> None:
         """Append `symbols`, each with the row that its id names."""
         for part in _chunks(symbols.size):
-            self._coder.encode(symbols[part], _FAMILY, np.ascontiguousarray(rows[ids[part]]))
+            self._coder.encode(symbols[part].astype(np.int32), _FAMILY, np.ascontiguousarray(rows[ids[part]]))
 
     def finish(self) -> bytes:
         """The coded bytes (little-endian 32-bit words)."""

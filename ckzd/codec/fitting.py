@@ -12,23 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec import train
 from ckzd.codec.arrays import Codes, Float64
 from ckzd.codec.context import GRID
 from ckzd.codec.entropy import Rows
 from ckzd.codec.lstm import ALPHABET, LSTM_BYTES, LstmModel, LstmWeights
 from ckzd.codec.models import (
-    COARSE,
+    Counts,
+    Histogram,
     Histograms,
     Models,
     RefinedModel,
     TableModel,
-    coarse_counts,
     cost_bits,
     frequency_codes,
     seen,
     smoothed,
 )
+from ckzd.codec.parallel import in_order
 from ckzd.codec.planes import histograms_of
 from ckzd.codec.presets import Preset
 from ckzd.codec.reconstruction import Reconstruction
@@ -48,7 +48,7 @@ class _Plane:
 
     kind: int
     density: int
-    coarse: npt.NDArray[np.int64]  # (D, A): how often each symbol follows each context of the tables
+    coarse: Counts  # (D, A): how often each symbol follows each context of the tables
     totals: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]  # pass -> its contexts, how often each
 
 
@@ -69,20 +69,23 @@ class Fitted:
 
 
 def histograms_over(planes: Iterable[PlaneToCode]) -> Counted:
-    """Count the symbols of all planes."""
-    histograms: Histograms = {}
+    """Count the symbols of all planes that are not empty: those are not coded."""
+    grids: dict[tuple[int, int, int], Counts] = {}
     found = []
-    for plane in planes:
-        own, density = histograms_of(plane.levels, plane.kind, plane.guide), 0
-        coarse, totals = np.zeros((COARSE, ALPHABET), np.int64), {}
-        for (kind, number, density), histogram in own.items():  # of one kind and density, all of them
-            key = kind, number, density
-            histograms[key] = histograms[key] + histogram if key in histograms else histogram
-            counts = histogram.sum(1)
-            totals[number] = np.flatnonzero(counts), counts[counts > 0]
-            coarse += coarse_counts(histogram)
-        found.append(_Plane(plane.kind, density, coarse, totals))
-    return Counted(histograms, tuple(found))
+    for own in in_order(_histograms, planes, lambda plane: plane.levels.size):
+        if not own:
+            continue
+        for key, histogram in own.items():
+            grid = grids.setdefault(key, np.zeros((GRID, ALPHABET), np.int64))
+            grid[histogram.used] += histogram.counts
+        ((kind, _, density), _), *_ = own.items()  # the same in all passes
+        totals = {number: (each.used, each.counts.sum(1)) for (_, number, _), each in own.items()}
+        found.append(_Plane(kind, density, np.sum([each.coarse() for each in own.values()], axis=0), totals))
+    return Counted({key: Histogram.of_grid(grid) for key, grid in grids.items()}, tuple(found))
+
+
+def _histograms(plane: PlaneToCode) -> Histograms:
+    return histograms_of(plane.levels, plane.kind, plane.guide) if plane.levels.any() else {}
 
 
 def fit_models(counted: Counted, reference: Reconstruction | None, preset: Preset, device: str) -> Fitted:
@@ -92,6 +95,8 @@ def fit_models(counted: Counted, reference: Reconstruction | None, preset: Prese
     best = Fitted(Models(tables))
     if not histograms or not preset.lstm_cold_steps:
         return best
+    from ckzd.codec import train  # noqa: PLC0415  # a second of torch, for the one preset that trains
+
     prior = MeanPrediction(counted, tables)
     before = reference.blob("lstm") if reference is not None else b""
     start = LstmWeights.from_bytes(before) if len(before) == LSTM_BYTES else None

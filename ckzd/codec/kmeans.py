@@ -9,15 +9,14 @@ centres, where the public script samples 3,840 points and stores float16 (second
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
-from threadpoolctl import ThreadpoolController
 
 from ckzd.codec.arrays import Float64, Mask
+from ckzd.codec.parallel import one_blas_thread
 from ckzd.codec.presets import EXCP_ALPHA, EXCP_BETA, EXCP_CAP, EXCP_CENTRES
 from ckzd.codec.quantize import Codebook, KmeansCode
 
 _HISTOGRAM_BINS = 8192  # k-means sees weighted bin means: exact to 1e-4 of the range, and fast at any size
 _COARSE_BINS = 128
-_THREADS = ThreadpoolController()
 _MAX_SIDE = 8  # codebook entries on one side of zero that the symbol alphabet holds
 
 
@@ -60,7 +59,7 @@ def _kmeans(values: Float64) -> Float64:
         return np.sort(means)
     start = _start(counts, edges)
     model = KMeans(n_clusters=EXCP_CENTRES, init=start[:, None], n_init=1, max_iter=1000, tol=0.0)
-    with _THREADS.limit(limits=1):  # more of them would add up in an order of their own: other bits each time
+    with one_blas_thread():  # more of them would add up in an order of their own: other bits each time
         model.fit(means[:, None], sample_weight=weights)
     return np.sort(model.cluster_centers_[:, 0])
 

@@ -15,12 +15,11 @@ import numpy.typing as npt
 from ckzd.codec import context, zstd
 from ckzd.codec.arrays import Codes, Float64
 from ckzd.codec.context import GRID
-from ckzd.codec.entropy import Rows
+from ckzd.codec.entropy import Ids, Rows
 from ckzd.codec.lstm import ALPHABET, LstmModel
 from ckzd.codec.tables import FREQUENCY
 
-Histogram = npt.NDArray[np.int64]
-Histograms = dict[tuple[int, int, int], Histogram]  # (kind, pass, density) -> (GRID, A)
+Counts = npt.NDArray[np.int64]
 
 _FREQUENCIES = np.array(FREQUENCY, np.float64)
 _NEUTRAL_CODE = 128
@@ -28,6 +27,39 @@ COARSE = 5 * 24  # guide x energy: the first two classes of a context
 _COARSE_OF = np.arange(GRID) // (GRID // COARSE)
 _NEUTRAL_FACTOR = 256.0
 _BIAS_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often each symbol follows each context that occurs."""
+
+    used: npt.NDArray[np.int64]  # (U,): grid ids, ascending
+    counts: Counts  # (U, A)
+
+    @classmethod
+    def of(cls, ids: Ids, symbols: npt.NDArray[np.uint8]) -> "Histogram":
+        """Of symbols (N,) and the context of each (N,)."""
+        used = np.flatnonzero(np.bincount(ids, minlength=GRID))
+        place = np.zeros(GRID, np.int64)
+        place[used] = np.arange(used.size)
+        cells = np.bincount(place[ids] * ALPHABET + symbols, minlength=used.size * ALPHABET)
+        return cls(used, cells.reshape(-1, ALPHABET))
+
+    @classmethod
+    def of_grid(cls, counts: Counts) -> "Histogram":
+        """Of counts of the whole grid, (GRID, A)."""
+        used = np.flatnonzero(counts.any(1))
+        return cls(used, counts[used])
+
+    def coarse(self) -> Counts:
+        """Summed over what the tables do not tell apart, (120, A)."""
+        place = self.used // (GRID // COARSE)
+        cells = place[:, None] * ALPHABET + np.arange(ALPHABET)
+        summed = np.bincount(cells.ravel(), self.counts.ravel(), COARSE * ALPHABET)  # float64 holds counts exactly
+        return summed.reshape(COARSE, ALPHABET).astype(np.int64)
+
+
+Histograms = dict[tuple[int, int, int], Histogram]  # by kind, pass and density
 
 
 class Model(Protocol):
@@ -51,7 +83,7 @@ class TableModel:
         summed: dict[tuple[int, int], Float64] = {}
         for (kind, _, density), histogram in histograms.items():
             table = summed.setdefault((kind, density), np.zeros((COARSE, ALPHABET)))
-            table += coarse_counts(histogram)
+            table += histogram.coarse()
         return cls({key: frequency_codes(smoothed(table)) for key, table in summed.items()})
 
     def coarse_rows(self, kind: int, density: int) -> Rows:
@@ -87,14 +119,8 @@ def symbol_counts(histograms: Histograms) -> Float64:
     """How often each symbol occurs in all contexts together, (A,)."""
     counts = np.zeros(ALPHABET)
     for histogram in histograms.values():
-        counts += histogram.sum(0)
+        counts += histogram.counts.sum(0)
     return counts
-
-
-def coarse_counts(histogram: Histogram) -> Histogram:
-    """Counts (GRID, A) summed over what the tables do not tell apart, (120, A)."""
-    summed: Histogram = histogram.reshape(COARSE, -1, ALPHABET).sum(1)
-    return summed
 
 
 def smoothed(table: Float64) -> Float64:
@@ -147,8 +173,8 @@ def seen(histograms: Histograms, model: Model) -> Seen:
     """What occurs, and what the model makes of it."""
     found = []
     for (kind, number, density), histogram in histograms.items():
-        used = np.flatnonzero(histogram.any(1))
-        found.append((histogram[used].astype(np.float64), model.rows(kind, number, density)[used]))
+        rows = model.rows(kind, number, density)[histogram.used]
+        found.append((histogram.counts.astype(np.float64), rows))
     return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import numpy.typing as npt
 
 from ckzd.checkpoint import CODED_FLOATS, Optimizer
 from ckzd.codec.arrays import Float64
@@ -149,6 +149,14 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(run), "") if run.isdecimal() else (-1, run) for run in re.split(r"(\d+)", text)]
 
 
+def _best_assignment(evidence: Float64) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the largest sum, each taken once."""
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415  # half a second, hardly ever needed
+
+    rows, columns = linear_sum_assignment(-evidence)
+    return rows, columns
+
+
 def _shape_classes(
     inputs: Inputs, states: Sequence[_State], weights: Sequence[int]
 ) -> list[tuple[list[_State], list[int]]]:
@@ -168,8 +176,10 @@ def _by_evidence(inputs: Inputs, found: Found, states: Sequence[_State], weights
         if len(shape) < 2 or len(some_states) == len(some_weights) == 1:
             continue
         evidence = _correlations(inputs, some_states, some_weights)
-        rows, columns = linear_sum_assignment(-evidence)
         column = {weight: position for position, weight in enumerate(some_weights)}
+        if [column.get(chosen.get(state, -1)) for state in some_states] == evidence.argmax(1).tolist():
+            continue  # nothing correlates better
+        rows, columns = _best_assignment(evidence)
         by_order = sum(evidence[i, column[chosen[s]]] for i, s in enumerate(some_states) if chosen.get(s) in column)
         noise = 1.0 / np.sqrt(min(_SAMPLE, inputs.tensor(some_weights[0]).elements))
         if evidence[rows, columns].sum() > by_order + 3 * noise * np.sqrt(len(rows)):

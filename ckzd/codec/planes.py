@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from ckzd.codec import context, zstd
 from ckzd.codec.arrays import Codes, Plane
-from ckzd.codec.context import GRID, Guide
+from ckzd.codec.context import Guide
 from ckzd.codec.entropy import SymbolDecoder, SymbolEncoder
 from ckzd.codec.lstm import ALPHABET
 from ckzd.codec.models import (
     BiasedModel,
+    Histogram,
     Histograms,
     Model,
     Models,
@@ -51,10 +52,10 @@ class Coder(IntEnum):
     LSTM = 4
 
 
-def to_symbols(levels: Plane) -> npt.NDArray[np.int32]:
+def to_symbols(levels: Plane) -> npt.NDArray[np.uint8]:
     """Zigzag: 0, 1, -1, 2, -2, ... 8, -8 -> 0..16; everything beyond is the escape."""
-    wide = levels.astype(np.int32)
-    return np.minimum(np.where(wide > 0, 2 * wide - 1, -2 * wide), ESCAPE)
+    near = np.clip(levels, -MAX_LEVEL - 1, MAX_LEVEL + 1)
+    return np.minimum(np.where(near > 0, 2 * near - 1, -2 * near), ESCAPE).astype(np.uint8)
 
 
 def _to_levels(symbols: npt.NDArray[np.int32], escapes: Plane) -> Plane:
@@ -63,17 +64,46 @@ def _to_levels(symbols: npt.NDArray[np.int32], escapes: Plane) -> Plane:
     return levels
 
 
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The symbols of one pass in coding order, and the context of each."""
+
+    symbols: npt.NDArray[np.uint8]  # (N,)
+    ids: context.Ids  # (N,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A plane as the coder sees it."""
+
+    total: int
+    density: int
+    passes: tuple[_Pass, ...]
+
+    @classmethod
+    def of(cls, levels: Plane, guide: Guide) -> "_Seen":
+        magnitude, symbols = context.magnitudes(levels), to_symbols(levels).ravel()
+        total = int(magnitude.sum(dtype=np.int64))
+        known, found = np.zeros_like(magnitude), []
+        for _, places, ids in context.passes(guide, known, total):
+            found.append(_Pass(symbols[places], ids))
+            known.ravel()[places] = magnitude.ravel()[places]
+        return cls(total, context.density_class(total, levels.size), tuple(found))
+
+    def histograms(self, kind: int) -> Histograms:
+        counted = (Histogram.of(each.ids, each.symbols) for each in self.passes)
+        return {(kind, number, self.density): histogram for number, histogram in enumerate(counted)}
+
+    def words(self, kind: int, model: Model) -> bytes:
+        coder = SymbolEncoder()
+        for number, each in enumerate(self.passes):
+            coder.encode(each.symbols, each.ids, model.rows(kind, number, self.density))
+        return coder.finish()
+
+
 def histograms_of(levels: Plane, kind: int, guide: Guide) -> Histograms:
     """How often each symbol follows each context of this plane."""
-    magnitude, symbols = context.magnitudes(levels), to_symbols(levels)
-    total = int(magnitude.sum(dtype=np.int64))
-    density = context.density_class(total, levels.size)
-    known, found = np.zeros_like(magnitude), {}
-    for number, mask, ids in context.passes(guide, known, total):
-        flat = ids.astype(np.int64) * ALPHABET + symbols[mask]
-        found[kind, number, density] = np.bincount(flat, minlength=GRID * ALPHABET).reshape(GRID, ALPHABET)
-        known[mask] = magnitude[mask]
-    return found
+    return _Seen.of(levels, guide).histograms(kind)
 
 
 def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
@@ -131,10 +161,10 @@ def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tupl
     """Code a plane (R, C) with whichever coder is cheapest; returns the bytes and which coder it was."""
     if not levels.any():
         return bytes([Coder.EMPTY]), Coder.EMPTY
-    coder, codes = _choose(histograms_of(levels, kind, guide), models)
-    total = int(context.magnitudes(levels).sum(dtype=np.int64))
-    words = _encode_symbols(levels, kind, guide, total, _model_of(coder, codes, models))
-    coded = _Coded(coder, total, codes, _escapes_of(levels), words).to_bytes()
+    plane = _Seen.of(levels, guide)
+    coder, codes = _choose(plane.histograms(kind), models)
+    words = plane.words(kind, _model_of(coder, codes, models))
+    coded = _Coded(coder, plane.total, codes, _escapes_of(levels), words).to_bytes()
     if len(coded) > 2 * levels.size:
         return bytes([Coder.RAW]) + levels.astype("<i2").tobytes(), Coder.RAW
     return coded, coder
@@ -157,28 +187,18 @@ def _escapes_of(levels: Plane) -> Plane:
     return np.concatenate([levels[(pass_of == number) & beyond] for number in range(context.PASSES)])
 
 
-def _encode_symbols(levels: Plane, kind: int, guide: Guide, total: int, model: Model) -> bytes:
-    magnitude, symbols = context.magnitudes(levels), to_symbols(levels)
-    density = context.density_class(total, levels.size)
-    known, coder = np.zeros_like(magnitude), SymbolEncoder()
-    for number, mask, ids in context.passes(guide, known, total):
-        coder.encode(symbols[mask], ids, model.rows(kind, number, density))
-        known[mask] = magnitude[mask]
-    return coder.finish()
-
-
 def _decode_symbols(coded: _Coded, shape: tuple[int, int], kind: int, guide: Guide, model: Model) -> Plane:
     levels, known = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
     density = context.density_class(coded.total, levels.size)
     coder, used = SymbolDecoder(coded.words), 0
-    for number, mask, ids in context.passes(guide, known, coded.total):
+    for number, places, ids in context.passes(guide, known, coded.total):
         symbols = coder.decode(ids, model.rows(kind, number, density))
         count = int(np.count_nonzero(symbols == ESCAPE))
         if used + count > coded.escapes.size:
             raise ValueError(f"a plane has {coded.escapes.size} escapes but its symbols ask for more")
-        levels[mask] = _to_levels(symbols, coded.escapes[used : used + count])
+        found = _to_levels(symbols, coded.escapes[used : used + count])
+        levels.ravel()[places], known.ravel()[places] = found, context.magnitudes(found)
         used += count
-        known[mask] = context.magnitudes(levels[mask])
     if used != coded.escapes.size or int(known.sum(dtype=np.int64)) != coded.total:
         raise ValueError(f"a plane decodes to {used} escapes and a total that its header does not give")
     return levels

@@ -8,6 +8,7 @@ path and a field ("weights": decoded values in their stored dtype; "levels": i8 
 import hashlib
 import json
 import struct
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -29,10 +30,10 @@ def _name(key: Key, field: str) -> str:
 
 
 class ArrayFile:
-    """Arrays appended to a file open for reading and writing, and read back by name."""
+    """Arrays appended to a file open for reading and writing, and read back by name; any thread may."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._file, self._lock = file, Lock()
         self._table: Table = {}
         self._end = 0
 
@@ -43,9 +44,10 @@ class ArrayFile:
 
     def put(self, key: Key, field: str, array: RawArray) -> None:
         """Store an array under (key, field)."""
-        start = self._end
-        self._append(np.ascontiguousarray(array).tobytes())
-        self._table[_name(key, field)] = (array.dtype.str, list(array.shape), start)
+        with self._lock:
+            start = self._end
+            self._append(np.ascontiguousarray(array).tobytes())
+            self._table[_name(key, field)] = (array.dtype.str, list(array.shape), start)
 
     def clear(self) -> None:
         """Start anew."""
@@ -54,7 +56,8 @@ class ArrayFile:
 
     def get(self, key: Key, field: str) -> RawArray | None:
         """An array stored before, or None."""
-        return _read(self._file, self._table, key, field)
+        with self._lock:
+            return _read(self._file, self._table, key, field)
 
 
 class ReconstructionWriter(ArrayFile):
@@ -89,10 +92,10 @@ class ReconstructionWriter(ArrayFile):
 
 
 class Reconstruction:
-    """A sealed reconstruction, read array by array."""
+    """A sealed reconstruction, read array by array; any thread may."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._file, self._lock = file, Lock()
         size = file.seek(0, 2)
         file.seek(size - _LENGTH.size)
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
@@ -103,7 +106,8 @@ class Reconstruction:
 
     def get(self, key: Key, field: str) -> RawArray | None:
         """The array under (key, field), or None."""
-        return _read(self._file, self._table, key, field)
+        with self._lock:
+            return _read(self._file, self._table, key, field)
 
     def form(self, key: Key, field: str) -> tuple[np.dtype[np.generic], tuple[int, ...]] | None:
         """Dtype and shape of an array, without reading it."""

@@ -7,7 +7,6 @@ decoder never comes here.
 # B = nodes of one tree level, H = hidden, A = alphabet
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +16,8 @@ from torch import Tensor
 
 from ckzd.codec.context import FIELDS, GRID, PASSES
 from ckzd.codec.lstm import HIDDEN, LSTM_BYTES, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
-from ckzd.codec.models import Model
+from ckzd.codec.models import Histograms, Model
 from ckzd.errors import ConfigError
-
-Histogram = npt.NDArray[np.int64]  # (GRID, A)
-Prefix = tuple[int, int, int]  # kind, pass, density
 
 _SCALE = float(1 << WEIGHT_BITS)
 _LIMIT = 127 / _SCALE
@@ -57,7 +53,7 @@ def pick_device(name: str) -> str:
 
 
 def fit(
-    histograms: Mapping[Prefix, Histogram],
+    histograms: Histograms,
     tables: Model,
     start: LstmWeights | None,
     *,
@@ -144,16 +140,17 @@ def _parameters(start: LstmWeights | None, seed: int, device: str) -> dict[str, 
     return parameters
 
 
-def _tree(histograms: Mapping[Prefix, Histogram], tables: Model, device: str) -> tuple[list[_Level], Tensor, Tensor]:
+def _tree(histograms: Histograms, tables: Model, device: str) -> tuple[list[_Level], Tensor, Tensor]:
     """The contexts that occur, as one tree: a level a class; counts (B, A) and log2 table rows (B, A) of its leaves."""
     sizes = [size for _, size in FIELDS]
     paths, counts, rows = [], [], []
     for (kind, number, density), histogram in sorted(histograms.items()):
-        used = np.flatnonzero(histogram.sum(1) >= _MIN_SEEN)
+        often = histogram.counts.sum(1) >= _MIN_SEEN
+        used = histogram.used[often]
         classes = np.stack(np.unravel_index(used, sizes), 1) if used.size else np.empty((0, len(sizes)), np.int64)
         prefix = np.broadcast_to(np.array([kind * PASSES + number, density]), (used.size, 2))
         paths.append(np.concatenate([prefix, classes], 1))
-        counts.append(histogram[used])
+        counts.append(histogram.counts[often])
         rows.append(np.log2(tables.rows(kind, number, density)[used]))
     path = np.concatenate(paths)
     levels, parent = [], np.zeros(len(path), np.int64)

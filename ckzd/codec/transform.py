@@ -8,12 +8,12 @@ Each weight is held to the preset's budget as it is quantized; all together they
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec import kmeans, moments, quantize, wide
+from ckzd.codec import moments, quantize, wide
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, too_much
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
@@ -23,6 +23,7 @@ from ckzd.codec.index import Method
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple
 from ckzd.codec.moments import MAX_LEVEL
+from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile
@@ -72,20 +73,24 @@ class Transform:
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
 
     def run(self) -> None:
-        """Fill all of it."""
+        """Fill all of it. Threads at work on single weights write nothing but their own halvings."""
         lossy = {triple.weight: triple for triple in self.survey.lossy}
-        for number in self.inputs.kept:
-            if number not in lossy or not self._lossy_weight(lossy[number]):
+        quantized = in_order(lambda number: self._quantized(lossy.get(number)), self.inputs.kept, self._elements)
+        for number, weight in zip(self.inputs.kept, quantized, strict=True):
+            if weight is None:
                 self._exact_weight(number)
-        for triple in self.survey.lossy:
-            if triple.second is None:
-                self._momentum(triple)
-            elif self.preset.scheme is Scheme.KMEANS:
-                self._codebook_moments(triple, triple.second)
             else:
-                self._scaled_moments(triple, triple.second)
+                self._lossy_weight(number, *weight)
+        moments_of = in_order(self._moments, self.survey.lossy, lambda triple: self._elements(triple.weight))
+        for moment in chain.from_iterable(moments_of):
+            self.methods[moment.number], self.prefixes[moment.number] = moment.method, moment.prefix
+            if moment.levels is not None:
+                self.scratch.put(self.inputs.tensor(moment.number).path, "levels", moment.levels)
         for number in range(len(self.inputs.checkpoint.tensors)):
             self.methods.setdefault(number, Method.EXACT)
+
+    def _elements(self, number: int) -> int:
+        return self.inputs.tensor(number).elements
 
     def _exact_weight(self, number: int) -> None:
         tensor = self.inputs.tensor(number)
@@ -102,18 +107,17 @@ class Transform:
         kept = Kept(values, frame=frame_kept(tensor, self.inputs.reference))
         put_kept(self.kept, tensor, kept, self.survey.scales.get(number))
 
-    def _lossy_weight(self, triple: Triple) -> bool:
-        """Quantize a weight within the budget; False if it must be coded exactly."""
-        number = triple.weight
-        quantizer = self._quantizer(triple)
-        quantized = self._within_budget(triple, quantizer) if quantizer is not None else None
-        if quantized is None:
-            return False
+    def _lossy_weight(self, number: int, quantized: "_Quantized", loss: Loss) -> None:
+        self.losses[number] = loss
         self.methods[number], self.prefixes[number] = quantized.method, quantized.prefix
-        tensor, kept = self.inputs.tensor(number), quantized.kept
+        tensor = self.inputs.tensor(number)
         self.scratch.put(tensor.path, "levels", quantized.levels)
-        put_kept(self.kept, tensor, kept, self.survey.scales[number])
-        return True
+        put_kept(self.kept, tensor, quantized.kept, self.survey.scales[number])
+
+    def _quantized(self, triple: Triple | None) -> "tuple[_Quantized, Loss] | None":
+        """A weight within the budget; None if it must be coded exactly."""
+        quantizer = self._quantizer(triple) if triple is not None else None
+        return self._within_budget(triple, quantizer) if triple is not None and quantizer is not None else None
 
     def _quantizer(self, triple: Triple) -> "_Quantizer | None":
         """How this weight loses precision, if it may."""
@@ -133,7 +137,7 @@ class Transform:
         coefficients = frame.coefficients(quantize.weigher_of(scales).weigh(residual)) * frame.gains
         return partial(self._framed, triple, before, frame, coefficients)
 
-    def _within_budget(self, triple: Triple, quantizer: "_Quantizer") -> "_Quantized | None":
+    def _within_budget(self, triple: Triple, quantizer: "_Quantizer") -> "tuple[_Quantized, Loss] | None":
         """With a step as fine as the budget for one weight asks; None if none is."""
         number, limit = triple.weight, self.preset.budget.max_worst_tensor_error
         while self.halvings.get(number, 0) < EXACT:
@@ -142,8 +146,7 @@ class Transform:
                 return None
             loss = self._loss(number, quantized.kept.values)
             if loss.relative <= limit:
-                self.losses[number] = loss
-                return quantized
+                return quantized, loss
             kmeans = quantized.method is Method.KMEANS
             more = EXACT if kmeans else loss.halvings_for(limit, self._step(number, quantized.method))
             self.halvings[number] = min(EXACT, self.halvings.get(number, 0) + more)
@@ -191,6 +194,8 @@ class Transform:
         return _Quantized(Method.FRAMED, code.levels, code.centres, Kept(values, code.levels, learned))
 
     def _codebook(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized":
+        from ckzd.codec import kmeans  # noqa: PLC0415  # a second of scikit-learn, for the one preset with codebooks
+
         scales, tensor = self.survey.scales[triple.weight], self.inputs.tensor(triple.weight)
         second = moments.product_of(scales) if triple.second is None else self.inputs.matrix(triple.second)
         code = kmeans.quantize_kmeans(residual, kmeans.kept_weights(residual, second))
@@ -211,55 +216,56 @@ class Transform:
         error = float((weigher.weigh(weight - restored) ** 2).sum())
         return Loss(error, float((weigher.weigh(weight) ** 2).sum()), weight.size)
 
-    def _momentum(self, triple: Triple) -> None:
+    def _moments(self, triple: Triple) -> "list[_Moment]":
+        """A weight's moments: in its frame where there is one, else by scales; or by codebooks."""
+        if triple.second is None:
+            return [self._framed_moment(triple) or self._momentum(triple)]
+        if self.preset.scheme is Scheme.KMEANS:
+            return self._codebook_moments(triple, triple.second)
+        first = self._framed_moment(triple) or self._scaled_moment(triple, triple.second)
+        return [_Moment(triple.second, Method.FILL), first]
+
+    def _momentum(self, triple: Triple) -> "_Moment":
         """A momentum without a second moment, in units of its own rank-1 energy."""
-        if self._framed_moment(triple):
-            return
-        self.methods[triple.first] = Method.SCALED
         energy = moments.product_of(self.survey.scales[triple.weight])
         first, step = self.inputs.matrix(triple.first), self.survey.steps.momentum_step
-        self._put_levels(triple.first, moments.quantize_first(first, energy, step))
+        return _Moment(triple.first, Method.SCALED, moments.quantize_first(first, energy, step))
 
-    def _scaled_moments(self, triple: Triple, second_number: int) -> None:
-        """The second as its rank-1 fill, the first in its weight's frame, or else in units of its own update."""
-        self.methods[second_number] = Method.FILL
-        if self._framed_moment(triple):
-            return
-        self.methods[triple.first] = Method.SCALED
+    def _scaled_moment(self, triple: Triple, second_number: int) -> "_Moment":
+        """A first moment in units of its own update."""
         first, step = self.inputs.matrix(triple.first), self.survey.steps.moment_step
         levels = np.zeros(first.shape, np.int16)
         if step:
-            second = to_float64(self._second(second_number, triple), self.inputs.tensor(second_number).dtype)
-            levels = moments.quantize_first(first, second, step)
-        self._put_levels(triple.first, levels)
+            second = restore_second(None, self.survey.scales[triple.weight], self.inputs.tensor(second_number).dtype)
+            second64 = to_float64(second, self.inputs.tensor(second_number).dtype)
+            levels = moments.quantize_first(first, second64, step)
+        return _Moment(triple.first, Method.SCALED, levels)
 
-    def _framed_moment(self, triple: Triple) -> bool:
-        """Quantize a first moment in its weight's frame; False where there is none."""
+    def _framed_moment(self, triple: Triple) -> "_Moment | None":
+        """A first moment in its weight's frame; None where there is none."""
         frame, scales = frame_kept(self.inputs.tensor(triple.weight), self.kept), self.survey.scales[triple.weight]
         step = framed_moment_step(self.survey.steps, triple, scales)
         if frame is None or not step:
-            return False
+            return None
         weigher = quantize.weigher_of(scales)
         gained = frame.coefficients(weigher.unweigh(self.inputs.matrix(triple.first))) * frame.gains
         code = quantize.quantize_scalar(gained, step, self.preset.dead_zone)
         if not frame.reaches(code.levels):
-            return False
-        self.methods[triple.first], self.prefixes[triple.first] = Method.FRAMED, code.centres
-        self._put_levels(triple.first, code.levels)
-        return True
+            return None
+        return _Moment(triple.first, Method.FRAMED, code.levels, code.centres)
 
-    def _codebook_moments(self, triple: Triple, second: int) -> None:
+    def _codebook_moments(self, triple: Triple, second: int) -> "list[_Moment]":
         """Both moments by codebooks, where the first is large and the weight was kept."""
+        from ckzd.codec import kmeans  # noqa: PLC0415
+
         first, weight_levels = self.inputs.matrix(triple.first), self._levels(triple.weight)
         pruned = np.ones(first.shape, np.bool_) if weight_levels is None else weight_levels != 0
         kept = kmeans.kept_moments(first, pruned)
+        found = []
         for number, moment in ((triple.first, first), (second, self.inputs.matrix(second))):
             code = kmeans.quantize_kmeans(moment, kept)
-            self.methods[number], self.prefixes[number] = Method.KMEANS, code.codebook.to_bytes()
-            self._put_levels(number, code.levels)
-
-    def _put_levels(self, number: int, levels: Plane) -> None:
-        self.scratch.put(self.inputs.tensor(number).path, "levels", levels)
+            found.append(_Moment(number, Method.KMEANS, code.levels, code.codebook.to_bytes()))
+        return found
 
     def _levels(self, number: int) -> Plane | None:
         found = self.scratch.get(self.inputs.tensor(number).path, "levels")
@@ -315,6 +321,14 @@ class _Quantized:
     levels: Plane
     prefix: bytes
     kept: Kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    number: int
+    method: Method
+    levels: Plane | None = None  # none: it follows from the scales
+    prefix: bytes = b""
 
 
 _Quantizer = Callable[[], _Quantized | None]  # with the step that the weight has by then

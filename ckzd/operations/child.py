@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ckzd
 from ckzd import errors
+from ckzd.codec.parallel import threads
 from ckzd.errors import CkzdError
 
 # -P keeps the working directory off the path: a `random.py` beside somebody's checkpoints must not be ours
@@ -64,7 +65,7 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
 
 def another_number_of_threads() -> int:
     """One that this process does not use, so that a result cannot hang on it."""
-    return 2 if os.environ.get("OMP_NUM_THREADS") == "1" else 1
+    return threads() + 1
 
 
 def error_line(error: CkzdError) -> str:

@@ -9,6 +9,7 @@ Nothing of it is visible before `publish`; whoever publishes second throws its o
 import dataclasses
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -20,7 +21,6 @@ from typing import Any
 from ckzd import __version__, durable
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.checkpoint import STORED_AS, Checkpoint
-from ckzd.codec import train
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _TOOLS = ("numpy", "torch", "scikit-learn", "constriction", "zstandard")
 
 
@@ -92,7 +93,7 @@ def compress(
     if stride < 1:
         raise ConfigError("stride", f"expected 1 or more, got {stride}")
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
-    device = train.pick_device(device)
+    device = _device(device, PRESETS[preset])
     tell("read", 0.0)
     checkpoint = read_checkpoint(path)
     with closing(checkpoint.source):
@@ -306,6 +307,15 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         tools={"ckzd": __version__} | {name: version(name) for name in _TOOLS},
         files=files,
     )
+
+
+def _device(name: str, preset: Preset) -> str:
+    """Where the preset's LSTM is trained; ConfigError for a device that is not there, if it has one."""
+    if not preset.lstm_cold_steps and _DEVICE.fullmatch(name):
+        return "cpu"
+    from ckzd.codec import train  # noqa: PLC0415  # a second of torch, for the one preset that trains
+
+    return train.pick_device(name)
 
 
 def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:

@@ -15,11 +15,12 @@ from typing import BinaryIO
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader, StreamRef
-from ckzd.checkpoint import Bytes
+from ckzd.checkpoint import Bytes, assemble
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
 from ckzd.codec.index import MAX_INDEX_BYTES
 from ckzd.codec.layout import Layout
+from ckzd.codec.parallel import in_order
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
 from ckzd.codec.skeleton import split_skeleton
@@ -179,6 +180,13 @@ class OpenCheckpoint:
             self.layout = self.decoder.index.layout
             self.verbatim = split_skeleton(own.blob("skeleton"), self.layout.files)
         _check_files(reader, self.layout)
+
+    def file(self, number: int) -> Iterator[Bytes]:
+        """The restored bytes of one file; CorruptArchive if they cannot be decoded."""
+        layout = self.layout.files[number]
+        numbers = [hole.tensor for hole in layout.holes]
+        payloads = in_order(self.payload, numbers, lambda tensor: self.layout.tensors[tensor].elements)
+        yield from assemble(layout, self.verbatim[number], payloads)
 
     def payload(self, tensor: int) -> Bytes:
         """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""

@@ -18,7 +18,6 @@ from typing import Any
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
-from ckzd.checkpoint import assemble
 from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
@@ -123,7 +122,7 @@ def write_files(
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with path.open("xb") as file:
-            for piece in assemble(checkpoint.layout.files[number], checkpoint.verbatim[number], checkpoint.payload):
+            for piece in checkpoint.file(number):
                 digest.update(piece)
                 written += file.write(piece)
                 tell(written / max(manifest.original_bytes, 1))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ckzd.archive import ArchiveReader
-from ckzd.checkpoint import assemble
 from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, run_module
 from ckzd.operations.pointer import resolve
@@ -58,9 +57,9 @@ def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[
         own = decode_link(reader, before, file)
         opened = OpenCheckpoint(reader, own)
         models = reader.manifest.files
-        for position, (layout, model) in enumerate(zip(opened.layout.files, models, strict=True)):
+        for position, model in enumerate(models):
             digest = hashlib.sha256()
-            for piece in assemble(layout, opened.verbatim[position], opened.payload):
+            for piece in opened.file(position):
                 digest.update(piece)
             if digest.hexdigest() != model.sha256:
                 problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"

@@ -97,7 +97,7 @@ def decode(archive: Archive, reference: Archive | None = None, *, own: bool = Fa
         decoder = Decoder.from_own(archive.entry, archive.streams.__getitem__, reconstruction)
     files = decoder.index.layout.files
     return [
-        b"".join(assemble(layout, pieces, lambda tensor: decoder.payload(tensor, reconstruction)))
+        b"".join(assemble(layout, pieces, (decoder.payload(hole.tensor, reconstruction) for hole in layout.holes)))
         for layout, pieces in zip(files, split_skeleton(skeleton, files), strict=True)
     ]
 

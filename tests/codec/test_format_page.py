@@ -74,7 +74,7 @@ def test_contexts():
     table = dict(re.findall(r"^\| (\w+) \| (\d+) \| ", section("Planes"), re.MULTILINE))
     assert {name: int(size) for name, size in table.items()} == {"density": DENSITIES, **dict(FIELDS)}
     assert numbers_after("| density | 8 | how many of ", 7) == context._DENSITY_STEPS.tolist()
-    assert numbers_after("Energy steps: ", 23) == context._ENERGY_STEPS.tolist()
+    assert numbers_after("Energy steps: ", 23) == list(context._ENERGY_STEPS)
     assert tuple(numbers_after("with total t: how many of ", 3)) == context._SURROUND_STEPS
     assert tuple(numbers_after("coded in earlier passes against ", 4)) == context._KNOWN_NEIGHBOURS
     assert f"cut off at {context._MAGNITUDE_LIMIT}" in FLAT

@@ -11,6 +11,7 @@ from ckzd.codec.context import DENSITIES, GRID, KINDS
 from ckzd.codec.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
 from ckzd.codec.models import (
     BiasedModel,
+    Histogram,
     RefinedModel,
     TableModel,
     UniformModel,
@@ -29,7 +30,7 @@ largest_tables = TableModel({(k, d): np.full((120, ALPHABET), 255, np.uint8) for
 def histograms(seed=0, scale=40.0):
     draw = np.random.default_rng(seed)
     falling = np.exp(-np.arange(ALPHABET) / draw.uniform(0.3, 6, (GRID, 1)))
-    return {(0, number, 3): draw.poisson(scale * falling) for number in range(4)}
+    return {(0, number, 3): Histogram.of_grid(draw.poisson(scale * falling)) for number in range(4)}
 
 
 def check(rows):
@@ -52,6 +53,19 @@ def test_all_models_give_integers_of_at_least_one():
         assert (model.rows(*KEY) == 1).all()
 
 
+def test_a_histogram_counts_every_symbol_in_its_context():
+    draw = np.random.default_rng(1)
+    ids = draw.choice([3, 47, 48, 5759], 500).astype(np.int16)
+    symbols = draw.integers(0, ALPHABET, 500).astype(np.uint8)
+    grid = np.zeros((GRID, ALPHABET), np.int64)
+    np.add.at(grid, (ids, symbols), 1)
+    found, same = Histogram.of(ids, symbols), Histogram.of_grid(grid)
+    assert found.used.tolist() == [3, 47, 48, 5759] == same.used.tolist()
+    assert np.array_equal(found.counts, same.counts)
+    assert np.array_equal(found.coarse(), grid.reshape(120, 48, ALPHABET).sum(1))
+    assert Histogram.of(ids[:0], symbols[:0]).counts.shape == (0, ALPHABET)
+
+
 @given(arrays(np.float64, (3, ALPHABET), elements=st.floats(0, 1e9)).map(lambda counts: counts + 1e-9))
 def test_a_frequency_code_is_the_nearest(counts):
     """To a thirty-second of an octave, down to the faintest."""
@@ -65,7 +79,7 @@ def test_a_frequency_code_is_the_nearest(counts):
 
 
 def test_tables_come_back_from_their_bytes():
-    fitted = TableModel.fit(histograms() | {(2, 0, 7): np.ones((GRID, ALPHABET), np.int64)})
+    fitted = TableModel.fit(histograms() | {(2, 0, 7): Histogram.of_grid(np.ones((GRID, ALPHABET), np.int64))})
     again = TableModel.from_bytes(fitted.to_bytes())
     for key in [KEY, (2, 3, 7), (1, 0, 0)]:
         assert np.array_equal(fitted.rows(*key), again.rows(*key))
@@ -81,19 +95,17 @@ def test_tables_of_another_size_are_refused(size):
 def test_tables_cost_little_more_than_what_was_counted():
     """Coarse contexts and one-byte frequencies lose little against the counts themselves."""
     counted = histograms(scale=400.0)
-    coarse = {key: np.repeat(h.reshape(120, 48, ALPHABET).sum(1), 48, 0) for key, h in counted.items()}
-    together = sum(coarse.values())
-    best = sum(
-        -(h * np.log2(np.maximum(together, 1e-9) / together.sum(1, keepdims=True)))[h > 0].sum()
-        for h in counted.values()
-    )
+    each = [histogram.coarse() for histogram in counted.values()]
+    together = sum(each)
+    shares = np.log2(np.maximum(together, 1e-9) / together.sum(1, keepdims=True))
+    best = sum(-(counts * shares)[counts > 0].sum() for counts in each)
     assert cost_bits(seen(counted, TableModel.fit(counted))) < 1.01 * best
 
 
 def test_a_planes_own_correction_meets_its_own_counts():
     counted = histograms()
     fitted = TableModel.fit(counted)
-    own = {key: np.roll(histogram, 1, axis=1) for key, histogram in counted.items()}
+    own = {key: Histogram(each.used, np.roll(each.counts, 1, axis=1)) for key, each in counted.items()}
     plain = seen(own, fitted)
     bias = fit_bias(plain)
     corrected = cost_bits(seen(own, BiasedModel(fitted, bias)))
@@ -105,5 +117,5 @@ def test_a_planes_own_correction_meets_its_own_counts():
 
 def test_symbol_counts_add_up():
     counted = histograms()
-    assert models.symbol_counts(counted).sum() == sum(h.sum() for h in counted.values())
+    assert models.symbol_counts(counted).sum() == sum(h.counts.sum() for h in counted.values())
     assert models.symbol_counts({}).tolist() == [0] * ALPHABET

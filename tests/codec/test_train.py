@@ -7,7 +7,7 @@ import torch
 from ckzd.codec import train, zstd
 from ckzd.codec.context import GRID
 from ckzd.codec.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
-from ckzd.codec.models import RefinedModel, TableModel, cost_bits, seen
+from ckzd.codec.models import Histogram, RefinedModel, TableModel, cost_bits, seen
 from ckzd.errors import ConfigError
 
 
@@ -25,7 +25,8 @@ def histograms(seed=0):
     neighbours = np.arange(GRID) // 3 % 4
     falling = np.exp(-np.arange(ALPHABET) / (0.4 + neighbours[:, None]))
     seen = draw.random(GRID) < 0.02
-    return {(kind, number, 3): draw.poisson(300 * falling) * seen[:, None] for kind, number in ((0, 0), (1, 3))}
+    keys = ((0, 0, 3), (1, 3, 3))
+    return {key: Histogram.of_grid(draw.poisson(300 * falling) * seen[:, None]) for key in keys}
 
 
 def bits_of(counted, weights):
@@ -61,7 +62,8 @@ def test_the_float_networks_bits_are_the_integer_networks(spread):
     parameters = train._parameters(weights, 0, "cpu")
     with torch.no_grad():
         predicted = float(train._bits(levels, counts, prior, parameters))
-    kept = {key: np.where(h.sum(1, keepdims=True) >= 4, h, 0) for key, h in counted.items()}
+    often = {key: each.counts.sum(1) >= train._MIN_SEEN for key, each in counted.items()}
+    kept = {key: Histogram(each.used[often[key]], each.counts[often[key]]) for key, each in counted.items()}
     assert predicted == pytest.approx(cost_bits(seen(kept, RefinedModel(tables, LstmModel(weights)))), rel=0.01)
 
 
@@ -86,7 +88,7 @@ def test_an_untrained_network_changes_nothing():
 
 
 def test_nothing_to_learn_from():
-    empty = {(0, 0, 0): np.zeros((GRID, ALPHABET), np.int64)}
+    empty = {(0, 0, 0): Histogram.of_grid(np.zeros((GRID, ALPHABET), np.int64))}
     weights = train.fit(empty, TableModel({}), None, steps=3)
     assert np.isfinite(LstmModel(weights).rows(0, 0, 0)).all()
 

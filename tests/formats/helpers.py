@@ -12,8 +12,11 @@ from ckzd.checkpoint import Checkpoint, TensorSpec, assemble
 
 def rebuilt(checkpoint: Checkpoint, payload_of: Callable[[int], bytes] | None = None) -> list[bytes]:
     """Each file, put together again."""
+    payload_of = payload_of or checkpoint.payload
     return [
-        b"".join(assemble(layout, list(checkpoint.verbatim(number)), payload_of or checkpoint.payload))
+        b"".join(
+            assemble(layout, list(checkpoint.verbatim(number)), (payload_of(hole.tensor) for hole in layout.holes))
+        )
         for number, layout in enumerate(checkpoint.files)
     ]
 

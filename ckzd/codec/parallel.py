@@ -1,0 +1,51 @@
+"""Many tensors at a time, their results in order.
+
+NumPy and the BLAS let go of the interpreter while they work, so threads are enough. Each has a tensor of its own: on
+one matrix they would wait for each other. Nothing of an archive depends on how many there are.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from threadpoolctl import ThreadpoolController
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MAX_ELEMENTS = 1 << 23  # in work at a time, beside one tensor of any size: keeps the memory bounded
+
+
+def threads() -> int:
+    """How many: OMP_NUM_THREADS if it is a number, as the daemon sets it, else the cores that we may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(said)) if said.isdecimal() else len(os.sched_getaffinity(0))
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """The BLAS does not start threads of its own meanwhile: beside a busy job they wait for each other."""
+    limited: AbstractContextManager[object] = ThreadpoolController().limit(limits=1)
+    return limited
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T], int]) -> Iterator[R]:
+    """`work` of every item, in the order of the items; `elements` says how much each is."""
+    count = threads()
+    if count == 1:
+        yield from map(work, items)
+        return
+    with one_blas_thread(), ThreadPoolExecutor(count) as pool:
+        ahead: deque[tuple[Future[R], int]] = deque()
+        try:
+            for item in items:
+                size = elements(item)
+                while ahead and (len(ahead) > count or sum(each for _, each in ahead) + size > _MAX_ELEMENTS):
+                    yield ahead.popleft()[0].result()
+                ahead.append((pool.submit(work, item), size))
+            while ahead:
+                yield ahead.popleft()[0].result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
