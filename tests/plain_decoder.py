@@ -454,6 +454,18 @@ class Contexts:
         return guided, energy, around, neighbours, previous
 
 
+def packed_escapes(data: bytes):
+    """Levels beyond the alphabet, one by one."""
+    order = data[0]
+    length, start = leb(data, 1)
+    zeros = "".join(f"{byte:08b}" for byte in data[start : start + length]).split("1")[:-1]
+    rest = iter("".join(f"{byte:08b}" for byte in data[start + length :]))
+    for run in zeros:
+        sign = next(rest)
+        magnitude = int("1" + "".join(next(rest) for _ in range(len(run) + order)), 2) - 2**order + 9
+        yield -magnitude if sign == "1" else magnitude
+
+
 def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=None) -> np.ndarray:  # noqa: PLR0917
     """Levels (R, C)."""
     rows, columns = shape
@@ -461,12 +473,13 @@ def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=No
         return np.zeros(shape, np.int16)
     if data[0] == 1:
         return np.frombuffer(data[1:], "<i2").reshape(shape)
-    coder = data[0] & 127
+    coder = data[0] & 63
     total, start = leb(data, 1)
     escape_bytes, start = leb(data, start)
     codes = data[start : start + 18] if data[0] & 128 else b""
     start += len(codes)
-    escapes = iter(np.frombuffer(unpack(data[start : start + escape_bytes]), "<i2").tolist())
+    block = data[start : start + escape_bytes]
+    escapes = packed_escapes(block) if data[0] & 64 else iter(np.frombuffer(unpack(block), "<i2").tolist())
     words = PlainRangeDecoder(data[start + escape_bytes :])
     contexts = Contexts(shape, total, guide, previous)
     levels, cached = np.zeros(shape, np.int16), {}

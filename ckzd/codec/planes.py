@@ -1,12 +1,13 @@
 """A plane of levels <-> bytes: escapes, the choice of the cheapest coder, four passes over the lattice.
 
 Layout of a coded plane (all little-endian):
-  u8  coder           0 empty, 1 raw, 2 order-0, 3 tables, 4 lstm; plus 128 if symbol codes follow
+  u8  coder           0 empty, 1 raw, 2 order-0, 3 tables, 4 lstm; plus 128 if symbol codes follow; plus 64 if the
+                      escape block is packed
   empty: nothing more, every level is 0; raw: i16 levels, row by row; else:
   leb total           sum of the magnitudes (each cut off at 15): sets the density class
   leb escapes         bytes of the escape block
   u8[18] or nothing   order-0: the frequencies; tables, lstm: this plane's factors on the shared model (128: 1)
-  escape block        zstd of the i16 levels beyond -8..8, in coding order; absent if there are none
+  escape block        the levels beyond -8..8, in coding order: packed (`escapes`), or zstd of i16; absent if none
   words               range-coded symbols, to the end
 """
 
@@ -16,7 +17,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec import context, zstd
+from ckzd.codec import context, escapes, zstd
 from ckzd.codec.arrays import Codes, Plane
 from ckzd.codec.context import Guide
 from ckzd.codec.entropy import SymbolDecoder, SymbolEncoder
@@ -39,7 +40,7 @@ from ckzd.codec.parsing import read_leb, write_leb
 
 ESCAPE = ALPHABET - 1
 MAX_LEVEL = (ALPHABET - 2) // 2  # 8
-_HAS_CODES = 128
+_HAS_CODES, _PACKED = 128, 64
 
 
 class Coder(IntEnum):
@@ -142,9 +143,11 @@ class _Coded:
     words: bytes
 
     def to_bytes(self) -> bytes:
-        escapes = zstd.compress(self.escapes.astype("<i2").tobytes()) if self.escapes.size else b""
-        name = bytes([self.coder + (_HAS_CODES if self.codes.size else 0)])
-        return name + write_leb(self.total) + write_leb(len(escapes)) + self.codes.tobytes() + escapes + self.words
+        packed = escapes.pack(self.escapes) if self.escapes.size else b""
+        block = min(packed, zstd.compress(self.escapes.astype("<i2").tobytes()), key=len) if packed else b""
+        flags = (_HAS_CODES if self.codes.size else 0) + (_PACKED if block and block is packed else 0)
+        name = bytes([self.coder + flags])
+        return name + write_leb(self.total) + write_leb(len(block)) + self.codes.tobytes() + block + self.words
 
     @staticmethod
     def from_bytes(data: bytes, elements: int) -> "_Coded":
@@ -153,8 +156,14 @@ class _Coded:
         codes = np.frombuffer(data, np.uint8, ALPHABET if data[0] & _HAS_CODES else 0, start)
         start += codes.size
         block, words = data[start : start + escape_bytes], data[start + escape_bytes :]
-        escapes = np.frombuffer(zstd.decompress(block, 2 * elements) if block else b"", "<i2")
-        return _Coded(Coder(data[0] & ~_HAS_CODES), total, codes, escapes, words)
+        coder = Coder(data[0] & ~(_HAS_CODES | _PACKED))
+        return _Coded(coder, total, codes, _unpacked(block, elements, packed=bool(data[0] & _PACKED)), words)
+
+
+def _unpacked(block: bytes, elements: int, *, packed: bool) -> Plane:
+    if packed:
+        return escapes.unpack(block, elements)
+    return np.frombuffer(zstd.decompress(block, 2 * elements) if block else b"", "<i2").astype(np.int16)
 
 
 def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tuple[bytes, Coder]:

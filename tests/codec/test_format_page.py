@@ -5,7 +5,20 @@ import re
 from pathlib import Path
 
 import ckzd.archive
-from ckzd.codec import context, frames, index, layout, lstm, moments, orthogonal, planes, quantize, restoring, wide
+from ckzd.codec import (
+    context,
+    escapes,
+    frames,
+    index,
+    layout,
+    lstm,
+    moments,
+    orthogonal,
+    planes,
+    quantize,
+    restoring,
+    wide,
+)
 from ckzd.codec.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
 from ckzd.codec.index import Method
 from ckzd.codec.layout import Layout
@@ -95,6 +108,9 @@ def test_contexts():
 def test_symbols():
     assert f"up to {planes.MAX_LEVEL} and -{planes.MAX_LEVEL}" in FLAT
     assert f"symbol {planes.ESCAPE} is an escape" in FLAT
+    assert f"plus {planes._HAS_CODES} if symbol codes follow, plus {planes._PACKED} if" in FLAT
+    assert f"of magnitude {escapes.LEAST} + e" in FLAT
+    assert f"k, at most {escapes._MAX_ORDER}" in FLAT
     assert f"n = {lstm.ALPHABET} frequencies" in FLAT
     assert f"for m = 1..{quantize._CENTRED_LEVELS}" in FLAT
     assert f"/ {quantize._CENTRE_UNITS}" in FLAT
