@@ -593,6 +593,7 @@ class PlainArchive:
         path, dtype, shape, nbytes = self.layout["tensors"][number]
         method, *place = self.index["codes"][number]
         before, levels, frame = self._before(number), None, Frame(path, matrix_shape(shape), self.reference)
+        self.trend = None
         if method == "whole":
             values, frame = rounded(self._whole(number), dtype).reshape(shape), None
         elif method in ("scalar", "framed", "kmeans"):
@@ -615,10 +616,15 @@ class PlainArchive:
             for field, codes in zip(("rows", "columns"), self.scales[number], strict=True):
                 self.own.put(path, field, np.array(codes, np.int16))
         if method == "framed" or (frame is not None and frame.known):
-            for name, side in (("left", frame.left), ("right", frame.right)):
-                vectors, energies = side.stored()
-                self.own.put(path, name, vectors)
-                self.own.put(path, f"{name}_energy", energies)
+            self._keep_frame(path, frame)
+        if self.trend is not None:
+            self.own.put(path, "trend", self.trend)
+
+    def _keep_frame(self, path, frame: Frame) -> None:
+        for name, side in (("left", frame.left), ("right", frame.right)):
+            vectors, energies = side.stored()
+            self.own.put(path, name, vectors)
+            self.own.put(path, f"{name}_energy", energies)
 
     def _roots(self, weight: int) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = (fourth_roots(codes) for codes in self.scales[weight])
@@ -650,6 +656,7 @@ class PlainArchive:
             fixed = frame.coefficients(found)
             found = frame.residual(fixed)
             frame.learn(fixed)
+            self.trend = np.clip(np.rint(32 * found), -127, 127).astype(np.int8)
         rows, columns = self._roots(number)
         return levels, ((found * self._step(number, "step")) / rows) / columns
 
@@ -721,6 +728,11 @@ class PlainArchive:
             return rounded(self._codebook(data, form, 1, self._own_guide(weight))[1], dtype)
         if self.index["codes"][first][0] == "framed":
             return self._framed_moment(weight, first, self.index["framed_moment_step"])
+        if self.index["codes"][first][0] == "trend":
+            rows, columns = self._roots(weight)
+            times = scale_value(*struct.unpack("<h", data))
+            trend = self.own.get(self.layout["tensors"][weight][0], "trend").astype(float)
+            return rounded(np.where(self._product(weight) > 0, 0.0 - times * ((trend * rows) * columns), 0.0), dtype)
         levels = plane(data, form, 1, self.models, self._own_guide(weight)).astype(float)
         restored = widened(self._second(weight, first, second), self.layout["tensors"][second][1])
         return rounded(levels * (np.sqrt(restored) * self.index["moment_step"]), dtype)

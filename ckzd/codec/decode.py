@@ -45,7 +45,9 @@ from ckzd.codec.restoring import (
     restore_momentum,
     restore_scalar,
     restore_second,
+    restore_trend,
     restore_whole,
+    trend_kept,
     weight_guide,
 )
 from ckzd.codec.side import decode_lstm, decode_scales
@@ -54,6 +56,7 @@ MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 
 Entry = Callable[[str], bytes]
 
+_TREND = struct.Struct("<h")
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
 _WITH_LEVELS = (Method.WHOLE, Method.SCALAR, Method.FRAMED, Method.KMEANS)
 
@@ -136,8 +139,7 @@ class Decoder:
         if code.method is Method.SCALAR:
             return Kept(restore_scalar(before, scalar, scales, step, tensor.dtype), scalar.levels, frame)
         frame = frame if frame is not None else Frame.unknown(*plane_shape(tensor.shape))
-        values, learned = restore_framed(before, scalar, frame, scales, step=step, dtype=tensor.dtype)
-        return Kept(values, scalar.levels, learned)
+        return restore_framed(before, scalar, frame, scales, step=step, dtype=tensor.dtype)
 
     def _whole(self, number: int, tensor: TensorSpec) -> Kept:
         data = self._bytes(self.index.codes[number])
@@ -174,6 +176,11 @@ class Decoder:
         if code.method is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(self._first_kmeans(triple, kept)), tensor.dtype)
         guide, scales, steps = self._moment_guide(triple, kept), self._scales[triple.weight], self.index.steps
+        if code.method is Method.TREND:
+            trend = trend_kept(self.index.layout.tensors[triple.weight], kept)
+            if trend is None:
+                raise ValueError(f"tensor {tensor.path}: its weight has no trend")
+            return restore_trend(_TREND.unpack(self._bytes(code))[0], trend, scales, tensor.dtype)
         if code.method is Method.FRAMED:
             frame = frame_kept(self.index.layout.tensors[triple.weight], kept)
             if frame is None:

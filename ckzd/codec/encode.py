@@ -121,6 +121,8 @@ class Encoder:
                 self._codes[number] = Code(method, other=transform.survey.copies[number])
             elif method in (Method.SAME, Method.FILL):
                 self._codes[number] = Code(method)
+            elif method is Method.TREND:
+                self._put(number, method, "first_moment", transform.prefixes[number])
             else:
                 before = self._inputs.before(number) if method is Method.DELTA else None
                 reference = before.tobytes() if before is not None else None

@@ -39,7 +39,7 @@ def pack(levels: Plane) -> bytes:
 
 
 def unpack(data: bytes, limit: int) -> Plane:
-    """The inverse; ValueError or IndexError if there are more than `limit` levels, or bytes that `pack` does not write."""
+    """The inverse; ValueError or IndexError for more than `limit` levels, or bytes that `pack` does not write."""
     order = data[0]
     length, start = read_leb(data, 1)
     ones = np.flatnonzero(np.unpackbits(np.frombuffer(data[start : start + length], np.uint8)))
@@ -52,9 +52,9 @@ def unpack(data: bytes, limit: int) -> Plane:
         raise ValueError(f"escapes of {total} bits in {second.size} bytes")
     rest = np.zeros(used.shape, np.uint8)
     rest[used] = np.unpackbits(second, count=total)
-    place = np.arange(ones.size), _MAX_BITS - bits
-    negative = rest[place] == 1
-    rest[place] = 1
+    leading = np.arange(ones.size), _MAX_BITS - bits
+    negative = rest[leading] == 1
+    rest[leading] = 1
     magnitude = np.full(ones.size, LEAST - (1 << order), np.int64)
     for number, place in enumerate(_PLACES):
         magnitude += rest[:, number].astype(np.int64) << place

@@ -34,13 +34,15 @@ class Method(StrEnum):
     WHOLE = "whole"  # weight without a reference: levels of its own
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
+    TREND = "trend"  # first moment: what moves the weight as it moved since the reference
     SCALED = "scaled"  # first moment or momentum: levels times the square root of the restored second, or of the fill
 
 
 _WITHOUT_STREAM = (Method.SAME, Method.FILL)
 _WEIGHTS = (Method.EXACT, Method.DELTA, Method.SAME, Method.COPY)
 _TRIPLED_WEIGHTS = (*_WEIGHTS, Method.SCALAR, Method.FRAMED, Method.WHOLE, Method.KMEANS)
-_FIRST_MOMENTS = (Method.SCALED, Method.FRAMED)
+_MOMENTA = (Method.SCALED, Method.FRAMED)
+_FIRST_MOMENTS = (*_MOMENTA, Method.TREND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
     kept = set(layout.kept)
     for triple in layout.triples:
         possible[triple.weight] = _TRIPLED_WEIGHTS
-        possible[triple.first] = _FIRST_MOMENTS
+        possible[triple.first] = _MOMENTA
         if triple.second is not None:
             kmeans = codes[triple.first].method is Method.KMEANS
             possible[triple.first] = (Method.KMEANS,) if kmeans else _FIRST_MOMENTS

@@ -11,7 +11,7 @@ import numpy as np
 
 from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
 from ckzd.codec import moments, quantize
-from ckzd.codec.arrays import ContextLevels, Float64, Plane
+from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, to_float64
 from ckzd.codec.frames import Basis, Frame
@@ -20,6 +20,8 @@ from ckzd.codec.layout import Triple, layer_before, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.quantize import KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+
+TREND_UNITS = 32  # of a step
 
 # Guides: what a plane's contexts see of other planes
 
@@ -94,11 +96,26 @@ def restore_whole(levels: Plane, scales: Scales, step: float, dtype: str) -> Raw
 
 def restore_framed(
     before: RawArray, code: ScalarCode, frame: Frame, scales: Scales, *, step: float, dtype: str
-) -> tuple[RawArray, Frame]:
+) -> "Kept":
     """A weight from its residual's coefficients, and the frame that has learned from them."""
     fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
-    residual = quantize.weigher_of(scales).unweigh(frame.residual(fixed) * step)
-    return add_residual(before, residual, dtype), frame.learned(fixed)
+    weighted = frame.residual(fixed)
+    values = add_residual(before, quantize.weigher_of(scales).unweigh(weighted * step), dtype)
+    trend = np.clip(np.rint(weighted * TREND_UNITS), -127, 127).astype(np.int8)
+    return Kept(values, code.levels, frame.learned(fixed), trend)
+
+
+def restore_trend(code: int, trend: Trend, scales: Scales, dtype: str) -> RawArray:
+    """A first moment (R, C) that moves its weight as the weight moved: against it; 0 where the second moment is."""
+    times = moments.value_of(np.array(code, np.int16))
+    against = times * quantize.weigher_of(scales).weigh(trend.astype(np.float64))
+    return from_float64(np.where(moments.product_of(scales) > 0, 0.0 - against, 0.0), dtype)
+
+
+def trend_kept(weight: TensorSpec, kept: ArrayFile | Reconstruction) -> Trend | None:
+    """What a weight moved since its reference, if it did so in a frame."""
+    found = kept.get(weight.path, "trend")
+    return found.astype(np.int8) if found is not None and found.shape == plane_shape(weight.shape) else None
 
 
 def framed_moment_step(steps: Steps, triple: Triple, scales: Scales) -> float:
@@ -166,6 +183,7 @@ class Kept:
     values: RawArray
     levels: Plane | None = None
     frame: Frame | None = None
+    trend: Trend | None = None
 
 
 def put_kept(into: ArrayFile, tensor: TensorSpec, kept: Kept, scales: Scales | None) -> None:
@@ -181,6 +199,8 @@ def put_kept(into: ArrayFile, tensor: TensorSpec, kept: Kept, scales: Scales | N
         for side, basis in (("left", kept.frame.left), ("right", kept.frame.right)):
             into.put(tensor.path, side, basis.vectors)
             into.put(tensor.path, f"{side}_energy", basis.codes)
+    if kept.trend is not None:
+        into.put(tensor.path, "trend", kept.trend)
 
 
 def seal(writer: ReconstructionWriter, lstm: bytes, skeleton: bytes, layout: bytes) -> str:

@@ -42,7 +42,9 @@ from ckzd.codec.restoring import (
     restore_momentum,
     restore_scalar,
     restore_second,
+    restore_trend,
     restore_whole,
+    trend_kept,
     weight_guide,
 )
 from ckzd.codec.survey import Survey
@@ -190,8 +192,8 @@ class Transform:
         if not frame.reaches(code.levels):
             return None
         dtype = self.inputs.tensor(triple.weight).dtype
-        values, learned = restore_framed(before, code, frame, scales, step=step, dtype=dtype)
-        return _Quantized(Method.FRAMED, code.levels, code.centres, Kept(values, code.levels, learned))
+        kept = restore_framed(before, code, frame, scales, step=step, dtype=dtype)
+        return _Quantized(Method.FRAMED, code.levels, code.centres, kept)
 
     def _codebook(self, triple: Triple, before: RawArray, residual: Float64) -> "_Quantized":
         from ckzd.codec import kmeans  # noqa: PLC0415  # a second of scikit-learn, for the one preset with codebooks
@@ -222,7 +224,7 @@ class Transform:
             return [self._framed_moment(triple) or self._momentum(triple)]
         if self.preset.scheme is Scheme.KMEANS:
             return self._codebook_moments(triple, triple.second)
-        first = self._framed_moment(triple) or self._scaled_moment(triple, triple.second)
+        first = self._framed_moment(triple) or self._trend(triple) or self._scaled_moment(triple, triple.second)
         return [_Moment(triple.second, Method.FILL), first]
 
     def _momentum(self, triple: Triple) -> "_Moment":
@@ -253,6 +255,21 @@ class Transform:
         if not frame.reaches(code.levels):
             return None
         return _Moment(triple.first, Method.FRAMED, code.levels, code.centres)
+
+    def _trend(self, triple: Triple) -> "_Moment | None":
+        """A first moment that is not worth its bits, from what its weight moved: as much of that as fits it best."""
+        trend, scales = trend_kept(self.inputs.tensor(triple.weight), self.kept), self.survey.scales[triple.weight]
+        energy = moments.product_of(scales)
+        if trend is None or self.survey.steps.moment_step or not trend.any():
+            return None
+        used = energy > 0
+        update = self.inputs.matrix(triple.first)[used] / np.sqrt(energy[used])
+        moved = quantize.weigher_of(scales).unweigh(trend.astype(np.float64))[used]
+        times = -(update * moved).sum() / (moved**2).sum()
+        if not times > 0:
+            return None
+        code = moments.code_of(np.array([times]))
+        return _Moment(triple.first, Method.TREND, prefix=code.astype("<i2").tobytes())
 
     def _codebook_moments(self, triple: Triple, second: int) -> "list[_Moment]":
         """Both moments by codebooks, where the first is large and the weight was kept."""
@@ -292,7 +309,12 @@ class Transform:
         if number == triple.second:
             return self._second(number, triple)
         dtype, levels = self.inputs.tensor(number).dtype, self._levels(number)
-        assert levels is not None, "a lossy first moment has levels"
+        if self.methods[number] is Method.TREND:
+            trend = trend_kept(self.inputs.tensor(triple.weight), self.kept)
+            assert trend is not None, "it followed it"
+            code = int(np.frombuffer(self.prefixes[number], "<i2")[0])
+            return restore_trend(code, trend, self.survey.scales[triple.weight], dtype)
+        assert levels is not None, "any other lossy first moment has levels"
         if self.methods[number] is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(KmeansCode(levels, self._codebook_of(number))), dtype)
         scales, steps = self.survey.scales[triple.weight], self.survey.steps
