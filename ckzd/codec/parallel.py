@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MAX_ELEMENTS = 1 << 23  # in work at a time, beside one tensor of any size: keeps the memory bounded
+_ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one tensor of any size: memory does not grow with the checkpoint
 
 
 def threads() -> int:
@@ -42,7 +42,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
         try:
             for item in items:
                 size = elements(item)
-                while ahead and (len(ahead) > count or sum(each for _, each in ahead) + size > _MAX_ELEMENTS):
+                while ahead and (
+                    len(ahead) > count or sum(each for _, each in ahead) + size > count * _ELEMENTS_A_THREAD
+                ):
                     yield ahead.popleft()[0].result()
                 ahead.append((pool.submit(work, item), size))
             while ahead:

@@ -1,0 +1,65 @@
+"""Many at a time, in order, never more than memory allows; an error ends them all."""
+
+import threading
+import time
+
+import pytest
+
+from ckzd.codec import parallel
+from ckzd.codec.parallel import in_order, threads
+
+
+@pytest.fixture(params=[1, 2, 5])
+def count(request, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))
+    return request.param
+
+
+def test_results_come_in_the_order_of_the_items(count):
+    def slow_first(item):
+        time.sleep(0.02 / (1 + item))
+        return item * item
+
+    assert list(in_order(slow_first, range(20), lambda _: 1)) == [item * item for item in range(20)]
+    assert list(in_order(slow_first, [], lambda _: 1)) == []
+
+
+def test_no_more_are_in_work_than_there_are_threads_and_room(count, monkeypatch):
+    monkeypatch.setattr(parallel, "_ELEMENTS_A_THREAD", 4)
+    lock, now, most = threading.Lock(), [], []
+
+    def watched(size):
+        with lock:
+            now.append(size)
+            most.append((len(now), sum(now)))
+        time.sleep(0.002)
+        with lock:
+            now.remove(size)
+
+    list(in_order(watched, [1, 1, 1, 3, 9, 1, 50, 1, 4, 4] * 3, lambda size: size))
+    assert max(many for many, _ in most) <= count
+    assert all(total <= 4 * count or many == 1 for many, total in most)
+
+
+def test_an_error_comes_out_and_the_rest_is_left_undone(count):
+    done = []
+
+    def failing(item):
+        if item == 3:
+            raise ValueError(item)
+        done.append(item)
+        return item
+
+    found = in_order(failing, range(1000), lambda _: 1)
+    with pytest.raises(ValueError, match="3"):
+        list(found)
+    assert len(done) < 20
+
+
+def test_how_many_threads(monkeypatch):
+    for said, expected in (("3", 3), ("0", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert threads() == expected
+    for said in ("", "4,2", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert threads() >= 1
