@@ -27,7 +27,10 @@ from plain_decoder import PlainArchive  # a script finds what stands beside it o
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
 WANTED = {("weights", method) for method in ("framed", "scalar", "whole", "kmeans", "exact", "delta")}
-WANTED |= {("first_moment", method) for method in ("framed", "scaled", "kmeans")} | {("", "fill"), ("", "same")}
+WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", "kmeans")} | {
+    ("", "fill"),
+    ("", "same"),
+}
 
 
 def write_run(run: Path) -> None:
@@ -39,6 +42,8 @@ def write_run(run: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     other = torch.nn.Linear(48, 40)
     momentum = torch.optim.SGD(other.parameters(), lr=1e-2, momentum=0.9)
+    forgetful = torch.nn.Linear(48, 32)
+    noisy = torch.optim.AdamW(forgetful.parameters(), lr=1e-3, betas=(0.0, 0.99))  # first moments that hold nothing
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
         optimizer.zero_grad()
@@ -47,11 +52,15 @@ def write_run(run: Path) -> None:
         momentum.zero_grad()
         (other(inputs[rows]) - outputs[rows, :40]).pow(2).mean().backward()
         momentum.step()
+        noisy.zero_grad()
+        (forgetful(inputs[rows]) - outputs[rows, :32]).pow(2).mean().backward()
+        noisy.step()
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
             extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "extra": extra}
             state |= {"other": other.state_dict(), "momentum": momentum.state_dict()}
+            state |= {"forgetful": forgetful.state_dict(), "noisy": noisy.state_dict()}
             torch.save(state, run / f"step_{step}.pt")
 
 
