@@ -180,7 +180,7 @@ class Side:
             self.codes = stored[1].astype(np.int64)
 
     def gains(self) -> np.ndarray:
-        return np.array([scale_value(code * 3 // 8) for code in self.codes.tolist()])
+        return np.array([scale_value(code // 4) for code in self.codes.tolist()])
 
     def turned_back(self, numbers: np.ndarray) -> np.ndarray:
         parts = [shifted(vectors @ numbers[p], 14) for p, vectors in zip(self.places, self.vectors, strict=True)]

@@ -74,8 +74,8 @@ class Basis:
 
     @property
     def gains(self) -> Float64:
-        """What coefficients are multiplied with before they are quantized (N,): energy ** (3/8)."""
-        return value_of((self.codes.astype(np.int32) * 3 // 8).astype(np.int16))
+        """What coefficients are multiplied with before they are quantized (N,): energy ** (1/4)."""
+        return value_of(self.codes // np.int16(4))
 
     def learned(self, coefficients: Float64, passes: int) -> Self:
         """The basis turned towards coefficients (N, M) that were decoded in it, in 2**-6 steps."""

@@ -43,7 +43,8 @@ class Preset:
     whole_step: float = 0.0  # to the typical weight, where there is no reference
     dead_zone: float = 0.5  # magnitudes below this many steps become 0
     moment_step: float = 0.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in frames likewise
-    momentum_step: float = 1.0  # to the rms of a momentum without a second moment: always coded
+    trend: float = 0.5  # length of a first moment that follows its weight, to the original's
+    momentum_step: float = 0.7  # to the rms of a momentum without a second moment: always coded
     lstm_steps: int = 0  # of training at most, when the reference has an LSTM to start from; 0: tables alone
     lstm_cold_steps: int = 0
 
@@ -60,12 +61,12 @@ PRESETS = {
         # the ruler's steps 100 to 1600 gave at most 0.00075 and 0.049
         Preset(
             "resume", Scheme.UNIFORM, "resumes as the original does", Budget(0.0015, 0.1),
-            weight_step=0.11, update_step=2.0, whole_step=0.05, moment_step=4.0,
+            weight_step=0.1, update_step=2.0, whole_step=0.05, moment_step=4.0,
         ),
         # at most 0.0018 and 0.19
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume", Budget(0.004, 0.3),
-            weight_step=0.23, update_step=3.0, whole_step=0.09, moment_step=8.0,
+            weight_step=0.19, update_step=2.6, whole_step=0.09, moment_step=8.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(

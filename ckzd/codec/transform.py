@@ -257,7 +257,7 @@ class Transform:
         return _Moment(triple.first, Method.FRAMED, code.levels, code.centres)
 
     def _trend(self, triple: Triple) -> "_Moment | None":
-        """A first moment that is not worth its bits, from what its weight moved: as much of that as fits it best."""
+        """A first moment that is not worth its bits, from what its weight moved, if the two agree at all."""
         trend, scales = trend_kept(self.inputs.tensor(triple.weight), self.kept), self.survey.scales[triple.weight]
         energy = moments.product_of(scales)
         if trend is None or self.survey.steps.moment_step or not trend.any():
@@ -265,9 +265,9 @@ class Transform:
         used = energy > 0
         update = self.inputs.matrix(triple.first)[used] / np.sqrt(energy[used])
         moved = quantize.weigher_of(scales).unweigh(trend.astype(np.float64))[used]
-        times = -(update * moved).sum() / (moved**2).sum()
-        if not times > 0:
+        if not (update * moved).sum() < 0:
             return None
+        times = self.preset.trend * np.sqrt((update**2).sum() / (moved**2).sum())
         code = moments.code_of(np.array([times]))
         return _Moment(triple.first, Method.TREND, prefix=code.astype("<i2").tobytes())
 

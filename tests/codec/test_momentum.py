@@ -270,7 +270,7 @@ def test_the_first_moments_of_adam_may_follow_their_weights_beside_a_momentum(tm
     assert quality["moment_step"] == 0 < quality["momentum_step"]
     assert archives[1].methods(archives[0])["adam.state.0.exp_avg"] is Method.TREND
     original, found = (each["adam"]["state"][0]["exp_avg"] for each in (states, state))
-    assert (found - original).norm() < original.norm()  # closer than nothing
+    assert (found * original).sum() > 0
     for name, key in (("muon", "momentum_buffer"), ("lion", "exp_avg")):
         assert state[name]["state"][0][key].count_nonzero() > 1000
 
