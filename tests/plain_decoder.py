@@ -157,7 +157,7 @@ def learning_pass(vectors: np.ndarray, codes: np.ndarray, seen: np.ndarray) -> t
     for i, code in enumerate(codes.tolist()):
         energy[i, i] += 0.25 * scale_value(code) + 2.0**-4
     whole = whole_numbers(energy * 2.0**14)
-    turn = refined(orthonormal(whole @ (whole + (unit(size) << 14))).T, 18)
+    turn = orthonormal(whole @ (whole + (unit(size) << 14))).T
     energies = np.maximum((turn * shifted(whole @ turn, 18)).sum(0) * 2.0**-32, 2.0**-10)
     order = sorted(range(size), key=lambda k: -energies[k])
     turned = shifted(vectors @ turn[:, order], 18)

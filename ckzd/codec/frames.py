@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, Plane, Scale
 from ckzd.codec.moments import nearest_code, value_of
-from ckzd.codec.orthogonal import MAX_DIRECTIONS, UNIT_BITS, is_orthonormal, orthonormal, refined, shifted
+from ckzd.codec.orthogonal import MAX_DIRECTIONS, UNIT_BITS, orthonormal, refined, shifted
 
 Vectors = npt.NDArray[np.int16]
 
@@ -36,6 +36,7 @@ _MAX_ENERGY = 80  # eighths of an octave: 256 directions share what they have
 _FLOOR = -45  # eighths of an octave: no direction counts as weaker than 1/50 of the mean one
 _REGULAR = 2.0**-4  # of the mean energy, added to every direction's: keeps the iteration well conditioned
 _KEPT = 0.25  # what the frame remembers of the energies it had
+_TOGETHER = 8  # blocks that are turned at once: more are no faster and take memory
 _COLD_PASSES = 3  # a frame that has seen no residual yet turns further
 
 
@@ -80,16 +81,17 @@ class Basis:
     def learned(self, coefficients: Float64, passes: int) -> Self:
         """The basis turned towards coefficients (N, M) that were decoded in it, in 2**-6 steps."""
         vectors, codes = np.zeros_like(self.vectors), np.zeros_like(self.codes)
-        for place, block in self.blocks():
-            turned, energy = block, self.codes[place]
-            seen = coefficients[place]
+        for places in _stacks(_blocks(len(self.codes))):
+            width = places.shape[1]
+            turned, energy = self.vectors[places, :width].astype(np.float64), self.codes[places]
+            seen = coefficients[places]
             for number in range(passes):
                 before = turned
                 turned, energy = _turned(before, energy, seen)
                 if number + 1 < passes:
-                    turn = shifted(before.T @ turned, -_VECTOR_BITS)
-                    seen = shifted(turn.T @ seen, -_VECTOR_BITS)
-            vectors[place, : len(block)], codes[place] = turned, energy
+                    turn = shifted(before.swapaxes(1, 2) @ turned, -_VECTOR_BITS)
+                    seen = shifted(turn.swapaxes(1, 2) @ seen, -_VECTOR_BITS)
+            vectors[places, :width], codes[places] = turned, energy
         return type(self)(vectors, codes)
 
 
@@ -99,25 +101,32 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(length * number // count, length * (number + 1) // count) for number in range(count)]
 
 
+def _stacks(blocks: list[tuple[int, int]]) -> Iterator[npt.NDArray[np.intp]]:
+    """The places (K, B) of blocks of one width, a few at a time: one call for all costs less than one for each."""
+    for width in sorted({stop - start for start, stop in blocks}):
+        places = np.array([range(start, stop) for start, stop in blocks if stop - start == width])
+        yield from np.split(places, range(_TOGETHER, len(places), _TOGETHER))
+
+
 def _turned(vectors: Float64, codes: Scale, seen: Float64) -> tuple[Float64, Scale]:
-    """One step of orthogonal iteration: vectors (B, B), codes (B,) of their energies, coefficients seen (B, M)."""
-    size = len(vectors)
-    covariance = seen @ seen.T
-    total = float(np.trace(covariance))
-    if not total:
-        return vectors, codes
-    energy = (1 - _KEPT) * (covariance * (size / total)) + np.diag(_KEPT * value_of(codes) + _REGULAR)
+    """One step of orthogonal iteration: vectors (K, B, B), codes (K, B) of their energies, coefficients (K, B, M)."""
+    size = vectors.shape[1]
+    covariance = seen @ seen.swapaxes(1, 2)
+    total = np.trace(covariance, axis1=1, axis2=2)
+    energy = (1 - _KEPT) * (covariance * (size / np.maximum(total, 1.0))[:, None, None])
+    np.einsum("kbb->kb", energy)[...] += _KEPT * value_of(codes) + _REGULAR
     whole = shifted(energy, _ENERGY_BITS)
-    power = whole @ (whole + np.diag(np.full(size, 2.0**_ENERGY_BITS)))  # its square would need more than 22 bits
-    turn = refined(orthonormal(power).T, UNIT_BITS)  # it is symmetric: rows are columns
-    along = (turn * shifted(whole @ turn, -UNIT_BITS)).sum(0)
+    power = whole @ (whole + 2.0**_ENERGY_BITS * np.eye(size))  # its square would need more than 22 bits
+    turn = orthonormal(power).swapaxes(1, 2)  # it is symmetric: rows are columns
+    along = (turn * shifted(whole @ turn, -UNIT_BITS)).sum(1)
     energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
-    order = np.argsort(-energies, kind="stable")
-    turned = shifted(vectors @ turn[:, order], -UNIT_BITS)
-    if not is_orthonormal(turned, _VECTOR_BITS):  # a direction got lost, and would never be coded again
-        return vectors, codes
-    new = np.clip(refined(turned, _VECTOR_BITS), -32767, 32767)
-    return new, np.maximum(nearest_code(energies[order]), _FLOOR).astype(np.int16)
+    order = np.argsort(-energies, axis=1, kind="stable")
+    turned = shifted(vectors @ np.take_along_axis(turn, order[:, None], 2), -UNIT_BITS)
+    turned, near = refined(turned, _VECTOR_BITS)
+    kept = (total > 0) & near  # else nothing was seen, or a direction got lost and would never be coded again
+    learned = np.maximum(nearest_code(np.take_along_axis(energies, order, 1)), _FLOOR).astype(np.int16)
+    new = np.where(kept[:, None, None], np.clip(turned, -32767, 32767), vectors)
+    return new, np.where(kept[:, None], learned, codes)
 
 
 @dataclass(frozen=True)

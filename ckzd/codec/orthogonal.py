@@ -4,12 +4,12 @@ Every product below adds integers whose partial sums stay under 2**53, so that a
 the same bits; everything else is elementwise IEEE arithmetic with an explicit rounding. A matrix "in 2**-k" holds
 integers that count units of 2**-k.
 
-# N = directions, at most `MAX_DIRECTIONS`
+# K = matrices that are worked on together, N = directions, at most `MAX_DIRECTIONS`
 """
 
 import numpy as np
 
-from ckzd.codec.arrays import Float64
+from ckzd.codec.arrays import Float64, Mask
 
 MAX_DIRECTIONS = 256
 UNIT_BITS = 18  # of the vectors that `orthonormal` returns
@@ -26,48 +26,48 @@ def shifted(values: Float64, bits: int) -> Float64:
 
 
 def orthonormal(rows: Float64) -> Float64:
-    """The rows (N, N), of full rank, made orthonormal from the first to the last (Gram-Schmidt, each panel twice).
+    """The rows (K, N, N), of full rank, made orthonormal from the first to the last (Gram-Schmidt, each panel twice).
 
-    In 2**-18. Of rows of lower rank some may come out alike: `is_orthonormal` tells.
+    In 2**-18. Of rows of lower rank some may come out alike: `refined` tells.
     """
     done = np.zeros_like(rows)
-    for start in range(0, len(rows), _PANEL):
-        panel, before = _scaled(rows[start : start + _PANEL]), done[:start]
+    for start in range(0, rows.shape[1], _PANEL):
+        panel, before = _scaled(rows[:, start : start + _PANEL]), done[:, :start]
         for _ in range(2):
-            shares = shifted(panel @ before.T, -UNIT_BITS)
+            shares = shifted(panel @ before.swapaxes(1, 2), -UNIT_BITS)
             panel = _gram_schmidt(_scaled(panel - shifted(shares @ before, -UNIT_BITS)), start)
-        done[start : start + _PANEL] = panel
+        done[:, start : start + _PANEL] = panel
     return done
 
 
 def _scaled(rows: Float64) -> Float64:
     """Each row times a power of two, so that its largest magnitude is a number of 22 bits."""
-    _, exponents = np.frexp(np.abs(rows).max(1, keepdims=True))
+    _, exponents = np.frexp(np.abs(rows).max(-1, keepdims=True))
     scaled = np.ldexp(rows, _WORK_BITS - exponents)
     return np.asarray(np.rint(scaled, out=scaled), np.float64)
 
 
 def _gram_schmidt(panel: Float64, start: int) -> Float64:
     """The panel's rows, orthonormal among themselves, in 2**-18. One that vanishes becomes a unit vector."""
-    for number in range(len(panel)):
-        row, rest = panel[number], panel[number + 1 :]
-        if not row.any():
-            row[start + number] = 1.0
-        row *= 2.0**UNIT_BITS / np.sqrt(row @ row)
+    for number in range(panel.shape[1]):
+        row, rest = panel[:, number], panel[:, number + 1 :]
+        energy = (row * row).sum(-1, keepdims=True)
+        if not energy.all():
+            row[energy[:, 0] == 0, start + number] = 1.0
+            energy = np.maximum(energy, 1.0)
+        row *= 2.0**UNIT_BITS / np.sqrt(energy)
         np.rint(row, out=row)
-        shares = shifted(rest @ row, -UNIT_BITS)
-        rest -= shifted(shares[:, None] * row, -UNIT_BITS)
+        shares = shifted(rest @ row[..., None], -UNIT_BITS)
+        rest -= shifted(shares * row[:, None], -UNIT_BITS)
     return panel
 
 
-def refined(vectors: Float64, bits: int) -> Float64:
-    """Nearly orthonormal columns, in 2**-bits, brought closer by one Newton-Schulz step."""
-    gram = shifted(vectors.T @ vectors, -bits)
-    correction = 3.0 * 2.0**bits * np.eye(len(gram)) - gram
-    return shifted(vectors @ correction, -bits - 1)
+def refined(vectors: Float64, bits: int) -> tuple[Float64, Mask]:
+    """Nearly orthonormal columns (K, N, N), in 2**-bits, brought closer by one Newton-Schulz step.
 
-
-def is_orthonormal(vectors: Float64, bits: int) -> bool:
-    """Whether no product of two columns, in 2**-bits, is off by more than 1/16: `refined` does the rest."""
-    gram = shifted(vectors.T @ vectors, -bits)
-    return bool(np.abs(gram - 2.0**bits * np.eye(len(gram))).max() <= 2.0 ** (bits - 4))
+    And for which of the K that is enough: no product of two columns is off by more than 1/16.
+    """
+    unit = np.eye(vectors.shape[1])
+    off = shifted(vectors.swapaxes(1, 2) @ vectors, -bits) - 2.0**bits * unit
+    near = np.abs(off).max((1, 2)) <= 2.0 ** (bits - 4)
+    return shifted(vectors @ (2.0 ** (bits + 1) * unit - off), -bits - 1), near

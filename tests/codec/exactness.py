@@ -42,8 +42,8 @@ def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     bound = np.abs(left) @ np.abs(right)  # no partial sum in any order is beyond it
     _state["largest"][0] = max(_state["largest"][0], float(np.max(bound, initial=0.0)))
     if _state["order"] == "backwards":
-        return left[..., ::-1] @ right[::-1]
+        return left[..., ::-1] @ right[..., ::-1, :]
     if _state["order"] == "sevens":
-        parts = [left[..., k : k + 7] @ right[k : k + 7] for k in range(0, left.shape[-1], 7)]
+        parts = [left[..., k : k + 7] @ right[..., k : k + 7, :] for k in range(0, left.shape[-1], 7)]
         return sum(parts[::-1], start=np.zeros_like(left @ right))
     return left @ right
