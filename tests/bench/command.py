@@ -3,16 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-CKZD = [sys.executable, "-m", "ckzd"]
+CKZD = (sys.executable, "-m", "ckzd")
 
 
-def ckzd_lines(*arguments: str) -> Iterator[dict[str, Any]]:
+def ckzd_lines(*arguments: str, program: Sequence[str] = CKZD) -> Iterator[dict[str, Any]]:
     """Run one command with --json; its lines as they come. CalledProcessError if it fails."""
-    command = [*CKZD, *arguments, "--json"]
+    command = [*program, *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             yield json.loads(line)
@@ -20,9 +20,9 @@ def ckzd_lines(*arguments: str) -> Iterator[dict[str, Any]]:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def ckzd(*arguments: str) -> list[dict[str, Any]]:
+def ckzd(*arguments: str, program: Sequence[str] = CKZD) -> list[dict[str, Any]]:
     """All lines of one command."""
-    return list(ckzd_lines(*arguments))
+    return list(ckzd_lines(*arguments, program=program))
 
 
 def compress(paths: list[Path], store: Path, preset: str, device: str = "auto") -> Iterator[dict[str, Any]]:

@@ -3,13 +3,14 @@
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from clock import Clock
-from command import ckzd
+from command import CKZD, ckzd
 from lossless import DeltaPlanes, ZipnnCoder, xz, zstd
 from ruler_job import script
 from training import checkpoint_path
@@ -17,6 +18,8 @@ from training import checkpoint_path
 import ckzd as package
 
 SCALES = (1.0, 1.5, 2.2, 3.0)  # of the threshold of the baseline without a fill
+SCALED = str(Path(__file__).with_name("scaled.py"))
+BETWEEN = (("resume", 0.6), ("archive", 1.4))  # ckzd's curve beside its presets: steps of these, scaled
 Row = dict[str, Any]
 
 
@@ -56,8 +59,9 @@ def methods(tools: Path, kept_step: int, presets: Sequence[str], fill_scales: Se
     code = _digest(sorted(Path(package.__file__).parent.rglob("*.py")))
     baseline = _digest([tools / "excp_baseline.py"])
 
-    def of_ckzd(preset: str) -> Method:
-        return Method(f"ckzd {preset}", preset != "lossless", lambda work: CkzdChain(work, preset), code)
+    def of_ckzd(preset: str, scale: float = 1.0) -> Method:
+        name = f"ckzd {preset}" + (f" x{scale:g}" if scale != 1 else "")
+        return Method(name, preset != "lossless", lambda work: CkzdChain(work, preset, scale), code)
 
     def of_excp(scale: float, *, fill: bool) -> Method:
         def start(work: Path) -> Chain:
@@ -68,6 +72,7 @@ def methods(tools: Path, kept_step: int, presets: Sequence[str], fill_scales: Se
 
     return [
         *(of_ckzd(preset) for preset in presets),
+        *(of_ckzd(preset, scale) for preset, scale in BETWEEN if preset in presets),
         *(of_excp(scale, fill=False) for scale in SCALES),
         *(of_excp(scale, fill=True) for scale in fill_scales),
         Method("delta planes zstd -19", False, lambda _: DeltaPlanes()),
@@ -99,17 +104,20 @@ def _link(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class CkzdChain:
-    """One preset through the command line, in a run and a store of its own."""
+    """One preset, its steps scaled, through the command line, in a run and a store of its own."""
 
     work: Path
     preset: str
+    scale: float = 1.0
 
     def add(self, checkpoint: Path, previous: Path | None) -> Row:
         """Seconds with the verification in another process; none where the archive was there already."""
         linked = self.work / "run" / checkpoint.name
         _link(checkpoint, linked)
         clock = Clock()
-        (report,) = ckzd("compress", str(linked), "--preset", self.preset, "--store", str(self.work / "store"))
+        program = CKZD if self.scale == 1 else (sys.executable, SCALED, self.preset, str(self.scale))
+        options = ("--preset", self.preset, "--store", str(self.work / "store"))
+        (report,) = ckzd("compress", str(linked), *options, program=program)
         row = {"bytes": report["archive_bytes"]}
         return row if report["already"] else row | clock.seconds() | {"seconds": report["seconds"]}
 
@@ -130,7 +138,7 @@ class CkzdChain:
         for archive in (self.work / "store" / "archives").glob("*/*.ckz"):
             if step_of(Path(archive.name.split(".", 1)[0])) <= step:
                 _link(archive, work / archive.relative_to(self.work))
-        return CkzdChain(work, self.preset)
+        return CkzdChain(work, self.preset, self.scale)
 
     def _archive(self, step: int) -> Path:
         (archive,) = (self.work / "store" / "archives").glob(f"*/{checkpoint_path(Path(), step).name}.*.ckz")

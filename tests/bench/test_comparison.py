@@ -7,6 +7,9 @@ import pytest
 from comparison_equal import Equal, Reading, Setting, size_at_divergence, size_at_gap
 from comparison_report import equal_sizes, summaries, table
 from lossless import from_planes, to_planes
+from scaled import scaled
+
+from ckzd.codec.presets import PRESETS
 
 POWER_LAW = [Setting(kl, 100 * kl**-0.5) for kl in (1e-4, 1e-3, 1e-2)]
 
@@ -104,3 +107,10 @@ def test_names_are_moved_apart_in_their_order():
     assert max(moved) == moved[3]
     assert all(after - before >= 2.0 - 1e-9 for before, after in pairwise(sorted(moved)))
     assert min(apart([-5.0, 3.0], 2.0, 0.0, 10.0)) == 0.0
+
+
+def test_a_scaled_preset_is_coarser_and_may_be():
+    fine, coarse = (scaled(PRESETS["resume"], factor) for factor in (0.5, 2.0))
+    assert coarse.weight_step == 4 * fine.weight_step
+    assert coarse.budget.max_weight_error == pytest.approx(16 * fine.budget.max_weight_error)
+    assert scaled(PRESETS["archive"], 1.0) == PRESETS["archive"]
