@@ -39,11 +39,9 @@ def write_run(run: Path) -> None:
     inputs, outputs = torch.randn(512, 48) @ torch.diag(torch.logspace(-1, 1, 48)), torch.randn(512, 160)
     model = torch.nn.Sequential(torch.nn.Linear(48, 144), torch.nn.Tanh(), torch.nn.Linear(144, 160))
     half, brain = torch.randn(16, 16).half(), torch.randn(16, 16).bfloat16()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.0, 0.99))  # no memory: the last one is dropped
     other = torch.nn.Linear(48, 40)
     momentum = torch.optim.SGD(other.parameters(), lr=1e-2, momentum=0.9)
-    forgetful = torch.nn.Linear(48, 32)
-    noisy = torch.optim.AdamW(forgetful.parameters(), lr=1e-3, betas=(0.0, 0.99))  # first moments that hold nothing
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
         optimizer.zero_grad()
@@ -52,15 +50,11 @@ def write_run(run: Path) -> None:
         momentum.zero_grad()
         (other(inputs[rows]) - outputs[rows, :40]).pow(2).mean().backward()
         momentum.step()
-        noisy.zero_grad()
-        (forgetful(inputs[rows]) - outputs[rows, :32]).pow(2).mean().backward()
-        noisy.step()
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
             extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "extra": extra}
             state |= {"other": other.state_dict(), "momentum": momentum.state_dict()}
-            state |= {"forgetful": forgetful.state_dict(), "noisy": noisy.state_dict()}
             torch.save(state, run / f"step_{step}.pt")
 
 
