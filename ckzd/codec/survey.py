@@ -5,6 +5,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import pair
+from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.restoring import has_frame
 from ckzd.errors import BadCheckpoint
@@ -52,6 +54,10 @@ class _Energy:
         self.total += float((values**2).sum())
         self.elements += values.size
 
+    def include(self, other: "_Energy") -> None:
+        self.total += other.total
+        self.elements += other.elements
+
     @property
     def rms(self) -> float:
         return (self.total / self.elements) ** 0.5 if self.elements else 0.0
@@ -69,6 +75,12 @@ class _Energies:
     framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as it is seen in frames
     framed_momenta: _Energy = field(default_factory=_Energy)
 
+    def include(self, other: "_Energies") -> None:
+        for name in ("weights", "updates", "momenta", "framed_updates", "framed_momenta"):
+            getattr(self, name).include(getattr(other, name))
+        self.matrices += other.matrices
+        self.residuals += other.residuals
+
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
     """Read everything once or twice; raises BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
@@ -77,8 +89,10 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     lossy = tuple(t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t))
     scales, energies = {}, _Energies()
-    for triple in lossy:
-        scales[triple.weight] = _measure(inputs, triple, energies)
+    measured = in_order(partial(_measure, inputs), lossy, lambda triple: inputs.tensor(triple.weight).elements)
+    for triple, (own, energy) in zip(lossy, measured, strict=True):
+        scales[triple.weight] = own
+        energies.include(energy)
     typical = _typical(energies.residuals)
     return Survey(
         copies=copies,
@@ -92,8 +106,9 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     )
 
 
-def _measure(inputs: Inputs, triple: Triple, energies: _Energies) -> Scales:
-    """Add one weight and its moments; its scales."""
+def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
+    """One weight and its moments."""
+    energies = _Energies()
     first = inputs.matrix(triple.first)
     if triple.second is None:
         scales = moments.scales_of_momentum(first)
@@ -113,7 +128,7 @@ def _measure(inputs: Inputs, triple: Triple, energies: _Energies) -> Scales:
     if residual is not None:
         energies.residuals.append(_Energy())
         energies.residuals[-1].add(weigher.weigh(residual))
-    return scales
+    return scales, energies
 
 
 def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _Energies) -> Steps:
