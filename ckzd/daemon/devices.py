@@ -11,7 +11,7 @@ from pathlib import Path
 from ckzd.config import DaemonSettings
 
 MAX_CPU_WORKERS = 4
-MAX_THREADS = 8  # of one worker: the encoder's matrix products gain little from more
+MAX_THREADS = 8  # of one worker, each with a tensor of its own: more gain little
 MEMORY_PER_WORKER = 16 << 30  # bytes; a worker holds a few of the largest tensors several times over
 IDLE_GPU_BYTES = 1 << 30  # a GPU that holds more than this is somebody's, though no process may be visible to us
 _SMI_SECONDS = 20.0
