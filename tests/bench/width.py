@@ -1,0 +1,61 @@
+"""What a parameter costs in wide and narrow layers: square matrices of growing width.
+
+usage: width.py [--widths 256 512 1024 2048 4096]
+For each width the CPU seconds a million parameters, on one thread, of what could grow with a matrix: into the frame, levels,
+back, and the frame's learning (of a second residual: it has learned before). Bar: at most linear in the width.
+"""
+
+import argparse
+import json
+import math
+import time
+
+import numpy as np
+from machine import machine
+
+from ckzd.codec import quantize
+from ckzd.codec.frames import Frame
+from ckzd.codec.moments import Scales
+from ckzd.codec.parallel import one_blas_thread
+from ckzd.codec.restoring import restore_framed
+
+PARAMETERS = 1 << 24  # the widest that is measured, once
+RANK, STEP = 16, 1.0
+
+
+def residual(width: int, seed: int) -> np.ndarray:
+    """Low rank and noise, (width, width), in units of the quantizer's step."""
+    draw = np.random.default_rng(seed)
+    signal = draw.normal(size=(width, RANK)) @ draw.normal(size=(RANK, width)) / math.sqrt(RANK)
+    return 0.5 * signal + 0.3 * draw.normal(size=(width, width))
+
+
+def seconds(width: int) -> float:
+    """CPU seconds of coding one matrix of this width."""
+    none = np.zeros(width, np.int16)
+    scales, before = Scales(none, none), np.zeros((width, width), np.float32)
+
+    def coded(frame: Frame, weighted: np.ndarray) -> Frame:
+        code = quantize.quantize_scalar(frame.coefficients(weighted) * frame.gains, STEP, 0.5)
+        kept = restore_framed(before, code, frame, scales, step=STEP, dtype="float32")
+        assert kept.frame is not None
+        return kept.frame
+
+    frame, second = coded(Frame.unknown(width, width), residual(width, 0)), residual(width, 1)
+    started = time.process_time()
+    coded(frame, second)
+    return time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096])
+    print(json.dumps(machine()))
+    with one_blas_thread():
+        for width in parser.parse_args().widths:
+            times = [seconds(width) for _ in range(max(1, PARAMETERS // width**2 // 8))]
+            print(json.dumps({"width": width, "seconds_a_million": round(min(times) / width**2 * 1e6, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
