@@ -1,8 +1,8 @@
 """What a parameter costs in wide and narrow layers: square matrices of growing width.
 
 usage: width.py [--widths 256 512 1024 2048 4096]
-For each width the CPU seconds a million parameters, on one thread, of what could grow with a matrix: into the frame, levels,
-back, and the frame's learning (of a second residual: it has learned before). Bar: at most linear in the width.
+For each width the CPU seconds a million parameters, on one thread, of what could grow with a matrix: into the frame,
+levels, back, and the frame's learning (of a second residual: it has learned before). Bar: at most linear in the width.
 """
 
 import argparse
