@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from codec.chains import Zoo, compressed_run, decode
 
 from ckzd.codec import parallel
 from ckzd.codec.parallel import in_order, threads
@@ -63,3 +64,18 @@ def test_how_many_threads(monkeypatch):
     for said in ("", "4,2", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
         assert threads() >= 1
+
+
+@pytest.mark.parametrize("preset", ["resume", "paper", "lossless"])
+def test_an_archive_is_the_same_on_any_number_of_threads(tmp_path, monkeypatch, preset):
+    """And so is what a decoder makes of it."""
+    zoo, paths = Zoo(), []
+    for number in range(2):
+        zoo.advance()
+        paths.append(zoo.save(tmp_path / f"step_{number}.pt"))
+    found = []
+    for count in (1, 3):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(count))
+        base, delta = compressed_run(paths, preset)
+        found.append((base.fingerprint(), delta.fingerprint(), decode(delta, base)))
+    assert found[0] == found[1]
