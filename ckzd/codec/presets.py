@@ -66,7 +66,7 @@ PRESETS = {
         # at most 0.0018 and 0.19
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume", Budget(0.004, 0.3),
-            weight_step=0.19, update_step=2.6, whole_step=0.09, moment_step=8.0,
+            weight_step=0.19, update_step=2.8, whole_step=0.09, moment_step=8.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(
