@@ -17,6 +17,7 @@ from torch import Tensor
 from ckzd.codec.context import FIELDS, GRID, PASSES
 from ckzd.codec.lstm import HIDDEN, LSTM_BYTES, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
 from ckzd.codec.models import Histograms, Model
+from ckzd.codec.parallel import one_blas_thread
 from ckzd.errors import ConfigError
 
 _SCALE = float(1 << WEIGHT_BITS)
@@ -61,7 +62,17 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
 ) -> LstmWeights:
-    """Weights that refine the tables so that the histograms cost few bits, from `start` (the reference's) if there."""
+    """Weights that refine the tables so that the histograms cost few bits, from `start` (the reference's) if there.
+
+    On one thread, whatever the caller's limit: it may be older than torch, which is loaded late.
+    """
+    with one_blas_thread():
+        return _fit(histograms, tables, start, steps=steps, seed=seed, device=device)
+
+
+def _fit(
+    histograms: Histograms, tables: Model, start: LstmWeights | None, *, steps: int, seed: int, device: str
+) -> LstmWeights:
     levels, counts, prior = _tree(histograms, tables, device)
     parameters = _parameters(start, seed, device)
     adam = _Adam(parameters)

@@ -108,3 +108,17 @@ def test_training_on_a_gpu_gives_the_same_weights_each_time():
     first, again = (train.fit(counted, tables, None, steps=40, device="cuda") for _ in range(2))
     assert first.to_bytes() == again.to_bytes()
     assert bits_of(counted, first) < 0.98 * cost_bits(seen(counted, tables))
+
+
+def test_training_takes_one_thread_whatever_torch_was_given(monkeypatch):
+    """torch is loaded late: a limit that was set before does not hold for it."""
+    torch.set_num_threads(2)
+    bits, seen_threads = train._bits, []
+
+    def watched(*arguments):
+        seen_threads.append(torch.get_num_threads())
+        return bits(*arguments)
+
+    monkeypatch.setattr(train, "_bits", watched)
+    train.fit(histograms(), TableModel.fit(histograms()), None, steps=2)
+    assert set(seen_threads) == {1}
