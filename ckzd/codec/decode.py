@@ -24,7 +24,7 @@ from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.layout import Layout, Triple, plane_shape
 from ckzd.codec.lstm import LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
-from ckzd.codec.moments import MAX_CODE, Scales, checked_scales
+from ckzd.codec.moments import Scales, checked_scales
 from ckzd.codec.parallel import in_order
 from ckzd.codec.planes import decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
@@ -56,7 +56,6 @@ MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 
 Entry = Callable[[str], bytes]
 
-_TREND = struct.Struct("<h")
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
 _WITH_LEVELS = (Method.WHOLE, Method.SCALAR, Method.FRAMED, Method.KMEANS)
 
@@ -180,10 +179,7 @@ class Decoder:
             trend = trend_kept(self.index.layout.tensors[triple.weight], kept)
             if trend is None:
                 raise ValueError(f"tensor {tensor.path}: its weight has no trend")
-            (times,) = _TREND.unpack(self._bytes(code))
-            if abs(times) > MAX_CODE:
-                raise ValueError(f"tensor {tensor.path}: a trend of {times} eighths of an octave")
-            return restore_trend(times, trend, scales, tensor.dtype)
+            return restore_trend(self._bytes(code), trend, scales, tensor.dtype)
         if code.method is Method.FRAMED:
             frame = frame_kept(self.index.layout.tensors[triple.weight], kept)
             if frame is None:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import Plane
+from ckzd.codec.lstm import ALPHABET
 from ckzd.codec.parsing import read_leb, write_leb
 
-LEAST = 9  # the smallest magnitude
+LEAST = ALPHABET // 2  # the smallest magnitude that has no symbol
 _MAX_ORDER = 14
 _MAX_BITS = 16  # of x
 _PLACES = range(_MAX_BITS - 1, -1, -1)

@@ -50,4 +50,5 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
             while ahead:
                 yield ahead.popleft()[0].result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future, _ in ahead:
+                future.cancel()

@@ -5,6 +5,7 @@ The encoder calls them to know what a restore will yield; the decoder calls them
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,6 @@ from ckzd.codec.layout import Triple, layer_before, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.quantize import KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
-
-TREND_UNITS = 32  # of a step
 
 # Guides: what a plane's contexts see of other planes
 
@@ -94,6 +93,10 @@ def restore_whole(levels: Plane, scales: Scales, step: float, dtype: str) -> Raw
     return from_float64(quantize.weigher_of(scales).unweigh(levels.astype(np.float64) * step), dtype)
 
 
+_TREND_UNITS = 32  # of a step
+_TREND = struct.Struct("<h")  # what a first moment that follows it stores: a code of how much
+
+
 def restore_framed(
     before: RawArray, code: ScalarCode, frame: Frame, scales: Scales, *, step: float, dtype: str
 ) -> "Kept":
@@ -101,12 +104,23 @@ def restore_framed(
     fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
     weighted = frame.residual(fixed)
     values = add_residual(before, quantize.weigher_of(scales).unweigh(weighted * step), dtype)
-    trend = np.clip(np.rint(weighted * TREND_UNITS), -127, 127).astype(np.int8)
+    trend = np.clip(np.rint(weighted * _TREND_UNITS), -127, 127).astype(np.int8)
     return Kept(values, code.levels, frame.learned(fixed), trend)
 
 
-def restore_trend(code: int, trend: Trend, scales: Scales, dtype: str) -> RawArray:
-    """A first moment (R, C) that moves its weight as the weight moved: against it; 0 where the second moment is."""
+def trend_bytes(times: float) -> bytes:
+    """How much of the trend, to the nearest eighth of an octave."""
+    return _TREND.pack(*moments.code_of(np.array([times])).tolist())
+
+
+def restore_trend(data: bytes, trend: Trend, scales: Scales, dtype: str) -> RawArray:
+    """A first moment (R, C) that moves its weight as the weight moved: against it; 0 where the second moment is.
+
+    ValueError or struct.error for bytes that `trend_bytes` does not write.
+    """
+    (code,) = _TREND.unpack(data)
+    if abs(code) > moments.MAX_CODE:
+        raise ValueError(f"a trend of {code} eighths of an octave")
     times = moments.value_of(np.array(code, np.int16))
     against = times * quantize.weigher_of(scales).weigh(trend.astype(np.float64))
     return from_float64(np.where(moments.product_of(scales) > 0, 0.0 - against, 0.0), dtype)

@@ -44,6 +44,7 @@ from ckzd.codec.restoring import (
     restore_second,
     restore_trend,
     restore_whole,
+    trend_bytes,
     trend_kept,
     weight_guide,
 )
@@ -71,7 +72,9 @@ class Transform:
     scratch: ArrayFile
     halvings: dict[int, int] = field(default_factory=dict)  # of the step, by weight; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
-    prefixes: dict[int, bytes] = field(default_factory=dict)  # what goes in front of a coded plane: centres or codebook
+    prefixes: dict[int, bytes] = field(
+        default_factory=dict
+    )  # in front of a coded plane: centres or codebook; or a trend's code
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
 
     def run(self) -> None:
@@ -238,9 +241,9 @@ class Transform:
         first, step = self.inputs.matrix(triple.first), self.survey.steps.moment_step
         levels = np.zeros(first.shape, np.int16)
         if step:
-            second = restore_second(None, self.survey.scales[triple.weight], self.inputs.tensor(second_number).dtype)
-            second64 = to_float64(second, self.inputs.tensor(second_number).dtype)
-            levels = moments.quantize_first(first, second64, step)
+            dtype = self.inputs.tensor(second_number).dtype
+            second = to_float64(moments.fill(self.survey.scales[triple.weight], dtype), dtype)
+            levels = moments.quantize_first(first, second, step)
         return _Moment(triple.first, Method.SCALED, levels)
 
     def _framed_moment(self, triple: Triple) -> "_Moment | None":
@@ -268,8 +271,7 @@ class Transform:
         if not (update * moved).sum() < 0:
             return None
         times = self.preset.trend * np.sqrt((update**2).sum() / (moved**2).sum())
-        code = moments.code_of(np.array([times]))
-        return _Moment(triple.first, Method.TREND, prefix=code.astype("<i2").tobytes())
+        return _Moment(triple.first, Method.TREND, prefix=trend_bytes(float(times)))
 
     def _codebook_moments(self, triple: Triple, second: int) -> "list[_Moment]":
         """Both moments by codebooks, where the first is large and the weight was kept."""
@@ -312,8 +314,7 @@ class Transform:
         if self.methods[number] is Method.TREND:
             trend = trend_kept(self.inputs.tensor(triple.weight), self.kept)
             assert trend is not None, "it followed it"
-            code = int(np.frombuffer(self.prefixes[number], "<i2")[0])
-            return restore_trend(code, trend, self.survey.scales[triple.weight], dtype)
+            return restore_trend(self.prefixes[number], trend, self.survey.scales[triple.weight], dtype)
         assert levels is not None, "any other lossy first moment has levels"
         if self.methods[number] is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(KmeansCode(levels, self._codebook_of(number))), dtype)
@@ -349,7 +350,7 @@ class _Quantized:
 class _Moment:
     number: int
     method: Method
-    levels: Plane | None = None  # none: it follows from the scales
+    levels: Plane | None = None  # none: it follows from scales or trend
     prefix: bytes = b""
 
 
