@@ -77,15 +77,6 @@ class TableModel:
         self._codes = dict(codes)  # (kind, density) -> (120, A) frequency codes
         self._rows: dict[tuple[int, int], Rows] = {}
 
-    @classmethod
-    def fit(cls, histograms: Histograms) -> "TableModel":
-        """Tables that fit the histograms, each cell pulled towards its plane kind's average."""
-        summed: dict[tuple[int, int], Float64] = {}
-        for (kind, _, density), histogram in histograms.items():
-            table = summed.setdefault((kind, density), np.zeros((COARSE, ALPHABET)))
-            table += histogram.coarse()
-        return cls({key: frequency_codes(smoothed(table)) for key, table in summed.items()})
-
     def coarse_rows(self, kind: int, density: int) -> Rows:
         """Frequencies (120, A) of the contexts that the tables tell apart."""
         return self.rows(kind, 0, density)[:: GRID // COARSE]

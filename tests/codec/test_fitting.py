@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from codec.counted_tables import counted_tables
 
 from ckzd.codec.context import GRID, Guide
 from ckzd.codec.fitting import Counted, MeanPrediction, fit_models, fit_tables, histograms_over
@@ -42,7 +43,7 @@ def test_counts_add_up():
 def test_tables_leave_to_the_planes_what_is_theirs():
     planes = [plane(tilt, seed) for seed, tilt in enumerate((0.0, 0.9, 0.0, 0.9))]
     counted = histograms_over(planes)
-    together, apart = TableModel.fit(counted.histograms), fit_tables(counted)
+    together, apart = counted_tables(counted.histograms), fit_tables(counted)
     assert cost(planes, apart) < cost(planes, together)
     assert fit_tables(histograms_over([])).to_bytes() == TableModel({}).to_bytes()
 
@@ -50,7 +51,7 @@ def test_tables_leave_to_the_planes_what_is_theirs():
 def test_one_plane_alone_gets_what_it_counts_for_fewer_bytes():
     alone = [plane(0.5, 3)]
     counted = histograms_over(alone)
-    exact, fitted = TableModel.fit(counted.histograms), fit_tables(counted)
+    exact, fitted = counted_tables(counted.histograms), fit_tables(counted)
     assert cost(alone, fitted) < cost(alone, exact)
     assert len(fitted.to_bytes()) < 0.7 * len(exact.to_bytes())
 

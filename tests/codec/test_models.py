@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from codec.counted_tables import counted_tables
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -79,7 +80,7 @@ def test_a_frequency_code_is_the_nearest(counts):
 
 
 def test_tables_come_back_from_their_bytes():
-    fitted = TableModel.fit(histograms() | {(2, 0, 7): Histogram.of_grid(np.ones((GRID, ALPHABET), np.int64))})
+    fitted = counted_tables(histograms() | {(2, 0, 7): Histogram.of_grid(np.ones((GRID, ALPHABET), np.int64))})
     again = TableModel.from_bytes(fitted.to_bytes())
     for key in [KEY, (2, 3, 7), (1, 0, 0)]:
         assert np.array_equal(fitted.rows(*key), again.rows(*key))
@@ -99,12 +100,12 @@ def test_tables_cost_little_more_than_what_was_counted():
     together = sum(each)
     shares = np.log2(np.maximum(together, 1e-9) / together.sum(1, keepdims=True))
     best = sum(-(counts * shares)[counts > 0].sum() for counts in each)
-    assert cost_bits(seen(counted, TableModel.fit(counted))) < 1.01 * best
+    assert cost_bits(seen(counted, counted_tables(counted))) < 1.01 * best
 
 
 def test_a_planes_own_correction_meets_its_own_counts():
     counted = histograms()
-    fitted = TableModel.fit(counted)
+    fitted = counted_tables(counted)
     own = {key: Histogram(each.used, np.roll(each.counts, 1, axis=1)) for key, each in counted.items()}
     plain = seen(own, fitted)
     bias = fit_bias(plain)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from codec.counted_tables import counted_tables
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -10,7 +11,7 @@ from plain_range_decoder import PlainRangeDecoder
 from ckzd.codec import planes
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
-from ckzd.codec.models import Models, RefinedModel, TableModel
+from ckzd.codec.models import Models, RefinedModel
 from ckzd.codec.planes import Coder, decode_plane, encode_plane, histograms_of
 
 shapes = st.tuples(st.integers(0, 14), st.integers(0, 14))
@@ -29,7 +30,7 @@ def sparse(shape, seed=0, scale=0.6):
 
 
 def fitted(plane, kind=WEIGHTS, guide=None, seed=1):
-    tables = TableModel.fit(histograms_of(plane, kind, guide or Guide()))
+    tables = counted_tables(histograms_of(plane, kind, guide or Guide()))
     return Models(tables, RefinedModel(tables, LstmModel(random_lstm(seed))))
 
 
@@ -106,7 +107,7 @@ def test_contexts_pay():
     guide = (draw.random((200, 200)) < 0.3).astype(np.int8)
     plane = np.where(guide, draw.integers(-1, 2, (200, 200)), 0).astype(np.int16)
     seen = Guide(guide)
-    models = Models(TableModel.fit(histograms_of(plane, WEIGHTS, seen)))
+    models = Models(counted_tables(histograms_of(plane, WEIGHTS, seen)))
     coded, coder = encode_plane(plane, WEIGHTS, seen, models)
     shares = np.unique(plane, return_counts=True)[1] / plane.size
     assert coder is Coder.TABLES

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from codec.counted_tables import counted_tables
 
 from ckzd.codec import train, zstd
 from ckzd.codec.context import GRID
@@ -30,13 +31,13 @@ def histograms(seed=0):
 
 
 def bits_of(counted, weights):
-    tables = TableModel.fit(counted)
+    tables = counted_tables(counted)
     return cost_bits(seen(counted, RefinedModel(tables, LstmModel(weights))))
 
 
 def test_training_pays_and_the_same_seed_gives_the_same_weights():
     counted = histograms()
-    tables = TableModel.fit(counted)
+    tables = counted_tables(counted)
     first, again = (train.fit(counted, tables, None, steps=40) for _ in range(2))
     assert first.to_bytes() == again.to_bytes()
     assert train.fit(counted, tables, None, steps=40, seed=1).to_bytes() != first.to_bytes()
@@ -45,9 +46,9 @@ def test_training_pays_and_the_same_seed_gives_the_same_weights():
 
 def test_a_warm_start_goes_on_where_the_reference_stopped():
     counted = histograms()
-    start = train.fit(counted, TableModel.fit(counted), None, steps=40)
+    start = train.fit(counted, counted_tables(counted), None, steps=40)
     moved = histograms(1)
-    further = train.fit(moved, TableModel.fit(moved), start, steps=5)
+    further = train.fit(moved, counted_tables(moved), start, steps=5)
     assert bits_of(moved, further) < 1.005 * bits_of(moved, start)
 
 
@@ -57,7 +58,7 @@ def test_the_float_networks_bits_are_the_integer_networks(spread):
     draw = np.random.default_rng(3)
     weights = LstmWeights(**{n: draw.integers(-spread, spread + 1, s).astype(np.int8) for n, s in SHAPES.items()})
     counted = histograms()
-    tables = TableModel.fit(counted)
+    tables = counted_tables(counted)
     levels, counts, prior = train._tree(counted, tables, "cpu")
     parameters = train._parameters(weights, 0, "cpu")
     with torch.no_grad():
@@ -69,7 +70,7 @@ def test_the_float_networks_bits_are_the_integer_networks(spread):
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_the_weights_own_bytes_are_kept_small(monkeypatch, warm):
-    counted, tables = histograms(), TableModel.fit(histograms())
+    counted, tables = histograms(), counted_tables(histograms())
     start = train.fit(histograms(1), tables, None, steps=10) if warm else None
     before = np.frombuffer(start.to_bytes(), np.uint8) if warm else np.uint8(0)
     priced = train.fit(counted, tables, start, steps=40)
@@ -82,7 +83,7 @@ def test_the_weights_own_bytes_are_kept_small(monkeypatch, warm):
 
 def test_an_untrained_network_changes_nothing():
     counted = histograms()
-    tables = TableModel.fit(counted)
+    tables = counted_tables(counted)
     weights = LstmWeights(**{n: train._int8(p) for n, p in train._parameters(None, 0, "cpu").items()})
     assert bits_of(counted, weights) == pytest.approx(cost_bits(seen(counted, tables)), rel=1e-3)
 
@@ -104,7 +105,7 @@ def test_devices():
 @pytest.mark.gpu
 def test_training_on_a_gpu_gives_the_same_weights_each_time():
     counted = histograms()
-    tables = TableModel.fit(counted)
+    tables = counted_tables(counted)
     first, again = (train.fit(counted, tables, None, steps=40, device="cuda") for _ in range(2))
     assert first.to_bytes() == again.to_bytes()
     assert bits_of(counted, first) < 0.98 * cost_bits(seen(counted, tables))
@@ -120,5 +121,5 @@ def test_training_takes_one_thread_whatever_torch_was_given(monkeypatch):
         return bits(*arguments)
 
     monkeypatch.setattr(train, "_bits", watched)
-    train.fit(histograms(), TableModel.fit(histograms()), None, steps=2)
+    train.fit(histograms(), counted_tables(histograms()), None, steps=2)
     assert set(seen_threads) == {1}
