@@ -24,6 +24,12 @@ import zstandard
 from clock import Clock
 from machine import machine
 
+from ckzd.codec.exact import decode_exact, encode_exact
+from ckzd.codec.inputs import Inputs
+from ckzd.codec.layout import plane_shape
+from ckzd.codec.restoring import itemsize_of
+from ckzd.formats import read_checkpoint
+
 Words = npt.NDArray[np.uint32]
 PLANES_LEVEL = 19
 LEVELS = (1, 3, 9, 19)
@@ -74,6 +80,32 @@ class DeltaPlanes:
 
 
 @cache  # every setting of the baseline has the same base
+class ExactStreams:
+    """ckzd's exact streams of every tensor, without container or proof: weights against the reference's."""
+
+    def add(self, checkpoint: Path, previous: Path | None) -> dict[str, Any]:
+        """As `methods.Chain`."""
+        now, before = read_checkpoint(checkpoint), read_checkpoint(previous) if previous else None
+        known = {tensor.path: number for number, tensor in enumerate(before.tensors)} if before else {}
+        kept = set(Inputs(now, None).kept)
+        payloads = [bytes(now.payload(number)) for number in range(len(now.tensors))]
+        references = [
+            before.payload(known[tensor.path]) if before and number in kept and tensor.path in known else None
+            for number, tensor in enumerate(now.tensors)
+        ]
+        forms = [(itemsize_of(tensor), plane_shape(tensor.shape)[1]) for tensor in now.tensors]
+
+        def compress(_: bytes) -> list[bytes]:
+            each = zip(payloads, references, forms, strict=True)
+            return [encode_exact(data, width, old, columns) for data, old, (width, columns) in each]
+
+        def decompress(coded: list[bytes]) -> bytes:
+            each = zip(coded, now.tensors, references, forms, strict=True)
+            return b"".join(decode_exact(data, tensor.nbytes, width, old) for data, tensor, old, (width, _) in each)
+
+        return _with_rest(_timed(b"".join(payloads), compress, decompress), checkpoint)
+
+
 def _delta_planes(checkpoint: Path, previous: Path | None, level: int) -> dict[str, Any]:
     floats_N = floats_of(checkpoint)
     before_N = floats_of(previous) if previous is not None else np.zeros_like(floats_N)
@@ -152,7 +184,8 @@ def main() -> None:
     parser.add_argument("current", type=Path)
     options = parser.parse_args()
     size = options.current.stat().st_size
-    candidates = {f"zstd -{level}": zstd(level) for level in LEVELS}
+    candidates = {"delta by ckzd's exact streams": ExactStreams()}
+    candidates |= {f"zstd -{level}": zstd(level) for level in LEVELS}
     candidates |= {"xz -9": xz(), "zipnn": ZipnnCoder()}
     candidates |= {f"planes zstd -{level}": DeltaPlanes(level) for level in LEVELS}
     candidates |= {f"delta planes zstd -{level}": DeltaPlanes(level) for level in LEVELS}
