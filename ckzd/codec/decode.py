@@ -10,7 +10,7 @@ KeyError, TypeError, IndexError or struct.error (`MALFORMED`): the caller knows 
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
@@ -25,7 +25,7 @@ from ckzd.codec.layout import Layout, Triple, plane_shape
 from ckzd.codec.lstm import LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.moments import Scales, checked_scales
-from ckzd.codec.parallel import in_order
+from ckzd.codec.parallel import in_batches
 from ckzd.codec.planes import decode_plane
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -35,6 +35,7 @@ from ckzd.codec.restoring import (
     frame_kept,
     framed_moment_step,
     itemsize_of,
+    learned,
     levels_for_context,
     moment_guide,
     put_kept,
@@ -106,7 +107,7 @@ class Decoder:
     def decode_kept(self, into: ReconstructionWriter) -> None:
         """Decode all tensors that dependents may refer to, with their context, in order."""
         numbers = self.index.layout.kept
-        decoded = in_order(self._kept, numbers, lambda number: self.index.layout.tensors[number].elements)
+        decoded = in_batches(self._learned, numbers, lambda number: self.index.layout.tensors[number].elements)
         for number, kept in zip(numbers, decoded, strict=True):
             tensor = self.index.layout.tensors[number]
             put_kept(into, tensor, kept or self._copied(number, into), self._scales.get(number))
@@ -115,6 +116,9 @@ class Decoder:
         tensor, code = self.index.layout.tensors[number], self.index.codes[number]
         values = stored_array(self.payload(code.other, done), tensor.dtype, tensor.shape)
         return Kept(values, frame=frame_kept(tensor, self._reference))
+
+    def _learned(self, numbers: Sequence[int]) -> list[Kept | None]:
+        return learned([self._kept(number) for number in numbers])
 
     def _kept(self, number: int) -> Kept | None:
         """One of them by itself; None if it is a copy of another."""

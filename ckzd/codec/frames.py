@@ -12,7 +12,7 @@ Each archive turns the frame of its reference by one step of orthogonal iteratio
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -73,60 +73,20 @@ class Basis:
         for start, stop in _blocks(len(self.codes)):
             yield slice(start, stop), self.vectors[start:stop, : stop - start].astype(np.float64)
 
+    def copied(self) -> Self:
+        """The same in memory of its own."""
+        return type(self)(self.vectors.copy(), self.codes.copy())
+
     @property
     def gains(self) -> Float64:
         """What coefficients are multiplied with before they are quantized (N,): energy ** (1/4)."""
         return value_of(self.codes // np.int16(4))
-
-    def learned(self, coefficients: Float64, passes: int) -> Self:
-        """The basis turned towards coefficients (N, M) that were decoded in it, in 2**-6 steps."""
-        vectors, codes = np.zeros_like(self.vectors), np.zeros_like(self.codes)
-        for places in _stacks(_blocks(len(self.codes))):
-            width = places.shape[1]
-            turned, energy = self.vectors[places, :width].astype(np.float64), self.codes[places]
-            seen = coefficients[places]
-            for number in range(passes):
-                before = turned
-                turned, energy = _turned(before, energy, seen)
-                if number + 1 < passes:
-                    turn = shifted(before.swapaxes(1, 2) @ turned, -_VECTOR_BITS)
-                    seen = shifted(turn.swapaxes(1, 2) @ seen, -_VECTOR_BITS)
-            vectors[places, :width], codes[places] = turned, energy
-        return type(self)(vectors, codes)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
     """Where a side is cut: as few blocks of at most 256 as there can be, as even as they can be."""
     count = -(-length // MAX_DIRECTIONS)
     return [(length * number // count, length * (number + 1) // count) for number in range(count)]
-
-
-def _stacks(blocks: list[tuple[int, int]]) -> Iterator[npt.NDArray[np.intp]]:
-    """The places (K, B) of blocks of one width, a few at a time: one call for all costs less than one for each."""
-    for width in sorted({stop - start for start, stop in blocks}):
-        places = np.array([range(start, stop) for start, stop in blocks if stop - start == width])
-        yield from np.split(places, range(_TOGETHER, len(places), _TOGETHER))
-
-
-def _turned(vectors: Float64, codes: Scale, seen: Float64) -> tuple[Float64, Scale]:
-    """One step of orthogonal iteration: vectors (K, B, B), codes (K, B) of their energies, coefficients (K, B, M)."""
-    size = vectors.shape[1]
-    covariance = seen @ seen.swapaxes(1, 2)
-    total = np.trace(covariance, axis1=1, axis2=2)
-    energy = (1 - _KEPT) * (covariance * (size / np.maximum(total, 1.0))[:, None, None])
-    np.einsum("kbb->kb", energy)[...] += _KEPT * value_of(codes) + _REGULAR
-    whole = shifted(energy, _ENERGY_BITS)
-    power = whole @ (whole + 2.0**_ENERGY_BITS * np.eye(size))  # its square would need more than 22 bits
-    turn = orthonormal(power).swapaxes(1, 2)  # it is symmetric: rows are columns
-    along = (turn * shifted(whole @ turn, -UNIT_BITS)).sum(1)
-    energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
-    order = np.argsort(-energies, axis=1, kind="stable")
-    turned = shifted(vectors @ np.take_along_axis(turn, order[:, None], 2), -UNIT_BITS)
-    turned, near = refined(turned, _VECTOR_BITS)
-    kept = (total > 0) & near  # else nothing was seen, or a direction got lost and would never be coded again
-    learned = np.maximum(nearest_code(np.take_along_axis(energies, order, 1)), _FLOOR).astype(np.int16)
-    new = np.where(kept[:, None, None], np.clip(turned, -32767, 32767), vectors)
-    return new, np.where(kept[:, None], learned, codes)
 
 
 @dataclass(frozen=True)
@@ -169,13 +129,6 @@ class Frame:
         """The weighted residual (R, C) of coefficients in 2**-12 steps, in the same unit, exactly."""
         return np.ldexp(_both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)), -FINE_BITS)
 
-    def learned(self, fixed: Float64) -> Self:
-        """The frame for the next residual, given the coefficients (R, C) of this one in 2**-12 steps."""
-        limit = float(min(2**17, math.isqrt(2**44 // max(fixed.shape))))  # squares of a row sum to at most 2**44
-        seen = np.clip(shifted(fixed, _LEARNING_BITS - FINE_BITS), -limit, limit)
-        passes = 1 if self.settled else _COLD_PASSES
-        return type(self)(self.left.learned(seen, passes), self.right.learned(seen.T, passes))
-
 
 def _both(matrix: Float64, frame: Frame, apply: Callable[[Float64, Float64], Float64]) -> Float64:
     """Apply to all blocks of the left side, then of the right."""
@@ -185,3 +138,84 @@ def _both(matrix: Float64, frame: Frame, apply: Callable[[Float64, Float64], Flo
     for place, vectors in frame.right.blocks():
         whole[:, place] = apply(vectors, half[:, place].T).T
     return whole
+
+
+# Learning
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A frame, and the coefficients (R, C) in 2**-12 steps of the last residual that was coded in it."""
+
+    frame: Frame
+    fixed: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Directions of one block (B, B) and their codes (B,), both to be overwritten, and what they have seen (B, M)."""
+
+    vectors: Vectors
+    codes: Scale
+    seen: Float64
+
+
+def learned_frames(coded: Iterable[Coded]) -> list[Frame]:
+    """The frames for the next residuals.
+
+    Blocks of all of them are turned together: most calls are on few numbers, where the call costs more than its sums.
+    """
+    frames: list[Frame] = []
+    alike: dict[tuple[int, int], list[_Block]] = {}  # by passes and width
+    for each in coded:
+        frame = Frame(each.frame.left.copied(), each.frame.right.copied())
+        limit = float(min(2**17, math.isqrt(2**44 // max(each.fixed.shape))))  # squares of a row sum to at most 2**44
+        seen = np.clip(shifted(each.fixed, _LEARNING_BITS - FINE_BITS), -limit, limit)
+        passes = 1 if each.frame.settled else _COLD_PASSES
+        for basis, coefficients in ((frame.left, seen), (frame.right, seen.T)):
+            for block in _blocks_of(basis, coefficients):
+                alike.setdefault((passes, block.codes.size), []).append(block)
+        frames.append(frame)
+    for (passes, _), blocks in alike.items():
+        for first in range(0, len(blocks), _TOGETHER):
+            _turn(blocks[first : first + _TOGETHER], passes)
+    return frames
+
+
+def _blocks_of(basis: Basis, seen: Float64) -> Iterator[_Block]:
+    for start, stop in _blocks(len(basis.codes)):
+        yield _Block(basis.vectors[start:stop, : stop - start], basis.codes[start:stop], seen[start:stop])
+
+
+def _turn(blocks: Sequence[_Block], passes: int) -> None:
+    """Turn blocks of one width towards what they have seen."""
+    turned = np.stack([block.vectors for block in blocks]).astype(np.float64)
+    codes, seen = np.stack([block.codes for block in blocks]), [block.seen for block in blocks]
+    for number in range(passes):
+        before = turned
+        turned, codes = _turned(before, codes, np.stack([each @ each.T for each in seen]))
+        if number + 1 < passes:
+            turns = shifted(before.swapaxes(1, 2) @ turned, -_VECTOR_BITS)
+            seen = [shifted(turn.T @ each, -_VECTOR_BITS) for turn, each in zip(turns, seen, strict=True)]
+    for block, vectors, energies in zip(blocks, turned, codes, strict=True):
+        block.vectors[...], block.codes[...] = vectors, energies
+
+
+def _turned(vectors: Float64, codes: Scale, covariance: Float64) -> tuple[Float64, Scale]:
+    """One step of orthogonal iteration: vectors (K, B, B), codes (K, B), covariance (K, B, B) of what they saw."""
+    size = vectors.shape[1]
+    total = np.trace(covariance, axis1=1, axis2=2)
+    energy = (1 - _KEPT) * (covariance * (size / np.maximum(total, 1.0))[:, None, None])
+    np.einsum("kbb->kb", energy)[...] += _KEPT * value_of(codes) + _REGULAR
+    whole = shifted(energy, _ENERGY_BITS)
+    power = whole @ whole + 2.0**_ENERGY_BITS * whole  # its square would need more than 22 bits
+    rows = orthonormal(power)  # it is symmetric: rows are columns
+    along = (rows * shifted(rows @ whole, -UNIT_BITS)).sum(2)
+    energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
+    order = np.argsort(-energies, axis=1, kind="stable")
+    turned = shifted(vectors @ np.take_along_axis(rows, order[..., None], 1).swapaxes(1, 2), -UNIT_BITS)
+    turned, near = refined(turned, _VECTOR_BITS)
+    kept = (total > 0) & near  # else nothing was seen, or a direction got lost and would never be coded again
+    found = np.maximum(nearest_code(np.take_along_axis(energies, order, 1)), _FLOOR).astype(np.int16)
+    new = np.where(kept[:, None, None], np.clip(turned, -32767, 32767), vectors)
+    return new, np.where(kept[:, None], found, codes)

@@ -49,6 +49,7 @@ def _scaled(rows: Float64) -> Float64:
 
 def _gram_schmidt(panel: Float64, start: int) -> Float64:
     """The panel's rows, orthonormal among themselves, in 2**-18. One that vanishes becomes a unit vector."""
+    scratch = np.empty_like(panel)  # `shifted` would go over these numbers twice as often
     for number in range(panel.shape[1]):
         row, rest = panel[:, number], panel[:, number + 1 :]
         energy = (row * row).sum(-1, keepdims=True)
@@ -57,8 +58,9 @@ def _gram_schmidt(panel: Float64, start: int) -> Float64:
             energy = np.maximum(energy, 1.0)
         row *= 2.0**UNIT_BITS / np.sqrt(energy)
         np.rint(row, out=row)
-        shares = shifted(rest @ row[..., None], -UNIT_BITS)
-        rest -= shifted(shares * row[:, None], -UNIT_BITS)
+        shares = 2.0**-UNIT_BITS * shifted(rest @ row[..., None], -UNIT_BITS)
+        along = np.multiply(shares, row[:, None], out=scratch[:, number + 1 :])
+        rest -= np.rint(along, out=along)
     return panel
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -16,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 T = TypeVar("T")
 R = TypeVar("R")
 
+_ELEMENTS_A_BATCH = 1 << 19  # about 16 blocks of a frame
 _ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one tensor of any size: memory does not grow with the checkpoint
 
 
@@ -52,3 +54,26 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
         finally:
             for future, _ in ahead:
                 future.cancel()
+
+
+def in_batches(work: Callable[[list[T]], list[R]], items: Iterable[T], elements: Callable[[T], int]) -> Iterator[R]:
+    """The same where `work` takes several items in a row at a time: small ones are faster together."""
+
+    def all_elements(batch: list[T]) -> int:
+        return sum(elements(item) for item in batch)
+
+    return chain.from_iterable(in_order(work, _batches(items, elements), all_elements))
+
+
+def _batches(items: Iterable[T], elements: Callable[[T], int]) -> Iterator[list[T]]:
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        more = elements(item)
+        if batch and size + more > _ELEMENTS_A_BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += more
+    if batch:
+        yield batch

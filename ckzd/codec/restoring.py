@@ -6,7 +6,8 @@ The encoder calls them to know what a restore will yield; the decoder calls them
 """
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, to_float64
-from ckzd.codec.frames import Basis, Frame
+from ckzd.codec.frames import Basis, Coded, Frame, learned_frames
 from ckzd.codec.index import Steps
 from ckzd.codec.layout import Triple, layer_before, plane_shape
 from ckzd.codec.moments import Scales
@@ -100,12 +101,12 @@ _TREND = struct.Struct("<h")  # what a first moment that follows it stores: a co
 def restore_framed(
     before: RawArray, code: ScalarCode, frame: Frame, scales: Scales, *, step: float, dtype: str
 ) -> "Kept":
-    """A weight from its residual's coefficients, and the frame that has learned from them."""
+    """A weight from its residual's coefficients; its frame is still to be `learned`."""
     fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
     weighted = frame.residual(fixed)
     values = add_residual(before, quantize.weigher_of(scales).unweigh(weighted * step), dtype)
     trend = np.clip(np.rint(weighted * _TREND_UNITS), -127, 127).astype(np.int8)
-    return Kept(values, code.levels, frame.learned(fixed), trend)
+    return Kept(values, code.levels, trend=trend, coded=Coded(frame, fixed))
 
 
 def trend_bytes(times: float) -> bytes:
@@ -198,6 +199,16 @@ class Kept:
     levels: Plane | None = None
     frame: Frame | None = None
     trend: Trend | None = None
+    coded: Coded | None = None  # what a frame is yet to be learned from
+
+
+def learned(kepts: Sequence[Kept | None]) -> list[Kept | None]:
+    """The same, with the frames that their coefficients lead to: of many tensors together they cost less."""
+    frames = iter(learned_frames([kept.coded for kept in kepts if kept is not None and kept.coded is not None]))
+    return [
+        replace(kept, frame=next(frames), coded=None) if kept is not None and kept.coded is not None else kept
+        for kept in kepts
+    ]
 
 
 def put_kept(into: ArrayFile, tensor: TensorSpec, kept: Kept, scales: Scales | None) -> None:

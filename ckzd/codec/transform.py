@@ -23,7 +23,7 @@ from ckzd.codec.index import Method
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple
 from ckzd.codec.moments import MAX_LEVEL
-from ckzd.codec.parallel import in_order
+from ckzd.codec.parallel import in_batches, in_order
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile
@@ -33,6 +33,7 @@ from ckzd.codec.restoring import (
     frame_kept,
     framed_moment_step,
     has_frame,
+    learned,
     levels_for_context,
     moment_guide,
     put_kept,
@@ -79,13 +80,12 @@ class Transform:
 
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own halvings."""
-        lossy = {triple.weight: triple for triple in self.survey.lossy}
-        quantized = in_order(lambda number: self._quantized(lossy.get(number)), self.inputs.kept, self._elements)
-        for number, weight in zip(self.inputs.kept, quantized, strict=True):
-            if weight is None:
+        weights = in_batches(self._weights, self.inputs.kept, self._elements)
+        for number, (weight, kept) in zip(self.inputs.kept, weights, strict=True):
+            if weight is None or kept is None:
                 self._exact_weight(number)
             else:
-                self._lossy_weight(number, *weight)
+                self._lossy_weight(number, *weight, kept)
         moments_of = in_order(self._moments, self.survey.lossy, lambda triple: self._elements(triple.weight))
         for moment in chain.from_iterable(moments_of):
             self.methods[moment.number], self.prefixes[moment.number] = moment.method, moment.prefix
@@ -112,12 +112,19 @@ class Transform:
         kept = Kept(values, frame=frame_kept(tensor, self.inputs.reference))
         put_kept(self.kept, tensor, kept, self.survey.scales.get(number))
 
-    def _lossy_weight(self, number: int, quantized: "_Quantized", loss: Loss) -> None:
+    def _lossy_weight(self, number: int, quantized: "_Quantized", loss: Loss, kept: Kept) -> None:
         self.losses[number] = loss
         self.methods[number], self.prefixes[number] = quantized.method, quantized.prefix
         tensor = self.inputs.tensor(number)
         self.scratch.put(tensor.path, "levels", quantized.levels)
-        put_kept(self.kept, tensor, quantized.kept, self.survey.scales[number])
+        put_kept(self.kept, tensor, kept, self.survey.scales[number])
+
+    def _weights(self, numbers: list[int]) -> "list[tuple[tuple[_Quantized, Loss] | None, Kept | None]]":
+        """Weights within the budget, and what is kept of them; None for one that must be coded exactly."""
+        lossy = {triple.weight: triple for triple in self.survey.lossy}
+        found = [self._quantized(lossy.get(number)) for number in numbers]
+        kepts = learned([weight[0].kept if weight is not None else None for weight in found])
+        return list(zip(found, kepts, strict=True))
 
     def _quantized(self, triple: Triple | None) -> "tuple[_Quantized, Loss] | None":
         """A weight within the budget; None if it must be coded exactly."""

@@ -343,11 +343,14 @@ def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None
 
 
 def _space_needed(job: _Job, *, is_base: bool) -> int:
-    """An upper estimate of what is written: archive, reconstruction, scratch and what the accept command is given."""
+    """An upper estimate of what is written: archive, reconstruction, scratch and what the accept command is given.
+
+    A delta's reconstruction has frames: 4 bytes an element of a matrix that is square and narrow.
+    """
     restored = job.checkpoint.nbytes if job.acceptance is not None else 0
     if job.preset.scheme is Scheme.EXACT:
         return 2 * job.checkpoint.nbytes + restored
-    return (job.checkpoint.nbytes if is_base else (job.checkpoint.nbytes * 3) // 4) + restored
+    return (job.checkpoint.nbytes if is_base else (job.checkpoint.nbytes * 5) // 4) + restored
 
 
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:

@@ -17,7 +17,7 @@ from ckzd.codec import quantize
 from ckzd.codec.frames import Frame
 from ckzd.codec.moments import Scales
 from ckzd.codec.parallel import one_blas_thread
-from ckzd.codec.restoring import restore_framed
+from ckzd.codec.restoring import learned, restore_framed
 
 PARAMETERS = 1 << 24  # the widest that is measured, once
 RANK, STEP = 16, 1.0
@@ -37,7 +37,8 @@ def seconds(width: int) -> float:
 
     def coded(frame: Frame, weighted: np.ndarray) -> Frame:
         code = quantize.quantize_scalar(frame.coefficients(weighted) * frame.gains, STEP, 0.5)
-        kept = restore_framed(before, code, frame, scales, step=STEP, dtype="float32")
+        (kept,) = learned([restore_framed(before, code, frame, scales, step=STEP, dtype="float32")])
+        assert kept is not None
         assert kept.frame is not None
         return kept.frame
 
