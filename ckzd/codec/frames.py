@@ -151,20 +151,8 @@ class Coded:
     fixed: Float64
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Directions of one block (B, B) and their codes (B,), both to be overwritten, and what they have seen (B, M)."""
-
-    vectors: Vectors
-    codes: Scale
-    seen: Float64
-
-
 def learned_frames(coded: Iterable[Coded]) -> list[Frame]:
-    """The frames for the next residuals.
-
-    Blocks of all of them are turned together: most calls are on few numbers, where the call costs more than its sums.
-    """
+    """The frames for the next residuals. Blocks of all of them are turned together: see `_turn`."""
     frames: list[Frame] = []
     alike: dict[tuple[int, int], list[_Block]] = {}  # by passes and width
     for each in coded:
@@ -173,8 +161,10 @@ def learned_frames(coded: Iterable[Coded]) -> list[Frame]:
         seen = np.clip(shifted(each.fixed, _LEARNING_BITS - FINE_BITS), -limit, limit)
         passes = 1 if each.frame.settled else _COLD_PASSES
         for basis, coefficients in ((frame.left, seen), (frame.right, seen.T)):
-            for block in _blocks_of(basis, coefficients):
-                alike.setdefault((passes, block.codes.size), []).append(block)
+            for start, stop in _blocks(len(basis.codes)):
+                vectors, codes = basis.vectors[start:stop, : stop - start], basis.codes[start:stop]
+                block = _Block(vectors, codes, coefficients[start:stop])
+                alike.setdefault((passes, stop - start), []).append(block)
         frames.append(frame)
     for (passes, _), blocks in alike.items():
         for first in range(0, len(blocks), _TOGETHER):
@@ -182,40 +172,46 @@ def learned_frames(coded: Iterable[Coded]) -> list[Frame]:
     return frames
 
 
-def _blocks_of(basis: Basis, seen: Float64) -> Iterator[_Block]:
-    for start, stop in _blocks(len(basis.codes)):
-        yield _Block(basis.vectors[start:stop, : stop - start], basis.codes[start:stop], seen[start:stop])
+@dataclass(slots=True)
+class _Block:
+    """Views of a block's directions (B, B) and codes (B,), to be turned, and coefficients (B, M) seen in them."""
+
+    vectors: Vectors
+    codes: Scale
+    seen: Float64
+
+    def energy(self) -> Float64:
+        """What directions have in common (B, B), in 2**-14 of the mean energy: in what was seen and before."""
+        size, covariance = len(self.codes), self.seen @ self.seen.T
+        energy = (1 - _KEPT) * (covariance * (size / max(float(np.trace(covariance)), 1.0)))
+        np.einsum("bb->b", energy)[...] += _KEPT * value_of(self.codes) + _REGULAR
+        return shifted(energy, _ENERGY_BITS)
+
+    def turn(self, energy: Float64, rows: Float64) -> None:
+        """Turn the directions by orthonormal rows (B, B), those of the highest energy first."""
+        along = (rows * shifted(rows @ energy, -UNIT_BITS)).sum(1)
+        energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
+        order = np.argsort(-energies, kind="stable")
+        turned = shifted(self.vectors.astype(np.float64) @ rows[order].T, -UNIT_BITS)
+        turned, near = refined(turned, _VECTOR_BITS)
+        if near and self.seen.any():  # else a direction got lost and would never be coded again, or nothing was seen
+            self.vectors[...] = np.clip(turned, -32767, 32767)
+            self.codes[...] = np.maximum(nearest_code(energies[order]), _FLOOR)
 
 
 def _turn(blocks: Sequence[_Block], passes: int) -> None:
-    """Turn blocks of one width towards what they have seen."""
-    turned = np.stack([block.vectors for block in blocks]).astype(np.float64)
-    codes, seen = np.stack([block.codes for block in blocks]), [block.seen for block in blocks]
+    """Turn blocks of one width, each towards what it has seen, by steps of orthogonal iteration.
+
+    Gram-Schmidt takes all at once, for its calls are on few numbers; products are faster on one that fits a cache.
+    """
     for number in range(passes):
-        before = turned
-        turned, codes = _turned(before, codes, np.stack([each @ each.T for each in seen]))
+        before = [block.vectors.astype(np.float64) for block in blocks]
+        energies = [block.energy() for block in blocks]
+        # squares alone would spread over more than the 22 bits of a row
+        powers = [energy @ energy + 2.0**_ENERGY_BITS * energy for energy in energies]
+        for block, energy, rows in zip(blocks, energies, orthonormal(np.stack(powers)), strict=True):
+            block.turn(energy, rows)  # powers are symmetric: their rows are their columns
         if number + 1 < passes:
-            turns = shifted(before.swapaxes(1, 2) @ turned, -_VECTOR_BITS)
-            seen = [shifted(turn.T @ each, -_VECTOR_BITS) for turn, each in zip(turns, seen, strict=True)]
-    for block, vectors, energies in zip(blocks, turned, codes, strict=True):
-        block.vectors[...], block.codes[...] = vectors, energies
-
-
-def _turned(vectors: Float64, codes: Scale, covariance: Float64) -> tuple[Float64, Scale]:
-    """One step of orthogonal iteration: vectors (K, B, B), codes (K, B), covariance (K, B, B) of what they saw."""
-    size = vectors.shape[1]
-    total = np.trace(covariance, axis1=1, axis2=2)
-    energy = (1 - _KEPT) * (covariance * (size / np.maximum(total, 1.0))[:, None, None])
-    np.einsum("kbb->kb", energy)[...] += _KEPT * value_of(codes) + _REGULAR
-    whole = shifted(energy, _ENERGY_BITS)
-    power = whole @ whole + 2.0**_ENERGY_BITS * whole  # its square would need more than 22 bits
-    rows = orthonormal(power)  # it is symmetric: rows are columns
-    along = (rows * shifted(rows @ whole, -UNIT_BITS)).sum(2)
-    energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
-    order = np.argsort(-energies, axis=1, kind="stable")
-    turned = shifted(vectors @ np.take_along_axis(rows, order[..., None], 1).swapaxes(1, 2), -UNIT_BITS)
-    turned, near = refined(turned, _VECTOR_BITS)
-    kept = (total > 0) & near  # else nothing was seen, or a direction got lost and would never be coded again
-    found = np.maximum(nearest_code(np.take_along_axis(energies, order, 1)), _FLOOR).astype(np.int16)
-    new = np.where(kept[:, None, None], np.clip(turned, -32767, 32767), vectors)
-    return new, np.where(kept[:, None], found, codes)
+            for block, old in zip(blocks, before, strict=True):
+                turn = shifted(old.T @ block.vectors.astype(np.float64), -_VECTOR_BITS)
+                block.seen = shifted(turn.T @ block.seen, -_VECTOR_BITS)

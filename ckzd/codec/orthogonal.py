@@ -9,7 +9,7 @@ integers that count units of 2**-k.
 
 import numpy as np
 
-from ckzd.codec.arrays import Float64, Mask
+from ckzd.codec.arrays import Float64
 
 MAX_DIRECTIONS = 256
 UNIT_BITS = 18  # of the vectors that `orthonormal` returns
@@ -43,33 +43,34 @@ def orthonormal(rows: Float64) -> Float64:
 def _scaled(rows: Float64) -> Float64:
     """Each row times a power of two, so that its largest magnitude is a number of 22 bits."""
     _, exponents = np.frexp(np.abs(rows).max(-1, keepdims=True))
-    scaled = np.ldexp(rows, _WORK_BITS - exponents)
+    scaled = rows * np.ldexp(1.0, _WORK_BITS - exponents)  # exact, and a tenth of the time of an ldexp for each number
     return np.asarray(np.rint(scaled, out=scaled), np.float64)
 
 
 def _gram_schmidt(panel: Float64, start: int) -> Float64:
     """The panel's rows, orthonormal among themselves, in 2**-18. One that vanishes becomes a unit vector."""
-    scratch = np.empty_like(panel)  # `shifted` would go over these numbers twice as often
-    for number in range(panel.shape[1]):
-        row, rest = panel[:, number], panel[:, number + 1 :]
-        energy = (row * row).sum(-1, keepdims=True)
+    rows = np.ascontiguousarray(panel.swapaxes(0, 1))  # those still to come are one piece of memory
+    scratch = np.empty_like(rows)
+    for number in range(len(rows)):
+        row, rest, along = rows[number], rows[number + 1 :], scratch[number + 1 :]
+        energy = np.einsum("kn,kn->k", row, row)[:, None]
         if not energy.all():
             row[energy[:, 0] == 0, start + number] = 1.0
             energy = np.maximum(energy, 1.0)
         row *= 2.0**UNIT_BITS / np.sqrt(energy)
         np.rint(row, out=row)
-        shares = 2.0**-UNIT_BITS * shifted(rest @ row[..., None], -UNIT_BITS)
-        along = np.multiply(shares, row[:, None], out=scratch[:, number + 1 :])
+        shares = shifted(rest.swapaxes(0, 1) @ row[..., None], -UNIT_BITS)[..., 0]
+        np.einsum("kr,kn->rkn", 2.0**-UNIT_BITS * shares, row, out=along)  # broadcasting takes twice as long
         rest -= np.rint(along, out=along)
-    return panel
+    return rows.swapaxes(0, 1)
 
 
-def refined(vectors: Float64, bits: int) -> tuple[Float64, Mask]:
-    """Nearly orthonormal columns (K, N, N), in 2**-bits, brought closer by one Newton-Schulz step.
+def refined(vectors: Float64, bits: int) -> tuple[Float64, bool]:
+    """Nearly orthonormal columns (N, N), in 2**-bits, brought closer by one Newton-Schulz step.
 
-    And for which of the K that is enough: no product of two columns is off by more than 1/16.
+    And whether that is enough: no product of two columns is off by more than 1/16.
     """
-    unit = np.eye(vectors.shape[1])
-    off = shifted(vectors.swapaxes(1, 2) @ vectors, -bits) - 2.0**bits * unit
-    near = np.abs(off).max((1, 2)) <= 2.0 ** (bits - 4)
+    unit = np.eye(len(vectors))
+    off = shifted(vectors.T @ vectors, -bits) - 2.0**bits * unit
+    near = float(np.abs(off).max()) <= 2.0 ** (bits - 4)
     return shifted(vectors @ (2.0 ** (bits + 1) * unit - off), -bits - 1), near

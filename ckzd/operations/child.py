@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ckzd
@@ -31,18 +33,42 @@ _PR_SET_PDEATHSIG = 1
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def run_module(module: str, arguments: Sequence[str], *, subject: Path, threads: int | None = None) -> None:
+def run_module(module: str, arguments: Sequence[str], *, subject: Path) -> None:
     """Run `python -m MODULE ARGUMENTS` to its end; raises what it said on stderr (see `error_line`), else CkzdError."""
-    done = subprocess.run(  # noqa: S603  # our own interpreter and module
+    with _started(module, arguments, {}) as child:
+        _finish(child, "", subject)
+
+
+@contextmanager
+def waiting_module(module: str, *, threads: int) -> Iterator[Callable[[str, Path], None]]:
+    """Start `python -m MODULE`, which loads itself and then reads what to do on stdin.
+
+    Called with that text and its subject, it does as `run_module`; it is killed if it was not called.
+    """
+    with _started(module, [], dict.fromkeys(_THREADS, str(threads))) as child:
+        yield partial(_finish, child)
+
+
+@contextmanager
+def _started(module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(  # noqa: S603  # our own interpreter and module
         module_command(module, arguments),
-        env=environment_with(dict.fromkeys(_THREADS, str(threads)) if threads is not None else {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
+        env=environment_with(variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise error_of(subject, done.returncode, done.stderr)
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def _finish(child: "subprocess.Popen[str]", said: str, subject: Path) -> None:
+    _, errors = child.communicate(said)
+    if child.returncode != 0:
+        raise error_of(subject, child.returncode, errors)
 
 
 def module_command(module: str, arguments: Sequence[str]) -> list[str]:

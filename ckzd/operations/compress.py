@@ -1,6 +1,6 @@
 """Archive one checkpoint: read, encode against the reference, write, prove in another process, publish.
 
-    read_checkpoint -> store.reference_for -> Encoder -> STORE/tmp -> verify_in_child [-> accept] -> publish -> cache
+    read_checkpoint -> store.reference_for -> Encoder -> STORE/tmp -> verifier [-> accept] -> publish -> cache
     [-> replace]
 
 Nothing of it is visible before `publish`; whoever publishes second throws its own archive away.
@@ -32,7 +32,7 @@ from ckzd.operations.inspect import is_tightened
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash
 from ckzd.operations.replace import replace as replace_original
-from ckzd.operations.verify import verify_in_child
+from ckzd.operations.verify import verifier
 from ckzd.store import ArchiveRecord, Store, default_store, read_manifest
 
 log = logging.getLogger(__name__)
@@ -205,11 +205,12 @@ def _archive(job: _Job) -> ArchiveRecord:
         reference = _usable_reference(job, stack)
         durable.require_space(store.tmp, _space_needed(job, is_base=reference is None))
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
+        verify = stack.enter_context(verifier())
         with durable.as_no_space(store.tmp):
             manifest = _write(job, reference, temp, cache)
         job.tell("written", 1.0)
         before = reference.record.path if reference is not None else None
-        verify_in_child(temp, before)
+        verify(temp, before)
         job.tell("verified", 1.0)
         _ask(job, temp, before, hint="the original is untouched, the archive was thrown away")
         target = store.archive_path(run, job.checkpoint.name, manifest.checkpoint)

@@ -1,21 +1,23 @@
 """Prove that an archive decodes: read back every byte, decode every tensor, compare every file's sha256.
 
-The encoder never verifies its own work in its own process: `verify_in_child` starts a fresh one, on the CPU, with
-another number of threads, that reads the archive from disk. `python -m ckzd.operations.verify ARCHIVE [REFERENCE]` is
-that process; it never loads torch.
+The encoder never verifies its own work in its own process: a `verifier` is a fresh one, on the CPU, with another number
+of threads, that reads the archive from disk. `python -m ckzd.operations.verify` is that process; it reads the paths of
+the archive and its reference as JSON on stdin, and never loads torch.
 """
 
 import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckzd.archive import ArchiveReader
 from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
-from ckzd.operations.child import another_number_of_threads, error_line, run_module
+from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
 from ckzd.operations.pointer import resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
 from ckzd.store import reference_of
@@ -68,22 +70,28 @@ def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[
         return len(models)
 
 
-def verify_in_child(archive: Path, reference: Path | None) -> None:
-    """Run `check_archive` in another process with another number of threads.
+@contextmanager
+def verifier() -> Iterator[Callable[[Path, Path | None], None]]:
+    """Another process with another number of threads that runs `check_archive` once: loaded by the time it is asked to.
 
-    Raises VerificationFailed with what it said of the archive; other errors (a full disk, a killed process) as such.
+    The call raises VerificationFailed with what it said of the archive; other errors (a full disk, a killed process) as
+    such.
     """
-    paths = [str(path) for path in (archive, reference) if path is not None]
-    try:
-        run_module("ckzd.operations.verify", paths, subject=archive, threads=another_number_of_threads())
-    except CorruptArchive as error:
-        raise VerificationFailed(error.subject, error.problem, hint=_HINT) from error
+    with waiting_module("ckzd.operations.verify", threads=another_number_of_threads()) as ask:
+
+        def check(archive: Path, reference: Path | None) -> None:
+            try:
+                ask(json.dumps([str(path) for path in (archive, reference) if path is not None]), archive)
+            except CorruptArchive as error:
+                raise VerificationFailed(error.subject, error.problem, hint=_HINT) from error
+
+        yield check
 
 
-def _main(arguments: list[str]) -> int:
-    archive, reference = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None
+def _main() -> int:
+    archive, *references = map(Path, json.loads(sys.stdin.read()))
     try:
-        check_archive(archive, reference, lambda _: None)
+        check_archive(archive, references[0] if references else None, lambda _: None)
     except CkzdError as error:
         print(error_line(error), file=sys.stderr)  # noqa: T201  # the parent reads it
         return error.exit_code
@@ -91,4 +99,4 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(_main())

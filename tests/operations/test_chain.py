@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -248,19 +249,20 @@ def test_modules_in_the_working_directory_are_none_of_ours(chain, tmp_path, monk
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.chdir(tmp_path)
-    verifying.verify_in_child(chain.archives[1], chain.archives[0])
+    with verifying.verifier() as verify:
+        verify(chain.archives[1], chain.archives[0])
 
 
 @pytest.mark.parametrize("error", [NoSpace("tmp", "full"), MissingReference("a", "gone"), CkzdError("a", "killed")])
 def test_a_verifier_that_could_not_work_is_no_mismatch(monkeypatch, tmp_path, error):
     """A full disk or a killed process must not stop all replacing, as a mismatch does."""
 
-    def run_module(*_, **__):
+    def ask(*_):
         raise error
 
-    monkeypatch.setattr(verifying, "run_module", run_module)
-    with pytest.raises(type(error)) as caught:
-        verifying.verify_in_child(tmp_path / "a.ckz", None)
+    monkeypatch.setattr(verifying, "waiting_module", lambda *_, **__: nullcontext(ask))
+    with verifying.verifier() as verify, pytest.raises(type(error)) as caught:
+        verify(tmp_path / "a.ckz", None)
     assert caught.value is error
 
 
