@@ -73,8 +73,9 @@ def density_class(total: int, elements: int) -> int:
 
 def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The pass in which each element is coded; (R, C)."""
-    pass_of: npt.NDArray[np.uint8] = _PASS_OF_DIAGONAL[(np.arange(shape[0])[:, None] + np.arange(shape[1])) & 7]
-    return pass_of
+    rows, columns = shape
+    eight = _PASS_OF_DIAGONAL[(np.arange(8)[:, None] + np.arange(columns)) & 7]
+    return np.tile(eight, (-(-rows // 8), 1))[:rows]
 
 
 def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Places, Ids]]:

@@ -36,7 +36,7 @@ _MAX_ENERGY = 80  # eighths of an octave: 256 directions share what they have
 _FLOOR = -45  # eighths of an octave: no direction counts as weaker than 1/50 of the mean one
 _REGULAR = 2.0**-4  # of the mean energy, added to every direction's: keeps the iteration well conditioned
 _KEPT = 0.25  # what the frame remembers of the energies it had
-_TOGETHER = 8  # blocks that are turned at once: more are no faster and take memory
+_TOGETHER = 16  # blocks that are turned at once: more are no faster and take memory
 _COLD_PASSES = 3  # a frame that has seen no residual yet turns further
 
 

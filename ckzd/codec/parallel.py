@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ELEMENTS_A_BATCH = 1 << 19  # about 16 blocks of a frame
+_ELEMENTS_A_BATCH = 1 << 20  # about 32 blocks of a frame
 _ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one tensor of any size: memory does not grow with the checkpoint
 
 

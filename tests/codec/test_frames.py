@@ -162,7 +162,7 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_order():
 
 
 def test_the_same_bits_whatever_else_is_learned_beside():
-    """Blocks of one width turn in stacks of eight; frames that are new turn further."""
+    """Blocks of one width turn in stacks; frames that are new turn further."""
     shapes = [(16, 40), (40, 16), (40, 40), (600, 20), (16, 16), (256, 300), (40, 300)]
     news = [Frame.unknown(*shape) for shape in shapes]
     fixed = [np.rint(residuals(*shape, 1)[0] * 2**12) for shape in shapes]
