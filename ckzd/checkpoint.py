@@ -8,7 +8,7 @@ again from its verbatim bytes and its payloads, in both directions: to hash what
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -63,13 +63,15 @@ class Hole:
     """Bytes [offset, offset + nbytes) of a file are the storage `tensors[tensor]`.
 
     `crc_offsets` are the places where the file repeats the CRC-32 of these bytes (little-endian uint32). Each
-    lies after the hole, or between the previous hole's end and this hole's start.
+    lies after the hole, or between the previous hole's end and this hole's start. A hole that `continues` starts where
+    the previous one ends and goes on with its storage: CRC-32s are of all of it, and stand with its last hole.
     """
 
     tensor: int
     offset: int
     nbytes: int
     crc_offsets: tuple[int, ...] = ()
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,28 @@ class Checkpoint:
             yield self.source.read(file, start, stop - start)
 
 
+def storages(files: Sequence[FileLayout]) -> Iterator[tuple[int, ...]]:
+    """The numbers of the tensors in each storage, in the order of holes: several where holes continue one."""
+    for file in files:
+        numbers: list[int] = []
+        for hole in file.holes:
+            if numbers and not hole.continues:
+                yield tuple(numbers)
+                numbers = []
+            numbers.append(hole.tensor)
+        if numbers:
+            yield tuple(numbers)
+
+
+def whole(slabs: Sequence[TensorSpec]) -> TensorSpec:
+    """The tensor whose rows they are."""
+    first, *others = slabs
+    if not others:
+        return first
+    shape = (sum(slab.shape[0] for slab in slabs), *first.shape[1:])
+    return replace(first, shape=shape, nbytes=sum(slab.nbytes for slab in slabs))
+
+
 def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[Bytes]) -> Iterator[Bytes]:
     """Yield the file's bytes in order: verbatim pieces and payloads in turn, CRC-32 fields patched.
 
@@ -171,6 +195,7 @@ def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[B
     The encoder hashes this stream and the decoder writes it.
     """
     patches: dict[int, bytes] = {}
+    crc, wanted = 0, any(hole.crc_offsets for hole in layout.holes)
     ranges = list(layout.verbatim_ranges())
     for position, (start, stop) in enumerate(ranges):
         payload: Bytes = b""
@@ -181,9 +206,8 @@ def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[B
                 raise AssertionError(
                     f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}"
                 )
-            if hole.crc_offsets:
-                crc = zlib.crc32(payload).to_bytes(4, "little")
-                patches.update(dict.fromkeys(hole.crc_offsets, crc))
+            crc = zlib.crc32(payload, crc if hole.continues else 0) if wanted else 0
+            patches.update(dict.fromkeys(hole.crc_offsets, crc.to_bytes(4, "little")))
         piece = bytearray(verbatim[position])
         for offset in [offset for offset in patches if start <= offset and offset + 4 <= stop]:
             piece[offset - start : offset - start + 4] = patches.pop(offset)

@@ -740,16 +740,17 @@ class PlainArchive:
     def files(self) -> dict[str, bytes]:
         """The restored files."""
         found, position = {}, 0
-        for name, size, holes in self.layout["files"]:
-            file, end = bytearray(size), 0
+        for name, size, holes, *continuing in self.layout["files"]:
+            file, start, end = bytearray(size), 0, 0
             crcs: dict[int, bytes] = {}
             for tensor, offset, nbytes, *places in [*holes, (None, size, 0)]:
                 file[end:offset] = self.skeleton[position : position + offset - end]
                 position += offset - end
                 end = offset + nbytes
                 if tensor is not None:
+                    start = start if continuing and tensor in continuing[0] else offset
                     file[offset:end] = self.payload(tensor)
-                    crcs |= dict.fromkeys(places, struct.pack("<I", zlib.crc32(file[offset:end])))
+                    crcs |= dict.fromkeys(places, struct.pack("<I", zlib.crc32(file[start:end])))
             for place, crc in crcs.items():
                 file[place : place + 4] = crc
             found[name] = bytes(file)

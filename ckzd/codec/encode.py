@@ -128,7 +128,8 @@ class Encoder:
                 reference = before.tobytes() if before is not None else None
                 _, columns = plane_shape(tensor.shape)
                 data = encode_exact(self._inputs.payload(number), itemsize_of(tensor), reference, columns)
-                part = "weights" if number in kept else _MOMENTS.get(tensor.path[-1], "state")
+                moment = next((_MOMENTS[part] for part in tensor.path if part in _MOMENTS), "state")
+                part = "weights" if number in kept else moment
                 self._put(number, method, part, data)
 
     def _put(self, number: int, method: Method, part: str, data: bytes) -> None:

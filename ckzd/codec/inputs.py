@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, RawArray, TensorSpec
+from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, RawArray, TensorSpec, storages, whole
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import is_finite, stored_array, to_float64
 from ckzd.codec.layout import plane_shape
@@ -30,6 +30,15 @@ class Inputs:
             for number, tensor in enumerate(self.checkpoint.tensors)
             if tensor.dtype in STORED_AS and not any(tensor.path[: len(path)] == path for path in paths)
         )
+
+    @cached_property
+    def slabs(self) -> dict[int, tuple[int, ...]]:
+        """Numbers of the slabs of each tensor, by that of the first."""
+        return {numbers[0]: numbers for numbers in storages(self.checkpoint.files)}
+
+    def whole_shape(self, number: int) -> tuple[int, ...]:
+        """Of all of a tensor, by the number of its first slab."""
+        return whole([self.tensor(slab) for slab in self.slabs[number]]).shape
 
     def tensor(self, number: int) -> TensorSpec:
         """Its path, dtype and shape."""

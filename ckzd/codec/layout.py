@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec
+from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec, storages
 from ckzd.codec.parsing import read_json
 
 MAX_BYTES = 1 << 48  # of one file; more is a lie
@@ -46,9 +46,7 @@ class Layout:
     def to_json(self) -> bytes:
         """Canonical JSON."""
         document = {
-            "files": [
-                [f.name, f.size, [[h.tensor, h.offset, h.nbytes, *h.crc_offsets] for h in f.holes]] for f in self.files
-            ],
+            "files": [_file_entry(file) for file in self.files],
             "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
             "kept": list(self.kept),
             "triples": [[t.weight, *t.moments] for t in self.triples],
@@ -66,13 +64,25 @@ class Layout:
             triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
         )
         _check_holes(layout)
+        _check_slabs(layout)
         _check_roles(layout)
         return layout
 
 
-def _file(name: str, size: int, holes: list[list[int]]) -> FileLayout:
-    numbers = (_counts(hole) for hole in holes)
-    found = tuple(Hole(tensor, offset, nbytes, tuple(crcs)) for tensor, offset, nbytes, *crcs in numbers)
+def _file_entry(file: FileLayout) -> list[object]:
+    holes = [[hole.tensor, hole.offset, hole.nbytes, *hole.crc_offsets] for hole in file.holes]
+    continuing = [hole.tensor for hole in file.holes if hole.continues]
+    return [file.name, file.size, holes, *([continuing] if continuing else [])]
+
+
+def _file(name: str, size: int, holes: list[list[int]], continuing: Sequence[int] = ()) -> FileLayout:
+    numbers, carried = (_counts(hole) for hole in holes), frozenset(_counts(continuing))
+    found = tuple(
+        Hole(tensor, offset, nbytes, tuple(crcs), continues=tensor in carried)
+        for tensor, offset, nbytes, *crcs in numbers
+    )
+    if len(carried) != sum(hole.continues for hole in found):
+        raise ValueError(f"file {name!r}: a tensor continues that is not in it")
     return FileLayout(_text(name), _count(size), _UNKNOWN_STAT, found)
 
 
@@ -118,6 +128,22 @@ def _check_holes(layout: Layout) -> None:
     numbers = sorted(hole.tensor for file in layout.files for hole in file.holes)
     if numbers != list(range(len(layout.tensors))):
         raise ValueError("expected every tensor in one hole of one file")
+
+
+def _check_slabs(layout: Layout) -> None:
+    """What continues a tensor has the rows behind it, and the path behind its own."""
+    for file in layout.files:
+        if file.holes and file.holes[0].continues:
+            raise ValueError(f"file {file.name!r}: its first tensor cannot continue another")
+        for before, hole in pairwise(file.holes):
+            if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
+                raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
+    for first, *others in storages(layout.files):
+        whole = layout.tensors[first]
+        for number, other in enumerate(others, 1):
+            slab = layout.tensors[other]
+            if (slab.path, slab.dtype, slab.shape[1:]) != ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:]):
+                raise ValueError(f"tensor {slab.path}: it cannot continue tensor {whole.path}")
 
 
 def _check_roles(layout: Layout) -> None:

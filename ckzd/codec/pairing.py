@@ -46,18 +46,24 @@ Found = dict[_State, int]  # state -> number of its weight
 def pair(inputs: Inputs) -> tuple[Triple, ...]:
     """All weights with the moments that can be told, ascending by weight; a weight is in one triple at most."""
     states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
-    weights = [n for n in inputs.kept if _is_coded(inputs, n)]
+    weights = [n for n in inputs.kept if n in inputs.slabs and _is_coded(inputs, n)]
     found = _by_name(inputs, states, weights)
     if found is None:
         found = _by_order(inputs, states, weights)
         if inputs.reference is not None:
             found = _by_evidence(inputs, found, states, weights)
     triples = {
-        weight: Triple(weight, state.first, state.second)
+        triple.weight: triple
         for state, weight in found.items()
-        if inputs.tensor(weight).shape == inputs.tensor(state.first).shape
+        if inputs.whole_shape(weight) == inputs.whole_shape(state.first)
+        for triple in _by_slab(inputs, (weight, state.first, *([] if state.second is None else [state.second])))
     }
     return tuple(triples[weight] for weight in sorted(triples))
+
+
+def _by_slab(inputs: Inputs, firsts: Sequence[int]) -> list[Triple]:
+    """A weight and its moments, slab by slab; tensors of one shape are cut alike."""
+    return [Triple(*slabs) for slabs in zip(*(inputs.slabs[number] for number in firsts), strict=True)]
 
 
 def _is_coded(inputs: Inputs, number: int) -> bool:
@@ -69,7 +75,8 @@ def _states(inputs: Inputs, optimizer: Optimizer) -> Iterator[_State]:
     """States of an optimizer in the order of its groups, largest tensors only."""
     depth = len(optimizer.path) + 2
     tensors: dict[tuple[str, ...], dict[tuple[str, ...], int]] = defaultdict(dict)
-    for number, tensor in enumerate(inputs.checkpoint.tensors):
+    for number in inputs.slabs:
+        tensor = inputs.tensor(number)
         tensors[tensor.path[:depth]][tensor.path[depth:]] = number
     for group in optimizer.groups:
         for position, key in enumerate(group.ids):
@@ -84,7 +91,7 @@ def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[int, ..
     """Adam's two, of one shape; or a lone momentum; else nothing."""
     first, second = state.get(("exp_avg",)), state.get(("exp_avg_sq",))
     if first is not None and second is not None:
-        return (first, second) if inputs.tensor(first).shape == inputs.tensor(second).shape else ()
+        return (first, second) if inputs.whole_shape(first) == inputs.whole_shape(second) else ()
     large = [(name, number) for name, number in state.items() if inputs.tensor(number).elements > 1]
     return tuple(number for name, number in large if len(large) == 1 and len(name) == 1 and name[0] in _LONE)
 
@@ -99,10 +106,10 @@ def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -
 
 def _by_order(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found:
     """The first order whose shapes all agree, else the order within each shape where the counts agree."""
-    shapes = [inputs.tensor(state.first).shape for state in states]
+    shapes = [inputs.whole_shape(state.first) for state in states]
     for candidates in _candidates(inputs, weights):
         for order in _orders(inputs, candidates):
-            if [inputs.tensor(n).shape for n in order] == shapes:
+            if [inputs.whole_shape(n) for n in order] == shapes:
                 return dict(zip(states, order, strict=True))
     found: Found = {}
     for candidates in _candidates(inputs, weights):
@@ -162,9 +169,9 @@ def _shape_classes(
 ) -> list[tuple[list[_State], list[int]]]:
     classes: dict[tuple[int, ...], tuple[list[_State], list[int]]] = defaultdict(lambda: ([], []))
     for state in states:
-        classes[inputs.tensor(state.first).shape][0].append(state)
+        classes[inputs.whole_shape(state.first)][0].append(state)
     for number in weights:
-        classes[inputs.tensor(number).shape][1].append(number)
+        classes[inputs.whole_shape(number)][1].append(number)
     return [both for both in classes.values() if both[0] and both[1]]
 
 
@@ -172,7 +179,7 @@ def _by_evidence(inputs: Inputs, found: Found, states: Sequence[_State], weights
     """Re-match the matrices of one shape where their changes correlate better with other states."""
     chosen = dict(found)
     for some_states, some_weights in _shape_classes(inputs, states, weights):
-        shape = inputs.tensor(some_weights[0]).shape
+        shape = inputs.whole_shape(some_weights[0])
         if len(shape) < 2 or len(some_states) == len(some_weights) == 1:
             continue
         evidence = _correlations(inputs, some_states, some_weights)

@@ -165,11 +165,11 @@ def _typical(residuals: Sequence[_Energy]) -> _Energy:
 def check_damage(checkpoint: Checkpoint) -> None:
     """Hold every tensor against the CRC-32 that its file gives for it."""
     for number, layout in enumerate(checkpoint.files):
-        for hole in layout.holes:
-            if not hole.crc_offsets:
-                continue
+        crc, given = 0, any(hole.crc_offsets for hole in layout.holes)
+        for hole in layout.holes if given else ():
+            crc = zlib.crc32(checkpoint.payload(hole.tensor), crc if hole.continues else 0)
             stored = {bytes(checkpoint.source.read(number, offset, 4)) for offset in hole.crc_offsets}
-            if stored != {zlib.crc32(checkpoint.payload(hole.tensor)).to_bytes(4, "little")}:
+            if stored and stored != {crc.to_bytes(4, "little")}:
                 path = "/".join(checkpoint.tensors[hole.tensor].path)
                 raise BadCheckpoint(
                     f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,

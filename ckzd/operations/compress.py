@@ -24,6 +24,7 @@ from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
+from ckzd.codec.slabs import in_slabs
 from ckzd.errors import ConfigError, StoreLocked
 from ckzd.formats import read_checkpoint
 from ckzd.operations.accept import Acceptance, require_accepted
@@ -95,7 +96,7 @@ def compress(
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
     device = _device(device, PRESETS[preset])
     tell("read", 0.0)
-    checkpoint = read_checkpoint(path)
+    checkpoint = in_slabs(read_checkpoint(path))
     with closing(checkpoint.source):
         opened = _opened(store if store is not None else default_store(path.parent), checkpoint)
         job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell)
@@ -328,7 +329,7 @@ def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
             **asdict(layout.stat),
             original_sha256=original,
             sha256=restored,
-            tensors=len(layout.holes),
+            tensors=sum(not hole.continues for hole in layout.holes),
         )
         for layout, original, restored in hashes
     ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ckzd.checkpoint import TensorSpec
+from ckzd.checkpoint import TensorSpec, storages, whole
 from ckzd.operations.reconstruct import OpenCheckpoint
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -28,20 +28,23 @@ def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
     text += b" " * (-len(text) % 8)
     with path.open("xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for _, number, _ in _weights(checkpoint):
-            file.write(checkpoint.payload(number))
+        for _, slabs, _ in _weights(checkpoint):
+            for number in slabs:
+                file.write(checkpoint.payload(number))
         return _flushed(file)
 
 
-def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, int, TensorSpec]]:
-    """Name, number and form of each. A name that is taken gets the tensor's number behind it."""
-    taken = {"__metadata__"}
+def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, tuple[int, ...], TensorSpec]]:
+    """Name, numbers of the slabs and form of each. A name that is taken gets the tensor's number behind it."""
+    taken, tensors = {"__metadata__"}, checkpoint.layout.tensors
+    slabs = {numbers[0]: numbers for numbers in storages(checkpoint.layout.files)}
     for number in checkpoint.layout.kept:
-        tensor = checkpoint.layout.tensors[number]
-        name = ".".join(tensor.path)
+        if number not in slabs:
+            continue
+        name = ".".join(tensors[number].path)
         name = name if name not in taken else f"{name}#{number}"
         taken.add(name)
-        yield name, number, tensor
+        yield name, slabs[number], whole([tensors[slab] for slab in slabs[number]])
 
 
 def _flushed(file: BinaryIO) -> int:

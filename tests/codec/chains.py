@@ -24,6 +24,7 @@ from ckzd.codec.presets import PRESETS
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
 from ckzd.codec.skeleton import split_skeleton
+from ckzd.codec.slabs import in_slabs
 from ckzd.formats import read_checkpoint
 
 
@@ -67,7 +68,7 @@ def encode(checkpoint: Checkpoint | Path, reference: Archive | None = None, pres
     """Encode a checkpoint in memory."""
     archive, file = Archive(), io.BytesIO()
     if isinstance(checkpoint, Path):
-        checkpoint = read_checkpoint(checkpoint)
+        checkpoint = in_slabs(read_checkpoint(checkpoint))
     archive.encoded = Encoder(
         checkpoint,
         reference.reconstruction if reference is not None else None,

@@ -145,6 +145,12 @@ HOSTILE = {
     "a CRC across a tensor's start": changed("files", 0, 2, 0, 3, 48),
     "a CRC before its tensor": changed("files", 1, 2, 1, 3, 1),
     "a CRC beyond the end": changed("files", 0, 2, 0, 3, 198),
+    "a continued tensor that is not there": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [3]]),
+    "a file that starts with what continues": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [0]]),
+    "a gap before what continues": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [1]]),
+    "a path that continues no other": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [2]]),
+    "continued tensors that are no list": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], 2]),
+    "a file of five fields": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], []]),
     "a path of numbers": changed("tensors", 0, 0, [1, 2]),
     "two tensors of one path": changed("tensors", 0, 0, ["model", "v"]),
     "a dtype that is no text": changed("tensors", 0, 1, ["float32"]),
@@ -170,6 +176,41 @@ HOSTILE = {
     "a triple beyond the end": changed("triples", 0, [0, 1, 7]),
     "a weight in two triples": changed("triples", [[0, 1, 2], [0, 1, 2]]),
 }
+
+
+SLABS = dataclasses.replace(
+    LAYOUT,
+    files=(
+        dataclasses.replace(LAYOUT.files[0], holes=(*LAYOUT.files[0].holes[:2], Hole(2, 74, 24, continues=True))),
+        *LAYOUT.files[1:],
+    ),
+    tensors=(*LAYOUT.tensors[:2], TensorSpec((*LAYOUT.tensors[1].path, "[1]"), *FLOATS), *LAYOUT.tensors[3:]),
+    triples=(),
+)
+NO_SLABS = {
+    "of another dtype": TensorSpec(SLABS.tensors[2].path, "bfloat16", (4, 3), 24),
+    "of other columns": TensorSpec(SLABS.tensors[2].path, "float32", (3, 2), 24),
+    "of another number": TensorSpec((*LAYOUT.tensors[1].path, "[2]"), *FLOATS),
+}
+
+
+def test_a_layout_with_slabs_comes_back():
+    assert Layout.from_json(SLABS.to_json()) == SLABS
+    assert Layout.from_json(LAYOUT.to_json()).files[0].holes[2].continues is False
+
+
+@pytest.mark.parametrize("name", NO_SLABS)
+def test_a_slab_that_is_none_is_malformed(name):
+    wrong = dataclasses.replace(SLABS, tensors=(*SLABS.tensors[:2], NO_SLABS[name], *SLABS.tensors[3:]))
+    with pytest.raises(MALFORMED, match="cannot continue"):
+        Layout.from_json(wrong.to_json())
+
+
+def test_a_crc_of_half_a_storage_is_malformed():
+    holes = (SLABS.files[0].holes[0], Hole(1, 50, 24, (150,)), SLABS.files[0].holes[2])
+    wrong = dataclasses.replace(SLABS, files=(dataclasses.replace(SLABS.files[0], holes=holes), *SLABS.files[1:]))
+    with pytest.raises(MALFORMED, match="does not go on"):
+        Layout.from_json(wrong.to_json())
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -1,0 +1,205 @@
+"""Large tensors in slabs: files come back, moments stay with their weights, and no slab is larger than said."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from codec.chains import compressed_run, encode, restored, same_tensor
+from formats.helpers import assert_lossless, saved, zip_is_intact
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_decoder import PlainArchive
+
+import ckzd
+from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, assemble, storages, whole
+from ckzd.codec import slabs
+from ckzd.codec.inputs import Inputs
+from ckzd.codec.pairing import pair
+from ckzd.codec.slabs import in_slabs
+from ckzd.codec.survey import check_damage
+from ckzd.errors import BadCheckpoint
+from ckzd.formats import read_checkpoint
+
+STAT = FileStat(0, 0, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def small_slabs():
+    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 13):
+        yield
+
+
+def model():
+    """Matrices that are cut and one that is not, of one width; one that is a single row too many."""
+    torch.manual_seed(3)
+    return torch.nn.ModuleDict(
+        {
+            "embed": torch.nn.Embedding(700, 32),
+            "up": torch.nn.Linear(32, 300),
+            "down": torch.nn.Linear(300, 32),
+            "vector": torch.nn.Linear(20_000, 1),
+            "small": torch.nn.Linear(32, 32),
+        }
+    )
+
+
+def write_run(run: Path, count: int = 3) -> list[Path]:
+    """A few checkpoints of it under Adam, with a second name for a weight and large tensors of other kinds."""
+    run.mkdir(parents=True, exist_ok=True)
+    network, paths = model(), []
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    for step in range(10 * count):
+        chosen = torch.randint(700, (64,))
+        found = network["down"](torch.tanh(network["up"](torch.tanh(network["small"](network["embed"](chosen))))))
+        loss = (found - torch.sin(chosen[:, None] * torch.arange(32))).pow(2).mean()
+        optimizer.zero_grad()
+        (loss + network["vector"](found.new_ones(20_000) * loss.detach()).pow(2).sum()).backward()
+        optimizer.step()
+        if step % 10 == 9:
+            odd = {"count": torch.arange(40_000), "double": torch.linspace(0, 1, 30_000).double()}
+            state = {"model": network.state_dict(), "tied": network["embed"].weight.detach().clone(), **odd}
+            paths.append(saved(run / f"step_{step + 1}.pt", state | {"optimizer": optimizer.state_dict()}))
+    return paths
+
+
+def test_files_are_cut_and_come_together_again(tmp_path):
+    (path,) = write_run(tmp_path, 1)
+    found = read_checkpoint(path)
+    cut = in_slabs(found)
+    assert_lossless(cut, path)
+    check_damage(cut)
+    joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files)]
+    assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
+    assert all(tensor.elements <= 1 << 13 or tensor.shape[0] == 1 for tensor in cut.tensors)
+    assert len(cut.tensors) > 2 * len(found.tensors)
+    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
+        assert in_slabs(found) == found
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=3), st.sampled_from([1, 4]))
+def test_every_row_is_in_one_slab(shape, itemsize):
+    nbytes = itemsize * int(np.prod(shape))
+    tensor = TensorSpec(("a", "b"), "float32" if itemsize == 4 else "int8", tuple(shape), nbytes)
+    parts = list(slabs._slabs(tensor))
+    assert whole(parts) == tensor
+    assert [part.path for part in parts] == [("a", "b"), *[("a", "b", f"[{n}]") for n in range(1, len(parts))]]
+    assert all(part.nbytes == itemsize * part.elements > 0 for part in parts)
+    rows = max(part.shape[0] for part in parts)
+    assert rows == 1 or all(part.elements <= 1 << 13 for part in parts)
+    assert rows - min(part.shape[0] for part in parts) <= 256
+
+
+def test_a_damaged_slab_is_found(tmp_path):
+    (path,) = write_run(tmp_path, 1)
+    cut = in_slabs(read_checkpoint(path))
+    inside = next(hole for hole in cut.files[0].holes if hole.continues)
+    data = bytearray(path.read_bytes())
+    data[inside.offset + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match="CRC-32"):
+        check_damage(in_slabs(read_checkpoint(path)))
+
+
+def test_a_crc_before_its_bytes_leaves_all_whole(tmp_path):
+    """What a restore writes first would have to know what comes last."""
+    (path,) = write_run(tmp_path / "one", 1)
+    again = tmp_path / "again.pt"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(again, "w") as target:
+        for name in source.namelist():
+            target.writestr(zipfile.ZipInfo(name), source.read(name))
+    found = read_checkpoint(again)
+    assert in_slabs(found) == found
+
+
+@pytest.mark.parametrize("preset", ["resume", "archive", "paper", "lossless"])
+def test_a_chain_of_slabs_restores(tmp_path, preset):
+    """By ckzd, with the cache and without, and by a decoder that was written from the format's page."""
+    reference = None
+    for path in write_run(tmp_path / "run"):
+        report = ckzd.compress(path, preset=preset)
+        archive = PlainArchive(Path(report.archive), reference)
+        reference = archive.own
+        target = tmp_path / "restored.pt"
+        target.unlink(missing_ok=True)
+        ckzd.restore(Path(report.archive), output=target)
+        assert archive.files() == {path.name: target.read_bytes()}
+        assert zip_is_intact(target.read_bytes())
+    state, original = torch.load(target), torch.load(path)
+    assert same_tensor(state["count"], original["count"])
+    assert same_tensor(state["tied"], state["model"]["embed.weight"])
+    change = max((state["model"][name] - tensor).abs().max() for name, tensor in original["model"].items())
+    assert change == 0 if preset == "lossless" else 0 < change < 0.1
+    for cached in (tmp_path / ".ckzd" / "cache").iterdir():
+        cached.unlink()
+    again = tmp_path / "again.pt"
+    ckzd.restore(Path(report.archive), output=again)
+    assert again.read_bytes() == target.read_bytes()
+
+
+def test_weights_alone_are_whole(tmp_path):
+    from safetensors.torch import load_file
+
+    (path,) = write_run(tmp_path / "run", 1)
+    report = ckzd.compress(path)
+    ckzd.restore(Path(report.archive), output=tmp_path / "w.safetensors", weights_only=True)
+    ckzd.restore(Path(report.archive), output=tmp_path / "all.pt")
+    weights, state = load_file(tmp_path / "w.safetensors"), torch.load(tmp_path / "all.pt")
+    assert {name: weights[f"model.{name}"].shape for name in state["model"] if state["model"][name].numel() >= 64} == {
+        name: tensor.shape for name, tensor in state["model"].items() if tensor.numel() >= 64
+    }
+    assert same_tensor(weights["model.embed.weight"], state["model"]["embed.weight"])
+
+
+def test_slabs_have_frames_and_none_is_coded_exactly(tmp_path):
+    archives = compressed_run(write_run(tmp_path / "run"))
+    methods = {name: method.value for name, method in archives[2].methods(archives[1]).items()}
+    assert {methods["model.embed.weight"], methods["model.embed.weight.[1]"]} == {"framed"}
+    assert methods["model.vector.weight"] == "scalar"  # one row
+    assert methods["tied.[1]"] == "copy"
+    assert methods["optimizer.state.0.exp_avg_sq.[1]"] == "fill"
+    assert not any(
+        method == "exact" for name, method in methods.items() if name.startswith("model") and "bias" not in name
+    )
+    assert archives[2].encoded.parts["state"] < archives[2].nbytes
+    restored(archives[2], archives[1])
+
+
+def test_a_reference_from_before_slabs_costs_bytes_only(tmp_path):
+    """Its tensors are of other shapes: what was cut starts anew, as after a change of shape, and then goes on."""
+    paths = write_run(tmp_path / "run")
+    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
+        first = encode(paths[0])
+    second = encode(paths[1], first)
+    third = encode(paths[2], second)
+    assert second.methods(first)["model.embed.weight"].value == "whole"
+    assert third.methods(second)["model.embed.weight"].value == "framed"
+    restored(second, first)
+    restored(third, second)
+
+
+def test_moments_of_one_first_slab_are_told_apart_by_what_is_behind(tmp_path):
+    """300 and 400 rows of 32 start with the same 256."""
+    draw = torch.Generator().manual_seed(0)
+    rows = {"a": 300, "b": 400, "c": 300}
+    weights = {name: torch.randn(count, 32, generator=draw) for name, count in rows.items()}
+    state = {i: {"step": torch.tensor(1.0), "exp_avg": torch.randn(rows[n], 32), "exp_avg_sq": torch.rand(rows[n], 32)}
+             for i, n in enumerate("bac")}  # fmt: skip
+    groups = [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1, 2]}]
+    path = saved(tmp_path / "a.pt", {"model": weights, "optimizer": {"state": state, "param_groups": groups}})
+    inputs = Inputs(in_slabs(read_checkpoint(path)), None)
+    found = {inputs.tensor(t.weight).path[1:]: inputs.tensor(t.first).path[2:] for t in pair(inputs)}
+    assert found[("b",)] == ("0", "exp_avg")
+    assert found[("b", "[1]")] == ("0", "exp_avg", "[1]")
+    assert found[("a", "[1]")][0] in "12"
+
+
+def test_crcs_are_of_whole_storages():
+    holes = (Hole(0, 0, 8), Hole(1, 8, 16, (40,), continues=True))
+    data = bytes(range(24))
+    pieces = assemble(FileLayout("a.pt", 100, STAT, holes), [b"", b"", bytes(76)], iter([data[:8], data[8:]]))
+    assert b"".join(pieces) == data + bytes(16) + zlib.crc32(data).to_bytes(4, "little") + bytes(56)
