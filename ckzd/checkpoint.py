@@ -40,7 +40,7 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One storage, seen as the tensor that covers it.
+    """One storage, seen as the tensor that covers it; or, in an archive, some of its rows.
 
     `path` names it inside its run ("model", "blocks.0.fc.weight"); it is unique in a checkpoint and stays the
     same from one checkpoint to the next. `shape` is in memory order: the storage is that array, C-contiguous.

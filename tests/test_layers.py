@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ckzd"
 
 LEVELS = (
-    ("errors", "checkpoint"),
+    ("errors", "checkpoint", "cores"),
     ("formats", "codec", "archive", "durable", "locks"),
     ("store",),
     ("operations",),

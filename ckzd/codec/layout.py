@@ -138,11 +138,13 @@ def _check_slabs(layout: Layout) -> None:
         for before, hole in pairwise(file.holes):
             if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
+    kept = frozenset(layout.kept)
     for first, *others in storages(layout.files):
         whole = layout.tensors[first]
         for number, other in enumerate(others, 1):
             slab = layout.tensors[other]
-            if (slab.path, slab.dtype, slab.shape[1:]) != ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:]):
+            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], first in kept)
+            if not whole.shape or (slab.path, slab.dtype, slab.shape[1:], other in kept) != expected or not slab.shape:
                 raise ValueError(f"tensor {slab.path}: it cannot continue tensor {whole.path}")
 
 

@@ -25,6 +25,7 @@ MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no fl
 _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 _MIDDLES = (_MANTISSAS + np.append(_MANTISSAS[1:], 2.0)) / 2
+BELOW_ALL = -16  # what a row that is all 0 weighs: two octaves below the smallest other
 MAX_LEVEL = 32767
 _DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
 _PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
@@ -77,6 +78,14 @@ def scales_of(second: Float64, first: Float64) -> Scales:
     rows = np.maximum(second.mean(1), 2.0**-126)
     columns = np.maximum(second.mean(0) / mean, 2.0**-40) if mean > 0 else np.ones(second.shape[1])
     return Scales(code_of(np.where(alive.any(1), rows, 0.0)), code_of(np.where(alive.any(0), columns, 0.0)))
+
+
+def scales_beside(other: Scales, rows: int) -> Scales:
+    """Of rows whose moments are all 0, given those of others of their tensor: they weigh as much as in one piece."""
+    used = other.rows[other.rows != ZERO]
+    columns = other.columns.astype(np.int32) + int(used.min()) + BELOW_ALL if used.size else other.columns
+    columns = np.where(other.columns == ZERO, ZERO, np.clip(columns, -MAX_CODE, MAX_CODE)).astype(np.int16)
+    return Scales(np.full(rows, ZERO, np.int16), columns)
 
 
 def scales_of_momentum(momentum: Float64) -> Scales:

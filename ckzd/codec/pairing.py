@@ -135,8 +135,8 @@ def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _has_moved(inputs: Inputs, number: int) -> bool:
-    before = inputs.before(number)
-    return before is not None and before.tobytes() != inputs.payload(number)
+    befores = [(slab, inputs.before(slab)) for slab in inputs.slabs[number]]
+    return any(before is not None and before.tobytes() != inputs.payload(slab) for slab, before in befores)
 
 
 def _orders(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:

@@ -8,18 +8,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from itertools import chain
-from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
+
+from ckzd.cores import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST = 16  # each takes memory, and with more the interpreter is what they wait for
-_GROUPS, _GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _ELEMENTS_A_BATCH = 1 << 20  # about 32 blocks of a frame
 _ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one tensor of any size: memory does not grow with the checkpoint
 
@@ -27,18 +27,7 @@ _ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one tensor of any size: me
 def threads() -> int:
     """How many: OMP_NUM_THREADS if it is a number, as the daemon sets it; else the cores that we may use, up to 16."""
     said = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(said)) if said.isdecimal() else min(len(os.sched_getaffinity(0)), *_quotas(), _MOST)
-
-
-def _quotas() -> Iterator[int]:
-    """Cores that our control group and those around it may use: a container on a large host sees all of its cores."""
-    with suppress(OSError, StopIteration):
-        own = next(line[3:] for line in _GROUPS.read_text().splitlines() if line.startswith("0::"))  # of version 2
-        group = PurePosixPath(own.lstrip("/"))
-        for place in (group, *group.parents):
-            with suppress(OSError, ValueError):
-                quota, period = map(int, (_GROUP_ROOT / place / "cpu.max").read_text().split())
-                yield max(1, quota // period)
+    return max(1, int(said)) if said.isdecimal() else min(cores(), _MOST)
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

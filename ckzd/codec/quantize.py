@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import Float64, Plane, Scale
-from ckzd.codec.moments import MAX_LEVEL, ZERO, Scales, value_of
+from ckzd.codec.moments import BELOW_ALL, MAX_LEVEL, ZERO, Scales, value_of
 
 _CENTRED_LEVELS = 3  # |level| 1..3 restore at their own mean, beyond that at the middle of their step
 _CENTRE_UNITS = 256
@@ -42,7 +42,7 @@ def weigher_of(scales: Scales) -> Weigher:
 
 def _fourth_root(codes: Scale) -> Float64:
     used = codes[codes != ZERO]
-    floor = np.int16(used.min() - 16 if used.size else 0)
+    floor = np.int16(used.min() + BELOW_ALL if used.size else 0)
     return np.sqrt(np.sqrt(value_of(np.where(codes == ZERO, floor, codes).astype(np.int16))))
 
 

@@ -202,17 +202,15 @@ class Kept:
     coded: Coded | None = None  # what a frame is yet to be learned from
 
 
-def learned(kepts: Sequence[Kept | None]) -> list[Kept | None]:
+def learned(found: Sequence[Kept]) -> list[Kept]:
     """The same, with the frames that their coefficients lead to: of many tensors together they cost less."""
-    frames = iter(learned_frames([kept.coded for kept in kepts if kept is not None and kept.coded is not None]))
-    return [
-        replace(kept, frame=next(frames), coded=None) if kept is not None and kept.coded is not None else kept
-        for kept in kepts
-    ]
+    frames = iter(learned_frames([kept.coded for kept in found if kept.coded is not None]))
+    return [replace(kept, frame=next(frames), coded=None) if kept.coded is not None else kept for kept in found]
 
 
 def put_kept(into: ArrayFile, tensor: TensorSpec, kept: Kept, scales: Scales | None) -> None:
     """Store it in the canonical order of fields."""
+    assert kept.coded is None, "its frame has learned"
     values, levels = kept.values, kept.levels
     into.put(tensor.path, "weights", values.reshape(tensor.shape))
     if levels is not None:

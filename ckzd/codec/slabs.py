@@ -1,8 +1,9 @@
 """Large tensors in slabs of rows, each coded as a tensor of its own: memory and the work of one thread have a bound.
 
-Nothing else in the codec knows of it. The first slab keeps the tensor's path, so that what names it still finds it;
-those after it are named by their number behind that path. Where a tensor is cut follows from its shape alone, so that a
-weight and its moments, and one checkpoint and the next, are cut alike.
+What looks at whole tensors (pairing, CRC-32s, slabs without moments of their own) asks which slabs lie in one storage;
+all else takes slabs for tensors. The first slab keeps the tensor's path; those after it have their number behind it.
+Where a tensor is cut follows from its shape alone, so that a weight and its moments, and one checkpoint and the next,
+are cut alike.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +14,22 @@ from ckzd.checkpoint import Checkpoint, FileLayout, Hole, TensorSpec
 from ckzd.codec.layout import plane_shape
 from ckzd.codec.orthogonal import MAX_DIRECTIONS
 
-MAX_ELEMENTS = 1 << 22  # of a slab, if a row has no more: some 90 bytes each while it is worked on
+MAX_ELEMENTS = 1 << 22  # of a slab of more than 256 rows: some 90 bytes each while it is worked on
 
 
 def in_slabs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint with its large tensors cut; as it is if a file gives a CRC-32 before the bytes it is of."""
+    """The same checkpoint with its large tensors cut.
+
+    It is left as it is if a file gives a CRC-32 before the bytes it is of, or a slab would have another tensor's path.
+    """
     if any(offset < hole.offset for file in checkpoint.files for hole in file.holes for offset in hole.crc_offsets):
         return checkpoint
     slabs = [tuple(_slabs(tensor)) for tensor in checkpoint.tensors]
     firsts = list(accumulate(map(len, slabs), initial=0))
-    files = tuple(_cut(file, slabs, firsts) for file in checkpoint.files)
-    return replace(checkpoint, files=files, tensors=tuple(chain.from_iterable(slabs)))
+    tensors = tuple(chain.from_iterable(slabs))
+    if len({tensor.path for tensor in tensors}) < len(tensors):
+        return checkpoint
+    return replace(checkpoint, files=tuple(_cut(file, slabs, firsts) for file in checkpoint.files), tensors=tensors)
 
 
 def _cut(file: FileLayout, slabs: Sequence[Sequence[TensorSpec]], firsts: Sequence[int]) -> FileLayout:
@@ -39,15 +45,14 @@ def _cut(file: FileLayout, slabs: Sequence[Sequence[TensorSpec]], firsts: Sequen
 
 
 def _slabs(tensor: TensorSpec) -> Iterator[TensorSpec]:
-    """A tensor's rows in slabs as even as can be, of whole blocks of a frame where that many rows are few enough."""
+    """A tensor's rows in slabs as even as whole blocks of a frame allow: fewer than 256 rows would lose their frame."""
     rows, columns = plane_shape(tensor.shape)
-    unit = MAX_DIRECTIONS if MAX_DIRECTIONS * columns <= MAX_ELEMENTS else 1
-    units = -(-rows // unit)
-    count = -(-units // max(1, MAX_ELEMENTS // (unit * max(columns, 1))))
+    blocks = -(-rows // MAX_DIRECTIONS)
+    count = -(-blocks // max(1, MAX_ELEMENTS // (MAX_DIRECTIONS * max(columns, 1))))
     if count <= 1:
         yield tensor
         return
-    cuts = [min(rows, units * number // count * unit) for number in range(count + 1)]
+    cuts = [min(rows, blocks * number // count * MAX_DIRECTIONS) for number in range(count + 1)]
     for number, (start, stop) in enumerate(pairwise(cuts)):
         path = (*tensor.path, f"[{number}]") if number else tensor.path
         shape, nbytes = (stop - start, *tensor.shape[1:]), tensor.nbytes // rows * (stop - start)

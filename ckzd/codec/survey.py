@@ -3,7 +3,7 @@
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,7 +14,7 @@ from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import Float64
 from ckzd.codec.index import Steps
 from ckzd.codec.inputs import Inputs
-from ckzd.codec.layout import Triple
+from ckzd.codec.layout import Triple, plane_shape
 from ckzd.codec.moments import Scales
 from ckzd.codec.pairing import pair
 from ckzd.codec.parallel import in_order
@@ -87,12 +87,17 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     check_damage(inputs.checkpoint)
     copies, same = _repeats(inputs)
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
-    lossy = tuple(t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t))
+    sound = [t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t)]
+    alive = [t for t in sound if _has_moments(inputs, t)]
     scales, energies = {}, _Energies()
-    measured = in_order(partial(_measure, inputs), lossy, lambda triple: inputs.tensor(triple.weight).elements)
-    for triple, (own, energy) in zip(lossy, measured, strict=True):
+    measured = in_order(partial(_measure, inputs), alive, lambda triple: inputs.tensor(triple.weight).elements)
+    for triple, (own, energy) in zip(alive, measured, strict=True):
         scales[triple.weight] = own
         energies.include(energy)
+    for triple, own in list(_quiet(inputs, sound, scales)):
+        scales[triple.weight] = own
+        energies.include(_energies(inputs, triple, own))
+    lossy = tuple(t for t in sound if t.weight in scales)
     typical = _typical(energies.residuals)
     return Survey(
         copies=copies,
@@ -107,15 +112,31 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
 
 
 def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
-    """One weight and its moments."""
-    energies = _Energies()
+    """The scales of one weight, and its energies."""
     first = inputs.matrix(triple.first)
     if triple.second is None:
         scales = moments.scales_of_momentum(first)
+    else:
+        scales = moments.scales_of(inputs.matrix(triple.second), first)
+    return scales, _energies(inputs, triple, scales)
+
+
+def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scales]) -> Iterator[tuple[Triple, Scales]]:
+    """Slabs without moments, as of tokens that never occurred, beside others of their tensor that have some."""
+    beside = {slab: numbers for numbers in inputs.slabs.values() for slab in numbers}
+    for triple in triples:
+        known = [scales[slab] for slab in beside[triple.weight] if slab in scales]
+        if known and triple.weight not in scales and not any(inputs.matrix(n).any() for n in triple.moments):
+            rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
+            yield triple, moments.scales_beside(known[0], rows)
+
+
+def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
+    energies, first = _Energies(), inputs.matrix(triple.first)
+    if triple.second is None:
         second, plain, framed = moments.product_of(scales), energies.momenta, energies.framed_momenta
     else:
-        second = inputs.matrix(triple.second)
-        scales, plain, framed = moments.scales_of(second, first), energies.updates, energies.framed_updates
+        second, plain, framed = inputs.matrix(triple.second), energies.updates, energies.framed_updates
     plain.add(first[second > 0] / np.sqrt(second[second > 0]))
     weigher = quantize.weigher_of(scales)
     framed.add(weigher.unweigh(first) / (moments.typical_root(scales) if triple.second is None else 1.0))
@@ -128,7 +149,7 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
     if residual is not None:
         energies.residuals.append(_Energy())
         energies.residuals[-1].add(weigher.weigh(residual))
-    return scales, energies
+    return energies
 
 
 def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _Energies) -> Steps:
@@ -165,12 +186,13 @@ def _typical(residuals: Sequence[_Energy]) -> _Energy:
 def check_damage(checkpoint: Checkpoint) -> None:
     """Hold every tensor against the CRC-32 that its file gives for it."""
     for number, layout in enumerate(checkpoint.files):
-        crc, given = 0, any(hole.crc_offsets for hole in layout.holes)
+        crc, first, given = 0, 0, any(hole.crc_offsets for hole in layout.holes)
         for hole in layout.holes if given else ():
+            first = first if hole.continues else hole.tensor
             crc = zlib.crc32(checkpoint.payload(hole.tensor), crc if hole.continues else 0)
             stored = {bytes(checkpoint.source.read(number, offset, 4)) for offset in hole.crc_offsets}
             if stored and stored != {crc.to_bytes(4, "little")}:
-                path = "/".join(checkpoint.tensors[hole.tensor].path)
+                path = "/".join(checkpoint.tensors[first].path)
                 raise BadCheckpoint(
                     f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,
                     f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
@@ -194,13 +216,15 @@ def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
 
 
 def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
-    """Finite, and a second moment that is one; without one, a momentum that is not all 0."""
+    """Finite, and no second moment below 0."""
     if not all(inputs.is_finite(number) for number in (triple.weight, *triple.moments)):
         return False
-    if triple.second is None:
-        return bool(inputs.matrix(triple.first).any())
-    second = inputs.matrix(triple.second)
-    return bool(second.any()) and not bool((second < 0).any())
+    return triple.second is None or not bool((inputs.matrix(triple.second) < 0).any())
+
+
+def _has_moments(inputs: Inputs, triple: Triple) -> bool:
+    """A second moment that is not all 0; without one, a momentum."""
+    return bool(inputs.matrix(triple.first if triple.second is None else triple.second).any())
 
 
 def _first_moments_needed(inputs: Inputs, lossy: Sequence[Triple], signal: float) -> bool:
@@ -215,8 +239,9 @@ def _first_moments_needed(inputs: Inputs, lossy: Sequence[Triple], signal: float
 
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:
     """Of every group that holds a weight with two moments: Lion's betas mean something else."""
-    adam = {inputs.tensor(triple.second).path[:-1] for triple in lossy if triple.second is not None}
+    seconds = [inputs.tensor(triple.second).path for triple in lossy if triple.second is not None]
     for optimizer in inputs.checkpoint.optimizers:
+        adam = {path[: len(optimizer.path) + 2] for path in seconds}
         for group in optimizer.groups:
             if group.betas is not None and any((*optimizer.path, "state", key) in adam for key in group.ids):
                 yield group.betas

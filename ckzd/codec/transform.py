@@ -6,7 +6,7 @@ Each weight is held to the preset's budget as it is quantized; all together they
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
 
@@ -81,11 +81,11 @@ class Transform:
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own halvings."""
         weights = in_batches(self._weights, self.inputs.kept, self._elements)
-        for number, (weight, kept) in zip(self.inputs.kept, weights, strict=True):
-            if weight is None or kept is None:
+        for number, weight in zip(self.inputs.kept, weights, strict=True):
+            if weight is None:
                 self._exact_weight(number)
             else:
-                self._lossy_weight(number, *weight, kept)
+                self._lossy_weight(number, *weight)
         moments_of = in_order(self._moments, self.survey.lossy, lambda triple: self._elements(triple.weight))
         for moment in chain.from_iterable(moments_of):
             self.methods[moment.number], self.prefixes[moment.number] = moment.method, moment.prefix
@@ -112,19 +112,19 @@ class Transform:
         kept = Kept(values, frame=frame_kept(tensor, self.inputs.reference))
         put_kept(self.kept, tensor, kept, self.survey.scales.get(number))
 
-    def _lossy_weight(self, number: int, quantized: "_Quantized", loss: Loss, kept: Kept) -> None:
+    def _lossy_weight(self, number: int, quantized: "_Quantized", loss: Loss) -> None:
         self.losses[number] = loss
         self.methods[number], self.prefixes[number] = quantized.method, quantized.prefix
         tensor = self.inputs.tensor(number)
         self.scratch.put(tensor.path, "levels", quantized.levels)
-        put_kept(self.kept, tensor, kept, self.survey.scales[number])
+        put_kept(self.kept, tensor, quantized.kept, self.survey.scales[number])
 
-    def _weights(self, numbers: list[int]) -> "list[tuple[tuple[_Quantized, Loss] | None, Kept | None]]":
-        """Weights within the budget, and what is kept of them; None for one that must be coded exactly."""
+    def _weights(self, numbers: list[int]) -> "list[tuple[_Quantized, Loss] | None]":
+        """Weights within the budget, with frames that have learned; None for one that must be coded exactly."""
         lossy = {triple.weight: triple for triple in self.survey.lossy}
         found = [self._quantized(lossy.get(number)) for number in numbers]
-        kepts = learned([weight[0].kept if weight is not None else None for weight in found])
-        return list(zip(found, kepts, strict=True))
+        kept = iter(learned([weight[0].kept for weight in found if weight is not None]))
+        return [(replace(weight[0], kept=next(kept)), weight[1]) if weight is not None else None for weight in found]
 
     def _quantized(self, triple: Triple | None) -> "tuple[_Quantized, Loss] | None":
         """A weight within the budget; None if it must be coded exactly."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckzd.config import DaemonSettings
+from ckzd.cores import cores
 
 MAX_CPU_WORKERS = 4
 MAX_THREADS = 8  # of one worker, each with a tensor of its own: more gain little
-MEMORY_PER_WORKER = 16 << 30  # bytes; a worker holds a few of the largest tensors several times over
+MEMORY_PER_WORKER = 16 << 30  # bytes; what its threads have in work, and rows that are very long
 IDLE_GPU_BYTES = 1 << 30  # a GPU that holds more than this is somebody's, though no process may be visible to us
 _SMI_SECONDS = 20.0
 
@@ -72,11 +73,6 @@ def threads(settings: DaemonSettings) -> int:
     return settings.threads if settings.threads is not None else max(1, min(MAX_THREADS, cores() // 2))
 
 
-def cores() -> int:
-    """Cores this process may use: its affinity and its cgroup's quota, not what the machine has."""
-    return max(1, min(len(os.sched_getaffinity(0)), _quota_cores(Path("/sys/fs/cgroup/cpu.max"))))
-
-
 def memory_bytes() -> int:
     """Memory this process may use: the machine's, or its cgroup's limit."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -116,11 +112,3 @@ def _thread_limits(settings: DaemonSettings) -> dict[str, str]:
     count = str(threads(settings))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return dict.fromkeys(names, count)
-
-
-def _quota_cores(file: Path) -> int:
-    try:
-        quota, period = file.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return os.cpu_count() or 1
-    return max(1, int(quota) // int(period)) if quota.isdecimal() else os.cpu_count() or 1

@@ -40,12 +40,13 @@ def run_module(module: str, arguments: Sequence[str], *, subject: Path) -> None:
 
 
 @contextmanager
-def waiting_module(module: str, *, threads: int) -> Iterator[Callable[[str, Path], None]]:
-    """Start `python -m MODULE`, which loads itself and then reads what to do on stdin.
+def waiting_module(module: str, *, count: int) -> Iterator[Callable[[str, Path], None]]:
+    """Start `python -m MODULE`, which loads itself and then reads on stdin what to do.
 
-    Called with that text and its subject, it does as `run_module`; it is killed if it was not called.
+    Called with that and its subject, it does as `run_module`; it is killed if it was not called. What to do is one
+    line: the end of stdin does not come as long as a process lives that was forked from this one meanwhile.
     """
-    with _started(module, [], dict.fromkeys(_THREADS, str(threads))) as child:
+    with _started(module, [], dict.fromkeys(_THREADS, str(count))) as child:
         yield partial(_finish, child)
 
 
@@ -65,10 +66,10 @@ def _started(module: str, arguments: Sequence[str], variables: Mapping[str, str]
             child.kill()
 
 
-def _finish(child: "subprocess.Popen[str]", said: str, subject: Path) -> None:
-    _, errors = child.communicate(said)
+def _finish(child: "subprocess.Popen[str]", line: str, subject: Path) -> None:
+    _, said = child.communicate(line + "\n")
     if child.returncode != 0:
-        raise error_of(subject, child.returncode, errors)
+        raise error_of(subject, child.returncode, said)
 
 
 def module_command(module: str, arguments: Sequence[str]) -> list[str]:

@@ -77,7 +77,7 @@ def verifier() -> Iterator[Callable[[Path, Path | None], None]]:
     The call raises VerificationFailed with what it said of the archive; other errors (a full disk, a killed process) as
     such.
     """
-    with waiting_module("ckzd.operations.verify", threads=another_number_of_threads()) as ask:
+    with waiting_module("ckzd.operations.verify", count=another_number_of_threads()) as ask:
 
         def check(archive: Path, reference: Path | None) -> None:
             try:
@@ -89,7 +89,7 @@ def verifier() -> Iterator[Callable[[Path, Path | None], None]]:
 
 
 def _main() -> int:
-    archive, *references = map(Path, json.loads(sys.stdin.read()))
+    archive, *references = map(Path, json.loads(sys.stdin.readline()))
     try:
         check_archive(archive, references[0] if references else None, lambda _: None)
     except CkzdError as error:

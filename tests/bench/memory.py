@@ -1,6 +1,6 @@
 """Peak memory of every process of ckzd on a checkpoint of any size, made here: no training, no large memory.
 
-usage: memory.py WORK [--bytes 2e9] [--preset resume] [--device auto]
+usage: memory.py WORK [--bytes 2e9] [--embedding-rows 16] [--preset resume] [--device auto]
 WORK gets two checkpoints of a transformer with Adam moments: the second some training-like noise later. Both are
 archived by the command line, base and delta, and the second is restored without the cache. Tensors are drawn into files
 that are mapped, one at a time, so that making a checkpoint takes the memory of a few of the largest tensor. A line a
@@ -26,7 +26,6 @@ from torch import Tensor
 
 # R = rows, C = columns of a matrix; a vector is one row
 LAYERS = 12  # about: as many as the size asks for
-EMBEDDING_ROWS = 16  # times the width
 LEARNING_RATE, STEPS = 3e-4, 100  # between the checkpoints
 UPDATE_RANK = 16  # of the part of the update that all steps agree on
 BYTES_A_PARAMETER = 12  # weight, exp_avg, exp_avg_sq in float32
@@ -34,11 +33,11 @@ BYTES_A_PARAMETER = 12  # weight, exp_avg, exp_avg_sq in float32
 Shapes = dict[str, tuple[int, ...]]
 
 
-def transformer_shapes(parameters: float) -> Shapes:
+def transformer_shapes(parameters: float, embedding_rows: int = 16) -> Shapes:
     """Parameters of a transformer with about this many; its width is a multiple of 64."""
-    width = max(64, 64 * round(math.sqrt(parameters / (12 * LAYERS + EMBEDDING_ROWS)) / 64))
-    layers = max(1, round((parameters - EMBEDDING_ROWS * width**2) / (12 * width**2)))
-    shapes: Shapes = {"embedding.weight": (EMBEDDING_ROWS * width, width)}
+    width = max(64, 64 * round(math.sqrt(parameters / (12 * LAYERS + embedding_rows)) / 64))
+    layers = max(1, round((parameters - embedding_rows * width**2) / (12 * width**2)))
+    shapes: Shapes = {"embedding.weight": (embedding_rows * width, width)}
     for layer in range(layers):
         block = {"norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,)}
         block |= {"qkv.weight": (3 * width, width), "qkv.bias": (3 * width,)}
@@ -117,12 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--bytes", type=float, default=2e9, help="of a checkpoint, about")
+    parser.add_argument("--embedding-rows", type=int, default=16, help="times the width: the largest tensor")
     parser.add_argument("--preset", default="resume")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     run, store = options.work / "run", options.work / "store"
     run.mkdir(parents=True)
-    shapes = transformer_shapes(options.bytes / BYTES_A_PARAMETER)
+    shapes = transformer_shapes(options.bytes / BYTES_A_PARAMETER, options.embedding_rows)
     parameters, largest = sum(map(math.prod, shapes.values())), max(shapes.values(), key=math.prod)
     header = {**machine(), "preset": options.preset, "parameters": parameters, "largest_tensor": largest}
     print(json.dumps(header), flush=True)

@@ -206,6 +206,19 @@ def test_a_slab_that_is_none_is_malformed(name):
         Layout.from_json(wrong.to_json())
 
 
+def test_slabs_without_rows_are_malformed():
+    """Two single numbers cannot be rows of one tensor."""
+    single = [TensorSpec(("a",), "float32", (), 4), TensorSpec(("a", "[1]"), "float32", (), 4)]
+    file = FileLayout("a.pt", 8, STAT, (Hole(0, 0, 4), Hole(1, 4, 4, continues=True)))
+    with pytest.raises(MALFORMED, match="cannot continue"):
+        Layout.from_json(Layout((file,), tuple(single), (0, 1), ()).to_json())
+
+
+def test_a_storage_is_kept_whole_or_not():
+    with pytest.raises(MALFORMED, match="cannot continue"):
+        Layout.from_json(dataclasses.replace(SLABS, kept=(0, 2, 4)).to_json())
+
+
 def test_a_crc_of_half_a_storage_is_malformed():
     holes = (SLABS.files[0].holes[0], Hole(1, 50, 24, (150,)), SLABS.files[0].holes[2])
     wrong = dataclasses.replace(SLABS, files=(dataclasses.replace(SLABS.files[0], holes=holes), *SLABS.files[1:]))

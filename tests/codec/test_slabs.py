@@ -17,6 +17,7 @@ from plain_decoder import PlainArchive
 import ckzd
 from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, assemble, storages, whole
 from ckzd.codec import slabs
+from ckzd.codec.index import Index
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.pairing import pair
 from ckzd.codec.slabs import in_slabs
@@ -74,7 +75,7 @@ def test_files_are_cut_and_come_together_again(tmp_path):
     check_damage(cut)
     joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files)]
     assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
-    assert all(tensor.elements <= 1 << 13 or tensor.shape[0] == 1 for tensor in cut.tensors)
+    assert all(tensor.elements <= 1 << 13 or tensor.shape[0] <= 256 for tensor in cut.tensors)
     assert len(cut.tensors) > 2 * len(found.tensors)
     with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
         assert in_slabs(found) == found
@@ -89,9 +90,10 @@ def test_every_row_is_in_one_slab(shape, itemsize):
     assert whole(parts) == tensor
     assert [part.path for part in parts] == [("a", "b"), *[("a", "b", f"[{n}]") for n in range(1, len(parts))]]
     assert all(part.nbytes == itemsize * part.elements > 0 for part in parts)
-    rows = max(part.shape[0] for part in parts)
-    assert rows == 1 or all(part.elements <= 1 << 13 for part in parts)
-    assert rows - min(part.shape[0] for part in parts) <= 256
+    rows = [part.shape[0] for part in parts]
+    assert len(parts) == 1 or all(count >= 256 for count in rows[:-1])
+    assert max(rows) <= 256 or all(part.elements <= 1 << 13 for part in parts)
+    assert max(rows) - min(rows) <= 512
 
 
 def test_a_damaged_slab_is_found(tmp_path):
@@ -116,6 +118,13 @@ def test_a_crc_before_its_bytes_leaves_all_whole(tmp_path):
     assert in_slabs(found) == found
 
 
+def test_a_slab_never_takes_the_path_of_another_tensor(tmp_path):
+    labels = {1: torch.arange(32_000).float().reshape(1000, 32), "1": {"[1]": torch.ones(700, 32)}}
+    found = read_checkpoint(saved(tmp_path / "a.pt", {"state": labels}))
+    assert {tensor.path for tensor in found.tensors} == {("state", "1"), ("state", "1", "[1]")}
+    assert in_slabs(found) == found
+
+
 @pytest.mark.parametrize("preset", ["resume", "archive", "paper", "lossless"])
 def test_a_chain_of_slabs_restores(tmp_path, preset):
     """By ckzd, with the cache and without, and by a decoder that was written from the format's page."""
@@ -133,7 +142,7 @@ def test_a_chain_of_slabs_restores(tmp_path, preset):
     assert same_tensor(state["count"], original["count"])
     assert same_tensor(state["tied"], state["model"]["embed.weight"])
     change = max((state["model"][name] - tensor).abs().max() for name, tensor in original["model"].items())
-    assert change == 0 if preset == "lossless" else 0 < change < 0.1
+    assert change == 0 if preset == "lossless" else 0 < change < 0.5
     for cached in (tmp_path / ".ckzd" / "cache").iterdir():
         cached.unlink()
     again = tmp_path / "again.pt"
@@ -167,6 +176,49 @@ def test_slabs_have_frames_and_none_is_coded_exactly(tmp_path):
     )
     assert archives[2].encoded.parts["state"] < archives[2].nbytes
     restored(archives[2], archives[1])
+
+
+def decayed(run: Path, beta: float) -> list[Path]:
+    """An embedding whose last tokens never occur: their moments are 0, and weight decay moves them all the same."""
+    torch.manual_seed(0)
+    embed, project = torch.nn.Embedding(1024, 32), torch.nn.Linear(32, 40)
+    groups = [{"params": [*embed.parameters()], "betas": (beta, 0.99)}, {"params": [*project.parameters()]}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
+    run.mkdir()
+    paths = []
+    for step in range(1, 31):
+        chosen = torch.randint(256, 512, (64,))
+        optimizer.zero_grad()
+        (project(embed(chosen)) - torch.sin(chosen[:, None] * torch.arange(40))).pow(2).mean().backward()
+        optimizer.step()
+        if step % 10 == 0:
+            model = {"embed": embed.weight.detach(), "project": project.weight.detach()}
+            state = {"model": model, "optimizer": optimizer.state_dict(), "step": 100_000 + step}
+            paths.append(saved(run / f"step_{step}.pt", state))
+    return paths
+
+
+def test_slabs_without_moments_are_coded_like_their_tensor(tmp_path):
+    """As rows of one piece they would be; exactly they would cost many times as much as all others."""
+    paths = decayed(tmp_path / "run", 0.9)
+    archives = compressed_run(paths)
+    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
+        whole_run = compressed_run(paths)
+    methods = archives[2].methods(archives[1])
+    assert {methods[f"model.embed{name}"].value for name in ("", ".[1]", ".[2]", ".[3]")} == {"framed"}
+    assert archives[2].nbytes < 1.3 * whole_run[2].nbytes
+    state = restored(archives[2], archives[1])["optimizer"]["state"][0]
+    assert not state["exp_avg_sq"][512:].any()
+    assert not state["exp_avg"][:256].any()
+    assert state["exp_avg_sq"][256:512].all()
+
+
+def test_betas_count_wherever_the_living_slab_is(tmp_path):
+    """Its first 256 tokens never occur; a memory as long as 20 steps is never dropped."""
+    paths = decayed(tmp_path / "run", 0.95)
+    archive = compressed_run(paths)[2]
+    index = Index.from_bytes(archive.entries["index"], compressed_run(paths[:2])[1].reconstruction.blob("layout"))
+    assert index.steps.framed_moment_step > 0
 
 
 def test_a_reference_from_before_slabs_costs_bytes_only(tmp_path):

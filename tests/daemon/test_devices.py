@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckzd.config import DaemonSettings
+from ckzd.cores import cores
 from ckzd.daemon import devices
 
 
@@ -101,12 +102,5 @@ def test_a_failing_nvidia_smi_means_no_gpu(tmp_path, monkeypatch):
 
 
 def test_the_machine_has_cores_and_memory():
-    assert devices.cores() >= 1
+    assert cores() >= 1
     assert devices.memory_bytes() > 1 << 28
-
-
-@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 1), ("400000 100000", 4), ("50000 100000", 1)])
-def test_a_cgroup_quota_counts(tmp_path, text, cores):
-    (tmp_path / "cpu.max").write_text(text)
-
-    assert devices._quota_cores(tmp_path / "cpu.max") == cores

@@ -37,7 +37,7 @@ def write_run(run: Path) -> None:
     """A small real run: matrices with structured gradients, biases, a lone momentum, odd tensors, a NaN."""
     torch.manual_seed(7)
     inputs, outputs = torch.randn(512, 48) @ torch.diag(torch.logspace(-1, 1, 48)), torch.randn(512, 160)
-    model = torch.nn.Sequential(torch.nn.Linear(48, 144), torch.nn.Tanh(), torch.nn.Linear(144, 160))
+    model = torch.nn.Sequential(torch.nn.Linear(48, 272), torch.nn.Tanh(), torch.nn.Linear(272, 160))
     half, brain = torch.randn(16, 16).half(), torch.randn(16, 16).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.0, 0.99))  # no memory: the last one is dropped
     other = torch.nn.Linear(48, 40)

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -251,6 +253,22 @@ def test_modules_in_the_working_directory_are_none_of_ours(chain, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with verifying.verifier() as verify:
         verify(chain.archives[1], chain.archives[0])
+
+
+def test_a_process_that_was_forked_meanwhile_holds_nothing_up(chain):
+    """A trainer's data loader inherits our end of the pipe, and keeps it open for as long as it lives."""
+    with verifying.verifier() as verify:
+        forked = os.fork()
+        if not forked:
+            signal.pause()
+        try:
+            started = time.monotonic()
+            verify(chain.archives[1], chain.archives[0])
+            assert os.waitpid(forked, os.WNOHANG) == (0, 0)
+            assert time.monotonic() - started < 30
+        finally:
+            os.kill(forked, signal.SIGKILL)
+            os.waitpid(forked, 0)
 
 
 @pytest.mark.parametrize("error", [NoSpace("tmp", "full"), MissingReference("a", "gone"), CkzdError("a", "killed")])
