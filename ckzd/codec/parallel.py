@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 _MOST = 16  # each takes memory, and with more the interpreter is what they wait for
 _ELEMENTS_A_BATCH = 1 << 20  # about 32 blocks of a frame
-_ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one tensor of any size: memory does not grow with the checkpoint
+_ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one slab of long rows: memory does not grow with the checkpoint
 
 
 def threads() -> int:
