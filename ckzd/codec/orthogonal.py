@@ -43,13 +43,15 @@ def orthonormal(rows: Float64) -> Float64:
 def _scaled(rows: Float64) -> Float64:
     """Each row times a power of two, so that its largest magnitude is a number of 22 bits."""
     _, exponents = np.frexp(np.abs(rows).max(-1, keepdims=True))
-    scaled = rows * np.ldexp(1.0, _WORK_BITS - exponents)  # exact, and a tenth of the time of an ldexp for each number
-    return np.asarray(np.rint(scaled, out=scaled), np.float64)
+    units = np.ldexp(1.0, _WORK_BITS - exponents)  # a product is exact, and a tenth of the time of an ldexp a number
+    scaled: Float64 = rows * units
+    np.rint(scaled, out=scaled)
+    return scaled
 
 
 def _gram_schmidt(panel: Float64, start: int) -> Float64:
     """The panel's rows, orthonormal among themselves, in 2**-18. One that vanishes becomes a unit vector."""
-    rows = np.ascontiguousarray(panel.swapaxes(0, 1))  # those still to come are one piece of memory
+    rows = panel.swapaxes(0, 1).copy()  # those still to come are one piece of memory
     scratch = np.empty_like(rows)
     for number in range(len(rows)):
         row, rest, along = rows[number], rows[number + 1 :], scratch[number + 1 :]
