@@ -166,17 +166,15 @@ class Checkpoint:
             yield self.source.read(file, start, stop - start)
 
 
-def storages(files: Sequence[FileLayout]) -> Iterator[tuple[int, ...]]:
-    """The numbers of the tensors in each storage, in the order of holes: several where holes continue one."""
+def storages(files: Sequence[FileLayout]) -> dict[int, list[int]]:
+    """The numbers of the tensors in each storage, by that of the first: several where holes continue one."""
+    found: dict[int, list[int]] = {}
     for file in files:
-        numbers: list[int] = []
+        first = -1
         for hole in file.holes:
-            if numbers and not hole.continues:
-                yield tuple(numbers)
-                numbers = []
-            numbers.append(hole.tensor)
-        if numbers:
-            yield tuple(numbers)
+            first = first if hole.continues else hole.tensor
+            found.setdefault(first, []).append(hole.tensor)
+    return found
 
 
 def whole(slabs: Sequence[TensorSpec]) -> TensorSpec:

@@ -32,9 +32,9 @@ class Inputs:
         )
 
     @cached_property
-    def slabs(self) -> dict[int, tuple[int, ...]]:
+    def slabs(self) -> dict[int, list[int]]:
         """Numbers of the slabs of each tensor, by that of the first."""
-        return {numbers[0]: numbers for numbers in storages(self.checkpoint.files)}
+        return storages(self.checkpoint.files)
 
     def whole_shape(self, number: int) -> tuple[int, ...]:
         """Of all of a tensor, by the number of its first slab."""

@@ -139,7 +139,7 @@ def _check_slabs(layout: Layout) -> None:
             if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
     kept = frozenset(layout.kept)
-    for first, *others in storages(layout.files):
+    for first, *others in storages(layout.files).values():
         whole = layout.tensors[first]
         for number, other in enumerate(others, 1):
             slab = layout.tensors[other]

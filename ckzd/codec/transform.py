@@ -5,7 +5,7 @@ Each weight is held to the preset's budget as it is quantized; all together they
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
@@ -73,14 +73,13 @@ class Transform:
     scratch: ArrayFile
     halvings: dict[int, int] = field(default_factory=dict)  # of the step, by weight; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
-    prefixes: dict[int, bytes] = field(
-        default_factory=dict
-    )  # in front of a coded plane: centres or codebook; or a trend's code
+    prefixes: dict[int, bytes] = field(default_factory=dict)  # before a plane: centres, codebook; or a trend's code
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
 
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own halvings."""
-        weights = in_batches(self._weights, self.inputs.kept, self._elements)
+        lossy = {triple.weight: triple for triple in self.survey.lossy}
+        weights = in_batches(partial(self._weights, lossy), self.inputs.kept, self._elements)
         for number, weight in zip(self.inputs.kept, weights, strict=True):
             if weight is None:
                 self._exact_weight(number)
@@ -119,9 +118,8 @@ class Transform:
         self.scratch.put(tensor.path, "levels", quantized.levels)
         put_kept(self.kept, tensor, quantized.kept, self.survey.scales[number])
 
-    def _weights(self, numbers: list[int]) -> "list[tuple[_Quantized, Loss] | None]":
+    def _weights(self, lossy: Mapping[int, Triple], numbers: list[int]) -> "list[tuple[_Quantized, Loss] | None]":
         """Weights within the budget, with frames that have learned; None for one that must be coded exactly."""
-        lossy = {triple.weight: triple for triple in self.survey.lossy}
         found = [self._quantized(lossy.get(number)) for number in numbers]
         kept = iter(learned([weight[0].kept for weight in found if weight is not None]))
         return [(replace(weight[0], kept=next(kept)), weight[1]) if weight is not None else None for weight in found]

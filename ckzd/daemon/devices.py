@@ -12,7 +12,7 @@ from ckzd.config import DaemonSettings
 from ckzd.cores import cores
 
 MAX_CPU_WORKERS = 4
-MAX_THREADS = 8  # of one worker, each with a tensor of its own: more gain little
+MAX_THREADS = 8  # of one worker, each with a tensor of its own: a job runs beside it
 MEMORY_PER_WORKER = 16 << 30  # bytes; what its threads have in work, and rows that are very long
 IDLE_GPU_BYTES = 1 << 30  # a GPU that holds more than this is somebody's, though no process may be visible to us
 _SMI_SECONDS = 20.0

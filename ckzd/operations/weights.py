@@ -34,10 +34,10 @@ def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
         return _flushed(file)
 
 
-def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, tuple[int, ...], TensorSpec]]:
+def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, list[int], TensorSpec]]:
     """Name, numbers of the slabs and form of each. A name that is taken gets the tensor's number behind it."""
     taken, tensors = {"__metadata__"}, checkpoint.layout.tensors
-    slabs = {numbers[0]: numbers for numbers in storages(checkpoint.layout.files)}
+    slabs = storages(checkpoint.layout.files)
     for number in checkpoint.layout.kept:
         if number not in slabs:
             continue

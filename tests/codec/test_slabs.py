@@ -73,7 +73,7 @@ def test_files_are_cut_and_come_together_again(tmp_path):
     cut = in_slabs(found)
     assert_lossless(cut, path)
     check_damage(cut)
-    joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files)]
+    joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files).values()]
     assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
     assert all(tensor.elements <= 1 << 13 or tensor.shape[0] <= 256 for tensor in cut.tensors)
     assert len(cut.tensors) > 2 * len(found.tensors)
