@@ -62,14 +62,19 @@ class LstmWeights:
         return LstmWeights(**arrays)
 
 
-SHAPES: dict[str, tuple[int, ...]] = {
-    "embedding": (TOKENS, EMBEDDING),
-    "gates": (EMBEDDING, 4 * HIDDEN),
-    "hidden": (HIDDEN, 4 * HIDDEN),
-    "bias": (4 * HIDDEN,),
-    "output": (HIDDEN, ALPHABET),
-    "output_bias": (ALPHABET,),
-}
+def shapes_of(embedding: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Of all parameters of a network of that size."""
+    return {
+        "embedding": (TOKENS, embedding),
+        "gates": (embedding, 4 * hidden),
+        "hidden": (hidden, 4 * hidden),
+        "bias": (4 * hidden,),
+        "output": (hidden, ALPHABET),
+        "output_bias": (ALPHABET,),
+    }
+
+
+SHAPES = shapes_of(EMBEDDING, HIDDEN)
 LSTM_BYTES = sum(int(np.prod(shape)) for shape in SHAPES.values())
 
 
@@ -98,14 +103,13 @@ class LstmModel:
         return self._rows[key]
 
     def _evaluate(self, prefix: tuple[int, int]) -> Rows:
-        hidden = np.zeros((1, HIDDEN), np.int32)
-        cell = np.zeros((1, HIDDEN), np.int32)
+        hidden = cell = np.zeros((1, len(self._hidden)), np.int32)
         for field in range(len(_SIZES)):
             tokens = np.array(tokens_of(field))
             if field < len(prefix):
                 tokens = tokens[prefix[field] : prefix[field] + 1]
             gates = (hidden.astype(np.float64) @ self._hidden).astype(np.int32)
-            gates = (gates[:, None, :] + self._input[tokens]).reshape(-1, 4 * HIDDEN)
+            gates = (gates[:, None, :] + self._input[tokens]).reshape(-1, gates.shape[1])
             hidden, cell = _step(gates, np.repeat(cell, tokens.size, axis=0))
         logits = (hidden.astype(np.float64) @ self._output).astype(np.int32) + self._output_bias
         return _frequencies(logits)
@@ -113,9 +117,8 @@ class LstmModel:
 
 def _step(gates: Int32, cell: Int32) -> tuple[Int32, Int32]:
     """One LSTM step: pre-activations (B, 4H) in 2**-12 and cell (B, H) in 2**-12 -> hidden (2**-7), cell (2**-12)."""
-    sigmoid = _sigmoid(gates[:, : 3 * HIDDEN])
-    enter, keep, show = (sigmoid[:, k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
-    candidate = _tanh(gates[:, 3 * HIDDEN :])
+    enter, keep, show, candidate = np.split(gates, 4, axis=1)
+    enter, keep, show, candidate = _sigmoid(enter), _sigmoid(keep), _sigmoid(show), _tanh(candidate)
     cell = ((keep * cell) >> 15) + ((enter * candidate) >> 18)
     hidden = np.minimum((show * _tanh(cell)) >> 23, 127)
     return hidden, cell

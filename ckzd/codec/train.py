@@ -7,7 +7,9 @@ decoder never comes here.
 # B = nodes of one tree level, H = hidden, A = alphabet
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,13 @@ import torch
 from torch import Tensor
 
 from ckzd.codec.context import FIELDS, GRID, PASSES
-from ckzd.codec.lstm import HIDDEN, LSTM_BYTES, SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
+from ckzd.codec.lstm import SHAPES, WEIGHT_BITS, LstmWeights, tokens_of
 from ckzd.codec.models import Histograms, Model
 from ckzd.codec.parallel import one_blas_thread
 from ckzd.errors import ConfigError
+
+Shapes = Mapping[str, tuple[int, ...]]  # of all parameters, by name
+Parameters = dict[str, Tensor]
 
 _SCALE = float(1 << WEIGHT_BITS)
 _LIMIT = 127 / _SCALE
@@ -31,8 +36,8 @@ _PATIENCE = 6  # stop after so many looks with a gain of less than 0.002 %
 _REST = 2e-5
 _FIRST_VERDICT = 8  # looks: before, the hidden layers have hardly begun to do anything
 _HOPE = 4.0  # what 40 steps have gained is a quarter, at least, of what all will
-_COLD_PRICE_BITS = 4.0 * LSTM_BYTES  # weights of int8 cost about four bits each, differences to a reference about one
-_WARM_PRICE_BITS = 1.0 * LSTM_BYTES
+_COLD_PRICE_BITS = 4.0  # what a weight of int8 costs, about
+_WARM_PRICE_BITS = 1.0  # what its difference to a reference's costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +66,37 @@ def fit(
     steps: int,
     seed: int = 0,
     device: str = "cpu",
+    shapes: Shapes = SHAPES,
 ) -> LstmWeights:
     """Weights that refine the tables so that the histograms cost few bits, from `start` (the reference's) if there.
 
     On one thread, whatever the caller's limit: it may be older than torch, which is loaded late.
     """
     with one_blas_thread():
-        return _fit(histograms, tables, start, steps=steps, seed=seed, device=device)
+        levels, counts, prior = _tree(histograms, tables, device)
+        parameters = _parameters(shapes, start, seed, device)
+        _train(parameters, start, partial(_bits, levels, counts, prior, parameters), float(counts.sum()), steps)
+    return LstmWeights(**{name: _int8(parameters[name]) for name in shapes})
 
 
-def _fit(
-    histograms: Histograms, tables: Model, start: LstmWeights | None, *, steps: int, seed: int, device: str
-) -> LstmWeights:
-    levels, counts, prior = _tree(histograms, tables, device)
-    parameters = _parameters(start, seed, device)
-    adam = _Adam(parameters)
-    total, looks = float(counts.sum()), []
+def _train(
+    parameters: Parameters, start: LstmWeights | None, bits_of: Callable[[], Tensor], symbols: float, steps: int
+) -> None:
+    """Make what symbols and weights cost small, for so many steps or until that is at rest or hopeless."""
+    adam, looks = _Adam(parameters), []
+    price_bits = _COLD_PRICE_BITS if start is None else _WARM_PRICE_BITS
+    price_bits *= sum(parameter.numel() for parameter in parameters.values())
     for step in range(steps):
-        bits = _bits(levels, counts, prior, parameters)
+        bits = bits_of()
         if step % _LOOK_EVERY == 0:
             looks.append(bits.item())
-            if _is_done(looks, price_bits=_COLD_PRICE_BITS if start is None else _WARM_PRICE_BITS):
+            if _is_done(looks, price_bits=price_bits):
                 break
-        ((bits + _price(parameters, start)) / total).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        ((bits + _price(parameters, start)) / symbols).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         adam.step(_LEARNING_RATE * (1 - step / steps) + 1e-4)
-    return LstmWeights(**{name: _int8(parameters[name]) for name in SHAPES})
 
 
-def _price(parameters: dict[str, Tensor], start: LstmWeights | None) -> Tensor:
+def _price(parameters: Parameters, start: LstmWeights | None) -> Tensor:
     """About how many bits the weights themselves take, as differences to the reference's: what they must earn."""
     price = torch.zeros(())
     for name, parameter in parameters.items():
@@ -102,7 +110,7 @@ def _price(parameters: dict[str, Tensor], start: LstmWeights | None) -> Tensor:
 class _Adam:
     """Adam (Kingma & Ba, 2015) in the int8 range; torch.optim would load the compiler: two seconds of every command."""
 
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, parameters: Parameters) -> None:
         self._parameters = list(parameters.values())
         self._first = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._second = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -137,10 +145,10 @@ def _int8(parameter: Tensor) -> npt.NDArray[np.int8]:
     return rounded
 
 
-def _parameters(start: LstmWeights | None, seed: int, device: str) -> dict[str, Tensor]:
+def _parameters(shapes: Shapes, start: LstmWeights | None, seed: int, device: str) -> Parameters:
     generator = torch.Generator().manual_seed(seed)
     parameters = {}
-    for name, shape in SHAPES.items():
+    for name, shape in shapes.items():
         if start is not None:
             value = torch.from_numpy(getattr(start, name).astype(np.float32) / _SCALE)
         elif name.startswith("output") or name == "bias":  # begin by changing nothing
@@ -176,15 +184,16 @@ def _tree(histograms: Histograms, tables: Model, device: str) -> tuple[list[_Lev
     return levels, leaves, prior
 
 
-def _bits(levels: list[_Level], counts: Tensor, prior: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+def _bits(levels: list[_Level], counts: Tensor, prior: Tensor, parameters: Parameters) -> Tensor:
     """Bits that the counts cost under the rounded parameters."""
     rounded = {name: p + (torch.round(p * _SCALE) / _SCALE - p).detach() for name, p in parameters.items()}
     inputs = rounded["embedding"] @ rounded["gates"] + rounded["bias"]
-    hidden = cell = inputs.new_zeros(1, HIDDEN)
+    hidden = cell = inputs.new_zeros(1, len(rounded["hidden"]))
     for level in levels:
         gates = (hidden @ rounded["hidden"])[level.parent] + inputs[level.token]
-        enter, keep, show = torch.sigmoid(gates[:, : 3 * HIDDEN]).chunk(3, 1)
-        cell = keep * cell[level.parent] + enter * torch.tanh(gates[:, 3 * HIDDEN :])
+        enter, keep, show, candidate = gates.chunk(4, 1)
+        enter, keep, show = enter.sigmoid(), keep.sigmoid(), show.sigmoid()
+        cell = keep * cell[level.parent] + enter * candidate.tanh()
         hidden = show * torch.tanh(cell)
     logits = hidden @ rounded["output"] + rounded["output_bias"]
     natural = torch.log_softmax((logits + prior) * float(np.log(2.0)), 1)

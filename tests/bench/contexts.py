@@ -2,7 +2,9 @@
 
 usage: contexts.py REFERENCE.pt... CURRENT.pt [--preset resume]      one run, oldest first
 Each context keeps counts of its own and learns as it codes (Dirichlet, 1/18 a symbol), so that fields pay for what they
-cost to learn: no table is sent. A line a choice; `density` is known in every one but the first.
+cost to learn: no table is sent. A line a choice; `density` is known in every one but the first. Beside the format's
+fields stands what it does not use: the second moment at a symbol's place, as its scales tell (in a frame: of its two
+directions), in classes a quarter of an octave apart.
 """
 
 import argparse
@@ -12,62 +14,116 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from gain import planes_of, reconstruction_of
+import numpy.typing as npt
+from gain import chain_of, transform_of
 from machine import machine
 
-from ckzd.codec.context import FIELDS
-from ckzd.codec.fitting import histograms_over
+from ckzd.codec import context
+from ckzd.codec.arrays import Float64
+from ckzd.codec.frames import Basis
+from ckzd.codec.index import Method
 from ckzd.codec.lstm import ALPHABET
-from ckzd.codec.models import Histograms
+from ckzd.codec.moments import value_of
+from ckzd.codec.planes import to_symbols
 from ckzd.codec.presets import PRESETS
+from ckzd.codec.restoring import frame_kept
+from ckzd.codec.transform import PlaneToCode, Transform
 
+SECOND_CLASSES = 24
+FIELDS = (*context.FIELDS, ("second moment", SECOND_CLASSES))
 NAMES = tuple(name for name, _ in FIELDS)
 SIZES = tuple(size for _, size in FIELDS)
 PRIOR = 1 / ALPHABET
 LOG_GAMMA = np.vectorize(math.lgamma, otypes=[float])
 
+Counts = npt.NDArray[np.int64]
+Cells = dict[tuple[int, int], Counts]  # by kind and density: symbols (A) after every context (product of SIZES)
 
-def adaptive_bytes(histograms: Histograms, fields: Iterable[str], *, density: bool = True) -> float:
+
+def counted(planes: Iterable[tuple[PlaneToCode, Float64]]) -> Cells:
+    """Symbols of planes, each with the second moment (R, C) that its scales tell of every symbol's place."""
+    cells: Cells = {}
+    for plane, second in planes:
+        known, symbols = np.zeros(plane.levels.shape, np.uint8), to_symbols(plane.levels).ravel()
+        magnitude = context.magnitudes(plane.levels)
+        total, classes = int(magnitude.sum(dtype=np.int64)), second_classes(second).ravel()
+        key = plane.kind, context.density_class(total, known.size)
+        counts = cells.setdefault(key, np.zeros((math.prod(SIZES), ALPHABET), np.int64))
+        for _, places, ids in context.passes(plane.guide, known, total):
+            np.add.at(counts, (ids.astype(np.int64) * SECOND_CLASSES + classes[places], symbols[places]), 1)
+            known.ravel()[places] = magnitude.ravel()[places]
+    return cells
+
+
+def second_classes(second: Float64) -> Counts:
+    """Classes (R, C), a quarter of an octave apart in the fourth root, by which residuals are weighed."""
+    relative = np.log2(np.maximum(second / second.mean(), 2.0**-40)) / 4
+    return np.clip(np.floor(4 * relative) + SECOND_CLASSES // 2, 0, SECOND_CLASSES - 1).astype(np.int64)
+
+
+def planes_with_second(transform: Transform) -> Iterator[tuple[PlaneToCode, Float64]]:
+    """All planes that are coded, with the second moment at each place: of elements, or of a frame's directions."""
+    weight_of = {n: t.weight for t in transform.survey.lossy for n in (t.weight, *t.moments)}
+    for plane in transform.planes():
+        weight = weight_of[plane.number]
+        scales, reference = transform.survey.scales[weight], transform.inputs.reference
+        rows, columns = value_of(scales.rows), value_of(scales.columns)
+        frame = frame_kept(transform.inputs.tensor(weight), reference)
+        if transform.methods[plane.number] is Method.FRAMED and frame is not None:
+            rows, columns = along(frame.left, rows), along(frame.right, columns)
+        if plane.levels.any():
+            yield plane, np.outer(rows, columns)
+
+
+def along(basis: Basis, moments: Float64) -> Float64:
+    """A side's second moments (N,) as its directions see them."""
+    seen = np.empty(len(moments))
+    for place, vectors in basis.blocks():
+        seen[place] = (vectors**2).T @ moments[place] * 2.0**-28
+    return seen
+
+
+def adaptive_bytes(cells: Cells, fields: Iterable[str], *, density: bool = True) -> float:
     """Bytes of all symbols if contexts are told apart by these fields, plane kind and, it may be, density."""
     chosen, found = [NAMES.index(name) for name in fields], []
-    for (kind, _, dense), histogram in histograms.items():
-        classes = np.unravel_index(histogram.used, SIZES)
-        place = np.full(histogram.used.shape, kind * 8 + (dense if density else 0))
+    for (kind, dense), counts in cells.items():
+        used = np.flatnonzero(counts.any(1))
+        classes = np.unravel_index(used, SIZES)
+        place = np.full(used.shape, kind * 8 + (dense if density else 0))
         for field in chosen:
             place = place * SIZES[field] + classes[field]
-        found.append((place, histogram.counts))
+        found.append((place, counts[used]))
     places = np.concatenate([place for place, _ in found])
     _, inverse = np.unique(places, return_inverse=True)
-    counts = np.zeros((inverse.max() + 1, ALPHABET))
-    np.add.at(counts, inverse, np.concatenate([each for _, each in found]))
-    whole = LOG_GAMMA(counts.sum(1) + 1) - LOG_GAMMA(counts + PRIOR).sum(1) + ALPHABET * math.lgamma(PRIOR)
+    summed = np.zeros((inverse.max() + 1, ALPHABET))
+    np.add.at(summed, inverse, np.concatenate([counts for _, counts in found]))
+    whole = LOG_GAMMA(summed.sum(1) + 1) - LOG_GAMMA(summed + PRIOR).sum(1) + ALPHABET * math.lgamma(PRIOR)
     return float(whole.sum() / math.log(256))
 
 
 def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """None, each alone, all but each, all, and what the tables use."""
+    """None, each alone, all but each, all, and what the tables use, with and without the second moment."""
     yield "density alone", ()
     yield from ((name, (name,)) for name in NAMES)
     yield from ((f"all but {name}", tuple(each for each in NAMES if each != name)) for name in NAMES)
     yield "all", NAMES
     yield "guide and energy, as tables do", ("guide", "energy")
+    yield "guide, energy and second moment", ("guide", "energy", "second moment")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--preset", default="resume")
     options = parser.parse_args()
-    preset, reference = PRESETS[options.preset], None
+    preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
-    for path in earlier:
-        reference = reconstruction_of(path, reference, preset)
-    histograms = histograms_over(planes_of(current, reference, preset)).histograms
+    cells = counted(planes_with_second(transform_of(current, chain_of(earlier, preset), preset)))
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
-    order0 = adaptive_bytes(histograms, (), density=False)
+    order0 = adaptive_bytes(cells, (), density=False)
     print(json.dumps({"contexts": "none", "bytes": round(order0)}))
     for name, fields in choices():
-        size = adaptive_bytes(histograms, fields)
+        size = adaptive_bytes(cells, fields)
         print(json.dumps({"contexts": name, "bytes": round(size), "below_order0": round(1 - size / order0, 4)}))
 
 

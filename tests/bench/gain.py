@@ -1,31 +1,38 @@
-"""What the LSTM earns: one checkpoint's symbols under order-0, tables, and tables refined by the LSTM, with seconds.
+"""What models earn: one checkpoint's symbols under order-0, tables, and tables refined by LSTMs of several sizes.
 
-usage: gain.py REFERENCE.pt... CURRENT.pt [--preset resume] [--steps 150]      one run, oldest first
-Encodes the run in closed loop, keeps the last checkpoint's planes, and codes exactly these with each model.
+usage: gain.py REFERENCE.pt... CURRENT.pt [--preset resume] [--steps 400]      one run, oldest first
+Encodes the run in closed loop, keeps the last checkpoint's planes, and codes exactly these with each model; bytes are
+with those of the model itself. LSTMs start cold: 24 hidden units are what `paper` has.
 """
 
 import argparse
 import io
 import json
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from machine import machine
 
-from ckzd.codec import train
+from ckzd.codec import train, zstd
+from ckzd.codec.arrays import Float64
+from ckzd.codec.context import GRID
 from ckzd.codec.encode import Encoder
-from ckzd.codec.fitting import MeanPrediction, fit_tables, histograms_over
+from ckzd.codec.entropy import Rows
+from ckzd.codec.fitting import Counted, MeanPrediction, fit_tables, histograms_over
 from ckzd.codec.inputs import Inputs
-from ckzd.codec.lstm import LSTM_BYTES, LstmModel, LstmWeights
-from ckzd.codec.models import Models, RefinedModel
-from ckzd.codec.planes import encode_plane
+from ckzd.codec.lstm import ALPHABET, LstmModel, shapes_of
+from ckzd.codec.models import COARSE, Histograms, Models, RefinedModel, TableModel, smoothed
+from ckzd.codec.planes import encode_plane, histograms_of
 from ckzd.codec.presets import PRESETS, Preset
 from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
-from ckzd.codec.side import encode_lstm
 from ckzd.codec.survey import survey
 from ckzd.codec.transform import PlaneToCode, Transform
 from ckzd.formats import read_checkpoint
+
+SIZES = ((4, 8), (8, 16), (12, 24), (16, 48), (24, 96))  # of embedding and hidden state
 
 
 def reconstruction_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Reconstruction:
@@ -43,50 +50,100 @@ def reconstruction_of(path: Path, reference: Reconstruction | None, preset: Pres
     return Reconstruction(file)
 
 
-def planes_of(path: Path, reference: Reconstruction | None, preset: Preset) -> list[PlaneToCode]:
-    """The planes of one checkpoint, not yet coded."""
+def chain_of(paths: Sequence[Path], preset: Preset) -> Reconstruction | None:
+    """The reconstruction of the last of these, each encoded against the one before it; None of none."""
+    reference = None
+    for path in paths:
+        reference = reconstruction_of(path, reference, preset)
+    return reference
+
+
+def transform_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Transform:
+    """One checkpoint's levels, not yet coded."""
     inputs = Inputs(read_checkpoint(path), reference)
     kept, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
     transform = Transform(inputs, survey(inputs, preset), preset, kept, scratch)
     transform.run()
-    return list(transform.planes())
+    return transform
+
+
+class AdaptiveTables(TableModel):
+    """Tables that nobody sends: counts of all that was coded before, pass by pass, plane by plane."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self._counts: dict[tuple[int, int], Float64] = {}
+        self._plane: Histograms = {}
+
+    def begin(self, plane: PlaneToCode) -> None:
+        """The next plane is this one; the last one is known by now."""
+        for (kind, _, density), histogram in self._plane.items():
+            self._counts[kind, density] = self._before(kind, density) + histogram.coarse()
+        self._plane = histograms_of(plane.levels, plane.kind, plane.guide)
+
+    def rows(self, kind: int, number: int, density: int) -> Rows:
+        """Frequencies (GRID, A) before a pass: of contexts that are rare drawn towards the average."""
+        counts = self._before(kind, density) + sum(self._plane[kind, n, density].coarse() for n in range(number))
+        return np.repeat(_frequencies(smoothed(counts)), GRID // COARSE, axis=0)
+
+    def _before(self, kind: int, density: int) -> Float64:
+        return self._counts.get((kind, density), np.full((COARSE, ALPHABET), 1 / ALPHABET))
+
+
+def _frequencies(counts: Float64) -> Rows:
+    """Integers for the range coder, the likeliest symbol of each context at 2**15."""
+    return np.floor(counts * (2.0**15 / counts.max(1, keepdims=True))) + 1
+
+
+def coded_bytes(planes: Iterable[PlaneToCode], models: Models) -> int:
+    """Of all planes, each with its cheapest coder."""
+    total = 0
+    for plane in planes:
+        if isinstance(models.tables, AdaptiveTables):
+            models.tables.begin(plane)
+        total += len(encode_plane(plane.levels, plane.kind, plane.guide, models)[0])
+    return total
+
+
+def lstms(counted: Counted, tables: TableModel, steps: int) -> Iterator[tuple[str, Models, int, float]]:
+    """An LSTM of every size beside the tables: name, models, bytes of its weights, seconds of its training."""
+    for embedding, hidden in SIZES:
+        started = time.perf_counter()
+        prior = MeanPrediction(counted, tables)
+        weights = train.fit(counted.histograms, prior, None, steps=steps, shapes=shapes_of(embedding, hidden))
+        seconds = time.perf_counter() - started
+        models = Models(tables, RefinedModel(tables, LstmModel(weights)))
+        yield f"tables + lstm of {hidden}", models, len(zstd.compress(weights.to_bytes())), seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--preset", default="resume")
-    parser.add_argument("--steps", type=int, default=150, help="of training: presets that leave the LSTM off have none")
+    parser.add_argument("--steps", type=int, default=400, help="of training at most")
     options = parser.parse_args()
     preset = PRESETS[options.preset]
     torch.set_num_threads(1)
-    reference = None
     *earlier, current = options.checkpoints
-    for path in earlier:
-        reference = reconstruction_of(path, reference, preset)
-    planes = planes_of(current, reference, preset)
+    planes = list(transform_of(current, chain_of(earlier, preset), preset).planes())
     counted = histograms_over(planes)
     tables = fit_tables(counted)
-    stored = reference.blob("lstm") if reference is not None else b""
-    start = LstmWeights.from_bytes(stored) if len(stored) == LSTM_BYTES else None
-    started = time.perf_counter()
-    weights = train.fit(counted.histograms, MeanPrediction(counted, tables), start, steps=options.steps)
-    seconds = time.perf_counter() - started
-    refined = RefinedModel(tables, LstmModel(weights))
-    table_bytes, lstm_bytes = len(tables.to_bytes()), len(encode_lstm(weights.to_bytes(), reference))
-    rows = {
-        "order-0": (Models(), 0, 0.0),
-        "tables": (Models(tables), table_bytes, 0.0),
-        "tables + lstm": (Models(tables, refined), table_bytes + lstm_bytes, seconds),
-    }
-    print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name, "warm_start": start is not None}))
+    table_bytes = len(tables.to_bytes())
+    print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}), flush=True)
     order0 = 0
-    for name, (models, model_bytes, training) in rows.items():
-        coded = sum(len(encode_plane(plane.levels, plane.kind, plane.guide, models)[0]) for plane in planes)
-        order0 = order0 or coded
-        line = {"model": name, "bytes": coded + model_bytes, "model_bytes": model_bytes}
-        line |= {"below_order0": round(1 - (coded + model_bytes) / order0, 5), "training_seconds": round(training, 2)}
-        print(json.dumps(line), flush=True)
+
+    def show(name: str, models: Models, model_bytes: int, training_seconds: float = 0.0) -> None:
+        nonlocal order0
+        size = coded_bytes(planes, models) + model_bytes
+        order0 = order0 or size
+        line = {"model": name, "bytes": size, "model_bytes": model_bytes, "below_order0": round(1 - size / order0, 5)}
+        print(json.dumps(line | {"training_seconds": round(training_seconds, 2)}), flush=True)
+
+    show("order-0", Models(), 0)
+    show("adaptive tables", Models(AdaptiveTables()), 0)
+    show("tables", Models(tables), table_bytes)
+    for name, models, lstm_bytes, seconds in lstms(counted, tables, options.steps):
+        show(name, models, table_bytes + lstm_bytes, seconds)
 
 
 if __name__ == "__main__":

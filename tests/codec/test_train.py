@@ -60,7 +60,7 @@ def test_the_float_networks_bits_are_the_integer_networks(spread):
     counted = histograms()
     tables = counted_tables(counted)
     levels, counts, prior = train._tree(counted, tables, "cpu")
-    parameters = train._parameters(weights, 0, "cpu")
+    parameters = train._parameters(SHAPES, weights, 0, "cpu")
     with torch.no_grad():
         predicted = float(train._bits(levels, counts, prior, parameters))
     often = {key: each.counts.sum(1) >= train._MIN_SEEN for key, each in counted.items()}
@@ -84,7 +84,7 @@ def test_the_weights_own_bytes_are_kept_small(monkeypatch, warm):
 def test_an_untrained_network_changes_nothing():
     counted = histograms()
     tables = counted_tables(counted)
-    weights = LstmWeights(**{n: train._int8(p) for n, p in train._parameters(None, 0, "cpu").items()})
+    weights = LstmWeights(**{n: train._int8(p) for n, p in train._parameters(SHAPES, None, 0, "cpu").items()})
     assert bits_of(counted, weights) == pytest.approx(cost_bits(seen(counted, tables)), rel=1e-3)
 
 
