@@ -118,9 +118,7 @@ class Decoder:
         return Kept(values, frame=frame_kept(tensor, self._reference))
 
     def _learned(self, numbers: Sequence[int]) -> list[Kept | None]:
-        found = [self._kept(number) for number in numbers]
-        others = iter(learned([kept for kept in found if kept is not None]))
-        return [next(others) if kept is not None else None for kept in found]
+        return learned([self._kept(number) for number in numbers])
 
     def _kept(self, number: int) -> Kept | None:
         """One of them by itself; None if it is a copy of another."""

@@ -202,10 +202,10 @@ class Kept:
     coded: Coded | None = None  # what a frame is yet to be learned from
 
 
-def learned(found: Sequence[Kept]) -> list[Kept]:
+def learned(found: Sequence[Kept | None]) -> list[Kept | None]:
     """The same, with the frames that their coefficients lead to: of many tensors together they cost less."""
-    frames = iter(learned_frames([kept.coded for kept in found if kept.coded is not None]))
-    return [replace(kept, frame=next(frames), coded=None) if kept.coded is not None else kept for kept in found]
+    frames = iter(learned_frames([kept.coded for kept in found if kept and kept.coded]))
+    return [replace(kept, frame=next(frames), coded=None) if kept and kept.coded else kept for kept in found]
 
 
 def put_kept(into: ArrayFile, tensor: TensorSpec, kept: Kept, scales: Scales | None) -> None:

@@ -121,8 +121,8 @@ class Transform:
     def _weights(self, lossy: Mapping[int, Triple], numbers: list[int]) -> "list[tuple[_Quantized, Loss] | None]":
         """Weights within the budget, with frames that have learned; None for one that must be coded exactly."""
         found = [self._quantized(lossy.get(number)) for number in numbers]
-        kept = iter(learned([weight[0].kept for weight in found if weight is not None]))
-        return [(replace(weight[0], kept=next(kept)), weight[1]) if weight is not None else None for weight in found]
+        kept = learned([weight[0].kept if weight else None for weight in found])
+        return [(replace(w[0], kept=k), w[1]) if w and k else None for w, k in zip(found, kept, strict=True)]
 
     def _quantized(self, triple: Triple | None) -> "tuple[_Quantized, Loss] | None":
         """A weight within the budget; None if it must be coded exactly."""
