@@ -94,7 +94,7 @@ def low_bits(data: bytes, elements: int) -> tuple[int, list[int], int]:
     return count, [int(bits[count * k : count * (k + 1)] or "0", 2) for k in range(elements)], end
 
 
-# Frames, in 64-bit integers: the page says that no sum reaches 2**53
+# Frames and factors, in 64-bit integers: the page says that no sum reaches 2**53
 
 
 def shifted(numbers: np.ndarray, bits: int) -> np.ndarray:
@@ -186,6 +186,10 @@ class Side:
         parts = [shifted(vectors @ numbers[p], 14) for p, vectors in zip(self.places, self.vectors, strict=True)]
         return np.concatenate(parts)
 
+    def turned(self, numbers: np.ndarray) -> np.ndarray:
+        parts = [shifted(vectors.T @ numbers[p], 14) for p, vectors in zip(self.places, self.vectors, strict=True)]
+        return np.concatenate(parts)
+
     def learn(self, numbers: np.ndarray) -> None:
         for b, place in enumerate(self.places):
             seen = numbers[place]
@@ -220,11 +224,48 @@ class Frame:
     def residual(self, fixed: np.ndarray) -> np.ndarray:
         return self.right.turned_back(self.left.turned_back(fixed).T).T * 2.0**-12
 
+    def turned(self, fixed: np.ndarray) -> np.ndarray:
+        return self.right.turned(self.left.turned(fixed).T).T
+
+    def levels(self, turned: np.ndarray) -> np.ndarray:
+        gains = self.left.gains()[:, None] * self.right.gains()[None, :]
+        return np.clip(whole_numbers((turned * 2.0**-12) * gains), -127, 127)
+
     def learn(self, fixed: np.ndarray) -> None:
         limit = min(1 << 17, math.isqrt((1 << 44) // max(fixed.shape)))
         seen = np.clip(shifted(fixed, 6), -limit, limit)
         self.left.learn(seen)
         self.right.learn(seen.T)
+
+
+def factored(data: bytes, form: tuple[int, int], models: "Models") -> np.ndarray:
+    """A sum of outer products of integer vectors, in 2**-12 steps."""
+    count, (rows, columns) = data[0], form
+    codes, start, low = data[1 : 1 + count], 1 + count, []
+    for _ in codes:
+        sides = []
+        for length in form:
+            bits, numbers, nbytes = low_bits(data[start:], length)
+            sides.append((bits, numbers))
+            start += nbytes
+        low.append(sides)
+    expected = [
+        [
+            min(127, math.floor(4 * scale_value(code - nearest_code(length) // 2 - 8 * sides[side][0])))
+            for code, sides in zip(codes, low, strict=True)
+        ]
+        for side, length in enumerate(form)
+    ]
+    guide = np.array([expected[0]] * rows + [expected[1]] * columns, np.int8)
+    levels = plane(data[start:], (rows + columns, count), 0, models, guide).astype(np.int64)
+    total = np.zeros(form, np.int64)
+    for k, (code, sides) in enumerate(zip(codes, low, strict=True)):
+        left, right = (
+            part * 2**bits + np.array(numbers, np.int64)
+            for part, (bits, numbers) in zip((levels[:rows, k], levels[rows:, k]), sides, strict=True)
+        )
+        total += np.outer(left, right) * math.floor(scale_value(-code) * 2**20)
+    return shifted(total, 8)
 
 
 def exact(data: bytes, elements: int, itemsize: int, reference: bytes | None) -> bytes:
@@ -596,7 +637,7 @@ class PlainArchive:
         self.trend = None
         if method == "whole":
             values, frame = rounded(self._whole(number), dtype).reshape(shape), None
-        elif method in ("scalar", "framed", "kmeans"):
+        elif method in ("scalar", "framed", "factored", "kmeans"):
             levels, residual = self._residual(number, method, frame)
             base = widened(before, dtype)
             values = rounded(np.where(np.isfinite(base), base, 0.0) + residual.reshape(shape), dtype)
@@ -615,7 +656,7 @@ class PlainArchive:
         if number in self.scales:
             for field, codes in zip(("rows", "columns"), self.scales[number], strict=True):
                 self.own.put(path, field, np.array(codes, np.int16))
-        if method == "framed" or (frame is not None and frame.known):
+        if method in ("framed", "factored") or (frame is not None and frame.known):
             self._keep_frame(path, frame)
         if self.trend is not None:
             self.own.put(path, "trend", self.trend)
@@ -650,12 +691,19 @@ class PlainArchive:
         if method == "kmeans":
             levels, values = self._codebook(data, form, 0, guide, previous)
             return levels, values
-        levels = plane(data[3:], form, 0, self.models, guide, previous)
-        found = fractions(data, levels)
+        if method == "factored":
+            fixed = factored(data, form, self.models)
+            found, turned = fixed * 2.0**-12, frame.turned(fixed)
+            levels = frame.levels(turned)
+            frame.learn(turned)
+        else:
+            levels = plane(data[3:], form, 0, self.models, guide, previous)
+            found = fractions(data, levels)
         if method == "framed":
             fixed = frame.coefficients(found)
             found = frame.residual(fixed)
             frame.learn(fixed)
+        if method in ("framed", "factored"):
             self.trend = np.clip(np.rint(32 * found), -127, 127).astype(np.int8)
         rows, columns = self._roots(number)
         return levels, ((found * self._step(number, "step")) / rows) / columns

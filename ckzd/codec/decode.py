@@ -19,6 +19,7 @@ from ckzd.codec.arrays import Plane
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, stored_array
 from ckzd.codec.exact import decode_exact
+from ckzd.codec.factors import Factors, Head
 from ckzd.codec.frames import Frame
 from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.layout import Layout, Triple, plane_shape
@@ -40,6 +41,7 @@ from ckzd.codec.restoring import (
     moment_guide,
     put_kept,
     reference_values,
+    restore_factored,
     restore_first,
     restore_framed,
     restore_framed_moment,
@@ -58,7 +60,7 @@ MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 Entry = Callable[[str], bytes]
 
 CENTRES = 3  # bytes that a scalar code's centres take in its stream
-_WITH_LEVELS = (Method.WHOLE, Method.SCALAR, Method.FRAMED, Method.KMEANS)
+_WITH_LEVELS = (Method.WHOLE, Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.KMEANS)
 
 
 class Decoder:
@@ -130,18 +132,28 @@ class Decoder:
             return Kept(stored_array(self._exact(tensor, code), tensor.dtype, tensor.shape), frame=frame)
         if code.method is Method.WHOLE:
             return self._whole(number, tensor)
-        before, guide = reference_values(tensor, self._reference), weight_guide(tensor, self._reference)
+        before = reference_values(tensor, self._reference)
         if before is None:
             raise ValueError(f"tensor {tensor.path}: the reference does not have it")
+        if code.method in (Method.FRAMED, Method.FACTORED):
+            return self._in_frame(number, before, frame or Frame.unknown(*plane_shape(tensor.shape)))
+        guide = weight_guide(tensor, self._reference)
         if code.method is Method.KMEANS:
             kmeans = self._codebook_plane(self._bytes(code), tensor, WEIGHTS, guide)
             values = add_residual(before, quantize.dequantize_kmeans(kmeans), tensor.dtype)
             return Kept(values, kmeans.levels, frame)
         scalar = self._scalar_plane(self._bytes(code), tensor, WEIGHTS, guide)
-        scales, step = self._scales[number], self.index.step_of(number)
-        if code.method is Method.SCALAR:
-            return Kept(restore_scalar(before, scalar, scales, step, tensor.dtype), scalar.levels, frame)
-        frame = frame if frame is not None else Frame.unknown(*plane_shape(tensor.shape))
+        values = restore_scalar(before, scalar, self._scales[number], self.index.step_of(number), tensor.dtype)
+        return Kept(values, scalar.levels, frame)
+
+    def _in_frame(self, number: int, before: RawArray, frame: Frame) -> Kept:
+        """A weight from which its frame learns, coded in it or as factors."""
+        tensor, code = self.index.layout.tensors[number], self.index.codes[number]
+        data, scales, step = self._bytes(code), self._scales[number], self.index.step_of(number)
+        if code.method is Method.FACTORED:
+            factors = self._factors(data, tensor)
+            return restore_factored(before, factors, frame, scales, step=step, dtype=tensor.dtype)
+        scalar = self._scalar_plane(data, tensor, WEIGHTS, weight_guide(tensor, self._reference))
         return restore_framed(before, scalar, frame, scales, step=step, dtype=tensor.dtype)
 
     def _whole(self, number: int, tensor: TensorSpec) -> Kept:
@@ -223,6 +235,12 @@ class Decoder:
 
     def _scalar_plane(self, data: bytes, tensor: TensorSpec, kind: int, guide: Guide) -> ScalarCode:
         return ScalarCode(self._plane(data[CENTRES:], tensor, kind, guide), data[:CENTRES])
+
+    def _factors(self, data: bytes, tensor: TensorSpec) -> Factors:
+        rows, columns = shape = plane_shape(tensor.shape)
+        head = Head.of(data, shape)
+        form = rows + columns, head.codes.size
+        return head.joined(decode_plane(data[head.nbytes :], form, WEIGHTS, head.guide(shape), self._models), rows)
 
     def _codebook_plane(self, data: bytes, tensor: TensorSpec, kind: int, guide: Guide) -> KmeansCode:
         codebook, start = Codebook.from_bytes(data)

@@ -111,6 +111,10 @@ class Frame:
         """A weighted residual (R, C) in this frame; only the encoder asks, so float rounding is free."""
         return _both(weighted, self, lambda vectors, part: np.ldexp(vectors.T @ part, -_VECTOR_BITS))
 
+    def turned(self, fixed: Float64) -> Float64:
+        """Of a residual (R, C) in 2**-12 steps that was not coded in this frame, exactly: what it learns from."""
+        return _both(fixed, self, lambda vectors, part: shifted(vectors.T @ part, -_VECTOR_BITS))
+
     def reaches(self, levels: Plane) -> bool:
         """Whether coefficients of these levels can be coded."""
         return bool((np.abs(levels) / self.gains).max(initial=0.0) < MAX_COEFFICIENT / 2 ** (FINE_BITS + 1))

@@ -31,6 +31,7 @@ class Method(StrEnum):
     DELTA = "delta"  # against the reference, exactly
     SCALAR = "scalar"  # weight: reference + Fisher-weighted scalar residual
     FRAMED = "framed"  # weight: reference + residual in its frame; first moment or momentum: in its weight's frame
+    FACTORED = "factored"  # weight: reference + residual as a sum of few outer products
     WHOLE = "whole"  # weight without a reference: levels of its own
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
@@ -40,7 +41,8 @@ class Method(StrEnum):
 
 _WITHOUT_STREAM = (Method.SAME, Method.FILL)
 _WEIGHTS = (Method.EXACT, Method.DELTA, Method.SAME, Method.COPY)
-_TRIPLED_WEIGHTS = (*_WEIGHTS, Method.SCALAR, Method.FRAMED, Method.WHOLE, Method.KMEANS)
+_STEPPED = (Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.WHOLE)
+_TRIPLED_WEIGHTS = (*_WEIGHTS, *_STEPPED, Method.KMEANS)
 _MOMENTA = (Method.SCALED, Method.FRAMED)
 _FIRST_MOMENTS = (*_MOMENTA, Method.TREND)
 
@@ -141,7 +143,7 @@ def _halvings(pairs: list[list[int]], codes: tuple[Code, ...]) -> dict[int, int]
     for number, count in pairs:
         if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_HALVINGS):
             raise ValueError(f"expected halvings of 1 to {MAX_HALVINGS}, ascending by tensor, got {pairs!r:.60}")
-        if codes[number].method not in (Method.SCALAR, Method.FRAMED, Method.WHOLE):
+        if codes[number].method not in _STEPPED:
             raise ValueError(f"a halved step of tensor {number}, which has none")
         before = number
     return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told

@@ -16,7 +16,8 @@ from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, to_float64
-from ckzd.codec.frames import Basis, Coded, Frame, learned_frames
+from ckzd.codec.factors import Factors
+from ckzd.codec.frames import FINE_BITS, Basis, Coded, Frame, learned_frames
 from ckzd.codec.index import Steps
 from ckzd.codec.layout import Triple, layer_before, plane_shape
 from ckzd.codec.moments import Scales
@@ -105,8 +106,23 @@ def restore_framed(
     fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
     weighted = frame.residual(fixed)
     values = add_residual(before, quantize.weigher_of(scales).unweigh(weighted * step), dtype)
-    trend = np.clip(np.rint(weighted * _TREND_UNITS), -127, 127).astype(np.int8)
-    return Kept(values, code.levels, trend=trend, coded=Coded(frame, fixed))
+    return Kept(values, code.levels, trend=_trend_of(weighted), coded=Coded(frame, fixed))
+
+
+def restore_factored(
+    before: RawArray, factors: Factors, frame: Frame, scales: Scales, *, step: float, dtype: str
+) -> "Kept":
+    """A weight from its residual's factors. Dependents see it as if it had been coded in its frame."""
+    fixed = factors.fixed()
+    weighted = np.ldexp(fixed, -FINE_BITS)
+    values = add_residual(before, quantize.weigher_of(scales).unweigh(weighted * step), dtype)
+    turned = frame.turned(fixed)
+    levels = np.clip(np.rint(np.ldexp(turned, -FINE_BITS) * frame.gains), -127, 127).astype(np.int16)
+    return Kept(values, levels, trend=_trend_of(weighted), coded=Coded(frame, turned))
+
+
+def _trend_of(weighted: Float64) -> Trend:
+    return np.clip(np.rint(weighted * _TREND_UNITS), -127, 127).astype(np.int8)
 
 
 def trend_bytes(times: float) -> bytes:

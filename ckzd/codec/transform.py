@@ -18,10 +18,12 @@ from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, too_much
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, to_float64
+from ckzd.codec.factors import Head
 from ckzd.codec.frames import Frame
 from ckzd.codec.index import Method
 from ckzd.codec.inputs import Inputs
-from ckzd.codec.layout import Triple
+from ckzd.codec.layout import Triple, plane_shape
+from ckzd.codec.lowrank import fitted, offer_of
 from ckzd.codec.moments import MAX_LEVEL
 from ckzd.codec.parallel import in_batches, in_order
 from ckzd.codec.presets import Preset, Scheme
@@ -37,6 +39,7 @@ from ckzd.codec.restoring import (
     levels_for_context,
     moment_guide,
     put_kept,
+    restore_factored,
     restore_first,
     restore_framed,
     restore_framed_moment,
@@ -144,8 +147,8 @@ class Transform:
             return partial(self._scalar, triple, before, residual)
         tensor, scales = self.inputs.tensor(number), self.survey.scales[number]
         frame = frame_kept(tensor, self.inputs.reference) or Frame.unknown(*residual.shape)
-        coefficients = frame.coefficients(quantize.weigher_of(scales).weigh(residual)) * frame.gains
-        return partial(self._framed, triple, before, frame, coefficients)
+        weighted = quantize.weigher_of(scales).weigh(residual)
+        return partial(self._matrix, triple, before, frame, weighted, frame.coefficients(weighted) * frame.gains)
 
     def _within_budget(self, triple: Triple, quantizer: "_Quantizer") -> "tuple[_Quantized, Loss] | None":
         """With a step as fine as the budget for one weight asks; None if none is."""
@@ -192,14 +195,23 @@ class Transform:
         kept = Kept(values, code.levels, frame_kept(tensor, self.inputs.reference))
         return _Quantized(Method.SCALAR, code.levels, code.centres, kept)
 
-    def _framed(self, triple: Triple, before: RawArray, frame: Frame, coefficients: Float64) -> "_Quantized | None":
+    def _matrix(
+        self, triple: Triple, before: RawArray, frame: Frame, weighted: Float64, coefficients: Float64
+    ) -> "_Quantized | None":
+        """In its frame or as factors, whichever costs less."""
         scales, step = self.survey.scales[triple.weight], self._step(triple.weight, Method.FRAMED)
         if not step:
             return None
+        dtype = self.inputs.tensor(triple.weight).dtype
         code = quantize.quantize_scalar(coefficients, step, self.preset.dead_zone)
+        framed = offer_of((coefficients / step - quantize.dequantize_scalar(code, 1.0)) / frame.gains, code.levels)
+        found = fitted(weighted / step)
+        if found is not None and found[1].cost < framed.cost:
+            head, plane = found[0].split()
+            kept = restore_factored(before, found[0], frame, scales, step=step, dtype=dtype)
+            return _Quantized(Method.FACTORED, plane, head, kept)
         if not frame.reaches(code.levels):
             return None
-        dtype = self.inputs.tensor(triple.weight).dtype
         kept = restore_framed(before, code, frame, scales, step=step, dtype=dtype)
         return _Quantized(Method.FRAMED, code.levels, code.centres, kept)
 
@@ -298,18 +310,25 @@ class Transform:
     def planes(self) -> Iterator[PlaneToCode]:
         """Every plane that is to be coded, by tensor number."""
         triple_of = {n: t for t in self.survey.lossy for n in t.moments}
-        for number, tensor in enumerate(self.inputs.checkpoint.tensors):
+        for number in range(len(self.inputs.checkpoint.tensors)):
             levels = self._levels(number)
             if levels is None:
                 continue
             if number not in triple_of:
-                yield PlaneToCode(number, WEIGHTS, levels, weight_guide(tensor, self.inputs.reference))
+                yield PlaneToCode(number, WEIGHTS, levels, self._weight_guide(number))
             elif number == triple_of[number].first:
                 weight = self.inputs.tensor(triple_of[number].weight)
                 yield PlaneToCode(number, FIRST, levels, moment_guide(weight, self.kept))
             else:
                 first = self._levels(triple_of[number].first)
                 yield PlaneToCode(number, SECOND, levels, Guide(None if first is None else levels_for_context(first)))
+
+    def _weight_guide(self, number: int) -> Guide:
+        tensor = self.inputs.tensor(number)
+        if self.methods[number] is Method.FACTORED:
+            shape = plane_shape(tensor.shape)
+            return Head.of(self.prefixes[number], shape).guide(shape)
+        return weight_guide(tensor, self.inputs.reference)
 
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a lossy moment (R, C), from the levels in hand."""

@@ -57,18 +57,18 @@ def test_no_other_spelling_is_accepted():
         good.replace(b'"step":100', b'"step":1e2'),
         good.replace(b'"step":100', b'"step":100.0'),
         good.replace(b'"step":100', b'"step":"100"'),
-        good.replace(b'"format":3', b'"format":true'),
-        good.replace(b'"format":3', b'"format":3,\n"format":3'),
+        good.replace(b'"format":4', b'"format":true'),
+        good.replace(b'"format":4', b'"format":4,\n"format":4'),
         good.replace(b"step_100", b"step\\u005f100"),
     ):
         with pytest.raises(ValueError, match=r".+"):
             Manifest.from_json(other)
 
 
-@pytest.mark.parametrize("version", [4, 10**9])
+@pytest.mark.parametrize("version", [5, 10**9])
 def test_a_newer_format_says_so(version):
-    text = made_manifest().to_json().replace(b'"format":3', f'"format":{version}'.encode())
-    with pytest.raises(ValueError, match=f"format {version} is newer than 3"):
+    text = made_manifest().to_json().replace(b'"format":4', f'"format":{version}'.encode())
+    with pytest.raises(ValueError, match=f"format {version} is newer than 4"):
         Manifest.from_json(text)
 
 
