@@ -58,15 +58,15 @@ EXCP_CENTRES = 15
 PRESETS = {
     preset.name: preset
     for preset in (
-        # the ruler's steps 100 to 1600 gave at most 0.00047 and 0.046
+        # the ruler's steps 100 to 1600 gave at most 0.00040 and 0.046
         Preset(
             "resume", Scheme.UNIFORM, "resumes as the original does", Budget(0.001, 0.1),
-            weight_step=0.1, update_step=2.0, whole_step=0.05, moment_step=4.0,
+            weight_step=0.1, update_step=1.8, whole_step=0.05, moment_step=4.0,
         ),
-        # at most 0.0012 and 0.16
+        # at most 0.0013 and 0.16
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume", Budget(0.0025, 0.3),
-            weight_step=0.19, update_step=2.8, whole_step=0.09, moment_step=8.0,
+            weight_step=0.18, update_step=2.0, whole_step=0.09, moment_step=8.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(

@@ -1,11 +1,11 @@
 """What each transform of a weight's residual costs: frames, none, low-rank factors, factors and levels together.
 
 usage: transforms.py REFERENCE.pt... CURRENT.pt [--preset resume]      one run, oldest first
-Encodes the run in closed loop. Of every matrix of the last checkpoint that is coded in a frame: the bytes of its levels
-there, and those of other transforms at the Fisher-weighted error that the frame makes. What is uncertain is decided for
-the others: factors come from a whole singular value decomposition, of every rank in RANKS the cheapest counts, and
-their entries cost what a Gaussian of each component's own deviation predicts. Where factors are mixed, the decoder
-knows those of the reference's residual: what is coded is how they mix, and what lies outside of them.
+Encodes the run in closed loop. Of every matrix of the last checkpoint, coded in its frame: the bytes of its levels,
+and those of other transforms at the Fisher-weighted error that the frame makes. What is uncertain is decided for the
+others: factors come from a whole singular value decomposition, of every rank in RANKS the cheapest counts, and their
+entries cost what a Gaussian of each component's own deviation predicts. Where factors are mixed, the decoder knows
+those of the reference's residual: what is coded is how they mix, and what lies outside of them.
 
 # R = rows, C = columns of a matrix, K = components, P = the reference's components
 """
@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from gain import chain_of, transform_of
 from machine import machine
 from scipy.special import ndtr
 
+from ckzd.codec import transform
 from ckzd.codec.arrays import Float64
 from ckzd.codec.context import WEIGHTS, Guide
 from ckzd.codec.fitting import fit_tables, histograms_over
@@ -127,19 +129,19 @@ def at_error(coder: Coder, matrix: Matrix) -> Coded | None:
     return found
 
 
-def framed_matrices(transform: Transform) -> Iterator[tuple[Matrix, PlaneToCode]]:
+def framed_matrices(found: Transform) -> Iterator[tuple[Matrix, PlaneToCode]]:
     """All of a checkpoint, and their levels in frames."""
-    reference, step = transform.inputs.reference, transform.survey.steps.step
-    for plane in transform.planes():
-        if transform.methods[plane.number] is not Method.FRAMED or plane.kind != WEIGHTS:
+    reference, step = found.inputs.reference, found.survey.steps.step
+    for plane in found.planes():
+        if found.methods[plane.number] is not Method.FRAMED or plane.kind != WEIGHTS:
             continue
-        tensor = transform.inputs.tensor(plane.number)
-        residual = transform.inputs.residual(plane.number)
+        tensor = found.inputs.tensor(plane.number)
+        residual = found.inputs.residual(plane.number)
         assert residual is not None, "it was coded against a reference"
-        weighted = weigher_of(transform.survey.scales[plane.number]).weigh(residual)
+        weighted = weigher_of(found.survey.scales[plane.number]).weigh(residual)
         trend = trend_kept(tensor, reference) if reference is not None else None
         before = np.zeros(weighted.shape) if trend is None else trend * (step / TREND_UNITS)
-        yield Matrix("/".join(map(str, tensor.path)), weighted, before, transform.losses[plane.number].error), plane
+        yield Matrix("/".join(map(str, tensor.path)), weighted, before, found.losses[plane.number].error), plane
 
 
 def without_factors(_step: float) -> Coded:
@@ -200,7 +202,9 @@ def main() -> None:
     options = parser.parse_args()
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
-    found = list(framed_matrices(transform_of(current, chain_of(earlier, preset), preset)))
+    reference = chain_of(earlier, preset)
+    with mock.patch.object(transform, "fitted", return_value=None):  # no factors: frames for all
+        found = list(framed_matrices(transform_of(current, reference, preset)))
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
     frames = tables_of(plane for _, plane in found)
     plain = [at_error(with_levels(without_factors, matrix, preset.dead_zone), matrix) for matrix, _ in found]

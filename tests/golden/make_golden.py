@@ -26,7 +26,7 @@ from plain_decoder import PlainArchive  # a script finds what stands beside it o
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
-WANTED = {("weights", method) for method in ("framed", "scalar", "whole", "kmeans", "exact", "delta")}
+WANTED = {("weights", method) for method in ("framed", "factored", "scalar", "whole", "kmeans", "exact", "delta")}
 WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", "kmeans")} | {
     ("", "fill"),
     ("", "same"),
@@ -40,7 +40,7 @@ def write_run(run: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(48, 272), torch.nn.Tanh(), torch.nn.Linear(272, 160))
     half, brain = torch.randn(16, 16).half(), torch.randn(16, 16).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.0, 0.99))  # no memory: the last one is dropped
-    other = torch.nn.Linear(48, 40)
+    other = torch.nn.Sequential(torch.nn.Linear(48, 40), torch.nn.Linear(96, 64, bias=False))
     momentum = torch.optim.SGD(other.parameters(), lr=1e-2, momentum=0.9)
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
@@ -48,7 +48,8 @@ def write_run(run: Path) -> None:
         (model(inputs[rows]) - outputs[rows]).pow(2).mean().backward()
         optimizer.step()
         momentum.zero_grad()
-        (other(inputs[rows]) - outputs[rows, :40]).pow(2).mean().backward()
+        (other[0](inputs[rows]) - outputs[rows, :40]).pow(2).mean().backward()
+        other[1].weight.grad = 0.01 * torch.outer(outputs[rows[0], :64], outputs[step % 3, 64:])  # three directions
         momentum.step()
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
