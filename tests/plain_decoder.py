@@ -264,6 +264,7 @@ def factored(data: bytes, form: tuple[int, int], models: "Models") -> np.ndarray
             part * 2**bits + np.array(numbers, np.int64)
             for part, (bits, numbers) in zip((levels[:rows, k], levels[rows:, k]), sides, strict=True)
         )
+        assert max(np.abs(2 * left + 1).max(), np.abs(2 * right + 1).max()) < 1 << 16
         total += np.outer(left, right) * math.floor(scale_value(-code) * 2**20)
     return shifted(total, 8)
 

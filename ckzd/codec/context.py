@@ -52,7 +52,8 @@ _SIGNED_CLASS = np.array([0, 1, 1] + [3] * 125 + [4] * 126 + [2, 2], np.int16)
 class Guide:
     """Levels known before the plane is decoded; both (R, C) or absent.
 
-    `levels`: for weights the reference's residual, for moments the levels of what they were pruned with.
+    `levels`: for weights the reference's residual, for factors how large they may be, for moments the levels of what
+    they were pruned with.
     `previous`: the reference's residual of the same matrix one layer earlier.
     """
 

@@ -74,7 +74,7 @@ class Head:
         for _ in codes:
             sides = []
             for length in shape:
-                nbytes = wide.packed_bytes(data[start:], length)
+                nbytes = wide.packed_bytes(data, length, start)
                 sides.append(data[start : start + nbytes])
                 start += nbytes
             low.append((sides[0], sides[1]))

@@ -149,7 +149,7 @@ def _both(matrix: Float64, frame: Frame, apply: Callable[[Float64, Float64], Flo
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A frame, and the coefficients (R, C) in 2**-12 steps of the last residual that was coded in it."""
+    """A frame, and the coefficients (R, C) in 2**-12 steps of the last residual as seen in it."""
 
     frame: Frame
     fixed: Float64

@@ -13,13 +13,14 @@ import numpy as np
 
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.factors import MAX_CODE, UNIT_BITS, Factors, unit_of
-from ckzd.codec.frames import FINE_BITS
+from ckzd.codec.frames import FINE_BITS, MAX_COEFFICIENT
 from ckzd.codec.moments import MAX_LEVEL, nearest_code
 
 _BIT_PRICE = 0.13  # squared steps of error that a bit less costs, measured where levels are coefficients in frames
 _SKETCH = 128  # components that are looked for, at most
 _MORE = 8  # directions of the sketch beside them
 _ROUNDS = 2  # of subspace iteration
+_FURTHEST = MAX_COEFFICIENT / 2**FINE_BITS
 _NEAR, _CLASSES = 9, 48  # magnitudes and classes that the estimate tells apart
 _ESCAPE_BITS = 6.0
 
@@ -43,7 +44,9 @@ def offer_of(lost: Float64, levels: Plane, more_bits: int = 0) -> Offer:
 
 
 def fitted(residual: Float64) -> tuple[Factors, Offer] | None:
-    """Factors of a residual (R, C) in steps, as many as pay; None if none do."""
+    """Factors of a residual (R, C) in steps, as many as pay; None if none do, or if it is beyond the format."""
+    if not np.abs(residual).max(initial=0.0) <= _FURTHEST:  # float32 would not reach much further either
+        return None
     left, sizes, right = _leading(residual)
     codes = np.clip(nearest_code(np.maximum(sizes, 1.0)), 0, MAX_CODE)
     lengths = np.sqrt(np.ldexp(sizes, UNIT_BITS) / unit_of(codes))  # of each vector of integers

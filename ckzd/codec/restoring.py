@@ -144,7 +144,7 @@ def restore_trend(data: bytes, trend: Trend, scales: Scales, dtype: str) -> RawA
 
 
 def trend_kept(weight: TensorSpec, kept: ArrayFile | Reconstruction) -> Trend | None:
-    """What a weight moved since its reference, if it did so in a frame."""
+    """What a weight that has a frame moved since its reference."""
     found = kept.get(weight.path, "trend")
     return found.astype(np.int8) if found is not None and found.shape == plane_shape(weight.shape) else None
 

@@ -204,13 +204,14 @@ class Transform:
             return None
         dtype = self.inputs.tensor(triple.weight).dtype
         code = quantize.quantize_scalar(coefficients, step, self.preset.dead_zone)
+        reaches = frame.reaches(code.levels)
         framed = offer_of((coefficients / step - quantize.dequantize_scalar(code, 1.0)) / frame.gains, code.levels)
         found = fitted(weighted / step)
-        if found is not None and found[1].cost < framed.cost:
+        if found is not None and (found[1].cost < framed.cost or not reaches):
             head, plane = found[0].split()
             kept = restore_factored(before, found[0], frame, scales, step=step, dtype=dtype)
             return _Quantized(Method.FACTORED, plane, head, kept)
-        if not frame.reaches(code.levels):
+        if not reaches:
             return None
         kept = restore_framed(before, code, frame, scales, step=step, dtype=dtype)
         return _Quantized(Method.FRAMED, code.levels, code.centres, kept)

@@ -22,17 +22,19 @@ def split(levels: Plane) -> tuple[bytes, Plane]:
     return bytes([count]) + np.packbits(low_RCK.astype(np.uint8)).tobytes(), levels >> np.int16(count)
 
 
-def packed_bytes(data: bytes, elements: int) -> int:
-    """How much of the front of `data` the low bits of so many levels take; ValueError if it is too short."""
-    nbytes = 1 + -(-data[0] * elements // 8)
-    if data[0] > MAX_LOW_BITS or nbytes > len(data):
-        raise ValueError(f"{data[0]} low bits of {elements} levels in {len(data)} bytes")
+def packed_bytes(data: bytes, elements: int, start: int = 0) -> int:
+    """How much of `data` from `start` on the low bits of so many levels take; ValueError if it is too short."""
+    nbytes = 1 + -(-data[start] * elements // 8)
+    if data[start] > MAX_LOW_BITS or nbytes > len(data) - start:
+        raise ValueError(f"{data[start]} low bits of {elements} levels in {len(data) - start} bytes")
     return nbytes
 
 
 def joined(packed: bytes, high: Plane) -> Plane:
-    """The inverse of `split`."""
+    """The inverse of `split`; ValueError for levels that do not fit."""
     count = packed[0]
+    if high.min(initial=0) < -(32768 >> count) or high.max(initial=0) > 32767 >> count:
+        raise ValueError(f"a level of more than 16 bits, {count} of them apart")
     bits = np.unpackbits(np.frombuffer(packed, np.uint8, offset=1), count=count * high.size)
     low_RCK = bits.reshape(*high.shape, count).astype(np.int16) << _places(count)
     return np.asarray((high << np.int16(count)) + low_RCK.sum(-1, dtype=np.int16), np.int16)

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,9 @@ from gain import chain_of, transform_of
 from machine import machine
 
 from ckzd.codec import context
+from ckzd.codec import transform as transforming
 from ckzd.codec.arrays import Float64
+from ckzd.codec.context import WEIGHTS
 from ckzd.codec.frames import Basis
 from ckzd.codec.index import Method
 from ckzd.codec.lstm import ALPHABET
@@ -66,9 +69,11 @@ def planes_with_second(transform: Transform) -> Iterator[tuple[PlaneToCode, Floa
     weight_of = {n: t.weight for t in transform.survey.lossy for n in (t.weight, *t.moments)}
     for plane in transform.planes():
         weight = weight_of[plane.number]
-        scales, reference = transform.survey.scales[weight], transform.inputs.reference
+        scales, framed_by = transform.survey.scales[weight], transform.inputs.reference
+        if plane.kind != WEIGHTS:
+            framed_by = transform.kept
         rows, columns = value_of(scales.rows), value_of(scales.columns)
-        frame = frame_kept(transform.inputs.tensor(weight), reference)
+        frame = frame_kept(transform.inputs.tensor(weight), framed_by)
         if transform.methods[plane.number] is Method.FRAMED and frame is not None:
             rows, columns = along(frame.left, rows), along(frame.right, columns)
         if plane.levels.any():
@@ -118,7 +123,9 @@ def main() -> None:
     options = parser.parse_args()
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
-    cells = counted(planes_with_second(transform_of(current, chain_of(earlier, preset), preset)))
+    reference = chain_of(earlier, preset)
+    with mock.patch.object(transforming, "fitted", return_value=None):  # frames for all: factors have no such places
+        cells = counted(planes_with_second(transform_of(current, reference, preset)))
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
     order0 = adaptive_bytes(cells, (), density=False)
     print(json.dumps({"contexts": "none", "bytes": round(order0)}))

@@ -4,8 +4,8 @@ usage: transforms.py REFERENCE.pt... CURRENT.pt [--preset resume]      one run, 
 Encodes the run in closed loop. Of every matrix of the last checkpoint, coded in its frame: the bytes of its levels,
 and those of other transforms at the Fisher-weighted error that the frame makes. What is uncertain is decided for the
 others: factors come from a whole singular value decomposition, of every rank in RANKS the cheapest counts, and their
-entries cost what a Gaussian of each component's own deviation predicts. Where factors are mixed, the decoder knows
-those of the reference's residual: what is coded is how they mix, and what lies outside of them.
+entries cost what a Gaussian of each component's own deviation predicts, or their entropy. Where factors are mixed, the
+decoder knows those of the reference's residual: what is coded is how they mix, and what lies outside of them.
 
 # R = rows, C = columns of a matrix, K = components, P = the reference's components
 """
@@ -67,9 +67,17 @@ Coder = Callable[[float], Coded]  # with a step
 
 def gaussian_bytes(levels: Float64) -> float:
     """Of levels (N, K), each column under a Gaussian of its own deviation, integrated over a step."""
-    deviation = np.maximum(np.sqrt((levels**2).mean(0)), 0.05)
-    share = ndtr((np.abs(levels) + 0.5) / deviation) - ndtr((np.abs(levels) - 0.5) / deviation)
-    return float(-np.log2(np.maximum(share, 1e-30)).sum() / 8)
+    variance = (levels**2).mean(0)
+    deviation = np.sqrt(np.maximum(variance - 1 / 12, variance / 4) + 1e-3)  # Sheppard: rounding adds a twelfth
+    share = ndtr((0.5 - np.abs(levels)) / deviation) - ndtr((-0.5 - np.abs(levels)) / deviation)
+    gaussian = -np.log2(np.maximum(share, 1e-30)).sum(0)
+    return float(np.where(variance < 0.25, [_entropy(column) for column in levels.T], gaussian).sum() / 8)
+
+
+def _entropy(levels: Float64) -> float:
+    """Bits of levels that are nearly all 0, of which a Gaussian says too much."""
+    _, counts = np.unique(levels, return_counts=True)
+    return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class Zoo:
         for parameter in self.model.values():
             parameter.requires_grad_()
         self.frozen = {"frozen": self._random(20, 20), "frozen_half": self._random(16, 20).bfloat16()}
-        self.momentum = {"sgd": self._random(20, 30).requires_grad_()}
+        self.momentum = {name: self._random(20, 30).requires_grad_() for name in ("sgd", "low")}
         self.adam = torch.optim.AdamW(self.model.values(), lr=1e-3, betas=(0.9, 0.99), eps=1e-6)
         self.sgd = torch.optim.SGD(self.momentum.values(), lr=1e-2, momentum=0.9)
 
@@ -165,6 +165,7 @@ class Zoo:
                 gradient = self._random(*parameter.shape) * self._random(
                     *parameter.shape[:1], *[1] * (parameter.ndim - 1)
                 )
+                gradient = torch.outer(gradient[:, 0], torch.linspace(-1, 1, 30)) if name == "low" else gradient
                 parameter.grad = (gradient * (name != "still")).to(parameter.dtype)
             self.adam.step()
             self.sgd.step()

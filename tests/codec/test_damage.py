@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
+from ckzd.codec.index import Method
 from ckzd.codec.lstm import LSTM_BYTES
 from ckzd.codec.reconstruction import ReconstructionWriter
 
@@ -28,6 +29,7 @@ def chains(tmp_path_factory):
         paths.append(zoo.save(run / f"step_{zoo.step}.pt"))
     with lstm_everywhere():
         chains = {preset: compressed_run(paths, preset) for preset in PRESETS}
+    assert chains["resume"][1].methods(chains["resume"][0])["model.low"] is Method.FACTORED
     for preset in ("resume", "paper"):
         delta = chains[preset][1]
         assert len(zstd.decompress(delta.entries["lstm"], LSTM_BYTES)) == LSTM_BYTES

@@ -130,3 +130,11 @@ def test_the_guide_tells_how_large_levels_are():
         large = deviation > 1
         assert large.any()
         assert guide[part][0][large] / module._GUIDE_UNITS == pytest.approx(deviation[large], rel=0.25)
+
+
+def test_levels_that_do_not_fit_are_refused():
+    """Where another decoder would have more bits for them."""
+    head = Head.of(b"\x01\xa0" + 2 * (b"\x0c" + bytes(12)), (8, 8))
+    assert head.joined(np.full((16, 1), 7, np.int16), 8).left.max() == 7 << 12
+    with pytest.raises(ValueError, match="more than 16 bits"):
+        head.joined(np.full((16, 1), 8, np.int16), 8)

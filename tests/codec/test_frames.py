@@ -368,7 +368,9 @@ def test_decoders_learn_what_encoders_learned(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_frames_of_half_precision(tmp_path, dtype):
+def test_frames_and_factors_of_half_precision(tmp_path, dtype):
     archives = compressed_run(run_of(tmp_path, [moving] * 3, dtype=dtype))
-    assert archives[2].methods(archives[1])["model.w"] is Method.FRAMED
-    restored(archives[2], archives[1])
+    methods = [Method.FACTORED, Method.FRAMED]
+    for archive, before, method in zip(archives[1:], archives[:2], methods, strict=True):
+        assert archive.methods(before)["model.w"] is method
+        restored(archive, before)

@@ -78,7 +78,7 @@ def test_an_index_of_format_1_has_two_steps():
     assert old.steps == Steps(step=0.5, moment_step=0.0)
 
 
-@pytest.mark.parametrize("method", [Method.SCALAR, Method.FRAMED, Method.WHOLE])
+@pytest.mark.parametrize("method", [Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.WHOLE])
 def test_a_weight_has_the_step_of_its_method_halved(method):
     code = Code(method, ("weights/0", 0, 9))
     index = Index(LAYOUT, (code, *CODES[1:]), Steps(step=0.5, whole_step=3.0), {0: 2})

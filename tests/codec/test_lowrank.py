@@ -26,9 +26,9 @@ def test_noise_below_a_step_takes_none():
     assert fitted(0.2 * np.random.default_rng(0).standard_normal((100, 80))) is None
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((40, 30)), np.full((40, 30), 1e9)], ids=["still", "beyond the format"])
-def test_what_has_no_factors_has_none(matrix):
-    assert fitted(matrix) is None
+@pytest.mark.parametrize("value", [0.0, 1e9, 1e300, np.nan])
+def test_what_stands_still_or_is_beyond_the_format_has_none(value):
+    assert fitted(np.full((16, 16), value)) is None
 
 
 def test_noise_is_left_out_and_what_rises_above_it_is_not():
