@@ -157,10 +157,9 @@ def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _E
     if preset.scheme is not Scheme.UNIFORM:
         return Steps(momentum_step=momentum_step)  # codebooks are for two moments
     weight, update = _typical_rms(energies.matrices or [energies.weights]), _typical(energies.residuals).rms
-    by_weight, by_update = preset.weight_step * weight, preset.update_step * update
     needed = _first_moments_needed(inputs, lossy, energies.updates.rms**2)
     return Steps(
-        step=float(np.float32(min(by_update, math.sqrt(by_weight * by_update)))),
+        step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
         whole_step=float(np.float32(preset.whole_step * weight)),
         moment_step=preset.moment_step * energies.updates.rms * needed,
         momentum_step=momentum_step,
