@@ -11,6 +11,7 @@ the rest of both, left above right.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,14 +22,13 @@ from ckzd.codec.frames import FINE_BITS, MAX_COEFFICIENT
 from ckzd.codec.moments import nearest_code, value_of
 from ckzd.codec.orthogonal import shifted
 
-MAX_FACTORS = 255
 MAX_CODE = 160
 UNIT_BITS = 20  # of what a code stands for
 _MAX_SUM = 2.0**52
 _GUIDE_UNITS = 4.0  # a guide of so much is a deviation of 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Factors:
     """Integer factors of a matrix (R, C)."""
 
@@ -46,6 +46,7 @@ class Factors:
             raise ValueError(f"a residual beyond {MAX_COEFFICIENT:g} / 4096 steps")
         return fixed
 
+    @cached_property
     def split(self) -> tuple[bytes, Plane]:
         """The stream before its plane, and the levels (R + C, K) of the plane."""
         parts, high = [bytes([self.codes.size]), self.codes.astype(np.uint8).tobytes()], []

@@ -59,7 +59,7 @@ def fitted(residual: Float64) -> tuple[Factors, Offer] | None:
         lost = residual - np.ldexp(factors.fixed(), -FINE_BITS)
     except ValueError:  # further than the format reaches
         return None
-    head, plane = factors.split()
+    head, plane = factors.split
     return factors, offer_of(lost, plane, 8 * len(head))
 
 

@@ -76,7 +76,7 @@ class Transform:
     scratch: ArrayFile
     halvings: dict[int, int] = field(default_factory=dict)  # of the step, by weight; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
-    prefixes: dict[int, bytes] = field(default_factory=dict)  # before a plane: centres, codebook; or a trend's code
+    prefixes: dict[int, bytes] = field(default_factory=dict)  # before a plane, or a trend's code
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
 
     def run(self) -> None:
@@ -208,7 +208,7 @@ class Transform:
         framed = offer_of((coefficients / step - quantize.dequantize_scalar(code, 1.0)) / frame.gains, code.levels)
         found = fitted(weighted / step)
         if found is not None and (found[1].cost < framed.cost or not reaches):
-            head, plane = found[0].split()
+            head, plane = found[0].split
             kept = restore_factored(before, found[0], frame, scales, step=step, dtype=dtype)
             return _Quantized(Method.FACTORED, plane, head, kept)
         if not reaches:

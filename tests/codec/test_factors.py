@@ -28,7 +28,7 @@ def factors_of(draw, largest=30):
 
 def stream_of(factors):
     """As an archive has it."""
-    head, plane = factors.split()
+    head, plane = factors.split
     guide = Head.of(head, (len(factors.left), len(factors.right))).guide((len(factors.left), len(factors.right)))
     coded, _ = encode_plane(plane, WEIGHTS, guide, Models())
     return head + coded
@@ -36,7 +36,7 @@ def stream_of(factors):
 
 @given(factors_of(), st.binary(max_size=4))
 def test_they_come_back(factors, behind):
-    head, plane = factors.split()
+    head, plane = factors.split
     found = Head.of(head + behind, (len(factors.left), len(factors.right)))
     again = found.joined(plane, len(factors.left))
     assert found.nbytes == len(head)
@@ -123,7 +123,7 @@ def test_the_guide_tells_how_large_levels_are():
     rows, columns, codes = 512, 128, np.array([64, 40, 24, 12], np.int16)
     sides = [draw.standard_normal((n, 4)) / n**0.5 * 2.0 ** (codes / 8) for n in (rows, columns)]
     factors = Factors(*(np.rint(side).astype(np.int16) for side in sides), codes)
-    head, plane = factors.split()
+    head, plane = factors.split
     guide = Head.of(head, (rows, columns)).guide((rows, columns)).levels
     for part in (slice(0, rows), slice(rows, None)):
         deviation = np.sqrt((plane[part].astype(float) ** 2).mean(0))
