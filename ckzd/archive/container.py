@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from ckzd.archive.manifest import EntryModel, Manifest
+from ckzd.archive.manifest import EntryModel, Manifest, NewerFormat
 from ckzd.archive.records import (
     MAX_END_BYTES,
     End,
@@ -135,6 +135,9 @@ class ArchiveReader:
             self._members = self._read_directory()
             self.manifest = self._read_manifest()
             self._sha256 = {entry.name: entry.sha256 for entry in self.manifest.entries}
+        except NewerFormat as error:
+            self.close()
+            raise CorruptArchive(path, f"{MANIFEST}: {error}", hint="update ckzd on this machine") from None
         except ValueError as error:
             self.close()
             raise CorruptArchive(path, str(error)) from None
@@ -225,6 +228,8 @@ class ArchiveReader:
         data = self._read_member(member)
         try:
             manifest = Manifest.from_json(data)
+        except NewerFormat:
+            raise
         except ValueError as error:
             raise ValueError(f"{MANIFEST}: {error}") from None
         stored = [(member.name, member.nbytes) for member in self._members.values()][:-1]

@@ -47,6 +47,10 @@ class FileModel(_Frozen):
     tensors: Count
 
 
+class NewerFormat(ValueError):
+    """An archive that a later ckzd wrote: nothing says that it is damaged."""
+
+
 class EntryModel(_Frozen):
     """One entry of the container other than the manifest."""
 
@@ -116,7 +120,7 @@ class Manifest(_Frozen):
             raise ValueError("nested too deeply") from None
         version = parsed.get("format") if isinstance(parsed, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ValueError(f"format {version} is newer than {FORMAT_VERSION}, the newest that this ckzd reads")
+            raise NewerFormat(f"format {version} is newer than {FORMAT_VERSION}, the newest that this ckzd reads")
         try:
             manifest = cls.model_validate(parsed)
         except ValidationError as error:

@@ -13,6 +13,7 @@ from making import archive_bytes, made_manifest
 
 from ckzd.archive import ArchiveReader, ArchiveWriter, StreamRef
 from ckzd.archive import container as module
+from ckzd.archive.manifest import FORMAT_VERSION
 from ckzd.archive.records import End, Member, central_header, end_records, local_header, parse_directory, parse_end
 from ckzd.errors import CorruptArchive
 
@@ -201,14 +202,28 @@ def test_an_enormous_manifest_or_directory_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", [b"[" * 200_000, b'{"format":' + b"9" * 10_000 + b"}", b"\xff", b"", b"null", b"{}"])
 def test_a_hostile_manifest_is_refused(tmp_path, text):
+    with pytest.raises(CorruptArchive, match=r"manifest\.json"):
+        check(with_manifest(tmp_path, text))
+
+
+def test_an_archive_of_a_later_ckzd_is_not_called_damaged(tmp_path):
+    """Whoever reads that it is would throw a good archive away."""
+    later = f'"format":{FORMAT_VERSION + 1}'.encode()
+    text = made_manifest().to_json().replace(f'"format":{FORMAT_VERSION}'.encode(), later)
+    with pytest.raises(CorruptArchive, match="is newer than") as caught:
+        check(with_manifest(tmp_path, text))
+    assert caught.value.hint == "update ckzd on this machine"
+
+
+def with_manifest(folder, text):
+    """An archive of nothing but this manifest."""
     file = io.BytesIO()
     writer = ArchiveWriter(file)
     writer._write_member("manifest.json", text)
     directory = b"".join(central_header(member) for member in writer._members)
-    path = tmp_path / "hostile.ckz"
+    path = folder / "made.ckz"
     path.write_bytes(file.getvalue() + directory + end_records(End(1, len(directory), writer.nbytes)))
-    with pytest.raises(CorruptArchive, match=r"manifest\.json"):
-        check(path)
+    return path
 
 
 def test_zip64_sizes_and_offsets(tmp_path):
