@@ -7,16 +7,14 @@ fields stands what it does not use: the second moment at a symbol's place, as it
 directions), in classes a quarter of an octave apart.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from gain import chain_of, transform_of
+from closed_loop import chain_of, run_parser, transform_of
 from machine import machine
 
 from ckzd.codec import context
@@ -117,10 +115,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--preset", default="resume")
-    options = parser.parse_args()
+    options = run_parser(__doc__).parse_args()
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)

@@ -5,66 +5,27 @@ Encodes the run in closed loop, keeps the last checkpoint's planes, and codes ex
 with those of the model itself. LSTMs start cold: 24 hidden units are what `paper` has.
 """
 
-import argparse
-import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from closed_loop import chain_of, run_parser, transform_of
 from machine import machine
 
 from ckzd.codec import train, zstd
 from ckzd.codec.arrays import Float64
 from ckzd.codec.context import GRID
-from ckzd.codec.encode import Encoder
 from ckzd.codec.entropy import Rows
 from ckzd.codec.fitting import Counted, MeanPrediction, fit_tables, histograms_over
-from ckzd.codec.inputs import Inputs
 from ckzd.codec.lstm import ALPHABET, LstmModel, shapes_of
 from ckzd.codec.models import COARSE, Histograms, Models, RefinedModel, TableModel, smoothed
 from ckzd.codec.planes import encode_plane, histograms_of
-from ckzd.codec.presets import PRESETS, Preset
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
-from ckzd.codec.survey import survey
-from ckzd.codec.transform import PlaneToCode, Transform
-from ckzd.formats import read_checkpoint
+from ckzd.codec.presets import PRESETS
+from ckzd.codec.transform import PlaneToCode
 
 SIZES = ((4, 8), (8, 16), (12, 24), (16, 48), (24, 96))  # of embedding and hidden state
-
-
-def reconstruction_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Reconstruction:
-    """Encode a checkpoint for what its successor needs of it; the streams are thrown away."""
-    file = io.BytesIO()
-    Encoder(
-        read_checkpoint(path),
-        reference,
-        preset,
-        put=lambda kind, data: (kind, 0, len(data)),
-        add=lambda _name, _data: None,
-        reconstruction=file,
-        scratch=io.BytesIO(),
-    ).encode()
-    return Reconstruction(file)
-
-
-def chain_of(paths: Sequence[Path], preset: Preset) -> Reconstruction | None:
-    """The reconstruction of the last of these, each encoded against the one before it; None of none."""
-    reference = None
-    for path in paths:
-        reference = reconstruction_of(path, reference, preset)
-    return reference
-
-
-def transform_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Transform:
-    """One checkpoint's levels, not yet coded."""
-    inputs = Inputs(read_checkpoint(path), reference)
-    kept, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
-    transform = Transform(inputs, survey(inputs, preset), preset, kept, scratch)
-    transform.run()
-    return transform
 
 
 class AdaptiveTables(TableModel):
@@ -117,9 +78,7 @@ def lstms(counted: Counted, tables: TableModel, steps: int) -> Iterator[tuple[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--preset", default="resume")
+    parser = run_parser(__doc__)
     parser.add_argument("--steps", type=int, default=400, help="of training at most")
     options = parser.parse_args()
     preset = PRESETS[options.preset]

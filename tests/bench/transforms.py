@@ -10,18 +10,16 @@ decoder knows those of the reference's residual: what is coded is how they mix, 
 # R = rows, C = columns of a matrix, K = components, P = the reference's components
 """
 
-import argparse
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from gain import chain_of, transform_of
+from closed_loop import chain_of, run_parser, transform_of
 from machine import machine
 from scipy.special import ndtr
 
@@ -204,10 +202,7 @@ def tables_of(planes: Iterable[PlaneToCode]) -> Models:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--preset", default="resume")
-    options = parser.parse_args()
+    options = run_parser(__doc__).parse_args()
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)
