@@ -1,4 +1,4 @@
-"""A run encoded in closed loop, in memory, up to the levels of its last checkpoint: what benchmarks of the codec need."""
+"""A run encoded in closed loop, in memory, up to its last checkpoint's levels: what benchmarks of the codec need."""
 
 import argparse
 import io
