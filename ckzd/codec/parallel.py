@@ -21,7 +21,10 @@ R = TypeVar("R")
 
 _MOST = 16  # each takes memory, and with more the interpreter is what they wait for
 _ELEMENTS_A_BATCH = 1 << 20  # about 32 blocks of a frame
-_ELEMENTS_A_THREAD = 1 << 22  # in work at a time, or one slab of long rows: memory does not grow with the checkpoint
+# In work, waiting for it, or done before their turn; or one slab of long rows. Memory does not grow with the checkpoint,
+# and two slabs a thread are enough that none waits for the one before it.
+_ELEMENTS_A_THREAD = 1 << 23
+_LEAST = 1 << 18  # what a tensor counts at least
 
 
 def threads() -> int:
@@ -46,10 +49,8 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
         ahead: deque[tuple[Future[R], int]] = deque()
         try:
             for item in items:
-                size = elements(item)
-                while ahead and (
-                    len(ahead) > count or sum(each for _, each in ahead) + size > count * _ELEMENTS_A_THREAD
-                ):
+                size = max(elements(item), _LEAST)
+                while ahead and sum(each for _, each in ahead) + size > count * _ELEMENTS_A_THREAD:
                     yield ahead.popleft()[0].result()
                 ahead.append((pool.submit(work, item), size))
             while ahead:

@@ -6,8 +6,9 @@ WORK is new and gets the run, its store and the restored checkpoint. The text is
 rows of the output layer are trained, but of the embedding's only 256, and rows at rest flatter the ratio (at full size
 an eighth of all parameters). --state float32 keeps weights and Adam moments in float32 and computes in bfloat16, as
 Pythia was trained; bfloat16 keeps all three in bfloat16.
-A JSON line a checkpoint: loss, seconds of training, bytes, ratio, seconds of `ckzd compress` with its verification; of
-the originals only the two newest stay. Then the quality of the last one, restored, and a summary with the machine.
+A JSON line a checkpoint: loss, seconds of training, bytes, ratio, seconds of `ckzd compress` with its verification,
+while the training goes on. Of the archived originals only the two newest stay. Then the quality of the last one,
+restored, and a summary with the machine.
 """
 
 # B = sequences in a batch, T = tokens, H = heads, D = width of a head, C = width of the model, V = vocabulary
@@ -16,7 +17,9 @@ import argparse
 import json
 import sysconfig
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +40,7 @@ ROTARY_BASE = 10_000
 PEAK_LEARNING_RATE = 3e-4
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.1
 HELDOUT_SHARE, HELDOUT_BATCHES = 0.05, 4
-KEPT_ORIGINALS = 2
+WAITING = 2  # checkpoints that may wait for their turn before the training waits for them
 
 
 def rotated(values_BHTD: Tensor) -> Tensor:
@@ -190,18 +193,29 @@ class PythiaJob:
 
 
 def archived(job: PythiaJob, work: Path, preset: str) -> Iterator[dict[str, Any]]:
-    """Train and archive; a report after each checkpoint."""
-    run, started = work / "run", time.perf_counter()
-    for done, loss in run_series(job, run):
-        training_seconds = time.perf_counter() - started
-        (report,) = compress([checkpoint_path(run, done)], work / "store", preset, job.device)
-        row = {"step": done, "training_loss": round(loss, 4), "training_seconds": round(training_seconds, 1)}
-        row |= {name: report[name] for name in ("archive_bytes", "bits")}
-        row |= {"ratio": round(report["ratio"], 2), "compress_seconds": round(report["seconds"], 1)}
-        print(json.dumps(row), flush=True)
-        checkpoint_path(run, done - KEPT_ORIGINALS * job.every).unlink(missing_ok=True)
-        yield report
+    """Train, and archive each checkpoint while the training goes on; their reports."""
+    run, pending = work / "run", deque[Future[dict[str, Any]]]()
+    with ThreadPoolExecutor(1) as beside:
         started = time.perf_counter()
+        for done, loss in run_series(job, run):
+            row = {"step": done, "training_loss": round(loss, 4)}
+            row |= {"training_seconds": round(time.perf_counter() - started, 1)}
+            pending.append(beside.submit(archive_one, job, work, preset, row))
+            while len(pending) > WAITING:
+                yield pending.popleft().result()
+            started = time.perf_counter()
+        for future in pending:
+            yield future.result()
+
+
+def archive_one(job: PythiaJob, work: Path, preset: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Archive a checkpoint and print its row; of the originals before it only one stays."""
+    (report,) = compress([checkpoint_path(work / "run", row["step"])], work / "store", preset, job.device)
+    row |= {name: report[name] for name in ("archive_bytes", "bits")}
+    row |= {"ratio": round(report["ratio"], 2), "compress_seconds": round(report["seconds"], 1)}
+    print(json.dumps(row), flush=True)
+    checkpoint_path(work / "run", row["step"] - 2 * job.every).unlink(missing_ok=True)
+    return report
 
 
 def arguments() -> argparse.Namespace:

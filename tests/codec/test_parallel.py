@@ -8,6 +8,7 @@ from codec.chains import Zoo, compressed_run, decode
 
 from ckzd.codec import parallel
 from ckzd.codec.parallel import in_order, threads
+from ckzd.codec.slabs import MAX_ELEMENTS
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -27,6 +28,7 @@ def test_results_come_in_the_order_of_the_items(count):
 
 def test_no_more_are_in_work_than_there_are_threads_and_room(count, monkeypatch):
     monkeypatch.setattr(parallel, "_ELEMENTS_A_THREAD", 4)
+    monkeypatch.setattr(parallel, "_LEAST", 1)
     lock, now, most = threading.Lock(), [], []
 
     def watched(size):
@@ -42,6 +44,17 @@ def test_no_more_are_in_work_than_there_are_threads_and_room(count, monkeypatch)
     assert all(total <= 4 * count or many == 1 for many, total in most)
 
 
+def test_small_ones_between_two_slabs_do_not_make_the_second_wait(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    both = threading.Barrier(2, timeout=5)
+
+    def meeting(size):
+        return both.wait() if size == MAX_ELEMENTS else 0
+
+    layer = [MAX_ELEMENTS, *[64] * 8]  # a weight, then biases and norms
+    list(in_order(meeting, layer * 2, lambda size: size))
+
+
 def test_an_error_comes_out_and_the_rest_is_left_undone(count):
     done = []
 
@@ -51,7 +64,7 @@ def test_an_error_comes_out_and_the_rest_is_left_undone(count):
         done.append(item)
         return item
 
-    found = in_order(failing, range(1000), lambda _: 1)
+    found = in_order(failing, range(1000), lambda _: MAX_ELEMENTS)
     with pytest.raises(ValueError, match="3"):
         list(found)
     assert len(done) < 20
