@@ -36,6 +36,11 @@ class Inputs:
         """Numbers of the slabs of each tensor, by that of the first."""
         return storages(self.checkpoint.files)
 
+    @cached_property
+    def first_slab(self) -> dict[int, int]:
+        """What `slabs` knows a slab's tensor by, for each slab."""
+        return {slab: first for first, slabs in self.slabs.items() for slab in slabs}
+
     def whole_shape(self, number: int) -> tuple[int, ...]:
         """Of all of a tensor, by the number of its first slab."""
         return whole([self.tensor(slab) for slab in self.slabs[number]]).shape

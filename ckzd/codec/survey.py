@@ -3,7 +3,8 @@
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,7 +16,7 @@ from ckzd.codec.arrays import Float64
 from ckzd.codec.index import Steps
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple, plane_shape
-from ckzd.codec.moments import Scales
+from ckzd.codec.moments import ZERO, Scales
 from ckzd.codec.pairing import pair
 from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
@@ -63,13 +64,20 @@ class _Energy:
         return (self.total / self.elements) ** 0.5 if self.elements else 0.0
 
 
+_ByTensor = defaultdict[int, _Energy]  # by the number of a tensor's first slab
+
+
+def _by_tensor() -> _ByTensor:
+    return defaultdict(_Energy)
+
+
 @dataclass(slots=True)
 class _Energies:
     """What steps are relative to."""
 
     weights: _Energy = field(default_factory=_Energy)  # all lossy weights
-    matrices: list[_Energy] = field(default_factory=list)  # of each that may have a frame
-    residuals: list[_Energy] = field(default_factory=list)  # of each that has one
+    matrices: _ByTensor = field(default_factory=_by_tensor)  # rows and columns with moments of what may have a frame
+    residuals: _ByTensor = field(default_factory=_by_tensor)  # the same of what has one
     updates: _Energy = field(default_factory=_Energy)  # exp_avg / sqrt(exp_avg_sq)
     momenta: _Energy = field(default_factory=_Energy)  # the same of lone momenta
     framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as it is seen in frames
@@ -78,8 +86,9 @@ class _Energies:
     def include(self, other: "_Energies") -> None:
         for name in ("weights", "updates", "momenta", "framed_updates", "framed_momenta"):
             getattr(self, name).include(getattr(other, name))
-        self.matrices += other.matrices
-        self.residuals += other.residuals
+        for mine, others in ((self.matrices, other.matrices), (self.residuals, other.residuals)):
+            for tensor, energy in others.items():
+                mine[tensor].include(energy)
 
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
@@ -98,7 +107,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         scales[triple.weight] = own
         energies.include(_energies(inputs, triple, own))
     lossy = tuple(t for t in sound if t.weight in scales)
-    typical = _typical(energies.residuals)
+    typical = _typical(energies.residuals.values())
     return Survey(
         copies=copies,
         same=same,
@@ -123,16 +132,16 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
 
 def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scales]) -> Iterator[tuple[Triple, Scales]]:
     """Slabs without moments, as of tokens that never occurred, beside others of their tensor that have some."""
-    beside = {slab: numbers for numbers in inputs.slabs.values() for slab in numbers}
     for triple in triples:
-        known = [scales[slab] for slab in beside[triple.weight] if slab in scales]
+        beside = inputs.slabs[inputs.first_slab[triple.weight]]
+        known = [scales[slab] for slab in beside if slab in scales]
         if known and triple.weight not in scales and not any(inputs.matrix(n).any() for n in triple.moments):
             rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
             yield triple, moments.scales_beside(known[0], rows)
 
 
 def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
-    energies, first = _Energies(), inputs.matrix(triple.first)
+    energies, first, tensor = _Energies(), inputs.matrix(triple.first), inputs.first_slab[triple.weight]
     if triple.second is None:
         second, plain, framed = moments.product_of(scales), energies.momenta, energies.framed_momenta
     else:
@@ -140,15 +149,14 @@ def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
     plain.add(first[second > 0] / np.sqrt(second[second > 0]))
     weigher = quantize.weigher_of(scales)
     framed.add(weigher.unweigh(first) / (moments.typical_root(scales) if triple.second is None else 1.0))
+    trained = np.ix_(scales.rows != ZERO, scales.columns != ZERO)
     weighted = weigher.weigh(inputs.matrix(triple.weight))
     energies.weights.add(weighted)
     if has_frame(inputs.tensor(triple.weight)):
-        energies.matrices.append(_Energy())
-        energies.matrices[-1].add(weighted)
+        energies.matrices[tensor].add(weighted[trained])
     residual = inputs.residual(triple.weight)
     if residual is not None:
-        energies.residuals.append(_Energy())
-        energies.residuals[-1].add(weigher.weigh(residual))
+        energies.residuals[tensor].add(weigher.weigh(residual)[trained])
     return energies
 
 
@@ -156,7 +164,8 @@ def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _E
     momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is not Scheme.UNIFORM:
         return Steps(momentum_step=momentum_step)  # codebooks are for two moments
-    weight, update = _typical_rms(energies.matrices or [energies.weights]), _typical(energies.residuals).rms
+    weight = _typical_rms(energies.matrices.values() or [energies.weights])
+    update = _typical(energies.residuals.values()).rms
     needed = _first_moments_needed(inputs, lossy, energies.updates.rms**2)
     return Steps(
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
@@ -168,14 +177,14 @@ def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _E
     )
 
 
-def _typical_rms(weights: Sequence[_Energy]) -> float:
+def _typical_rms(weights: Collection[_Energy]) -> float:
     """Rms of the typical weight: a geometric mean, so that one tensor of another scale does not set everybody's."""
     used = [energy for energy in weights if energy.total]
     elements = sum(energy.elements for energy in used)
     return math.exp(sum(energy.elements / elements * math.log(energy.rms) for energy in used)) if used else 0.0
 
 
-def _typical(residuals: Sequence[_Energy]) -> _Energy:
+def _typical(residuals: Collection[_Energy]) -> _Energy:
     """All of them together, without those of tensors that were replaced rather than trained on."""
     means = sorted(energy.rms**2 for energy in residuals if energy.total)
     limit = _REPLACED * means[(len(means) - 1) // 2] if means else 0.0

@@ -178,16 +178,16 @@ def test_slabs_have_frames_and_none_is_coded_exactly(tmp_path):
     restored(archives[2], archives[1])
 
 
-def decayed(run: Path, beta: float) -> list[Path]:
+def decayed(run: Path, beta: float, tokens: int = 1024) -> list[Path]:
     """An embedding whose last tokens never occur: their moments are 0, and weight decay moves them all the same."""
     torch.manual_seed(0)
-    embed, project = torch.nn.Embedding(1024, 32), torch.nn.Linear(32, 40)
+    project, embed = torch.nn.Linear(32, 40), torch.nn.Embedding(tokens, 32)
     groups = [{"params": [*embed.parameters()], "betas": (beta, 0.99)}, {"params": [*project.parameters()]}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     run.mkdir()
-    paths = []
+    paths, draw = [], torch.Generator().manual_seed(0)
     for step in range(1, 31):
-        chosen = torch.randint(256, 512, (64,))
+        chosen = torch.randint(256, 512, (64,), generator=draw)
         optimizer.zero_grad()
         (project(embed(chosen)) - torch.sin(chosen[:, None] * torch.arange(40))).pow(2).mean().backward()
         optimizer.step()
@@ -211,6 +211,18 @@ def test_slabs_without_moments_are_coded_like_their_tensor(tmp_path):
     assert not state["exp_avg_sq"][512:].any()
     assert not state["exp_avg"][:256].any()
     assert state["exp_avg_sq"][256:512].all()
+
+
+def test_tokens_that_never_occur_do_not_make_the_step_finer(tmp_path):
+    """They moved the typical weight, a geometric mean over all slabs: an eighth of Pythia's weights doubled its archives."""
+    found = []
+    for tokens in (1024, 30_000):
+        archives = compressed_run(decayed(tmp_path / str(tokens), 0.9, tokens)[:2])
+        for archive, layout in zip(archives, (b"", archives[0].reconstruction.blob("layout")), strict=True):
+            found.append(Index.from_bytes(archive.entries["index"], layout).steps)
+    few, many = found[:2], found[2:]
+    assert 0.8 < many[0].whole_step / few[0].whole_step < 1.25
+    assert 0.8 < many[1].step / few[1].step < 1.25
 
 
 def test_betas_count_wherever_the_living_slab_is(tmp_path):
