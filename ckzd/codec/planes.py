@@ -41,6 +41,7 @@ from ckzd.codec.parsing import read_leb, write_leb
 ESCAPE = ALPHABET - 1
 MAX_LEVEL = (ALPHABET - 2) // 2  # 8
 _HAS_CODES, _PACKED = 128, 64
+_SMALL_BYTES = 1 << 18  # of escapes: on megabytes, zstd at its highest level took more time than all else
 
 
 class Coder(IntEnum):
@@ -144,7 +145,7 @@ class _Coded:
 
     def to_bytes(self) -> bytes:
         packed = escapes.pack(self.escapes) if self.escapes.size else b""
-        block = min(packed, zstd.compress(self.escapes.astype("<i2").tobytes()), key=len) if packed else b""
+        block = min(packed, _zstd_of(self.escapes), key=len) if packed else b""
         flags = (_HAS_CODES if self.codes.size else 0) + (_PACKED if block and block is packed else 0)
         name = bytes([self.coder + flags])
         return name + write_leb(self.total) + write_leb(len(block)) + self.codes.tobytes() + block + self.words
@@ -158,6 +159,11 @@ class _Coded:
         block, words = data[start : start + escape_bytes], data[start + escape_bytes :]
         coder = Coder(data[0] & ~(_HAS_CODES | _PACKED))
         return _Coded(coder, total, codes, _unpacked(block, elements, packed=bool(data[0] & _PACKED)), words)
+
+
+def _zstd_of(escapes: Plane) -> bytes:
+    plain = escapes.astype("<i2").tobytes()
+    return zstd.compress(plain, zstd.SMALL if len(plain) <= _SMALL_BYTES else zstd.FAST)
 
 
 def _unpacked(block: bytes, elements: int, *, packed: bool) -> Plane:

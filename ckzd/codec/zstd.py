@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import zstandard
 
-SMALL = 19  # level for side information of a few kilobytes
+SMALL, FAST = 19, 3  # levels for side information: of kilobytes, of megabytes
 _MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
 
 
