@@ -452,9 +452,9 @@ class Models:
 class Contexts:
     """Classes of one plane's elements, pass by pass."""
 
-    def __init__(self, shape, total: int, guide: np.ndarray | None, previous: np.ndarray | None) -> None:
+    def __init__(self, shape, total: int, guide, previous, second) -> None:
         self.shape, self.size, self.total = shape, shape[0] * shape[1], total
-        self.guide, self.previous = guide, previous
+        self.guide, self.previous, self.second = guide, previous, second
         self.guided = None if guide is None else np.minimum(np.abs(guide.astype(int)), 15)
         self.known = np.zeros(shape, int)
         rows, columns = shape
@@ -491,6 +491,8 @@ class Contexts:
             guided = 0 if level == 0 else (1 if abs(level) <= 2 else 3) + (level < 0)
             around = self.around(self.guided, i, j, 8, int(self.guided.sum()))
         energy = sum(step <= rows[i] * columns[j] // 4096 for step in ENERGY_STEPS)
+        if self.second is not None:
+            energy = min(max(self.second(i, j, energy), 0), 23)
         neighbours = self.around(self.earlier, i, j, (0, 0, 2, 4)[number], self.total)
         previous = 0 if self.previous is None else min(abs(int(self.previous[i, j])), 2)
         return guided, energy, around, neighbours, previous
@@ -508,14 +510,35 @@ def packed_escapes(data: bytes):
         yield -magnitude if sign == "1" else magnitude
 
 
-def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=None) -> np.ndarray:  # noqa: PLR0917
+class Second:
+    """What the scales of a `kmeans` moment make of the class of energy."""
+
+    def __init__(self, scales) -> None:
+        self.rows, self.columns = ([int(code) for code in codes] for codes in scales)
+        used = [code for code in self.rows if code != -32768]
+        self.mean = 0
+        if used:
+            total = sum(math.floor(2**30 * scale_value(code - max(used))) for code in used)
+            self.mean = max(used) + nearest_code(total / len(used) * 2**-30)
+
+    def half_octaves(self, i: int, j: int) -> int:
+        return min(max((self.rows[i] + self.columns[j] - self.mean + 2) // 4, -64), 63)
+
+    def for_first(self, i: int, j: int, energy: int) -> int:
+        return energy + self.half_octaves(i, j)
+
+    def for_second(self, i: int, j: int, _energy: int) -> int:
+        return 12 + self.half_octaves(i, j)
+
+
+def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=None, second=None) -> np.ndarray:  # noqa: PLR0917
     """Levels (R, C)."""
     rows, columns = shape
     if data[0] == 0:
         return np.zeros(shape, np.int16)
     if data[0] == 1:
         return np.frombuffer(data[1:], "<i2").reshape(shape)
-    coder = data[0] & 63
+    coder = data[0] & 31
     total, start = leb(data, 1)
     escape_bytes, start = leb(data, start)
     codes = data[start : start + 18] if data[0] & 128 else b""
@@ -523,7 +546,7 @@ def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=No
     block = data[start : start + escape_bytes]
     escapes = packed_escapes(block) if data[0] & 64 else iter(np.frombuffer(unpack(block), "<i2").tolist())
     words = PlainRangeDecoder(data[start + escape_bytes :])
-    contexts = Contexts(shape, total, guide, previous)
+    contexts = Contexts(shape, total, guide, previous, second if data[0] & 32 else None)
     levels, cached = np.zeros(shape, np.int16), {}
     for number in range(4):
         row_energies, column_energies = contexts.energies(number, 1), contexts.energies(number, 0)
@@ -713,11 +736,11 @@ class PlainArchive:
         found = None if path is None else self.reference.get(path, "levels")
         return found if found is not None and found.shape == form else None
 
-    def _codebook(self, data: bytes, form, kind: int, guide=None, previous=None) -> tuple[np.ndarray, np.ndarray]:
+    def _codebook(self, data: bytes, form, kind: int, guide=None, previous=None, second=None):  # noqa: PLR0917
         size, below = data[0], data[1]
         centres = np.frombuffer(data[2 : 2 + 4 * size], "<f4").astype(float).tolist()
         table = {0: 0.0} | {(k - below if k < below else k - below + 1): centre for k, centre in enumerate(centres)}
-        levels = plane(data[2 + 4 * size :], form, kind, self.models, guide, previous)
+        levels = plane(data[2 + 4 * size :], form, kind, self.models, guide, previous, second)
         return levels, np.vectorize(table.__getitem__, otypes=[float])(levels)
 
     def payload(self, number: int) -> bytes:
@@ -743,10 +766,15 @@ class PlainArchive:
         filled = np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0)
         if self.index["codes"][second][0] == "kmeans":
             form = matrix_shape(shape)
-            guide, _ = self._codebook(self._stream(first), form, 1, self._own_guide(weight))
-            levels, values = self._codebook(self._stream(second), form, 2, np.clip(guide, -127, 127).astype(np.int8))
+            guide, _ = self._first_codebook(weight, first)
+            guide, scales = np.clip(guide, -127, 127).astype(np.int8), Second(self.scales[weight])
+            levels, values = self._codebook(self._stream(second), form, 2, guide, None, scales.for_second)
             filled = np.where(levels != 0, np.maximum(values, SMALLEST_NORMAL[dtype]), filled)
         return rounded(filled, dtype)
+
+    def _first_codebook(self, weight: int, first: int):
+        form, scales = matrix_shape(self.layout["tensors"][first][2]), Second(self.scales[weight])
+        return self._codebook(self._stream(first), form, 1, self._own_guide(weight), None, scales.for_first)
 
     def _product(self, weight: int) -> np.ndarray:
         rows, columns = (np.array([scale_value(code) for code in codes]) for codes in self.scales[weight])
@@ -774,7 +802,7 @@ class PlainArchive:
         _, dtype, shape, _ = self.layout["tensors"][first]
         form, data = matrix_shape(shape), self._stream(first)
         if self.index["codes"][first][0] == "kmeans":
-            return rounded(self._codebook(data, form, 1, self._own_guide(weight))[1], dtype)
+            return rounded(self._first_codebook(weight, first)[1], dtype)
         if self.index["codes"][first][0] == "framed":
             return self._framed_moment(weight, first, self.index["framed_moment_step"])
         if self.index["codes"][first][0] == "trend":

@@ -7,6 +7,7 @@ Float64 = npt.NDArray[np.float64]
 Plane = npt.NDArray[np.int16]  # (R, C) levels of one tensor seen as a matrix
 ContextLevels = npt.NDArray[np.int8]  # (R, C) levels as later planes see them, cut off at 127
 Trend = npt.NDArray[np.int8]  # (R, C) a decoded residual, Fisher-weighted, in 1/32 steps, cut off at 127
+HalfOctaves = npt.NDArray[np.int8]  # (R, C) second moments over their mean, cut off at -64 and 63
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]  # indices into tables.FREQUENCY
 Scale = npt.NDArray[np.int16]  # codes of row or column means, eight to an octave

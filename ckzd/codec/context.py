@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec.arrays import ContextLevels
+from ckzd.codec.arrays import ContextLevels, HalfOctaves
 
 Magnitudes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
@@ -25,13 +25,15 @@ KINDS = 3
 WEIGHTS, FIRST, SECOND = range(KINDS)
 PASSES = 4
 DENSITIES = 8
-FIELDS = (("guide", 5), ("energy", 24), ("around", 4), ("neighbours", 4), ("previous", 3))
+_ENERGY_CLASSES = 24
+FIELDS = (("guide", 5), ("energy", _ENERGY_CLASSES), ("around", 4), ("neighbours", 4), ("previous", 3))
 GRID = 5 * 24 * 4 * 4 * 3
 _GUIDE_PLACE, _ENERGY_PLACE, _AROUND_PLACE, _NEIGHBOUR_PLACE = (np.int16(n) for n in (24 * 48, 48, 12, 3))
 
 _PASS_OF_DIAGONAL = np.array([0, 3, 2, 3, 1, 3, 2, 3], np.uint8)
 _KNOWN_NEIGHBOURS = (0, 0, 2, 4)  # of the eight, in each pass
 _DENSITY_STEPS = np.array([4, 11, 28, 64, 128, 256, 512], np.int64)  # mean magnitude in 1/256
+_MEAN_SECOND = np.int16(12)  # class of a second moment as large as the mean of its plane, half octaves apart
 _SURROUND_STEPS = (141, 226, 333)  # sum over neighbours relative to what the mean would give, in 1/256
 _MAGNITUDE_LIMIT = 15  # a single outlier must not colour its whole row
 _PRIOR_ELEMENTS = 8  # a row is taken for average until it has shown about this many elements
@@ -55,10 +57,12 @@ class Guide:
     `levels`: for weights the reference's residual, for factors how large they may be, for moments the levels of what
     they were pruned with.
     `previous`: the reference's residual of the same matrix one layer earlier.
+    `second`: for moments, half octaves of the second moment over its mean, as its scales tell.
     """
 
     levels: ContextLevels | None = None
     previous: ContextLevels | None = None
+    second: HalfOctaves | None = None
 
 
 def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
@@ -79,7 +83,7 @@ def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return np.tile(eight, (-(-rows // 8), 1))[:rows]
 
 
-def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Places, Ids]]:
+def passes(kind: int, guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Places, Ids]]:
     """Yield (pass, places (N,), grid ids (N,)) in coding order; places count the elements of the plane row by row.
 
     `known` holds the magnitudes coded so far, 0 elsewhere, C-contiguous; the caller fills those at `places` before it
@@ -95,10 +99,19 @@ def passes(guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, P
         by_row = lines.relative_energy(known, number, total, axis=1)
         by_column = lines.relative_energy(known, number, total, axis=0)
         relative = by_row[row] * by_column[places - row * columns] >> 12
-        ids = fixed[places] + _ENERGY_PLACE * _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
+        energy = _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
+        if guide.second is not None:
+            energy = _with_second(kind, energy, guide.second.ravel()[places])
+        ids = fixed[places] + _ENERGY_PLACE * energy
         if neighbours:
             ids += _NEIGHBOUR_PLACE * _surround_classes(known, neighbours, total).ravel()[places]
         yield number, places, ids
+
+
+def _with_second(kind: int, energy: Ids, second: HalfOctaves) -> Ids:
+    """A first moment is as large as its second moment lets it be; the second is what its own scales say, no more."""
+    classes: Ids = np.clip(second + (_MEAN_SECOND if kind == SECOND else energy), 0, _ENERGY_CLASSES - 1)
+    return classes
 
 
 def _fixed_part(guide: Guide, shape: tuple[int, int]) -> Ids:

@@ -33,11 +33,11 @@ from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionW
 from ckzd.codec.restoring import (
     Kept,
     add_residual,
+    first_guide,
     frame_kept,
     framed_moment_step,
     itemsize_of,
     learned,
-    levels_for_context,
     moment_guide,
     put_kept,
     reference_values,
@@ -50,6 +50,7 @@ from ckzd.codec.restoring import (
     restore_second,
     restore_trend,
     restore_whole,
+    second_guide,
     trend_kept,
     weight_guide,
 )
@@ -182,7 +183,7 @@ class Decoder:
         tensor, code = self.index.layout.tensors[number], self.index.codes[number]
         kmeans = None
         if code.method is Method.KMEANS:
-            guide = Guide(levels_for_context(self._first_kmeans(triple, kept).levels))
+            guide = second_guide(self._first_kmeans(triple, kept).levels, self._scales[triple.weight])
             kmeans = self._codebook_plane(self._bytes(code), tensor, SECOND, guide)
         return restore_second(kmeans, self._scales[triple.weight], tensor.dtype)
 
@@ -190,20 +191,20 @@ class Decoder:
         tensor, code = self.index.layout.tensors[triple.first], self.index.codes[triple.first]
         if code.method is Method.KMEANS:
             return from_float64(quantize.dequantize_kmeans(self._first_kmeans(triple, kept)), tensor.dtype)
-        guide, scales, steps = self._moment_guide(triple, kept), self._scales[triple.weight], self.index.steps
+        weight, scales, steps = self.index.layout.tensors[triple.weight], self._scales[triple.weight], self.index.steps
         if code.method is Method.TREND:
-            trend = trend_kept(self.index.layout.tensors[triple.weight], kept)
+            trend = trend_kept(weight, kept)
             if trend is None:
                 raise ValueError(f"tensor {tensor.path}: its weight has no trend")
             return restore_trend(self._bytes(code), trend, scales, tensor.dtype)
         if code.method is Method.FRAMED:
-            frame = frame_kept(self.index.layout.tensors[triple.weight], kept)
+            frame = frame_kept(weight, kept)
             if frame is None:
                 raise ValueError(f"tensor {tensor.path}: its weight has no frame")
-            scalar = self._scalar_plane(self._bytes(code), tensor, FIRST, guide)
+            scalar = self._scalar_plane(self._bytes(code), tensor, FIRST, moment_guide(weight, kept))
             step = framed_moment_step(steps, triple, scales)
             return restore_framed_moment(scalar, frame, scales, step, tensor.dtype)
-        levels = self._plane(self._bytes(code), tensor, FIRST, guide)
+        levels = self._plane(self._bytes(code), tensor, FIRST, moment_guide(weight, kept))
         if triple.second is None:
             return restore_momentum(levels, scales, steps.momentum_step, tensor.dtype)
         return restore_first(levels, self._second(triple.second, triple, kept), steps.moment_step, tensor.dtype)
@@ -211,10 +212,8 @@ class Decoder:
     def _first_kmeans(self, triple: Triple, kept: ArrayFile | Reconstruction) -> KmeansCode:
         data = self._bytes(self.index.codes[triple.first])
         tensor = self.index.layout.tensors[triple.first]
-        return self._codebook_plane(data, tensor, FIRST, self._moment_guide(triple, kept))
-
-    def _moment_guide(self, triple: Triple, kept: ArrayFile | Reconstruction) -> Guide:
-        return moment_guide(self.index.layout.tensors[triple.weight], kept)
+        weight = self.index.layout.tensors[triple.weight]
+        return self._codebook_plane(data, tensor, FIRST, first_guide(weight, kept, self._scales[triple.weight]))
 
     def _exact(self, tensor: TensorSpec, code: Code) -> Bytes:
         before = reference_values(tensor, self._reference)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.arrays import Float64, Plane, Scale
+from ckzd.codec.arrays import Float64, HalfOctaves, Plane, Scale
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
 from ckzd.codec.tables import OCTAVE
 
@@ -114,6 +114,22 @@ def typical_root(scales: Scales) -> float:
     used = [codes[codes != ZERO] for codes in (scales.rows, scales.columns)]
     code = sum(int(codes.sum(dtype=np.int64)) // max(codes.size, 1) for codes in used)
     return float(np.sqrt(np.sqrt(value_of(np.array(code, np.int16)))))
+
+
+def half_octaves(scales: Scales) -> HalfOctaves:
+    """Row times column (R, C) over the mean of the rows, in half octaves: what moments' contexts see."""
+    used = scales.rows[scales.rows != ZERO]
+    middle = _mean_code(used) if used.size else 0
+    codes = scales.rows.astype(np.int32)[:, None] + scales.columns.astype(np.int32)
+    near: HalfOctaves = np.clip((codes - (middle - 2)) >> 2, -64, 63).astype(np.int8)
+    return near
+
+
+def _mean_code(codes: Scale) -> int:
+    """Code of the mean of values, by a sum of integers."""
+    largest = int(codes.max())
+    total = np.floor(value_of(codes - codes.max()) * 2.0**30).astype(np.int64).sum()
+    return largest + int(nearest_code(np.array(int(total) / codes.size * 2.0**-30)))
 
 
 def fill(scales: Scales, dtype: str) -> RawArray:

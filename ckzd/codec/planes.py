@@ -2,7 +2,7 @@
 
 Layout of a coded plane (all little-endian):
   u8  coder           0 empty, 1 raw, 2 order-0, 3 tables, 4 lstm; plus 128 if symbol codes follow; plus 64 if the
-                      escape block is packed
+                      escape block is packed; plus 32 if contexts see the second moment
   empty: nothing more, every level is 0; raw: i16 levels, row by row; else:
   leb total           sum of the magnitudes (each cut off at 15): sets the density class
   leb escapes         bytes of the escape block
@@ -11,7 +11,7 @@ Layout of a coded plane (all little-endian):
   words               range-coded symbols, to the end
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -40,7 +40,7 @@ from ckzd.codec.parsing import read_leb, write_leb
 
 ESCAPE = ALPHABET - 1
 MAX_LEVEL = (ALPHABET - 2) // 2  # 8
-_HAS_CODES, _PACKED = 128, 64
+_HAS_CODES, _PACKED, _SEES_SECOND = 128, 64, 32
 _SMALL_BYTES = 1 << 18  # of escapes: on megabytes, zstd at its highest level took more time than all else
 
 
@@ -83,11 +83,11 @@ class _Seen:
     passes: tuple[_Pass, ...]
 
     @classmethod
-    def of(cls, levels: Plane, guide: Guide) -> "_Seen":
+    def of(cls, levels: Plane, kind: int, guide: Guide) -> "_Seen":
         magnitude, symbols = context.magnitudes(levels), to_symbols(levels).ravel()
         total = int(magnitude.sum(dtype=np.int64))
         known, found = np.zeros_like(magnitude), []
-        for _, places, ids in context.passes(guide, known, total):
+        for _, places, ids in context.passes(kind, guide, known, total):
             found.append(_Pass(symbols[places], ids))
             known.ravel()[places] = magnitude.ravel()[places]
         return cls(total, context.density_class(total, levels.size), tuple(found))
@@ -105,7 +105,7 @@ class _Seen:
 
 def histograms_of(levels: Plane, kind: int, guide: Guide) -> Histograms:
     """How often each symbol follows each context of this plane."""
-    return _Seen.of(levels, guide).histograms(kind)
+    return _Seen.of(levels, kind, guide).histograms(kind)
 
 
 def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
@@ -138,6 +138,7 @@ class _Coded:
     """A coded plane, taken apart."""
 
     coder: Coder
+    sees_second: bool
     total: int
     codes: Codes
     escapes: Plane  # in coding order
@@ -147,7 +148,7 @@ class _Coded:
         packed = escapes.pack(self.escapes) if self.escapes.size else b""
         block = min(packed, _zstd_of(self.escapes), key=len) if packed else b""
         flags = (_HAS_CODES if self.codes.size else 0) + (_PACKED if block and block is packed else 0)
-        name = bytes([self.coder + flags])
+        name = bytes([self.coder + flags + (_SEES_SECOND if self.sees_second else 0)])
         return name + write_leb(self.total) + write_leb(len(block)) + self.codes.tobytes() + block + self.words
 
     @staticmethod
@@ -157,8 +158,9 @@ class _Coded:
         codes = np.frombuffer(data, np.uint8, ALPHABET if data[0] & _HAS_CODES else 0, start)
         start += codes.size
         block, words = data[start : start + escape_bytes], data[start + escape_bytes :]
-        coder = Coder(data[0] & ~(_HAS_CODES | _PACKED))
-        return _Coded(coder, total, codes, _unpacked(block, elements, packed=bool(data[0] & _PACKED)), words)
+        coder = Coder(data[0] & ~(_HAS_CODES | _PACKED | _SEES_SECOND))
+        levels = _unpacked(block, elements, packed=bool(data[0] & _PACKED))
+        return _Coded(coder, bool(data[0] & _SEES_SECOND), total, codes, levels, words)
 
 
 def _zstd_of(escapes: Plane) -> bytes:
@@ -176,10 +178,10 @@ def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tupl
     """Code a plane (R, C) with whichever coder is cheapest; returns the bytes and which coder it was."""
     if not levels.any():
         return bytes([Coder.EMPTY]), Coder.EMPTY
-    plane = _Seen.of(levels, guide)
+    plane = _Seen.of(levels, kind, guide)
     coder, codes = _choose(plane.histograms(kind), models)
     words = plane.words(kind, _model_of(coder, codes, models))
-    coded = _Coded(coder, plane.total, codes, _escapes_of(levels), words).to_bytes()
+    coded = _Coded(coder, guide.second is not None, plane.total, codes, _escapes_of(levels), words).to_bytes()
     if len(coded) > 2 * levels.size:
         return bytes([Coder.RAW]) + levels.astype("<i2").tobytes(), Coder.RAW
     return coded, coder
@@ -192,6 +194,10 @@ def decode_plane(data: bytes, shape: tuple[int, int], kind: int, guide: Guide, m
     if data[0] == Coder.RAW:
         return np.frombuffer(data, "<i2", offset=1).astype(np.int16).reshape(shape)
     coded = _Coded.from_bytes(data, shape[0] * shape[1])
+    if coded.sees_second and guide.second is None:
+        raise ValueError("a plane's contexts see a second moment that it does not have")
+    if not coded.sees_second:  # as in formats before 5
+        guide = replace(guide, second=None)
     return _decode_symbols(coded, shape, kind, guide, _model_of(coded.coder, coded.codes, models))
 
 
@@ -206,7 +212,7 @@ def _decode_symbols(coded: _Coded, shape: tuple[int, int], kind: int, guide: Gui
     levels, known = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
     density = context.density_class(coded.total, levels.size)
     coder, used = SymbolDecoder(coded.words), 0
-    for number, places, ids in context.passes(guide, known, coded.total):
+    for number, places, ids in context.passes(kind, guide, known, coded.total):
         symbols = coder.decode(ids, model.rows(kind, number, density))
         count = int(np.count_nonzero(symbols == ESCAPE))
         if used + count > coded.escapes.size:

@@ -46,6 +46,16 @@ def moment_guide(weight: TensorSpec, kept: ArrayFile | Reconstruction) -> Guide:
     return Guide(_levels(kept, weight.path, plane_shape(weight.shape)))
 
 
+def first_guide(weight: TensorSpec, kept: ArrayFile | Reconstruction, scales: Scales) -> Guide:
+    """The same for one that is coded by a codebook."""
+    return replace(moment_guide(weight, kept), second=moments.half_octaves(scales))
+
+
+def second_guide(first: Plane, scales: Scales) -> Guide:
+    """The levels (R, C) of the first moment guide the second's, which its scales foretell."""
+    return Guide(levels_for_context(first), second=moments.half_octaves(scales))
+
+
 def _levels(arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:
     found = arrays.get(path, "levels")
     return found.astype(np.int8) if found is not None and found.shape == shape else None

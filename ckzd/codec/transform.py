@@ -32,11 +32,11 @@ from ckzd.codec.reconstruction import ArrayFile
 from ckzd.codec.restoring import (
     Kept,
     add_residual,
+    first_guide,
     frame_kept,
     framed_moment_step,
     has_frame,
     learned,
-    levels_for_context,
     moment_guide,
     put_kept,
     restore_factored,
@@ -48,6 +48,7 @@ from ckzd.codec.restoring import (
     restore_second,
     restore_trend,
     restore_whole,
+    second_guide,
     trend_bytes,
     trend_kept,
     weight_guide,
@@ -317,12 +318,9 @@ class Transform:
                 continue
             if number not in triple_of:
                 yield PlaneToCode(number, WEIGHTS, levels, self._weight_guide(number))
-            elif number == triple_of[number].first:
-                weight = self.inputs.tensor(triple_of[number].weight)
-                yield PlaneToCode(number, FIRST, levels, moment_guide(weight, self.kept))
             else:
-                first = self._levels(triple_of[number].first)
-                yield PlaneToCode(number, SECOND, levels, Guide(None if first is None else levels_for_context(first)))
+                kind = FIRST if number == triple_of[number].first else SECOND
+                yield PlaneToCode(number, kind, levels, self._moment_guide(number, triple_of[number]))
 
     def _weight_guide(self, number: int) -> Guide:
         tensor = self.inputs.tensor(number)
@@ -330,6 +328,16 @@ class Transform:
             shape = plane_shape(tensor.shape)
             return Head.of(self.prefixes[number], shape).guide(shape)
         return weight_guide(tensor, self.inputs.reference)
+
+    def _moment_guide(self, number: int, triple: Triple) -> Guide:
+        weight, scales = self.inputs.tensor(triple.weight), self.survey.scales[triple.weight]
+        if self.methods[number] is not Method.KMEANS:
+            return moment_guide(weight, self.kept)
+        if number == triple.first:
+            return first_guide(weight, self.kept, scales)
+        first = self._levels(triple.first)
+        assert first is not None, "a second moment has a codebook where the first has one"
+        return second_guide(first, scales)
 
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a lossy moment (R, C), from the levels in hand."""

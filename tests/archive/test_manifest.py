@@ -11,8 +11,10 @@ from making import made_manifest, sha256
 
 import ckzd.archive
 from ckzd.archive import EntryModel, FileModel, Manifest, StatModel, files_digest
+from ckzd.archive.manifest import FORMAT_VERSION
 
 FORMAT = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
+WRITTEN = f'"format":{FORMAT_VERSION}'.encode()
 MODELS = (Manifest, StatModel, FileModel, EntryModel)
 
 
@@ -57,18 +59,18 @@ def test_no_other_spelling_is_accepted():
         good.replace(b'"step":100', b'"step":1e2'),
         good.replace(b'"step":100', b'"step":100.0'),
         good.replace(b'"step":100', b'"step":"100"'),
-        good.replace(b'"format":4', b'"format":true'),
-        good.replace(b'"format":4', b'"format":4,\n"format":4'),
+        good.replace(WRITTEN, b'"format":true'),
+        good.replace(WRITTEN, WRITTEN + b",\n" + WRITTEN),
         good.replace(b"step_100", b"step\\u005f100"),
     ):
         with pytest.raises(ValueError, match=r".+"):
             Manifest.from_json(other)
 
 
-@pytest.mark.parametrize("version", [5, 10**9])
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 10**9])
 def test_a_newer_format_says_so(version):
-    text = made_manifest().to_json().replace(b'"format":4', f'"format":{version}'.encode())
-    with pytest.raises(ValueError, match=f"format {version} is newer than 4"):
+    text = made_manifest().to_json().replace(WRITTEN, f'"format":{version}'.encode())
+    with pytest.raises(ValueError, match=f"format {version} is newer than {FORMAT_VERSION}"):
         Manifest.from_json(text)
 
 

@@ -3,13 +3,14 @@
 usage: contexts.py REFERENCE.pt... CURRENT.pt [--preset resume]      one run, oldest first
 Each context keeps counts of its own and learns as it codes (Dirichlet, 1/18 a symbol), so that fields pay for what they
 cost to learn: no table is sent. A line a choice; `density` is known in every one but the first. Beside the format's
-fields stands what it does not use: the second moment at a symbol's place, as its scales tell (in a frame: of its two
-directions), in classes a quarter of an octave apart.
+fields stands the second moment at a symbol's place, as its scales tell (in a frame: of its two directions), in classes
+a quarter of an octave apart; the format has it in the energy of moments that are coded by codebooks.
 """
 
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -41,16 +42,20 @@ Counts = npt.NDArray[np.int64]
 Cells = dict[tuple[int, int], Counts]  # by kind and density: symbols (A) after every context (product of SIZES)
 
 
-def counted(planes: Iterable[tuple[PlaneToCode, Float64]]) -> Cells:
-    """Symbols of planes, each with the second moment (R, C) that its scales tell of every symbol's place."""
+def counted(planes: Iterable[tuple[PlaneToCode, Float64]], *, as_coded: bool = False) -> Cells:
+    """Symbols of planes, each with the second moment (R, C) that its scales tell of every symbol's place.
+
+    The energy of codebooks' moments has it in it, `as_coded`, or is told apart from it.
+    """
     cells: Cells = {}
     for plane, second in planes:
+        guide = plane.guide if as_coded else replace(plane.guide, second=None)
         known, symbols = np.zeros(plane.levels.shape, np.uint8), to_symbols(plane.levels).ravel()
         magnitude = context.magnitudes(plane.levels)
         total, classes = int(magnitude.sum(dtype=np.int64)), second_classes(second).ravel()
         key = plane.kind, context.density_class(total, known.size)
         counts = cells.setdefault(key, np.zeros((math.prod(SIZES), ALPHABET), np.int64))
-        for _, places, ids in context.passes(plane.guide, known, total):
+        for _, places, ids in context.passes(plane.kind, guide, known, total):
             np.add.at(counts, (ids.astype(np.int64) * SECOND_CLASSES + classes[places], symbols[places]), 1)
             known.ravel()[places] = magnitude.ravel()[places]
     return cells
@@ -110,7 +115,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from ((name, (name,)) for name in NAMES)
     yield from ((f"all but {name}", tuple(each for each in NAMES if each != name)) for name in NAMES)
     yield "all", NAMES
-    yield "guide and energy, as tables do", ("guide", "energy")
+    yield "guide and energy", ("guide", "energy")
     yield "guide, energy and second moment", ("guide", "energy", "second moment")
 
 
@@ -120,12 +125,15 @@ def main() -> None:
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)
     with mock.patch.object(transforming, "fitted", return_value=None):  # frames for all: factors have no such places
-        cells = counted(planes_with_second(transform_of(current, reference, preset)))
+        planes = list(planes_with_second(transform_of(current, reference, preset)))
+    cells = counted(planes)
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
     order0 = adaptive_bytes(cells, (), density=False)
     print(json.dumps({"contexts": "none", "bytes": round(order0)}))
-    for name, fields in choices():
-        size = adaptive_bytes(cells, fields)
+    sizes = {name: adaptive_bytes(cells, fields) for name, fields in choices()}
+    as_coded = counted(planes, as_coded=True)
+    sizes["guide and energy with the second moment in it, as tables do"] = adaptive_bytes(as_coded, ("guide", "energy"))
+    for name, size in sizes.items():
         print(json.dumps({"contexts": name, "bytes": round(size), "below_order0": round(1 - size / order0, 4)}))
 
 

@@ -7,7 +7,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ckzd.codec import context
-from ckzd.codec.context import DENSITIES, FIELDS, GRID, PASSES, Guide, density_class, lattice, magnitudes, passes
+from ckzd.codec.context import (
+    DENSITIES,
+    FIELDS,
+    FIRST,
+    GRID,
+    PASSES,
+    SECOND,
+    WEIGHTS,
+    Guide,
+    density_class,
+    lattice,
+    magnitudes,
+    passes,
+)
 
 shapes = st.tuples(st.integers(0, 12), st.integers(0, 12))
 levels = st.one_of(st.just(0), st.integers(-3, 3), st.integers(-40, 40), st.sampled_from([-32768, 32767]))
@@ -21,14 +34,14 @@ def planes(draw):
     def guide():
         return draw(st.none() | arrays(np.int8, shape, elements=st.integers(-128, 127)))
 
-    return plane, Guide(guide(), guide())
+    return draw(st.sampled_from([WEIGHTS, FIRST, SECOND])), plane, Guide(guide(), guide(), guide())
 
 
-def coded(plane, guide):
+def coded(kind, plane, guide):
     """The passes as the encoder sees them: it fills in what it codes."""
     magnitude = magnitudes(plane)
     known = np.zeros_like(magnitude)
-    for number, places, ids in passes(guide, known, int(magnitude.sum(dtype=np.int64))):
+    for number, places, ids in passes(kind, guide, known, int(magnitude.sum(dtype=np.int64))):
         yield number, np.unravel_index(places, plane.shape) if plane.size else ([], []), ids.copy()
         known.ravel()[places] = magnitude.ravel()[places]
 
@@ -36,9 +49,9 @@ def coded(plane, guide):
 @settings(deadline=None)
 @given(planes())
 def test_every_element_is_coded_once_in_the_order_of_the_lattice(given_plane):
-    plane, guide = given_plane
+    kind, plane, guide = given_plane
     times = np.zeros(plane.shape, int)
-    for position, (number, places, ids) in enumerate(coded(plane, guide)):
+    for position, (number, places, ids) in enumerate(coded(kind, plane, guide)):
         assert number == position
         assert np.array_equal(np.transpose(places), np.argwhere(lattice(plane.shape) == number))
         assert ids.dtype == np.int16
@@ -52,15 +65,15 @@ def test_every_element_is_coded_once_in_the_order_of_the_lattice(given_plane):
 @given(planes(), st.randoms(use_true_random=False))
 def test_a_context_depends_on_nothing_that_comes_later(given_plane, random):
     """Whatever the elements of this and later passes are, their contexts are the same, if the total is."""
-    plane, guide = given_plane
+    kind, plane, guide = given_plane
     total = int(magnitudes(plane).sum(dtype=np.int64))
-    for number, places, ids in coded(plane, guide):
+    for number, places, ids in coded(kind, plane, guide):
         changed = magnitudes(plane)
         later = np.argwhere(lattice(plane.shape) >= number)
         for i, j in later:
             changed[i, j] = random.randrange(16)
         known = np.zeros_like(changed)
-        for again, places_again, ids_again in passes(guide, known, total):
+        for again, places_again, ids_again in passes(kind, guide, known, total):
             if again == number:
                 assert len(places[0]) == len(places_again)
                 assert np.array_equal(ids, ids_again)
@@ -72,9 +85,9 @@ def test_a_context_depends_on_nothing_that_comes_later(given_plane, random):
 @given(planes(), st.integers(0, 2**62))
 def test_a_lie_about_the_total_is_harmless(given_plane, total):
     """A damaged header says any total: ids stay inside the grid, no overflow, no warning."""
-    plane, guide = given_plane
+    kind, plane, guide = given_plane
     known = np.zeros(plane.shape, np.uint8)
-    for _, places, ids in passes(guide, known, total):
+    for _, places, ids in passes(kind, guide, known, total):
         assert ((ids >= 0) & (ids < GRID)).all()
         known.ravel()[places] = 15
     assert 0 <= density_class(total, plane.size) < DENSITIES
@@ -94,7 +107,7 @@ def test_each_pass_knows_as_many_neighbours_as_it_counts_on():
         assert counts == {expected}
 
 
-def plain_ids(plane, guide, only=slice(None)):
+def plain_ids(kind, plane, guide, only=slice(None)):
     """FORMAT.md, section Contexts, element by element in Python integers; of some columns only."""
     magnitude = magnitudes(plane).astype(int)
     rows, columns = plane.shape
@@ -137,6 +150,9 @@ def plain_ids(plane, guide, only=slice(None)):
             close = against(neighbours(coded_before, i, j), (0, 0, 2, 4)[number], total)
             previous = 0 if guide.previous is None else min(abs(int(guide.previous[i, j])), 2)
             relative = sum(step <= row * column >> 12 for step in steps)
+            if guide.second is not None:
+                half_octaves = int(guide.second[i, j])
+                relative = min(max(half_octaves + (12 if kind == SECOND else relative), 0), 23)
             found[i, j] = (((guided * 24 + relative) * 4 + around) * 4 + close) * 3 + previous
     return found
 
@@ -144,9 +160,9 @@ def plain_ids(plane, guide, only=slice(None)):
 @settings(deadline=None, max_examples=40)
 @given(planes())
 def test_ids_are_what_the_format_says(given_plane):
-    plane, guide = given_plane
-    expected = plain_ids(plane, guide)
-    for _, places, ids in coded(plane, guide):
+    kind, plane, guide = given_plane
+    expected = plain_ids(kind, plane, guide)
+    for _, places, ids in coded(kind, plane, guide):
         assert ids.tolist() == expected[places].tolist()
 
 
@@ -156,8 +172,8 @@ def test_long_vectors_do_not_overflow(shape):
     plane = np.zeros(shape, np.int16)
     plane[0, 0] = 15
     guide = Guide(plane.astype(np.int8))
-    expected = plain_ids(plane, guide, slice(20)) if shape[0] < 100 else None
-    for _, places, ids in coded(plane, guide):
+    expected = plain_ids(WEIGHTS, plane, guide, slice(20)) if shape[0] < 100 else None
+    for _, places, ids in coded(WEIGHTS, plane, guide):
         if expected is not None:
             row, column = (each[places[1] < 20] for each in places)
             assert np.array_equal(ids[places[1] < 20], expected[row, column])

@@ -42,13 +42,13 @@ TRAINED = fitted(sparse((60, 60)))
 def test_levels_come_back(data, shape, kind, models):
     plane = data.draw(arrays(np.int16, shape, elements=levels))
     guides = arrays(np.int8, shape, elements=st.integers(-128, 127))
-    guide = Guide(data.draw(st.none() | guides), data.draw(st.none() | guides))
+    guide = Guide(*(data.draw(st.none() | guides) for _ in range(3)))
     coded, coder = encode_plane(plane, kind, guide, models)
     decoded = decode_plane(coded, shape, kind, guide, models)
     assert decoded.dtype == np.int16
     assert np.array_equal(decoded, plane)
     assert len(coded) <= 1 + 2 * plane.size
-    assert coder is Coder(coded[0] & 63)
+    assert coder is Coder(coded[0] & 31)
 
 
 CASES = {
@@ -152,6 +152,18 @@ MALFORMED = {
 def test_what_no_encoder_writes_is_refused(name):
     with pytest.raises((ValueError, IndexError)):
         decode_plane(MALFORMED[name], (3, 4), WEIGHTS, Guide(), Models())
+
+
+def test_a_plane_of_an_earlier_format_sees_no_second_moment():
+    """Its first byte says so, whatever the caller knows by now."""
+    plane = sparse((40, 30))
+    second = Guide(second=np.full(plane.shape, 5, np.int8))
+    coded, _ = encode_plane(plane, FIRST, Guide(), TRAINED)
+    assert np.array_equal(decode_plane(coded, plane.shape, FIRST, second, TRAINED), plane)
+    seeing, _ = encode_plane(plane, FIRST, second, TRAINED)
+    assert seeing[0] & 32
+    with pytest.raises(ValueError, match="second moment"):
+        decode_plane(seeing, plane.shape, FIRST, Guide(), TRAINED)
 
 
 def test_symbols_and_levels():

@@ -214,7 +214,7 @@ def test_slabs_without_moments_are_coded_like_their_tensor(tmp_path):
 
 
 def test_tokens_that_never_occur_do_not_make_the_step_finer(tmp_path):
-    """They moved the typical weight, a geometric mean over all slabs: an eighth of Pythia's weights doubled its archives."""
+    """They had a part in the typical weight, a mean over slabs: archives of Pythia's shape were twice as large."""
     found = []
     for tokens in (1024, 30_000):
         archives = compressed_run(decayed(tmp_path / str(tokens), 0.9, tokens)[:2])
