@@ -149,15 +149,20 @@ def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
     plain.add(first[second > 0] / np.sqrt(second[second > 0]))
     weigher = quantize.weigher_of(scales)
     framed.add(weigher.unweigh(first) / (moments.typical_root(scales) if triple.second is None else 1.0))
-    trained = np.ix_(scales.rows != ZERO, scales.columns != ZERO)
     weighted = weigher.weigh(inputs.matrix(triple.weight))
     energies.weights.add(weighted)
     if has_frame(inputs.tensor(triple.weight)):
-        energies.matrices[tensor].add(weighted[trained])
+        energies.matrices[tensor].add(_trained(weighted, scales))
     residual = inputs.residual(triple.weight)
     if residual is not None:
-        energies.residuals[tensor].add(weigher.weigh(residual)[trained])
+        energies.residuals[tensor].add(_trained(weigher.weigh(residual), scales))
     return energies
+
+
+def _trained(values: Float64, scales: Scales) -> Float64:
+    """Rows and columns (of R, C) that have moments."""
+    rows, columns = scales.rows != ZERO, scales.columns != ZERO
+    return values if rows.all() and columns.all() else values[np.ix_(rows, columns)]
 
 
 def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _Energies) -> Steps:
