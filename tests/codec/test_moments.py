@@ -15,19 +15,6 @@ from ckzd.codec.moments import MAX_CODE, ZERO, checked_scales, code_of, value_of
 from ckzd.codec.quantize import Codebook, KmeansCode
 from ckzd.codec.restoring import restore_first, restore_second
 
-
-def plain_half_octaves(scales):
-    """FORMAT.md, section Planes, in Python's integers and fractions."""
-    used = [int(code) for code in scales.rows if code != ZERO]
-    middle = 0
-    if used:
-        shares = [int(value_of(np.array(code - max(used), np.int16)) * 2**30) for code in used]
-        mean = Fraction(sum(shares), len(used)) / 2**30
-        middle = max(used) + min(range(-400, 1), key=lambda code: abs(Fraction(2.0 ** (code / 8)) - mean))
-    near = [[(int(r) + int(c) - middle + 2) // 4 for c in scales.columns] for r in scales.rows]
-    return np.clip(near, -64, 63)
-
-
 DTYPES = ["float32", "bfloat16", "float16"]
 positive = st.one_of(st.just(0.0), st.floats(2.0**-149, 2.0**120, width=32), st.floats(2.0**-46, 2.0**-7, width=32))
 signed = st.one_of(st.just(0.0), st.floats(-(2.0**100), 2.0**100, width=32))
@@ -39,6 +26,18 @@ def stored(values: Float64, dtype: str) -> Float64:
 
 
 codes = st.one_of(st.integers(-MAX_CODE, MAX_CODE), st.just(int(ZERO)))
+
+
+def plain_half_octaves(scales):
+    """FORMAT.md, section Planes, in Python's integers and fractions."""
+    used = [int(code) for code in scales.rows if code != ZERO]
+    middle = 0
+    if used:
+        shares = [int(value_of(np.array(code - max(used), np.int16)) * 2**30) for code in used]
+        mean = Fraction(sum(shares), len(used)) / 2**30
+        middle = max(used) + min(range(-400, 1), key=lambda code: abs(Fraction(2.0 ** (code / 8)) - mean))
+    near = [[(int(r) + int(c) - middle + 2) // 4 for c in scales.columns] for r in scales.rows]
+    return np.clip(near, -64, 63)
 
 
 @given(arrays(np.int16, st.integers(1, 9), elements=codes), arrays(np.int16, st.integers(1, 9), elements=codes))

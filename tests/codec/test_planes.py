@@ -55,6 +55,7 @@ CASES = {
     "nothing": np.zeros((30, 20)),
     "constant": np.full((30, 20), 3),
     "constant beyond the alphabet": np.full((30, 20), -500),
+    "more beyond the alphabet than zstd takes at its highest level": np.full((400, 400), -500),
     "one element": np.array([[1]]),
     "one large element": np.array([[-32767]]),
     "vector": sparse((300, 1)),
