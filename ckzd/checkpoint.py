@@ -99,6 +99,7 @@ class ParamGroup:
     ids: tuple[str, ...]
     names: tuple[str, ...] | None = None
     betas: tuple[float, float] | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

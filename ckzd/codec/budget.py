@@ -22,6 +22,7 @@ class Loss:
     error: float
     energy: float  # its own
     elements: int
+    first_order: float  # of the training loss, in its own units: see `course`
 
     @property
     def relative(self) -> float:

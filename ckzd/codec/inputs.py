@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, RawArray, TensorSpec, storages, whole
+from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import is_finite, stored_array, to_float64
 from ckzd.codec.layout import plane_shape
@@ -40,6 +40,22 @@ class Inputs:
     def first_slab(self) -> dict[int, int]:
         """What `slabs` knows a slab's tensor by, for each slab."""
         return {slab: first for first, slabs in self.slabs.items() for slab in slabs}
+
+    @cached_property
+    def _groups(self) -> dict[tuple[str, ...], ParamGroup]:
+        """By the path of each parameter's state."""
+        return {
+            (*optimizer.path, "state", key): group
+            for optimizer in self.checkpoint.optimizers
+            for group in optimizer.groups
+            for key in group.ids
+        }
+
+    def group_of(self, moment: int) -> ParamGroup | None:
+        """The optimizer's group that a tensor of its state belongs to."""
+        path = self.tensor(moment).path
+        found = (self._groups.get(path[:depth]) for depth in range(len(path)))
+        return next((group for group in found if group is not None), None)
 
     def whole_shape(self, number: int) -> tuple[int, ...]:
         """Of all of a tensor, by the number of its first slab."""

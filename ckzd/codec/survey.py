@@ -25,6 +25,7 @@ from ckzd.errors import BadCheckpoint
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
 _YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
+_FRESH_MEMORIES = 20  # before, even beside a trend: the gradient turns faster than checkpoints are written
 _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
@@ -41,6 +42,7 @@ class Survey:
     weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
+    moments_follow: bool  # first moments of weights that have a trend, whether `steps` code others or not
     steps: Steps
 
 
@@ -62,6 +64,24 @@ class _Energy:
     @property
     def rms(self) -> float:
         return (self.total / self.elements) ** 0.5 if self.elements else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Which first moments are worth their bits; the others restore as 0."""
+
+    with_trend: bool  # also of weights that have a trend; else they follow it
+    without: bool
+
+    @classmethod
+    def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_Memory":
+        beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
+        step = inputs.checkpoint.step or _NEVER_YOUNG
+        filled = 1 - beta2**step  # exp_avg_sq starts at 0 and is still filling up
+        noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
+        memories = step * (1 - beta1)
+        is_signal = beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
+        return cls(is_signal or memories < _FRESH_MEMORIES, is_signal or memories < _YOUNG_MEMORIES)
 
 
 _ByTensor = defaultdict[int, _Energy]  # by the number of a tensor's first slab
@@ -107,7 +127,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         scales[triple.weight] = own
         energies.include(_energies(inputs, triple, own))
     lossy = tuple(t for t in sound if t.weight in scales)
-    typical = _typical(energies.residuals.values())
+    typical, memory = _typical(energies.residuals.values()), _Memory.of(inputs, lossy, energies.updates.rms**2)
     return Survey(
         copies=copies,
         same=same,
@@ -116,7 +136,8 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         weight_energy=energies.weights.total,
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
-        steps=_steps(inputs, lossy, preset, energies),
+        moments_follow=not memory.with_trend,
+        steps=_steps(preset, energies, first_moments=memory.without),
     )
 
 
@@ -165,19 +186,18 @@ def _trained(values: Float64, scales: Scales) -> Float64:
     return values if rows.all() and columns.all() else values[np.ix_(rows, columns)]
 
 
-def _steps(inputs: Inputs, lossy: Sequence[Triple], preset: Preset, energies: _Energies) -> Steps:
+def _steps(preset: Preset, energies: _Energies, *, first_moments: bool) -> Steps:
     momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is not Scheme.UNIFORM:
         return Steps(momentum_step=momentum_step)  # codebooks are for two moments
     weight = _typical_rms(energies.matrices.values() or [energies.weights])
     update = _typical(energies.residuals.values()).rms
-    needed = _first_moments_needed(inputs, lossy, energies.updates.rms**2)
     return Steps(
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
         whole_step=float(np.float32(preset.whole_step * weight)),
-        moment_step=preset.moment_step * energies.updates.rms * needed,
+        moment_step=preset.moment_step * energies.updates.rms * first_moments,
         momentum_step=momentum_step,
-        framed_moment_step=preset.moment_step * energies.framed_updates.rms * needed,
+        framed_moment_step=preset.moment_step * energies.framed_updates.rms * first_moments,
         framed_momentum_step=preset.momentum_step * energies.framed_momenta.rms,
     )
 
@@ -241,21 +261,9 @@ def _has_moments(inputs: Inputs, triple: Triple) -> bool:
     return bool(inputs.matrix(triple.first if triple.second is None else triple.second).any())
 
 
-def _first_moments_needed(inputs: Inputs, lossy: Sequence[Triple], signal: float) -> bool:
-    """Whether first moments are worth their bits; else they restore as 0."""
-    beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
-    step = inputs.checkpoint.step or _NEVER_YOUNG
-    filled = 1 - beta2**step  # exp_avg_sq starts at 0 and is still filling up
-    noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
-    young = step * (1 - beta1) < _YOUNG_MEMORIES
-    return young or beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
-
-
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:
     """Of every group that holds a weight with two moments: Lion's betas mean something else."""
-    seconds = [inputs.tensor(triple.second).path for triple in lossy if triple.second is not None]
-    for optimizer in inputs.checkpoint.optimizers:
-        adam = {path[: len(optimizer.path) + 2] for path in seconds}
-        for group in optimizer.groups:
-            if group.betas is not None and any((*optimizer.path, "state", key) in adam for key in group.ids):
-                yield group.betas
+    for triple in lossy:
+        group = inputs.group_of(triple.second) if triple.second is not None else None
+        if group is not None and group.betas is not None:
+            yield group.betas

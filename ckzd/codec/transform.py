@@ -17,6 +17,7 @@ from ckzd.codec import moments, quantize, wide
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, too_much
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.course import Course, rate_of, share_for
 from ckzd.codec.dtypes import from_float64, to_float64
 from ckzd.codec.factors import Head
 from ckzd.codec.frames import Frame
@@ -79,6 +80,7 @@ class Transform:
     methods: dict[int, Method] = field(default_factory=dict)
     prefixes: dict[int, bytes] = field(default_factory=dict)  # before a plane, or a trend's code
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
+    regained: float = 0.0  # of the first-order loss, by first moments that follow their weights
 
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own halvings."""
@@ -89,11 +91,19 @@ class Transform:
                 self._exact_weight(number)
             else:
                 self._lossy_weight(number, *weight)
+        courses: dict[int, Course] = {}
         moments_of = in_order(self._moments, self.survey.lossy, lambda triple: self._elements(triple.weight))
         for moment in chain.from_iterable(moments_of):
             self.methods[moment.number], self.prefixes[moment.number] = moment.method, moment.prefix
             if moment.levels is not None:
                 self.scratch.put(self.inputs.tensor(moment.number).path, "levels", moment.levels)
+            if moment.course is not None:
+                courses[moment.number] = moment.course
+        lost = sum(loss.first_order for loss in self.losses.values())
+        share = share_for(lost, courses.values())
+        for number, course in courses.items():
+            self.prefixes[number] = trend_bytes(course.unit * course.length(share))
+        self.regained = sum(course.regained(share) for course in courses.values())
         for number in range(len(self.inputs.checkpoint.tensors)):
             self.methods.setdefault(number, Method.EXACT)
 
@@ -158,7 +168,7 @@ class Transform:
             quantized = quantizer()
             if quantized is None:
                 return None
-            loss = self._loss(number, quantized.kept.values)
+            loss = self._loss(triple, quantized.kept.values)
             if loss.relative <= limit:
                 return quantized, loss
             kmeans = quantized.method is Method.KMEANS
@@ -232,13 +242,14 @@ class Transform:
         lossy = sorted(self.halvings.keys() & self.losses.keys())
         return {number: self.halvings[number] for number in lossy}
 
-    def _loss(self, number: int, values: RawArray) -> Loss:
-        """What a weight loses if these are its restored values."""
-        weight = self.inputs.matrix(number)
-        restored = to_float64(values, self.inputs.tensor(number).dtype).reshape(weight.shape)
-        weigher = quantize.weigher_of(self.survey.scales[number])
-        error = float((weigher.weigh(weight - restored) ** 2).sum())
-        return Loss(error, float((weigher.weigh(weight) ** 2).sum()), weight.size)
+    def _loss(self, triple: Triple, restored: RawArray) -> Loss:
+        """What a weight loses if this is what it restores to."""
+        weight = self.inputs.matrix(triple.weight)
+        error = to_float64(restored, self.inputs.tensor(triple.weight).dtype).reshape(weight.shape) - weight
+        weigher = quantize.weigher_of(self.survey.scales[triple.weight])
+        first_order = 0.0 if triple.second is None else float((self.inputs.matrix(triple.first) * error).sum())
+        lost, energy = (float((weigher.weigh(values) ** 2).sum()) for values in (error, weight))
+        return Loss(lost, energy, weight.size, first_order)
 
     def _moments(self, triple: Triple) -> "list[_Moment]":
         """A weight's moments: in its frame where there is one, else by scales; or by codebooks."""
@@ -246,7 +257,7 @@ class Transform:
             return [self._framed_moment(triple) or self._momentum(triple)]
         if self.preset.scheme is Scheme.KMEANS:
             return self._codebook_moments(triple, triple.second)
-        first = self._framed_moment(triple) or self._trend(triple) or self._scaled_moment(triple, triple.second)
+        first = self._trend(triple) or self._framed_moment(triple) or self._scaled_moment(triple, triple.second)
         return [_Moment(triple.second, Method.FILL), first]
 
     def _momentum(self, triple: Triple) -> "_Moment":
@@ -280,17 +291,16 @@ class Transform:
 
     def _trend(self, triple: Triple) -> "_Moment | None":
         """A first moment that is not worth its bits, from what its weight moved, if the two agree at all."""
-        trend, scales = trend_kept(self.inputs.tensor(triple.weight), self.kept), self.survey.scales[triple.weight]
+        trend = trend_kept(self.inputs.tensor(triple.weight), self.kept)
+        if trend is None or not self.survey.moments_follow:
+            return None
+        scales = self.survey.scales[triple.weight]
         energy = moments.product_of(scales)
-        if trend is None or self.survey.steps.moment_step or not trend.any():
-            return None
         used = energy > 0
-        update = self.inputs.matrix(triple.first)[used] / np.sqrt(energy[used])
         moved = quantize.weigher_of(scales).unweigh(trend.astype(np.float64))[used]
-        if not (update * moved).sum() < 0:
-            return None
-        times = self.preset.trend * np.sqrt((update**2).sum() / (moved**2).sum())
-        return _Moment(triple.first, Method.TREND, prefix=trend_bytes(float(times)))
+        rate = rate_of(self.inputs.group_of(triple.first), self.inputs.checkpoint.step)
+        course = Course.of(self.inputs.matrix(triple.first)[used], energy[used], moved, rate)
+        return _Moment(triple.first, Method.TREND, course=course) if course is not None else None
 
     def _codebook_moments(self, triple: Triple, second: int) -> "list[_Moment]":
         """Both moments by codebooks, where the first is large and the weight was kept."""
@@ -385,6 +395,7 @@ class _Moment:
     method: Method
     levels: Plane | None = None  # none: it follows from scales or trend
     prefix: bytes = b""
+    course: Course | None = None  # of one that follows its weight
 
 
 _Quantizer = Callable[[], _Quantized | None]  # with the step that the weight has by then

@@ -9,6 +9,7 @@ from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, Te
 
 STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
 MAX_STEP = 1 << 62
+MAX_LEARNING_RATE = 1e6
 MAX_OPTIMIZER_ITEMS = 8_000_000  # parameters and settings in all param_groups that are looked at
 
 
@@ -125,6 +126,7 @@ class _Optimizers:
             ids=tuple(map(label, params)),
             names=tuple(map(label, names)) if named and isinstance(names, list) else None,
             betas=_betas(group.get("betas")),
+            learning_rate=_learning_rate(group.get("lr")),
         )
 
     def _spend(self, items: int) -> bool:
@@ -145,6 +147,11 @@ def _betas(values: Node) -> tuple[float, float] | None:
         return None
     first, second = (float(v) if isinstance(v, (int, float)) and 0 <= v <= 1 else None for v in values)
     return None if first is None or second is None else (first, second)
+
+
+def _learning_rate(value: Node) -> float | None:
+    """None also for one that is held in a tensor."""
+    return float(value) if isinstance(value, (int, float)) and 0 < value < MAX_LEARNING_RATE else None
 
 
 def _step(root: Node) -> int | None:

@@ -189,7 +189,7 @@ def test_the_optimizer_tells_its_groups_and_its_state_has_their_paths(tmp_path):
     checkpoint = read_checkpoint(saved(tmp_path / "ckpt.pt", value))
     (found,) = checkpoint.optimizers
     assert found.path == ("optimizer",)
-    assert found.groups == (ParamGroup(tuple("012345"), None, (0.8, 0.95)),)
+    assert found.groups == (ParamGroup(tuple("012345"), None, (0.8, 0.95), 1e-3),)
     paths = {t.path: t.shape for t in checkpoint.tensors}
     assert paths["model", "0.weight"] == paths["optimizer", "state", "0", "exp_avg"] == (32, 16)
     assert paths["optimizer", "state", "4", "exp_avg_sq"] == (8, 32)
@@ -205,7 +205,14 @@ def test_parameter_names_and_several_optimizers(tmp_path):
     first, second = checkpoint.optimizers
     assert (first.path, second.path) == (("optimizer_states", "0"), ("optimizer_states", "1"))
     assert first.groups[0].names == ("weight", "bias")
-    assert second.groups == (ParamGroup(("0", "1"), None, None),)
+    assert second.groups == (ParamGroup(("0", "1"), None, None, 0.1),)
+
+
+@pytest.mark.parametrize("rate", [torch.tensor(1e-3), "1e-3", None, 0.0, -1.0, float("nan"), float("inf"), 10**400])
+def test_a_learning_rate_that_is_no_ordinary_number_is_unknown(tmp_path, rate):
+    state = {"state": {0: {"exp_avg": torch.ones(64)}}, "param_groups": [{"params": [0], "lr": rate}]}
+    checkpoint = read_checkpoint(saved(tmp_path / "x.pt", {"optim": state}))
+    assert checkpoint.optimizers[0].groups[0].learning_rate is None
 
 
 def test_an_optimizer_keyed_by_name(tmp_path):

@@ -1,0 +1,86 @@
+"""A first moment that follows its weight is as long as it takes to make up for what the weights lost."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ckzd.checkpoint import ParamGroup
+from ckzd.codec.course import Course, rate_of, share_for
+
+RATE = 2.0
+positive = st.floats(1e-3, 1e3)
+
+
+def course(seed=0, agreement=0.3, rate=RATE):
+    """Of a gradient that a weight has moved against for so much of its length."""
+    draw = np.random.default_rng(seed)
+    energy = draw.uniform(0.5, 2.0, (20, 30))
+    first, noise = draw.standard_normal((2, 20, 30)) * np.sqrt(energy)
+    return Course.of(first, energy, (noise - agreement * first) / energy, rate)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=5), positive)
+def test_what_is_lost_is_regained_or_lengths_are_the_originals(seeds, lost):
+    courses = [course(seed) for seed in seeds]
+    share = share_for(lost, courses)
+    regained, lengths = sum(each.regained(share) for each in courses), [each.length(share) for each in courses]
+    assert regained == pytest.approx(lost) if max(lengths) < 1 else regained < lost
+    assert all(each.along <= length <= 1 for each, length in zip(courses, lengths, strict=True))
+
+
+@pytest.mark.parametrize("lost", [0.0, -3.0])
+def test_where_nothing_is_lost_it_keeps_what_the_original_had_along_the_trend(lost):
+    following = course()
+    assert following.length(share_for(lost, [following])) == following.along == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_full_length_is_the_originals_and_its_reach_the_first_order_fall_of_the_loss():
+    draw = np.random.default_rng(1)
+    first, moved, energy = draw.standard_normal((8, 9)), draw.standard_normal((8, 9)), np.full((8, 9), 4.0)
+    moved -= 0.5 * first
+    following = Course.of(first, energy, moved, RATE)
+    update = -following.unit * moved
+    assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(first / 2))
+    assert following.reach == pytest.approx(RATE * (first * update).sum())
+
+
+def test_a_weight_that_moved_along_its_gradient_has_no_course():
+    assert course(agreement=-0.3) is None
+    assert Course.of(np.ones((4, 4)), np.ones((4, 4)), np.zeros((4, 4)), RATE) is None
+    assert Course.of(np.zeros((4, 4)), np.ones((4, 4)), np.ones((4, 4)), RATE) is None
+
+
+def test_without_a_learning_rate_it_is_half_as_long():
+    unknown = course(rate=None)
+    assert unknown.length(share_for(1.0, [unknown])) == 0.5
+    assert unknown.regained(1.0) == 0
+
+
+@pytest.mark.parametrize("step", [300, 5000])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.99)])
+def test_the_rate_is_how_far_adam_goes_before_a_first_moment_has_faded(betas, step):
+    """Torch's own, fed gradients that keep the second moment as it is and say nothing of the first."""
+    weight = nn.Parameter(torch.zeros(1))
+    adam = torch.optim.Adam([weight], lr=1e-3, betas=betas)
+    weight.grad = torch.zeros(1)
+    adam.step()
+    full = 1 - betas[1] ** step
+    adam.state[weight] = {"step": torch.tensor(float(step)), "exp_avg": torch.tensor([0.3])}
+    adam.state[weight]["exp_avg_sq"] = torch.tensor([4.0 * full])
+    for done in range(step, step + 60):
+        adam.state[weight]["exp_avg_sq"].fill_(4.0 * (1 - betas[1] ** done))
+        adam.step()
+    group = ParamGroup(("0",), betas=betas, learning_rate=1e-3)
+    went = rate_of(group, step) * 0.3 / (4.0 * full) ** 0.5
+    assert -weight.item() == pytest.approx(went, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [None, ParamGroup(("0",)), ParamGroup(("0",), betas=(0.9, 0.999)), ParamGroup(("0",), None, (1.0, 1.0), 1e-3)],
+)
+def test_a_rate_that_no_optimizer_tells_is_unknown(group):
+    assert rate_of(group, 1000) is None
