@@ -426,6 +426,9 @@ def _proxy(quality: Mapping[str, float]) -> dict[str, Any]:
     for name in ("weight_error", "worst_tensor_error"):
         if name in rest and f"max_{name}" in rest:
             found[name] = f"{rest.pop(name):.3g} of the weights, budget {rest.pop(f'max_{name}'):.3g}"
+    if "first_order_loss" in rest and "regained" in rest:
+        lost, regained = rest.pop("first_order_loss"), rest.pop("regained")
+        found["first_order_loss"] = f"{lost:.3g}, of which first moments regain {regained:.3g}"
     if "tightened_tensors" in rest and "exact_tensors" in rest:
         finer, exact = rest.pop("tightened_tensors"), rest.pop("exact_tensors")
         spent = f"yes: {finer:.0f} tensors coded finer, {exact:.0f} exactly, to keep to the budget"

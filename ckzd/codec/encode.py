@@ -189,7 +189,7 @@ def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
         "update_error": error / (surveyed.update_energy or 1.0),
         "tightened_tensors": len(transform.finer()),
         "exact_tensors": sum(halvings == EXACT for halvings in transform.halvings.values()),
-        "first_order_loss": sum(loss.first_order for loss in transform.losses.values()),
+        "first_order_loss": transform.first_order_loss,
         "regained": transform.regained,
         "update_signal": surveyed.update_signal,
         **asdict(surveyed.steps),

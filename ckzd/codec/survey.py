@@ -42,7 +42,7 @@ class Survey:
     weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
-    moments_follow: bool  # first moments of weights that have a trend, whether `steps` code others or not
+    moments_follow: bool  # where weights have a trend, whether `steps` code other first moments or not
     steps: Steps
 
 
@@ -68,10 +68,10 @@ class _Energy:
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """Which first moments are worth their bits; the others restore as 0."""
+    """Which first moments are worth their bits."""
 
-    with_trend: bool  # also of weights that have a trend; else they follow it
-    without: bool
+    beside_trend: bool  # of weights that have a trend; else they follow it
+    without_trend: bool  # of all others; else they restore as 0
 
     @classmethod
     def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_Memory":
@@ -136,8 +136,8 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         weight_energy=energies.weights.total,
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
-        moments_follow=not memory.with_trend,
-        steps=_steps(preset, energies, first_moments=memory.without),
+        moments_follow=not memory.beside_trend,
+        steps=_steps(preset, energies, first_moments=memory.without_trend),
     )
 
 

@@ -99,13 +99,21 @@ class Transform:
                 self.scratch.put(self.inputs.tensor(moment.number).path, "levels", moment.levels)
             if moment.course is not None:
                 courses[moment.number] = moment.course
-        lost = sum(loss.first_order for loss in self.losses.values())
-        share = share_for(lost, courses.values())
+        self._follow(courses)
+        for number in range(len(self.inputs.checkpoint.tensors)):
+            self.methods.setdefault(number, Method.EXACT)
+
+    def _follow(self, courses: Mapping[int, Course]) -> None:
+        """Make first moments that follow their weights so long that together they regain what all weights lost."""
+        share = share_for(self.first_order_loss, courses.values())
         for number, course in courses.items():
             self.prefixes[number] = trend_bytes(course.unit * course.length(share))
         self.regained = sum(course.regained(share) for course in courses.values())
-        for number in range(len(self.inputs.checkpoint.tensors)):
-            self.methods.setdefault(number, Method.EXACT)
+
+    @property
+    def first_order_loss(self) -> float:
+        """What all weights' errors add to the training loss, to first order and in its own units."""
+        return sum(loss.first_order for loss in self.losses.values())
 
     def _elements(self, number: int) -> int:
         return self.inputs.tensor(number).elements
