@@ -1,70 +1,76 @@
-"""How long a first moment is that follows its weight: as long as it takes to make up for what the weights lost.
+"""How long a first moment is that follows its weight: so long that it makes up for what the weights lost.
 
 exp_avg is the averaged gradient, so the loss of a restored checkpoint is higher, to first order, by the sum of exp_avg
 times (restored - original weight). It is progress since the reference that was too fine for the step; KL, which is of
 second order, does not see it. A first moment m moves its weight by lr * beta1 / (1 - beta1) * m / sqrt(exp_avg_sq)
-before it has faded. Along the trend (what the weight moved since the reference) that lowers the loss by the sum of
-exp_avg times this movement, and the length for which both sums are equal resumes where the original would be.
+before it has faded. Along the trend (what the weight moved since the reference) that takes off the loss what exp_avg
+says of this way. The original would have gone a part of it, its length along the trend; what is longer makes up for
+the weights. No first moment gets longer than the original, but for the rounding of its code.
 """
 
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
-
 from ckzd.checkpoint import ParamGroup
 from ckzd.codec.arrays import Float64
 
-_UNKNOWN = 0.5  # of the original's length, where an optimizer does not say its learning rate
+_UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what the rule finds at step 1200 of the ruler
+_HALVINGS = 30  # of the interval that a share is looked for in
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A first moment that may follow its weight. "As long" is of update = exp_avg / sqrt(exp_avg_sq)."""
+    """A first moment that may follow its weight. Lengths are of updates, exp_avg / sqrt(exp_avg_sq)."""
 
-    unit: float  # times the trend: as long as the original
-    along: float  # length of the original along the trend, of its own: their correlation
-    reach: (
-        float | None
-    )  # None: unknown. How much lower the loss will be by a first moment along the trend as long as the original
+    # times the trend: as long as the original
+    unit: float
+    # length of the original along the trend, of its own: their correlation
+    along: float
+    # what one along the trend, as long as the original, takes off the loss; None if unknown
+    reach: float | None
 
     @classmethod
-    def of(cls, first: Float64, energy: Float64, moved: Float64, rate: float | None) -> "Course | None":
-        """From exp_avg, exp_avg_sq > 0 and the trend of the weight, all of one shape; None if they do not agree at all.
+    def of(cls, first: Float64, root: Float64, moving: Float64, rate: float | None) -> "Course | None":
+        """None where trend and exp_avg do not agree that the weight moved down the loss.
 
-        `rate` is how far the optimizer moves a weight, in all, for a first moment as large as its second moment's root.
+        exp_avg, the root of exp_avg_sq as restored, all > 0, and the update by a first moment that is the trend, of one
+        shape; `rate` is how far the optimizer moves a weight, in all, for an update of 1.
         """
-        root = np.sqrt(energy)
         update = first / root
-        against = -float((update * moved).sum())
-        if not against > 0:
+        agreement, fall = float((update * moving).sum()), float((first * moving).sum())
+        if not (agreement > 0 and fall > 0):
             return None
-        length, way = math.sqrt((update**2).sum()), math.sqrt((moved**2).sum())
-        reach = None if rate is None else -rate * length / way * float((first * moved).sum())
-        return cls(length / way, against / (length * way), reach)
+        own, trend = math.sqrt((update**2).sum()), math.sqrt((moving**2).sum())
+        return cls(own / trend, agreement / (own * trend), None if rate is None else rate * own / trend * fall)
 
     def length(self, share: float) -> float:
         """Of the original's: what it had along the trend, and this share more; but no longer than it was."""
-        return _UNKNOWN if self.reach is None else min(1.0, self.along + share)
+        return max(self.along, _UNKNOWN_LENGTH) if self.reach is None else min(1.0, self.along + share)
 
     def regained(self, share: float) -> float:
-        """What this share makes up for, in units of the loss."""
+        """What this share takes off the loss; 0 where that is not known."""
         return 0.0 if self.reach is None else (self.length(share) - self.along) * self.reach
 
 
 def share_for(lost: float, courses: Collection[Course]) -> float:
-    """The share of their lengths that makes up for `lost`, in units of the loss."""
-    reach = sum(course.reach for course in courses if course.reach is not None)
-    return max(0.0, lost) / reach if reach > 0 else 0.0
+    """The smallest share, of 1 at most, that makes up for `lost`; both are in units of the loss."""
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if sum(course.regained(middle) for course in courses) < lost:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def rate_of(group: ParamGroup | None, step: int | None) -> float | None:
-    """What Adam multiplies exp_avg / sqrt(exp_avg_sq) with, over all steps until it has faded; None if unknown."""
+    """How far Adam moves a weight for an update of 1 that fades; None if unknown. A step of 0 counts as unknown."""
     if group is None or group.betas is None or group.learning_rate is None:
         return None
     beta1, beta2 = group.betas
-    if beta1 >= 1:
+    if max(beta1, beta2) >= 1:
         return None
-    filled = 1.0 if step is None else 1 - beta2**step  # exp_avg_sq starts at 0, and Adam allows for it
+    filled = 1 - beta2**step if step else 1.0  # exp_avg_sq starts at 0, and Adam allows for it
     return group.learning_rate * beta1 / (1 - beta1) * math.sqrt(filled)

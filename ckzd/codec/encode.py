@@ -181,6 +181,8 @@ def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
     With it what they may be at most, and how many weights were coded finer or exactly to keep them there.
     """
     surveyed, error = transform.survey, sum(loss.error for loss in transform.losses.values())
+    gradients_known = any(triple.second is not None for triple in surveyed.lossy)
+    first_order = {"first_order_loss": transform.first_order_loss, "regained": transform.regained}
     return {
         "max_weight_error": preset.budget.max_weight_error,
         "max_worst_tensor_error": preset.budget.max_worst_tensor_error,
@@ -189,8 +191,7 @@ def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
         "update_error": error / (surveyed.update_energy or 1.0),
         "tightened_tensors": len(transform.finer()),
         "exact_tensors": sum(halvings == EXACT for halvings in transform.halvings.values()),
-        "first_order_loss": transform.first_order_loss,
-        "regained": transform.regained,
+        **(first_order if gradients_known else {}),
         "update_signal": surveyed.update_signal,
         **asdict(surveyed.steps),
     }

@@ -67,21 +67,24 @@ class _Energy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Memory:
+class _WorthCoding:
     """Which first moments are worth their bits."""
 
-    beside_trend: bool  # of weights that have a trend; else they follow it
+    beside_trend: bool  # of weights that have a trend; else they follow one that agrees with them
     without_trend: bool  # of all others; else they restore as 0
 
     @classmethod
-    def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_Memory":
+    def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_WorthCoding":
         beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
         step = inputs.checkpoint.step or _NEVER_YOUNG
         filled = 1 - beta2**step  # exp_avg_sq starts at 0 and is still filling up
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
         memories = step * (1 - beta1)
         is_signal = beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
-        return cls(is_signal or memories < _FRESH_MEMORIES, is_signal or memories < _YOUNG_MEMORIES)
+        return cls(
+            beside_trend=is_signal or memories < _FRESH_MEMORIES,
+            without_trend=is_signal or memories < _YOUNG_MEMORIES,
+        )
 
 
 _ByTensor = defaultdict[int, _Energy]  # by the number of a tensor's first slab
@@ -127,7 +130,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         scales[triple.weight] = own
         energies.include(_energies(inputs, triple, own))
     lossy = tuple(t for t in sound if t.weight in scales)
-    typical, memory = _typical(energies.residuals.values()), _Memory.of(inputs, lossy, energies.updates.rms**2)
+    typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
     return Survey(
         copies=copies,
         same=same,
@@ -136,8 +139,8 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         weight_energy=energies.weights.total,
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
-        moments_follow=not memory.beside_trend,
-        steps=_steps(preset, energies, first_moments=memory.without_trend),
+        moments_follow=not worth.beside_trend,
+        steps=_steps(preset, energies, first_moments=worth.without_trend),
     )
 
 

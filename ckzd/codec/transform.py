@@ -80,7 +80,7 @@ class Transform:
     methods: dict[int, Method] = field(default_factory=dict)
     prefixes: dict[int, bytes] = field(default_factory=dict)  # before a plane, or a trend's code
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
-    regained: float = 0.0  # of the first-order loss, by first moments that follow their weights
+    regained: float = 0.0  # of the first-order loss, by first moments that follow their weights; where that is known
 
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own halvings."""
@@ -104,7 +104,7 @@ class Transform:
             self.methods.setdefault(number, Method.EXACT)
 
     def _follow(self, courses: Mapping[int, Course]) -> None:
-        """Make first moments that follow their weights so long that together they regain what all weights lost."""
+        """Make first moments that follow their weights so long that they regain what was lost, as far as they may."""
         share = share_for(self.first_order_loss, courses.values())
         for number, course in courses.items():
             self.prefixes[number] = trend_bytes(course.unit * course.length(share))
@@ -112,7 +112,7 @@ class Transform:
 
     @property
     def first_order_loss(self) -> float:
-        """What all weights' errors add to the training loss, to first order and in its own units."""
+        """What the errors of weights with two moments add to the training loss, to first order and in its own units."""
         return sum(loss.first_order for loss in self.losses.values())
 
     def _elements(self, number: int) -> int:
@@ -265,7 +265,11 @@ class Transform:
             return [self._framed_moment(triple) or self._momentum(triple)]
         if self.preset.scheme is Scheme.KMEANS:
             return self._codebook_moments(triple, triple.second)
-        first = self._trend(triple) or self._framed_moment(triple) or self._scaled_moment(triple, triple.second)
+        first = (
+            self._trend(triple, triple.second)
+            or self._framed_moment(triple)
+            or self._scaled_moment(triple, triple.second)
+        )
         return [_Moment(triple.second, Method.FILL), first]
 
     def _momentum(self, triple: Triple) -> "_Moment":
@@ -297,17 +301,17 @@ class Transform:
             return None
         return _Moment(triple.first, Method.FRAMED, code.levels, code.centres)
 
-    def _trend(self, triple: Triple) -> "_Moment | None":
+    def _trend(self, triple: Triple, second_number: int) -> "_Moment | None":
         """A first moment that is not worth its bits, from what its weight moved, if the two agree at all."""
         trend = trend_kept(self.inputs.tensor(triple.weight), self.kept)
         if trend is None or not self.survey.moments_follow:
             return None
-        scales = self.survey.scales[triple.weight]
-        energy = moments.product_of(scales)
-        used = energy > 0
-        moved = quantize.weigher_of(scales).unweigh(trend.astype(np.float64))[used]
+        scales, dtype = self.survey.scales[triple.weight], self.inputs.tensor(second_number).dtype
+        root = np.sqrt(to_float64(moments.fill(scales, dtype), dtype))
+        used = root > 0
+        moving = -quantize.weigher_of(scales).weigh(trend.astype(np.float64))[used] / root[used]
         rate = rate_of(self.inputs.group_of(triple.first), self.inputs.checkpoint.step)
-        course = Course.of(self.inputs.matrix(triple.first)[used], energy[used], moved, rate)
+        course = Course.of(self.inputs.matrix(triple.first)[used], root[used], moving, rate)
         return _Moment(triple.first, Method.TREND, course=course) if course is not None else None
 
     def _codebook_moments(self, triple: Triple, second: int) -> "list[_Moment]":

@@ -9,7 +9,7 @@ from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, Te
 
 STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
 MAX_STEP = 1 << 62
-MAX_LEARNING_RATE = 1e6
+MAX_LEARNING_RATE = 1e6  # larger than any that trains: what is computed with it stays finite
 MAX_OPTIMIZER_ITEMS = 8_000_000  # parameters and settings in all param_groups that are looked at
 
 
@@ -150,7 +150,7 @@ def _betas(values: Node) -> tuple[float, float] | None:
 
 
 def _learning_rate(value: Node) -> float | None:
-    """None also for one that is held in a tensor."""
+    """None also for 0 and for one that is held in a tensor."""
     return float(value) if isinstance(value, (int, float)) and 0 < value < MAX_LEARNING_RATE else None
 
 

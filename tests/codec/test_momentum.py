@@ -218,6 +218,7 @@ def test_a_chain_is_restored_with_its_momenta(tmp_path, make, preset):
     for archive, before, path in zip(archives, [None, *archives], paths, strict=False):
         (data,) = decode(archive, before, own=True)
         assert (hashlib.sha256(data).hexdigest(),) == archive.encoded.restored_sha256
+        assert ("first_order_loss" in archive.encoded.quality) == (make is muon)  # whose vectors are AdamW's
         state, original = restored(archive, before), torch.load(path)
         assert same_tensor(state["model"]["bn.running_mean"], original["model"]["bn.running_mean"])
         methods = archive.methods(before)

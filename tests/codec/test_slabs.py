@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections import defaultdict
 from pathlib import Path
 from unittest import mock
 
@@ -267,3 +268,27 @@ def test_crcs_are_of_whole_storages():
     data = bytes(range(24))
     pieces = assemble(FileLayout("a.pt", 100, STAT, holes), [b"", b"", bytes(76)], iter([data[:8], data[8:]]))
     assert b"".join(pieces) == data + bytes(16) + zlib.crc32(data).to_bytes(4, "little") + bytes(56)
+
+
+def test_a_moments_slabs_find_the_group_of_their_parameter(tmp_path):
+    """Groups and optimizers with learning rates of their own; a weight has none."""
+    weights = [torch.nn.Parameter(torch.randn(700, 32)) for _ in range(3)]
+    groups = [{"params": [weights[0]], "lr": 1e-3}, {"params": [weights[1]], "lr": 2e-3}]
+    optimizers = [torch.optim.AdamW(groups), torch.optim.Adam([weights[2]], lr=3e-3)]
+    for weight in weights:
+        weight.grad = torch.randn(700, 32)
+    for optimizer in optimizers:
+        optimizer.step()
+    path, states = tmp_path / "step_1.pt", [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"model": dict(zip("abc", weights, strict=True)), "optimizers": states, "step": 1}, path)
+    inputs = Inputs(in_slabs(read_checkpoint(path)), None)
+    found = defaultdict(set)
+    for number, tensor in enumerate(inputs.checkpoint.tensors):
+        group = inputs.group_of(number)
+        found["/".join(tensor.path[:4])].add(group.learning_rate if group is not None else None)
+    assert {place: rates for place, rates in found.items() if "state" in place} == {
+        "optimizers/0/state/0": {1e-3},
+        "optimizers/0/state/1": {2e-3},
+        "optimizers/1/state/0": {3e-3},
+    }
+    assert {rate for place, rates in found.items() if "model" in place for rate in rates} == {None}
