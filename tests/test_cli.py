@@ -25,6 +25,7 @@ from ckzd.errors import (
     NotAccepted,
     StoreLocked,
 )
+from ckzd.screen import Screen, plain_bytes
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
         "totals": totals,
         "checkpoints": [row | {"why": "one of the newest 2"}],
     }
-    cli._show_status(facts, cli.Screen(as_json=False))
+    cli._show_status(facts, Screen(as_json=False))
     out = capsys.readouterr().out
     for part in ("process 7", "did not verify", "rm /state/STOPPED", "1 verified", "/r/step_1.pt", "newest 2", "10.0x"):
         assert part in out
@@ -381,7 +382,7 @@ def test_every_verb_has_json_and_help():
 
 @pytest.mark.parametrize("nbytes", [0, 999, 1000, 17_394_081, 105e9, 3e15])
 def test_plain_bytes_have_a_unit_and_few_digits(nbytes):
-    number, unit = cli.plain_bytes(nbytes).split()
+    number, unit = plain_bytes(nbytes).split()
     assert unit in ("B", "kB", "MB", "GB", "TB")
     assert float(number) < 1000 or unit == "TB"
 

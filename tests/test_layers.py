@@ -17,6 +17,7 @@ LEVELS = (
     ("operations",),
     ("config",),
     ("daemon",),
+    ("screen",),
     ("cli", "demo", "demo_training", "__main__"),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -31,7 +32,7 @@ HOMES = {
     "watchdog": ("daemon/watch.py",),
     "prometheus_client": ("daemon/metrics.py",),
     "typer": ("cli.py",),
-    "rich": ("cli.py",),
+    "rich": ("screen.py", "cli.py"),
     "pydantic": ("archive/manifest.py", "config.py"),
     "pydantic_settings": ("config.py",),
     "zstandard": ("codec/zstd.py",),
