@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from ckzd.checkpoint import ParamGroup
 from ckzd.codec.arrays import Float64
+from ckzd.codec.moments import filled
 
-_UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what the rule finds at step 1200 of the ruler
+_UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what three restores had chosen on the ruler
 _HALVINGS = 30  # of the interval that a share is looked for in
 
 
@@ -72,5 +73,4 @@ def rate_of(group: ParamGroup | None, step: int | None) -> float | None:
     beta1, beta2 = group.betas
     if max(beta1, beta2) >= 1:
         return None
-    filled = 1 - beta2**step if step else 1.0  # exp_avg_sq starts at 0, and Adam allows for it
-    return group.learning_rate * beta1 / (1 - beta1) * math.sqrt(filled)
+    return group.learning_rate * beta1 / (1 - beta1) * math.sqrt(filled(beta2, step))

@@ -132,6 +132,11 @@ def _mean_code(codes: Scale) -> int:
     return largest + int(nearest_code(np.array(int(total) / codes.size * 2.0**-30)))
 
 
+def filled(beta2: float, step: int | None) -> float:
+    """How much of exp_avg_sq, which starts at 0, has filled up; a step of None or 0 is not known and counts as late."""
+    return 1 - beta2**step if step else 1.0
+
+
 def fill(scales: Scales, dtype: str) -> RawArray:
     """The restored second moment (R, C) in its stored dtype."""
     product = product_of(scales)

@@ -77,10 +77,9 @@ class _WorthCoding:
     def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_WorthCoding":
         beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
         step = inputs.checkpoint.step or _NEVER_YOUNG
-        filled = 1 - beta2**step  # exp_avg_sq starts at 0 and is still filling up
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
         memories = step * (1 - beta1)
-        is_signal = beta1 > _LONG_MEMORY or signal * filled > _STEADY_SIGNAL * noise
+        is_signal = beta1 > _LONG_MEMORY or signal * moments.filled(beta2, step) > _STEADY_SIGNAL * noise
         return cls(
             beside_trend=is_signal or memories < _FRESH_MEMORIES,
             without_trend=is_signal or memories < _YOUNG_MEMORIES,
