@@ -11,6 +11,7 @@ from making import sha256, store_archive
 
 from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
+from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
 from ckzd.operations.replace import empty_trash, recover, replace
 from ckzd.store import Store
@@ -145,3 +146,63 @@ class FakeExecutor:
 
     def names(self, kind: str) -> list[str]:
         return [job.checkpoint.name for job in self.began if job.kind == kind]
+
+
+class Daemon:
+    """A service and its surroundings."""
+
+    def __init__(
+        self, place: Path, clock, *, once=False, rule=None, slots=1, daemon=None, watcher=None, **watch
+    ) -> None:
+        self.place, self.clock = place, clock
+        self.run = place / "runs" / "gpt"
+        self.settings = settings_for(place, daemon=daemon, **watch)
+        self.executor = FakeExecutor(clock, slots)
+        self.watcher = watcher or FakeWatcher()
+        self.service = Service(self.settings, self.executor, clock, once=once, rule=rule, watcher=self.watcher)
+
+    def write(self, *steps: int, content: str = "") -> list[Path]:
+        return [write_checkpoint(self.run / f"step_{step}.safetensors", content) for step in steps]
+
+    def go(self, steps: int = 60) -> None:
+        for _ in range(steps):
+            self.service.step()
+
+    def states(self) -> dict[str, str]:
+        return {row.path.stem: row.state.value for row in self.service.journal.rows()}
+
+    def row(self, name: str):
+        (row,) = [row for row in self.service.journal.rows() if row.path.stem == name and row.state != "rotated"]
+        return row
+
+    def status(self) -> dict:
+        self.service._next_tell = 0.0
+        self.service._tell()
+        return self.service.teller._status
+
+    def why(self, name: str) -> str:
+        return next(c["why"] for c in self.status()["checkpoints"] if Path(c["checkpoint"]).stem == name)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.metrics.registry.get_sample_value(name, labels)
+
+    def raw(self) -> list[str]:
+        return sorted(path.stem for path in self.run.glob("*.safetensors"))
+
+    def pointers(self) -> list[str]:
+        return sorted(path.name.split(".")[0] for path in self.run.glob("*.ckz"))
+
+
+def crash(daemon) -> None:
+    """What SIGKILL leaves: no goodbye, only the kernel gives the locks back."""
+    daemon.service._watcher.stop()
+    daemon.service.teller.close()
+    daemon.service._open.close()
+    daemon.service.__exit__ = lambda *_: None
+
+
+class Gone:
+    """What stands where a service was that has ended."""
+
+    def __exit__(self, *_):
+        return None

@@ -1,8 +1,9 @@
-"""Time for the daemon's tests."""
+"""Time for the daemon's tests, and services with what is around them."""
 
 import time
 
 import pytest
+from serving import Daemon, Gone, crash
 
 GRACE_SECONDS = 5.0
 
@@ -41,3 +42,36 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+def make_daemon(tmp_path, clock):
+    made = []
+
+    def _make(**options) -> Daemon:
+        made.append(Daemon(tmp_path, clock, **options))
+        return made[-1]
+
+    yield _make
+    for daemon in made:
+        daemon.service.__exit__()
+
+
+@pytest.fixture
+def daemon(make_daemon) -> Daemon:
+    made = make_daemon()
+    made.service.start()
+    return made
+
+
+@pytest.fixture
+def revive(make_daemon, monkeypatch):
+    def _revive(daemon, **options) -> Daemon:
+        monkeypatch.setattr(daemon.service.__class__, "__exit__", daemon.service.__class__.__exit__)
+        crash(daemon)
+        daemon.service = Gone()
+        made = make_daemon(**options)
+        made.service.start()
+        return made
+
+    return _revive
