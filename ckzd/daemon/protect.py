@@ -6,25 +6,23 @@ but is looked for wherever a framework puts one.
 """
 
 import contextlib
-import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckzd.daemon.identity import Fingerprint
 from ckzd.errors import CkzdError
 from ckzd.formats import inert_pickle
-from ckzd.formats.names import step_in_name
+from ckzd.formats.foreign import json_file, marker_text
+from ckzd.formats.names import TRAINER_STATE, step_in_name
 from ckzd.formats.source import FileSource
 from ckzd.formats.tree import Mapping
 from ckzd.formats.zip_records import read_records
 
-MAX_MARKER_BYTES = 4096  # `latest` of DeepSpeed, `latest_checkpointed_iteration.txt` of Megatron: a name or a number
-MAX_STATE_BYTES = 64 << 20  # trainer_state.json grows with the log history
 MAX_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and hold no Lightning callbacks
 _MARKED = re.compile(r"(?<![a-z])(best|last|latest)(?![a-z])", re.IGNORECASE)
-_TRAINER_STATE = "trainer_state.json"
 
 
 def protected(run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
@@ -57,13 +55,18 @@ def _by_themselves(checkpoints: Iterable[tuple[Path, Fingerprint]]) -> dict[Path
 
 def _symlink_targets(run: Path, paths: Iterable[Path]) -> Iterator[str]:
     """Names of checkpoints that a symlink in the run, or beside it, leads to or into."""
-    real = {path.resolve(): path.name for path in paths}
+    real = {found: path.name for path in paths if (found := _resolved(path)) is not None}
     for place in (run, run.parent):
         for entry in _entries(place):
-            if entry.is_symlink():
-                with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a circle
-                    target = Path(entry.path).resolve()
-                    yield from (name for path, name in real.items() if target == path or path in target.parents)
+            target = _resolved(Path(entry.path)) if entry.is_symlink() else None
+            if target is not None:
+                yield from (name for path, name in real.items() if target == path or path in target.parents)
+
+
+def _resolved(path: Path) -> Path | None:
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a circle
+        return path.resolve()
+    return None
 
 
 def _named_in_markers(run: Path, paths: Iterable[Path]) -> Iterator[str]:
@@ -71,39 +74,28 @@ def _named_in_markers(run: Path, paths: Iterable[Path]) -> Iterator[str]:
     names = {path.name for path in paths}
     steps = {step_in_name(name): name for name in names}
     for entry in _entries(run):
-        with contextlib.suppress(OSError):
-            if _MARKED.search(entry.name.replace("_", "-")) and entry.is_file(follow_symlinks=False):
-                text = _small_text(Path(entry.path))
-                words = set(re.split(r"[\s\"',:/]+", text))
-                yield from names & words
-                if text.strip().isdecimal() and int(text) in steps:
-                    yield steps[int(text)]
+        if _MARKED.search(entry.name.replace("_", "-")):
+            text = marker_text(Path(entry.path))
+            yield from names & set(re.split(r"[\s\"',:/]+", text))
+            if text.strip().isdecimal() and int(text) in steps:
+                yield steps[int(text)]
 
 
 def _best_of_trainer(run: Path) -> Iterator[str]:
     """What the newest readable trainer_state.json of the run calls its best model."""
     folders = [Path(entry.path) for entry in _entries(run) if entry.is_dir(follow_symlinks=False)]
-    states = [folder / _TRAINER_STATE for folder in (run, *folders)]
-    dated = []
-    for state in states:
-        with contextlib.suppress(OSError):
-            dated.append((os.stat(state).st_mtime_ns, state))  # noqa: PTH116
-    for _, state in sorted(dated, reverse=True):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if state.stat().st_size <= MAX_STATE_BYTES:
-                best = json.loads(state.read_bytes()).get("best_model_checkpoint")
-                yield from [Path(best).name] if isinstance(best, str) else []
-                return
+    states = [folder / TRAINER_STATE for folder in (run, *folders)]
+    for state in _newest_first(states):
+        told = json_file(state)
+        if told is not None:
+            best = told.get("best_model_checkpoint")
+            yield from [Path(best).name] if isinstance(best, str) else []
+            return
 
 
 def _best_of_lightning(paths: Iterable[Path]) -> Iterator[str]:
     """What the callbacks in the newest readable Lightning checkpoint call their best model."""
-    files = [path for path in paths if path.name.endswith(".ckpt") and path.is_file()]
-    dated = []
-    for path in files:
-        with contextlib.suppress(OSError):
-            dated.append((path.stat().st_mtime_ns, path))
-    for _, path in sorted(dated, reverse=True):
+    for path in _newest_first(path for path in paths if path.name.endswith(".ckpt")):
         with contextlib.suppress(CkzdError, OSError):
             yield from _best_model_paths(path)
             return
@@ -129,7 +121,12 @@ def _entries(place: Path) -> list[os.DirEntry[str]]:
     return []
 
 
-def _small_text(file: Path) -> str:
-    with file.open("rb") as opened:
-        data = opened.read(MAX_MARKER_BYTES + 1)
-    return data.decode(errors="replace") if len(data) <= MAX_MARKER_BYTES else ""
+def _newest_first(files: Iterable[Path]) -> list[Path]:
+    """Those that are regular files, by mtime."""
+    dated = []
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            found = os.lstat(file)
+            if stat.S_ISREG(found.st_mode):
+                dated.append((found.st_mtime_ns, file))
+    return [file for _, file in sorted(dated, reverse=True)]

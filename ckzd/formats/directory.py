@@ -4,7 +4,6 @@ Tensor files (safetensors, torch.save) are parsed; all others are kept verbatim,
 long. Symbolic links, sub-directories and special files are refused: an archive could not give them back.
 """
 
-import json
 import os
 import stat
 from collections.abc import Sequence
@@ -14,13 +13,12 @@ from typing import Any
 
 from ckzd.checkpoint import Checkpoint, FileLayout, Optimizer, TensorSpec
 from ckzd.errors import BadCheckpoint, SourceChanged
-from ckzd.formats import sniff
+from ckzd.formats import foreign, sniff
 from ckzd.formats.names import POINTER_NAME, TRAINER_STATE, ZIP_SUFFIXES, is_being_written, step_in_name
 from ckzd.formats.parsed import MAX_VERBATIM_BYTES, OPAQUE_HOLE_BYTES, ParsedFile, collect, opaque
 from ckzd.formats.source import FileSource, FileView, as_ckzd_errors, closed_on_error, file_stat, identity
 
 MAX_FILES = 10_000
-MAX_JSON_BYTES = 64 << 20
 INDEX_SUFFIX = ".index.json"
 
 
@@ -143,12 +141,10 @@ def _is_str(value: Any) -> bool:
 
 def read_json(view: FileView) -> dict[str, Any]:
     """A JSON object; BadCheckpoint if it is cut off, too long or something else."""
-    if view.size > MAX_JSON_BYTES:
-        raise BadCheckpoint(view.subject, f"JSON of {view.size} bytes, at most {MAX_JSON_BYTES} are read")
+    if view.size > foreign.MAX_JSON_BYTES:
+        raise BadCheckpoint(view.subject, f"JSON of {view.size} bytes, at most {foreign.MAX_JSON_BYTES} are read")
     try:
-        value = json.loads(view.read(0, view.size).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(view.subject, f"no JSON: cut off, or still being written ({str(error)[:80]})") from error
-    if not isinstance(value, dict):
-        raise BadCheckpoint(view.subject, "no JSON object")
-    return value
+        return foreign.json_object(view.read(0, view.size))
+    except ValueError as error:
+        problem = f"no JSON object: cut off, or still being written ({str(error)[:80]})"
+        raise BadCheckpoint(view.subject, problem) from error

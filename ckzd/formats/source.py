@@ -14,7 +14,7 @@ from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
 
 MAX_OPEN_FILES = 8
 WINDOW_BYTES = 4096
-_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not make us wait
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not make us wait
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ENODEV}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 
@@ -78,7 +78,7 @@ class FileSource:
         with self._lock, as_ckzd_errors(path):
             descriptor = self._descriptor(file)
             self._check(file, descriptor)
-            data = _read_exactly(descriptor, offset, nbytes)
+            data = read_exactly(descriptor, offset, nbytes)
             self._check(file, descriptor)
         if len(data) != nbytes:
             raise SourceChanged(path, f"expected {nbytes} bytes at {offset}, got {len(data)}")
@@ -103,7 +103,7 @@ class FileSource:
         if descriptor is None:
             if len(self._open) >= MAX_OPEN_FILES:
                 os.close(self._open.pop(next(iter(self._open))))
-            descriptor = os.open(self.paths[file], _OPEN_FLAGS)
+            descriptor = os.open(self.paths[file], OPEN_FLAGS)
         self._open[file] = descriptor
         return descriptor
 
@@ -126,14 +126,14 @@ def closed_on_error(source: FileSource) -> Iterator[FileSource]:
 def first_bytes(path: Path, nbytes: int) -> bytes:
     """Up to `nbytes` bytes from the start of a file, which may be changing."""
     with as_ckzd_errors(path):
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = os.open(path, OPEN_FLAGS)
         try:
             return os.pread(descriptor, nbytes, 0)
         finally:
             os.close(descriptor)
 
 
-def _read_exactly(descriptor: int, offset: int, nbytes: int) -> bytes:
+def read_exactly(descriptor: int, offset: int, nbytes: int) -> bytes:
     """Up to `nbytes`; less only at the end of the file. One call reads at most 2 GiB."""
     pieces: list[bytes] = []
     while nbytes and (piece := os.pread(descriptor, nbytes, offset)):

@@ -163,3 +163,22 @@ def test_what_vanishes_meanwhile_is_no_error(run):
     run.rmdir()
 
     assert protected(run, seen) == {}
+
+
+@pytest.mark.parametrize("odd", ["pipe", "deep", "device", "loop", "directory"])
+@pytest.mark.parametrize("name", ["trainer_state.json", "notes/trainer_state.json", "latest", "best.txt", "last.ckpt"])
+def test_an_odd_marker_stops_nothing(run, odd, name):
+    place = run / name
+    place.parent.mkdir(exist_ok=True)
+    make = {
+        "pipe": lambda: os.mkfifo(place),
+        "deep": lambda: place.write_text("[" * 100_000),
+        "device": lambda: place.symlink_to("/dev/zero"),
+        "loop": lambda: place.symlink_to(place.name),
+        "directory": place.mkdir,
+    }
+    make[odd]()
+    folder = write_trainer(run, 100, "elsewhere/step_1.pt", mtime=1)
+    assert held(run, *write(run, "step_1.pt"), folder) == {
+        "step_1.pt": "best_model_checkpoint in trainer_state.json names it"
+    }
