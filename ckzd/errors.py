@@ -33,8 +33,8 @@ class CkzdError(Exception):
 
     def __init__(self, subject: Path | str, problem: str, *, hint: str = "") -> None:
         super().__init__(subject, problem, hint)
-        self.subject = str(subject)
-        self.problem = problem
+        self.subject = encodable(str(subject))
+        self.problem = encodable(problem)
         self.hint = hint or self.advice
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -44,6 +44,11 @@ class CkzdError(Exception):
     def __str__(self) -> str:
         text = f"{self.subject}: {self.problem}"
         return f"{text} (hint: {self.hint})" if self.hint else text
+
+
+def encodable(text: str) -> str:
+    """As UTF-8 can spell it: a name that is none shows its odd bytes, and can be printed, stored and sent."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _rebuild(kind: type[CkzdError], subject: str, problem: str, hint: str) -> CkzdError:

@@ -5,6 +5,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+_MAX_INTEGER = (1 << 63) - 1  # of SQLite
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -13,6 +15,11 @@ class Identity:
     ino: int
     size: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, ino: int, size: int, mtime_ns: int) -> "Identity":
+        """With sizes and times as the journal can keep them: files may claim 2^63 bytes together, or any year."""
+        return cls(ino, min(size, _MAX_INTEGER), max(-_MAX_INTEGER, min(mtime_ns, _MAX_INTEGER)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Fingerprint:
     @property
     def identity(self) -> Identity:
         """The short form that the journal keeps."""
-        return Identity(self.ino, self.nbytes, self.newest_mtime_ns)
+        return Identity.of(self.ino, self.nbytes, self.newest_mtime_ns)
 
     @property
     def nbytes(self) -> int:

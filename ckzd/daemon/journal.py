@@ -5,43 +5,17 @@ never data. A checkpoint is told apart by (path, ino, size, mtime_ns); a rewritt
 One connection, one thread: the service's.
 """
 
-import logging
-import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ckzd import durable
 from ckzd.daemon.identity import Identity
+from ckzd.daemon.journal_file import SELECT, connect, identity_to_sql, path_of, row_of, to_sql
 from ckzd.daemon.states import ARCHIVED, MOVES, RUNNING, Row, State
-from ckzd.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS checkpoints (
-  number INTEGER PRIMARY KEY,
-  run TEXT NOT NULL, path TEXT NOT NULL,
-  ino INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  state TEXT NOT NULL,
-  step INTEGER,
-  attempts INTEGER NOT NULL DEFAULT 0,
-  crashes INTEGER NOT NULL DEFAULT 0,
-  not_before REAL NOT NULL DEFAULT 0,
-  error TEXT NOT NULL DEFAULT '',
-  in_place_of_replaced INTEGER NOT NULL DEFAULT 0,
-  archive TEXT, reference TEXT,
-  original_bytes INTEGER NOT NULL DEFAULT 0,
-  archive_bytes INTEGER NOT NULL DEFAULT 0,
-  reclaimed_bytes INTEGER NOT NULL DEFAULT 0,
-  seconds REAL NOT NULL DEFAULT 0,
-  first_seen REAL NOT NULL, changed REAL NOT NULL,
-  UNIQUE (path, ino, size, mtime_ns)
-);
-CREATE INDEX IF NOT EXISTS checkpoints_by_run ON checkpoints (run, state);
-"""
+MAX_ROWS_AT_HAND = 20_000  # some 1.5 kB each
 
 
 class Journal:
@@ -49,7 +23,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = _connect(path)
+        self._database = connect(path)
+        self._row = lru_cache(MAX_ROWS_AT_HAND)(row_of)  # most rows are as they were when they were last asked for
 
     def close(self) -> None:
         """Close the database; the journal cannot be used after it."""
@@ -59,40 +34,46 @@ class Journal:
 
     def rows(self, *, run: Path | None = None, states: Collection[State] | None = None) -> list[Row]:
         """The rows of a run (or all), in these states (or any), oldest first."""
-        where, values = ["1"], []
+        where: list[str] = ["1"]
+        values: list[str | bytes] = []
         if run is not None:
             where.append("run = ?")
-            values.append(str(run))
+            values.append(to_sql(run))
         if states is not None:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values.extend(states)
         # placeholders only: no value is ever part of the text
-        query = f"SELECT * FROM checkpoints WHERE {' AND '.join(where)} ORDER BY number"  # noqa: S608
-        return [_row(found) for found in self._database.execute(query, values)]
+        query = f"{SELECT} WHERE {' AND '.join(where)} ORDER BY number"
+        return [self._row(found) for found in self._database.execute(query, values)]
 
     def row(self, number: int) -> Row:
         """One row by its number; KeyError when it was forgotten."""
-        found = self._database.execute("SELECT * FROM checkpoints WHERE number = ?", (number,)).fetchone()
+        found = self._database.execute(f"{SELECT} WHERE number = ?", (number,)).fetchone()
         if found is None:
             raise KeyError(number)
-        return _row(found)
+        return self._row(found)
 
     def find(self, path: Path, identity: Identity) -> Row | None:
         """The row of exactly this checkpoint."""
-        query = "SELECT * FROM checkpoints WHERE path = ? AND ino = ? AND size = ? AND mtime_ns = ?"
-        found = self._database.execute(query, (str(path), *_identity(identity))).fetchone()
-        return _row(found) if found else None
+        query = f"{SELECT} WHERE path = ? AND ino = ? AND size = ? AND mtime_ns = ?"
+        found = self._database.execute(query, (to_sql(path), *identity_to_sql(identity))).fetchone()
+        return self._row(found) if found else None
+
+    def runs(self) -> list[Path]:
+        """Every run that has rows."""
+        return [path_of(run) for (run,) in self._database.execute("SELECT DISTINCT run FROM checkpoints")]
 
     # -- the life of a checkpoint -------------------------------------------------------------------------------
 
     def see(self, run: Path, path: Path, identity: Identity, now: float) -> Row:
         """A checkpoint stands at `path`. An older one of another identity is gone: forgotten, or rotated."""
         with self._transaction():
-            older = [row for row in self.rows(run=run) if row.path == path and row.identity != identity]
+            known = map(self._row, self._database.execute(f"{SELECT} WHERE path = ?", (to_sql(path),)))
+            older = [row for row in known if row.run == run and row.identity != identity]
             was_replaced = any(row.state is State.REPLACED or row.in_place_of_replaced for row in older)
             for row in older:
                 self._leave(row, now)
-            place = {"run": str(run), "path": str(path), "state": State.SEEN, "original_bytes": identity.size}
+            place = {"run": to_sql(run), "path": to_sql(path), "state": State.SEEN, "original_bytes": identity.size}
             self._insert(identity, now, {**place, "in_place_of_replaced": was_replaced})
             found = self.find(path, identity)
             assert found is not None
@@ -129,16 +110,16 @@ class Journal:
     ) -> None:
         """The archive is durable, read back and decoded. `again`: archived before, this is a restored copy."""
         state = State.RESTORED if again else State.VERIFIED
-        named = None if reference is None else str(reference)
-        found = {"archive": str(archive), "reference": named, "archive_bytes": nbytes, "seconds": seconds}
+        named = None if reference is None else to_sql(reference)
+        found = {"archive": to_sql(archive), "reference": named, "archive_bytes": nbytes, "seconds": seconds}
         self._set(number, state, now, **found, error="", attempts=0, crashes=0, not_before=0.0)
         with self._transaction():  # it is what was replaced: one archive, one row
             query = "DELETE FROM checkpoints WHERE archive = ? AND state = ? AND number != ?"
-            self._database.execute(query, (str(archive), State.ROTATED, number))
+            self._database.execute(query, (to_sql(archive), State.ROTATED, number))
 
     def replaced(self, number: int, now: float, reclaimed_bytes: int) -> None:
         """The original has made way for its pointer."""
-        self._set(number, State.REPLACED, now, reclaimed_bytes=reclaimed_bytes, error="", not_before=0.0)
+        self._set(number, State.REPLACED, now, reclaimed_bytes=max(0, reclaimed_bytes), error="", not_before=0.0)
 
     def stands_again(self, number: int, now: float) -> None:
         """The replaced original was put back by hand."""
@@ -197,7 +178,7 @@ class Journal:
         state = State.REPLACED if replaced else State.ROTATED
         reclaimed = max(0, identity.size - archive_bytes) if replaced else 0
         values: dict[str, Any] = {
-            "run": str(run), "path": str(path), "state": state, "step": step, "archive": str(archive),
+            "run": to_sql(run), "path": to_sql(path), "state": state, "step": step, "archive": to_sql(archive),
             "original_bytes": identity.size, "archive_bytes": archive_bytes, "reclaimed_bytes": reclaimed,
         }  # fmt: skip
         with self._transaction():
@@ -206,7 +187,7 @@ class Journal:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _insert(self, identity: Identity, now: float, values: dict[str, Any]) -> None:
-        ino, size, mtime_ns = _identity(identity)
+        ino, size, mtime_ns = identity_to_sql(identity)
         values = {**values, "ino": ino, "size": size, "mtime_ns": mtime_ns, "first_seen": now, "changed": now}
         query = f"INSERT OR IGNORE INTO checkpoints ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})"  # noqa: S608  # our own names
         self._database.execute(query, tuple(values.values()))
@@ -231,7 +212,16 @@ class Journal:
         self._database.execute(query, (*values.values(), row.number))
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Steps that become durable at once, when the block ends: one wait for the disk for all of them."""
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
+        if self._database.in_transaction:
+            yield
+            return
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -239,74 +229,3 @@ class Journal:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
-
-
-def read_only(path: Path) -> list[Row]:
-    """The rows of a journal that another process may be writing; [] when there is none."""
-    if not path.exists():
-        return []
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
-    try:
-        database.row_factory = sqlite3.Row
-        return [_row(found) for found in database.execute("SELECT * FROM checkpoints ORDER BY number")]
-    except sqlite3.DatabaseError:
-        return []
-    finally:
-        database.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open or create; a damaged file is put aside and a new one begun, because the store tells it all again."""
-    try:
-        return _open(path)
-    except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        log.exception(
-            "journal is damaged: put aside, rebuilt from the stores", extra={"path": str(aside)}, exc_info=error
-        )
-        for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-            if leftover.exists():
-                durable.remove(leftover)
-        durable.rename(path, aside)
-        return _open(path)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-    try:
-        database.row_factory = sqlite3.Row
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
-        _check(database, path)
-        database.executescript(_SCHEMA)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _check(database: sqlite3.Connection, path: Path) -> None:
-    problems = [found[0] for found in database.execute("PRAGMA quick_check")]
-    if problems != ["ok"]:
-        raise sqlite3.DatabaseError("; ".join(problems))
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        problem = f"expected a journal of version {SCHEMA_VERSION} or older, got {version}"
-        raise ConfigError(path, problem, hint="use the newer ckzd, or another daemon.state_dir")
-
-
-def _identity(identity: Identity) -> tuple[int, int, int]:
-    """SQLite integers have a sign, inode numbers have none."""
-    ino = identity.ino - (1 << 64) if identity.ino >= 1 << 63 else identity.ino
-    return ino, identity.size, identity.mtime_ns
-
-
-def _row(found: sqlite3.Row) -> Row:
-    values = dict(found)
-    identity = Identity(values.pop("ino") % (1 << 64), values.pop("size"), values.pop("mtime_ns"))
-    for name in ("archive", "reference"):
-        values[name] = None if values[name] is None else Path(values[name])
-    values |= {"run": Path(values["run"]), "path": Path(values["path"]), "state": State(values["state"])}
-    values["in_place_of_replaced"] = bool(values["in_place_of_replaced"])
-    return Row(identity=identity, **values)

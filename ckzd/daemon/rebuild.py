@@ -20,7 +20,7 @@ def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: floa
         replaced = points_to(path, record.path)
         if not replaced and os.path.lexists(path):
             continue
-        identity = Identity(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))
+        identity = Identity.of(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))
         journal.import_archive(
             run, path, identity, archive=record.path, step=manifest.step,
             archive_bytes=record.path.stat().st_size, replaced=replaced, now=now,

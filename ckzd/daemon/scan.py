@@ -78,10 +78,11 @@ class Scanner:
                 continue
             result.folders += (folders := list(folders_below(watch.path)))
             found = dict.fromkeys(folder for folder in folders if formats.is_run(folder))
-            known = {row.run for row in self._journal.rows() if row.run.is_relative_to(watch.path)}
+            known = {run for run in self._journal.runs() if run.is_relative_to(watch.path)}
             for run in (*found, *sorted(known - found.keys())):
                 try:
-                    self._scan_run(run, watch, result)
+                    with self._journal.together():
+                        self._scan_run(run, watch, result)
                 except (CkzdError, OSError, UnicodeError) as error:
                     wrapped = error if isinstance(error, CkzdError) else CkzdError(run, f"cannot be scanned: {error}")
                     log.warning("run left out", extra={"run": str(run), "error": str(wrapped)})

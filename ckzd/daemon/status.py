@@ -15,8 +15,9 @@ from typing import Any
 
 from ckzd import __version__
 from ckzd.config import Settings, WatchSettings
-from ckzd.daemon import journal
+from ckzd.daemon import journal_file
 from ckzd.daemon.states import ARCHIVED, Row, State
+from ckzd.errors import ConfigError
 
 SCHEMA_VERSION = 1
 SHOWN_CHECKPOINTS = 200  # the newest ones; the totals count all
@@ -97,8 +98,13 @@ def read_status(settings: Settings) -> dict[str, Any]:
     status = _ask(settings.daemon.state_dir / ENDPOINT)
     if status is not None:
         return status
-    rows = journal.read_only(settings.daemon.state_dir / JOURNAL)
-    return build(rows, Live(), settings, now=max((row.changed for row in rows), default=0.0))
+    rows: list[Row] = []
+    problems = []
+    try:
+        rows = journal_file.read_only(settings.daemon.state_dir / JOURNAL)
+    except ConfigError as error:
+        problems = [str(error)]
+    return build(rows, Live(problems=problems), settings, now=max((row.changed for row in rows), default=0.0))
 
 
 def _ask(endpoint: Path) -> dict[str, Any] | None:

@@ -5,14 +5,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from ckzd.daemon.identity import Identity, fingerprint
-from ckzd.daemon.journal import Journal, read_only
+from ckzd.daemon.journal import Journal
+from ckzd.daemon.journal_file import read_only
 from ckzd.daemon.states import MOVES, State
-from ckzd.errors import ConfigError
+from ckzd.errors import CkzdError, ConfigError
 
 RUN = Path("/ckpts/run")
 STEP = RUN / "step_100.pt"
@@ -190,10 +192,108 @@ def test_a_damaged_journal_is_put_aside_and_a_new_one_begun(file):
     assert file.with_name("journal.sqlite3.damaged").exists()
 
 
+def put_aside(file: Path) -> bool:
+    """Whether an opened journal was taken for a damaged one."""
+    Journal(file).close()
+    return file.with_name("journal.sqlite3.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("state", "verifked"), ("state", b"seen"), ("attempts", -1), ("crashes", "many"), ("size", -1), ("step", -5),
+     ("ino", "x"), ("not_before", float("inf")), ("changed", "now"), ("path", "step_1.pt"), ("run", b""),
+     ("archive", 7), ("original_bytes", 1.5)],
+)  # fmt: skip
+def test_a_row_that_was_never_written_is_damage(file, journal, column, value):
+    journal.see(RUN, STEP, FIRST, now=1.0)
+    journal.close()
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(f"UPDATE checkpoints SET {column} = ?", (value,))
+
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_only(file)
+    assert put_aside(file)
+    assert read_only(file) == []
+
+
+def test_damage_a_second_time(file, journal):
+    journal.close()
+    for content in (b"once", b"twice"):
+        file.write_bytes(content * 5000)
+        assert put_aside(file)
+        assert file.with_name("journal.sqlite3.damaged").read_bytes() == content * 5000
+
+
+def test_a_table_that_is_not_ours_is_damage(file):
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE checkpoints (number INTEGER PRIMARY KEY, run TEXT)")
+
+    assert put_aside(file)
+
+
+def test_any_flipped_bit_leaves_a_journal_that_can_be_used(file, journal):
+    """One bit of every third byte that is not 0."""
+    for number in range(3):
+        row = journal.see(RUN, RUN / f"step_{number}.pt", Identity(number, 1000, 5), now=1.0)
+        archive(journal, row.number)
+    journal.close()
+    whole = file.read_bytes()
+    used = [place for place, byte in enumerate(whole) if byte][::3]
+    for number, place in enumerate(used):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << number % 8
+        file.write_bytes(flipped)
+        with suppress(ConfigError):
+            read_only(file)
+        again = Journal(file)
+        rows = again.rows()
+        again.see(RUN, STEP, SECOND, now=9.0)
+        again.close()
+        assert len(rows) in (0, 3), f"bit {number % 8} of byte {place}"
+
+
+def test_a_journal_that_cannot_be_opened_is_no_damage(file):
+    file.mkdir(parents=True)
+
+    with pytest.raises(ConfigError, match=r"daemon\.state_dir"):
+        Journal(file)
+
+
+def test_names_that_are_no_utf8_are_kept(journal, file):
+    run, name = Path(os.fsdecode(b"/ckpts/mod\xe8le")), os.fsdecode(b"step_\xff.pt")
+    row = journal.see(run, run / name, FIRST, now=1.0)
+    assert journal.find(run / name, FIRST) == row
+    assert journal.rows(run=run) == read_only(file) == [row]
+    assert journal.runs() == [run]
+    journal.settled(row.number, 1, 2.0)
+    journal.put_off(row.number, 3.0, str(CkzdError(run / name, "is odd")), 9.0)
+    assert journal.row(row.number).error == r"/ckpts/mod\udce8le/step_\udcff.pt: is odd"
+    journal.see(run, run / name, SECOND, now=3.0)
+    assert [found.identity for found in journal.rows(run=run)] == [SECOND]
+
+
+def test_times_and_sizes_beyond_an_integer(tmp_path, journal):
+    identity = Identity.of(2**64 - 1, 2**65, -(10**25))
+    assert journal.see(RUN, STEP, identity, now=1.0).identity == identity
+
+
+def test_seeing_many_is_linear(journal):
+    queries = []
+    journal._database.set_trace_callback(queries.append)
+    with journal.together():
+        for number in range(300):
+            journal.see(RUN, RUN / f"step_{number}.pt", Identity(number, 1, 1), now=1.0)
+    assert len(queries) <= 302 * 5
+    assert sum("run = " in query and "SELECT" in query for query in queries) == 0
+    assert sum("COMMIT" in query for query in queries) == 1
+
+
 def test_a_journal_of_the_future_is_refused(file, journal):
     journal.close()
     database = sqlite3.connect(file)
     database.execute("PRAGMA user_version = 99")
+    database.execute("ALTER TABLE checkpoints ADD COLUMN news TEXT")
     database.close()
 
     with pytest.raises(ConfigError, match="got 99"):
