@@ -110,14 +110,16 @@ class _Handler(BaseHTTPRequestHandler):
         if problem is None:
             self._send(HTTPStatus.OK, b"ok\n", _TEXT)
         else:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{problem}\n".encode(), _TEXT)
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{problem}\n".encode(errors="replace"), _TEXT)
 
     def _readyz(self) -> None:
         status = self.board.status()
         if status["ready"]:
             self._send(HTTPStatus.OK, b"ready\n", _TEXT)
         else:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, ("\n".join(status["reasons"]) + "\n").encode(), _TEXT)
+            self._send(
+                HTTPStatus.SERVICE_UNAVAILABLE, ("\n".join(status["reasons"]) + "\n").encode(errors="replace"), _TEXT
+            )
 
     def _status(self) -> None:
         self._send(HTTPStatus.OK, json.dumps(self.board.status()).encode() + b"\n", _JSON)

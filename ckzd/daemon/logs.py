@@ -43,4 +43,4 @@ def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)
-    return json.dumps(text) if " " in text or not text else text
+    return json.dumps(text) if " " in text or not text or not text.isprintable() else text  # one line, whatever it says

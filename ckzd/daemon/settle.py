@@ -4,8 +4,9 @@
 allocate first), so all three are asked, and the files are looked at once more after they were read.
 """
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from ckzd import formats
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.errors import CkzdError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,10 @@ class Settler:
         try:
             step = self._rule.parse(checkpoint)
         except CkzdError as error:
-            self._looks[checkpoint] = _Look(look.fingerprint, look.since, refused="" if error.retryable else str(error))
+            if not error.retryable:
+                log.warning("left alone", extra={"checkpoint": str(checkpoint), "why": str(error)})
+                look = replace(look, refused=str(error))
+            self._looks[checkpoint] = look
             return Unsettled(str(error), None)
         try:
             unchanged = fingerprint(checkpoint) == look.fingerprint

@@ -221,10 +221,12 @@ def test_a_job_whose_end_was_lost_in_trouble_is_done_again(daemon, monkeypatch):
     assert daemon.states() == {"step_1": "verified"}
 
 
-def test_a_name_that_is_not_text_leaves_only_its_run_out(daemon):
+def test_a_run_whose_name_is_not_text_is_served_as_any_other(daemon):
     daemon.write(1, 2)
-    write_checkpoint(daemon.place / "runs" / os.fsdecode(b"\xff") / "step_1.safetensors")
+    run = daemon.place / "runs" / os.fsdecode(b"\xff")
+    for step in (1, 2):
+        write_checkpoint(run / f"step_{step}.safetensors")
     daemon.go()
 
-    assert daemon.raw() == ["step_2"]
-    assert not daemon.status()["ready"]
+    assert daemon.raw() == [path.stem for path in run.glob("*.safetensors")] == ["step_2"]
+    assert daemon.status()["ready"]
