@@ -119,6 +119,11 @@ class Store:
             raise ConfigError(root, f"store version {version!r}, expected {STORE_VERSION}", hint="use a newer ckzd")
         return cls(root.resolve())
 
+    @staticmethod
+    def is_at(root: Path) -> bool:
+        """Whether there is a store, whole or not."""
+        return os.path.lexists(root / "store.json")
+
     def is_writable(self) -> bool:
         """Whether this process may put files into tmp/: not on a read-only file system, nor in another user's store."""
         return os.access(self.tmp, os.W_OK | os.X_OK)

@@ -1,6 +1,5 @@
 """What a worker does with a job: the real operations. Loaded by worker processes only, because it loads torch."""
 
-import logging
 import time
 from typing import Any
 
@@ -9,8 +8,6 @@ from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace
 from ckzd.store import Store
-
-log = logging.getLogger(__name__)
 
 
 def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
@@ -32,6 +29,5 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
         assert job.archive is not None
         reclaimed = replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
         return {"reclaimed_bytes": reclaimed}
-    for line in recover(store):
-        log.warning("recovered", extra={"store": str(job.store), "what": line})
+    recover(store)
     return {"freed_bytes": empty_trash(store, job.trash_seconds, time.time())}

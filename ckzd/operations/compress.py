@@ -31,7 +31,7 @@ from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.inspect import is_tightened
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
-from ckzd.operations.replace import empty_trash
+from ckzd.operations.replace import empty_trash, recover
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.verify import verifier
 from ckzd.store import ArchiveRecord, Store, default_store, read_manifest
@@ -95,10 +95,13 @@ def compress(
         raise ConfigError("stride", f"expected 1 or more, got {stride}")
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
     device = _device(device, PRESETS[preset])
+    root = store if store is not None else default_store(path.parent)
+    if replace and Store.is_at(root):
+        recover(Store.open(root))  # an earlier run may have died with this very checkpoint in its hands
     tell("read", 0.0)
     checkpoint = in_slabs(read_checkpoint(path))
     with closing(checkpoint.source):
-        opened = _opened(store if store is not None else default_store(path.parent), checkpoint)
+        opened = _opened(root, checkpoint)
         job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell)
         with opened.lock(shared=True):
             known = _known(job)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader, Manifest
-from ckzd.errors import CkzdError, ConfigError, SourceChanged
+from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import originals
 from ckzd.operations.pointer import archive_of, large_files, pointer_for, pointer_text, read_pointer, resolve
 from ckzd.operations.trash import Entry, Intent
@@ -46,6 +46,7 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
     checkpoint = checkpoint.absolute()
     checkpoint, archive = checkpoint.parent.resolve() / checkpoint.name, archive.resolve()
     with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+        _settle_older(checkpoint, store)
         manifest = _proven(archive, store)
         if _is_replaced(checkpoint, archive, manifest):
             return 0
@@ -58,7 +59,10 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
 
 
 def recover(store: Store) -> list[str]:
-    """Finish or undo every replacement that a crash left half-done and remove dead temporary files; one line each."""
+    """Finish or undo every replacement that a crash left half-done and remove dead temporary files; one line each.
+
+    Whoever replaces or restores does it first: the daemon when it finds a store unclean, a command each time.
+    """
     report = []
     with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
         for root in sorted(store.trash.iterdir()):
@@ -70,6 +74,8 @@ def recover(store: Store) -> list[str]:
             if line:
                 report.append(line)
         report += [f"removed {path}" for path in store.sweep_temps()]
+    for line in report:
+        log.warning("recovered", extra={"store": str(store.root), "what": line})
     return report
 
 
@@ -92,6 +98,17 @@ def empty_trash(store: Store, older_than_seconds: float, now: float) -> int:
 
 
 # The steps
+
+
+def _settle_older(checkpoint: Path, store: Store) -> None:
+    """Finish or undo what earlier attempts at this checkpoint left: undone after ours, it would undo ours."""
+    for root in sorted(store.trash.iterdir()):
+        try:
+            concerns = Entry.load(store, root).checkpoint == checkpoint
+        except CorruptArchive:  # `recover` says so
+            continue
+        if concerns and (line := _recover_entry(store, root)):
+            log.warning("recovered", extra={"store": str(store.root), "what": line})
 
 
 def _intent(checkpoint: Path, archive: Path, store: Store, manifest: Manifest) -> Intent:

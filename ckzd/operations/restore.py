@@ -6,6 +6,7 @@ written, and put in place by one rename: no reader ever sees half a checkpoint.
 
 import filecmp
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -18,10 +19,13 @@ from typing import Any
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
-from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
+from ckzd.operations.replace import recover
 from ckzd.operations.weights import write_safetensors
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float], None]
 
@@ -52,6 +56,8 @@ def restore(
     """
     started = time.monotonic()
     archive = resolve(path)
+    if output is None:
+        _recover_store_of(archive)
     target = _target(path.absolute(), archive, output, weights_only=weights_only)
     tell = on_progress or (lambda _: None)
     with ArchiveReader(archive) as reader:
@@ -70,6 +76,16 @@ def restore(
                 if points_to(pointer := pointer_for(target), archive):
                     durable.remove(pointer)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
+
+
+def _recover_store_of(archive: Path) -> None:
+    """What a crash left of a replacement may be the original itself: exact, and no longer to be decoded."""
+    store = store_of(archive)
+    if store is not None and store.is_writable():
+        try:
+            recover(store)
+        except StoreLocked as error:  # whoever is at work there does it, or did it
+            log.info("not recovered before a restore", extra={"store": str(store.root), "error": str(error)})
 
 
 def _target(path: Path, archive: Path, output: Path | None, *, weights_only: bool) -> Path:

@@ -52,7 +52,8 @@ def forget_prepared(entry: Entry) -> Entry:
 
 def _put_back_file(entry: Entry) -> str | None:
     kept = _move_back(entry.held, entry.checkpoint)
-    _withdraw_pointer(entry)
+    if kept or stands(entry):  # else it is gone, and the pointer is all that leads to its archive
+        _withdraw_pointer(entry)
     return kept
 
 
@@ -89,7 +90,8 @@ def _put_back_pieces(entry: Entry) -> str | None:
                 return f"{entry.checkpoint} is gone, or another directory"
             kept = _move_back(entry.held / name, entry.checkpoint / name) or kept
     if stands(entry):
-        _withdraw_pointer(entry)
+        if all(os.path.lexists(entry.checkpoint / name) for name in entry.intent.original):
+            _withdraw_pointer(entry)
         set_directory_time(entry)
     return kept
 
@@ -100,8 +102,11 @@ def optimizer_last(name: str) -> tuple[bool, str]:
 
 
 def stands(entry: Entry) -> bool:
-    """Whether the directory that is being replaced in pieces is still the one it was."""
-    return entry.checkpoint.is_dir() and entry.checkpoint.lstat().st_ino == entry.intent.original[""].inode
+    """Whether the file, or the directory that is being replaced in pieces, stands in its place."""
+    try:
+        return entry.checkpoint.lstat().st_ino == entry.intent.original[""].inode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def set_directory_time(entry: Entry) -> None:

@@ -178,6 +178,24 @@ def test_killed_before_any_call(place, victim, method):
     assert len(ends) > 15
 
 
+@pytest.mark.parametrize("strike", ["die_at", "fail_at"])
+@pytest.mark.parametrize("method", METHODS)
+def test_replaced_again_before_anybody_recovers(place, victim, method, strike):
+    """The second run succeeds and its original is deleted; then a daemon starts, and finds what the first run left."""
+    for number, scene in scenes(place, method):
+        answer = scene.order(victim, **{strike: number})
+        scene.order(victim)
+        scene.assert_nothing_is_lost()
+        scene.order(victim, "empty")
+        scene.assert_nothing_is_lost()
+        scene.order(victim, "recover")
+        scene.order(victim, "empty")
+        assert scene.is_archived()
+        assert list(scene.store.trash.iterdir()) == []
+        if not answer["killed"] and answer.get("calls", number) < number:
+            break
+
+
 @pytest.mark.parametrize(("method", "error"), [*((method, "EIO") for method in METHODS), ("exchange", "ENOSPC")])
 def test_any_call_fails(place, victim, method, error):
     """An error is not a crash: the call returns, and has put everything back already, or `recover` does."""

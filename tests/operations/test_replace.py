@@ -15,6 +15,7 @@ from making import archive_bytes, made_manifest, manifest_of, sha256, store_arch
 
 from ckzd import durable
 from ckzd.errors import BadCheckpoint, ConfigError, CorruptArchive, MissingReference, NoSpace, SourceChanged
+from ckzd.operations import replace as replacing
 from ckzd.operations.replace import empty_trash, pointer_for, recover, replace, resolve
 from ckzd.store import Store, default_store
 
@@ -162,7 +163,8 @@ class TestFile:
             single.unlink()
         with pytest.raises(SourceChanged, match="is gone"):
             replace(single, archive, store, on_step=lambda name: single.unlink() if name == step else None)
-        assert list(single.parent.iterdir()) == []
+        # once there is a pointer, nobody can tell any more whether it is all that leads to the archive
+        assert list(single.parent.iterdir()) == ([pointer_for(single)] if step == "pointer" else [])
         assert trashed(store) == []
         assert archive.exists()
 
@@ -599,6 +601,88 @@ class TestResolve:
         pointer.write_text(text)
         with pytest.raises(CorruptArchive, match="no pointer"):
             resolve(run)
+
+
+class Killed(BaseException):
+    """In place of a SIGKILL: nothing is put back."""
+
+
+def killed_after(step: str, checkpoint: Path, archive: Path, store: Store, monkeypatch) -> None:
+    """What is left of a replacement that was killed right after a step."""
+
+    def die(name):
+        if name == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacing, "put_back", lambda entry: None)
+        with pytest.raises(Killed):
+            replace(checkpoint, archive, store, on_step=die)
+
+
+class TestAfterAnEarlierAttempt:
+    """An intent that somebody left must not be carried out, nor undone, on top of a later replacement."""
+
+    @pytest.mark.parametrize("step", ["intent", "pointer", "moved"])
+    def test_a_file_that_is_replaced_again_stays_replaced(self, store, single, monkeypatch, step):
+        archive = store_archive(store, single)
+        killed_after(step, single, archive, store, monkeypatch)
+        if single.exists():  # else the second run finds nothing to do
+            assert replace(single, archive, store) > 0
+        empty_trash(store, 0.0, time.time() + 1)
+        recover(store)
+        empty_trash(store, 0.0, time.time() + 1)
+        assert trashed(store) == []
+        assert resolve(single) == archive
+
+    @pytest.mark.parametrize("step", ["intent", "prepared", "pointer", "exchanged", "moved model.safetensors"])
+    def test_so_does_a_directory(self, store, folder, method, monkeypatch, step):
+        if step not in {"pieces": ("pointer", "moved model.safetensors")}.get(
+            method, ("intent", "prepared", "exchanged")
+        ):
+            pytest.skip("the other way has no such step")
+        archive = store_archive(store, folder)
+        killed_after(step, folder, archive, store, monkeypatch)
+        replace(folder, archive, store)
+        empty_trash(store, 0.0, time.time() + 1)
+        recover(store)
+        assert trashed(store) == []
+        assert resolve(folder) == archive
+        assert (folder / "trainer_state.json").exists()
+
+    def test_even_one_that_nobody_settled_leaves_the_pointer_alone(self, store, single, monkeypatch):
+        """As versions did that did not look for older intents."""
+        archive = store_archive(store, single)
+        killed_after("pointer", single, archive, store, monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(replacing, "_settle_older", lambda *_: None)
+            replace(single, archive, store)
+        empty_trash(store, 0.0, time.time() + 1)
+        assert len(trashed(store)) == 1
+        recover(store)
+        assert trashed(store) == []
+        assert resolve(single) == archive
+
+    def test_another_checkpoints_intent_is_left_to_those_who_recover(self, store, single, folder, monkeypatch):
+        archives = store_archive(store, single), store_archive(store, folder)
+        killed_after("pointer", single, archives[0], store, monkeypatch)
+        replace(folder, archives[1], store)
+        assert len(trashed(store)) == 2
+        assert single.exists()
+
+    def test_one_that_cannot_be_undone_stops_the_next(self, store, single, monkeypatch):
+        archive = store_archive(store, single)
+        killed_after("pointer", single, archive, store, monkeypatch)
+
+        def fail(path):
+            raise OSError(errno.EIO, "input/output error", str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "remove", fail)
+            with pytest.raises(OSError, match="input/output"):
+                replace(single, archive, store, on_step=pytest.fail)
+        assert single.exists()
+        assert replace(single, archive, store) > 0
 
 
 class TestConcurrently:
