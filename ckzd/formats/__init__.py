@@ -7,12 +7,12 @@ from pathlib import Path
 from ckzd.checkpoint import Checkpoint, FileLayout
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import sniff
-from ckzd.formats.directory import is_text, read_directory
+from ckzd.formats.directory import is_replaced, is_text, read_directory
 from ckzd.formats.names import POINTER_SUFFIX, step_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
 
-__all__ = ["completeness", "is_run", "list_checkpoints", "looks_like_checkpoint", "read_checkpoint"]
+__all__ = ["completeness", "is_replaced", "is_run", "list_checkpoints", "looks_like_checkpoint", "read_checkpoint"]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -4,6 +4,7 @@ Tensor files (safetensors, torch.save) are parsed; all others are kept verbatim,
 long. Symbolic links, sub-directories and special files are refused: an archive could not give them back.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from ckzd.checkpoint import Checkpoint, FileLayout, Optimizer, TensorSpec
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.formats import foreign, sniff
-from ckzd.formats.names import POINTER_NAME, TRAINER_STATE, ZIP_SUFFIXES, is_being_written, step_in_name
+from ckzd.formats.names import POINTER_NAME, TENSOR_SUFFIXES, TRAINER_STATE, is_being_written, step_in_name
 from ckzd.formats.parsed import MAX_VERBATIM_BYTES, OPAQUE_HOLE_BYTES, ParsedFile, collect, opaque
 from ckzd.formats.source import FileSource, FileView, as_ckzd_errors, closed_on_error, file_stat, identity
 
@@ -39,13 +40,37 @@ def list_directory(path: Path) -> Listing:
             raise BadCheckpoint(path, "is no directory")
         with os.scandir(path) as entries:
             kinds = {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in entries}
-    if POINTER_NAME in kinds:
+    if is_replaced(path):
         raise BadCheckpoint(path, "was replaced by its archive", hint=f"run `ckzd restore {path}` first")
+    kinds.pop(POINTER_NAME, None)
     if len(kinds) > MAX_FILES:
         raise BadCheckpoint(path, f"holds {len(kinds)} files, at most {MAX_FILES} are read")
     for name, mode in kinds.items():
         _require_plain(path, name, mode)
     return Listing(path, tuple(sorted(kinds)), found)
+
+
+def is_replaced(path: Path) -> bool:
+    """Whether a pointer stands in this directory for what was in it.
+
+    Not when the checkpoint was saved again, into the directory that was there: then a tensor file is younger than the
+    pointer, and so is trainer_state.json, which a trainer writes last.
+    """
+    pointer = _mtime_ns(path / POINTER_NAME)
+    if pointer is None:
+        return False
+    if (_mtime_ns(path / TRAINER_STATE) or 0) <= pointer:
+        return True
+    with contextlib.suppress(OSError):
+        tensor_files = (name for name in os.listdir(path) if name.endswith(TENSOR_SUFFIXES))  # noqa: PTH208
+        return all((_mtime_ns(path / name) or 0) <= pointer for name in tensor_files)
+    return True
+
+
+def _mtime_ns(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return os.lstat(path).st_mtime_ns
+    return None
 
 
 def _require_plain(path: Path, name: str, mode: int) -> None:
@@ -79,7 +104,7 @@ def read_directory(path: Path) -> Checkpoint:
 
 def _parse(view: FileView) -> ParsedFile:
     """A file by its name and first bytes. What is named like a tensor file and starts like one must be one."""
-    if view.name.endswith((*ZIP_SUFFIXES, ".safetensors")):
+    if view.name.endswith(TENSOR_SUFFIXES):
         parser = sniff.parser_of(view)
         if parser is not None:
             return parser(view)

@@ -8,14 +8,8 @@ TRAINER_STATE = "trainer_state.json"
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # Hugging Face's just-in-time checkpoints remove it last
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar")
-ZIP_SUFFIXES = (
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".bin",
-    ".tar",
-    ".pkl",
-)  # in a directory: files that torch.save may have written
+# in a directory: files that torch.save may have written, or safetensors
+TENSOR_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".safetensors")
 
 _HUGGING_FACE = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 _TEMPORARY = re.compile(

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from ckzd.errors import CkzdError
 from ckzd.formats import sniff
-from ckzd.formats.directory import Listing, list_directory, require_parts, trainer_step
+from ckzd.formats.directory import Listing, is_replaced, list_directory, require_parts, trainer_step
 from ckzd.formats.names import (
     CHECKPOINT_SUFFIXES,
     INCOMPLETE_MARKER,
     POINTER_NAME,
     POINTER_SUFFIX,
+    TENSOR_SUFFIXES,
     TRAINER_STATE,
-    ZIP_SUFFIXES,
     hugging_face_step,
     is_part,
     is_temporary,
@@ -45,7 +45,7 @@ def looks_like_checkpoint(path: Path) -> bool:
 
 
 def _looks_like_directory(path: Path) -> bool:
-    if os.path.lexists(path / POINTER_NAME):
+    if is_replaced(path):
         return False
     if hugging_face_step(path.name) is not None:
         return True
@@ -130,5 +130,5 @@ def _require_random_states(listing: Listing) -> None:
 
 
 def _require_end(view: FileView) -> None:
-    if view.name.endswith((*ZIP_SUFFIXES, ".safetensors")) and sniff.parser_of(view) is not None:
+    if view.name.endswith(TENSOR_SUFFIXES) and sniff.parser_of(view) is not None:
         sniff.require_end(view)

@@ -4,10 +4,11 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ckzd.errors import StoreLocked
+from ckzd.errors import CkzdError, StoreLocked
+from ckzd.formats import completeness, is_replaced, read_checkpoint
 from ckzd.locks import LOCKS_UNSUPPORTED
 from ckzd.operations.child import run_module
 from ckzd.operations.replace import pointer_for, resolve
@@ -33,10 +34,21 @@ def ensure_restored(path: Path | str) -> Path:
 
 
 def _is_there(checkpoint: Path) -> bool:
-    """A restore fills a file's place at once, and takes the pointer out of a directory with the same exchange."""
-    if checkpoint.is_dir():
-        return not pointer_for(checkpoint).exists()
+    """A restore fills a file's place at once, and takes the pointer out of a directory with the same exchange.
+
+    The pointer stays where a trainer has saved into the directory again: what is there then must be whole.
+    """
+    if checkpoint.is_dir() and pointer_for(checkpoint).exists():
+        return not is_replaced(checkpoint) and _is_whole(checkpoint)
     return checkpoint.exists()
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        with closing(read_checkpoint(checkpoint).source):
+            return completeness(checkpoint) is None
+    except CkzdError:
+        return False
 
 
 @contextmanager

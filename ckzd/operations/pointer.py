@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckzd.archive import FileModel, Manifest
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
+from ckzd.formats.foreign import json_object, read_small
 from ckzd.store import ARCHIVE_SUFFIX, Store, default_store, is_pointer, read_manifest
 
 POINTER_IN_DIRECTORY = "ckzd.json"
@@ -50,15 +51,15 @@ def pointer_text(pointer: Path, checkpoint: Path, archive: Path, manifest: Manif
 
 def read_pointer(path: Path) -> Pointer:
     """Parse a pointer. Raises CorruptArchive; FileNotFoundError passes."""
-    with path.open("rb") as file:
-        data = file.read(MAX_POINTER_BYTES + 1)
-    if len(data) > MAX_POINTER_BYTES:
-        raise CorruptArchive(path, f"is no pointer: more than {MAX_POINTER_BYTES} bytes")
+    path.stat()
+    data = read_small(path.resolve(), MAX_POINTER_BYTES)
+    if data is None:
+        raise CorruptArchive(path, f"is no pointer: expected a file of at most {MAX_POINTER_BYTES} bytes")
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = json_object(data)
+    except ValueError as error:
         raise CorruptArchive(path, f"is no pointer of ckzd: {error}") from None
-    if not isinstance(content, dict) or content.get("ckzd_pointer") != POINTER_VERSION:
+    if content.get("ckzd_pointer") != POINTER_VERSION:
         raise CorruptArchive(path, f"is no pointer of ckzd: expected ckzd_pointer {POINTER_VERSION}")
     said: dict[str, str] = {}
     for name in (field.name for field in fields(Pointer)):

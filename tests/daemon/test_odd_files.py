@@ -13,6 +13,9 @@ HOSTILE = "step_1\n\r\x1b[31m<b>\"'&.safetensors"
 
 
 def fifo(run):
+    for name in ("step_9.pt.ckz", "checkpoint-9/ckzd.json"):  # pointers
+        (run / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(run / name)
     os.mkfifo(run / "step_7.safetensors")
     os.mkfifo(run / "latest")
     (run / "checkpoint-7").mkdir()

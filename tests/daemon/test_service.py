@@ -92,6 +92,26 @@ def test_a_directory_is_replaced_as_a_whole(make_daemon):
     assert sorted(path.name for path in (daemon.run / "checkpoint-5").iterdir()) == ["ckzd.json", "trainer_state.json"]
 
 
+def test_a_directory_that_is_saved_again_over_its_pointer_is_replaced_again(make_daemon):
+    daemon = make_daemon(rule=AnyParse(), keep_raw=0)
+    daemon.service.start()
+    folder = daemon.run / "checkpoint-5"
+
+    def save(content: str) -> None:
+        write_checkpoint(folder / "model.safetensors", content)
+        (folder / "trainer_state.json").write_text('{"global_step": 5}')
+
+    save("first")
+    daemon.go()
+    assert daemon.states() == {"checkpoint-5": "replaced"}
+    os.utime(folder / "ckzd.json", (1, 1))
+    save("second")
+    daemon.go()
+
+    assert [row.state.value for row in daemon.service.journal.rows()] == ["rotated", "replaced"]
+    assert sorted(path.name for path in folder.iterdir()) == ["ckzd.json", "trainer_state.json"]
+
+
 def test_runs_take_turns_and_one_run_has_one_job_at_a_time(make_daemon):
     daemon = make_daemon(slots=3)
     daemon.service.start()

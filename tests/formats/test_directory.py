@@ -10,7 +10,7 @@ from formats.helpers import assert_lossless, rebuilt, saved
 
 from ckzd.checkpoint import FileStat
 from ckzd.errors import BadCheckpoint, SourceChanged
-from ckzd.formats import completeness, directory, parsed, read_checkpoint
+from ckzd.formats import completeness, directory, is_replaced, parsed, read_checkpoint
 
 WEIGHT = bytes(range(256)) * 4
 
@@ -161,6 +161,30 @@ def test_writers_at_work_and_pointers_are_refused(checkpoint_100):
     (checkpoint_100 / "ckzd.json").write_text("{}")
     with pytest.raises(BadCheckpoint, match=r"replaced by its archive.*ckzd restore"):
         read_checkpoint(checkpoint_100)
+
+
+def at(path, seconds):
+    os.utime(path, (seconds, seconds))
+
+
+def test_a_checkpoint_that_was_saved_again_over_its_pointer_is_one(checkpoint_100):
+    (checkpoint_100 / "ckzd.json").write_text("{}")
+    for entry in checkpoint_100.iterdir():
+        at(entry, 1000)
+    at(checkpoint_100 / "model.safetensors", 2000)
+    assert is_replaced(checkpoint_100), "half-written: a trainer writes trainer_state.json last"
+    at(checkpoint_100 / "trainer_state.json", 2000)
+    assert not is_replaced(checkpoint_100)
+    assert completeness(checkpoint_100) is None
+    assert "ckzd.json" not in [layout.name for layout in read_checkpoint(checkpoint_100).files]
+
+
+@pytest.mark.parametrize("younger", [(), ("trainer_state.json",), ("trainer_state.json", "config.json")])
+def test_a_replaced_directory_whose_small_files_were_edited_is_replaced(checkpoint_100, younger):
+    (checkpoint_100 / "ckzd.json").write_text("{}")
+    for entry in checkpoint_100.iterdir():
+        at(entry, 2000 if entry.name in younger else 1000)
+    assert is_replaced(checkpoint_100)
 
 
 def test_a_directory_without_tensors_is_no_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 """ensure_restored: one rank restores, the others wait, and errors arrive as what they were."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,40 @@ def test_a_missing_archive_is_reported_as_such(replaced):
     checkpoint, archive, _ = replaced
     archive.unlink()
     with pytest.raises(MissingReference):
+        ckzd.ensure_restored(checkpoint)
+
+
+def save_again(checkpoint, original, *names):
+    """As a trainer does that was set back: into what is there."""
+    checkpoint.mkdir(exist_ok=True)
+    after = pointer_for(checkpoint).stat().st_mtime_ns + 1_000_000_000
+    for name in names:
+        (checkpoint / name).write_bytes(original[name])
+        os.utime(checkpoint / name, ns=(after, after))
+
+
+def test_a_directory_that_was_saved_again_over_its_pointer_is_there(replaced):
+    checkpoint, archive, original = replaced
+    if not checkpoint.is_dir():
+        pytest.skip("a file is there or not")
+    save_file({"weight": torch.ones(64, 64), "bias": torch.ones(64)}, checkpoint / "model.safetensors")
+    saved = {**original, "model.safetensors": (checkpoint / "model.safetensors").read_bytes()}
+    save_again(checkpoint, saved, *original)
+    assert ckzd.ensure_restored(checkpoint) == checkpoint
+    assert {name: data for name, data in content(checkpoint).items() if name != "ckzd.json"} == saved
+
+    report = ckzd.compress(checkpoint, preset="lossless", replace=True)
+    assert report.archive != str(archive)
+    assert ckzd.ensure_restored(checkpoint) == checkpoint
+    assert content(checkpoint) == saved
+
+
+def test_a_directory_that_was_half_saved_again_is_not(replaced):
+    checkpoint, _, original = replaced
+    if not checkpoint.is_dir():
+        pytest.skip("a file is there or not")
+    save_again(checkpoint, original, "model.safetensors")
+    with pytest.raises(ConfigError, match="was written again since it was archived"):
         ckzd.ensure_restored(checkpoint)
 
 
