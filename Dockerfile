@@ -1,6 +1,8 @@
-# CPU image: ckzd beside the training jobs of a node. Run it as the user that owns the checkpoints:
+# CPU image: ckzd beside the training jobs of a node. Run it as the user that owns the checkpoints, with the least
+# share of the CPU that there is (a container's nice values do not count outside of it):
 #   docker build -t ckzd .
-#   docker run --user 1000:1000 -v /ckpts:/ckpts -v ckzd-state:/var/lib/ckzd -v ./ckzd.toml:/etc/ckzd/ckzd.toml:ro ckzd
+#   docker run --cpu-shares 2 --user 1000:1000 -v /ckpts:/ckpts -v ckzd-state:/var/lib/ckzd \
+#     -v ./ckzd.toml:/etc/ckzd/ckzd.toml:ro ckzd
 FROM python:3.11-slim AS build
 ENV VIRTUAL_ENV=/opt/ckzd PATH=/opt/ckzd/bin:$PATH PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1
 RUN python -m venv "$VIRTUAL_ENV"

@@ -19,6 +19,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from ckzd.errors import ConfigError
 from ckzd.operations.command import DEFAULT_SECONDS, command_words
+from ckzd.priority import MOST_NICE
 
 DECIDE_REPLACE = (
     "decide it once: `replace = true` puts a small pointer where an original stood, after its archive was read back and"
@@ -87,7 +88,7 @@ class DaemonSettings(_Frozen):
     devices: Annotated[tuple[Device, ...], BeforeValidator(_split_list), Field(min_length=1)] = ("auto",)
     workers: int | None = Field(default=None, ge=1)  # processes on the CPU; None: sized by cores and memory
     threads: int | None = Field(default=None, ge=1)  # threads of one worker; None: half of the cores, at most 8
-    nice: int = Field(default=19, ge=0, le=19)
+    nice: int = Field(default=MOST_NICE, ge=0, le=MOST_NICE)  # the most nice take only what nobody else wants
     drain_seconds: Seconds = 300.0  # after SIGTERM the running jobs may take so long to finish
     job_seconds: Seconds = 1800.0  # time limit of a job: this, and its bytes at `job_bytes_per_second`
     job_bytes_per_second: float = Field(default=200_000.0, gt=0, allow_inf_nan=False)

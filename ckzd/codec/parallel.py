@@ -33,6 +33,11 @@ def threads() -> int:
     return max(1, int(said)) if said.isdecimal() else min(cores(), _MOST)
 
 
+def set_threads(count: int) -> None:
+    """How many it is from now on, here and in processes that are started from here."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
 def one_blas_thread() -> AbstractContextManager[object]:
     """The BLAS does not start threads of its own meanwhile: beside a busy job they wait for each other."""
     limited: AbstractContextManager[object] = ThreadpoolController().limit(limits=1)

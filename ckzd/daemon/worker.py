@@ -1,7 +1,7 @@
 """The worker process: takes jobs from a pipe, does them one at a time, tells of them, ends with the pipe.
 
-It is polite (niced, first to be killed when memory runs out) and cannot outlive its parent: the kernel kills it when
-the parent dies, and the end of the pipe ends it.
+It is polite (takes what CPU and disk are left over, first to be killed when memory runs out) and cannot outlive its
+parent: the kernel kills it when the parent dies, and the end of the pipe ends it.
 """
 
 import os
@@ -12,10 +12,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ckzd.codec.parallel import set_threads, threads
+from ckzd.cores import idle_cores
 from ckzd.daemon.jobs import Done, Failed, Job, Progress
 from ckzd.daemon.logs import configure
 from ckzd.errors import CkzdError
 from ckzd.operations.child import die_with_parent
+from ckzd.priority import stand_back
 
 READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
 _OOM_SCORE = "500"  # out of 1000: before the training job, whose memory is worth more
@@ -28,7 +31,7 @@ def begin(parent: int, nice: int, *, as_json: bool) -> None:
     """First thing in a new process, before anything heavy is loaded: tie it to its parent and make it polite."""
     die_with_parent(parent)
     configure(as_json=as_json)
-    os.nice(nice)
+    stand_back(nice)
     with suppress(OSError):  # some containers forbid it
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
 
@@ -42,12 +45,15 @@ def main(descriptor: int, device: str, perform: Operation) -> None:
 
 
 def serve(pipe: Connection, device: str, perform: Operation) -> None:
-    """Do the jobs that come through the pipe."""
+    """Do the jobs that come through the pipe, with as many threads as there are idle cores when one begins."""
+    most = threads()  # what the daemon gave us
     while True:
         try:
             job = pipe.recv()
         except (EOFError, OSError):
             return
+        if job.kind == "compress" and most > 1:  # on a full machine they would only take turns
+            set_threads(max(1, min(most, idle_cores())))
         pipe.send(_outcome(job, pipe, device, perform))
 
 

@@ -15,6 +15,7 @@ from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Cancelled, Died, Event, Job, NotStarted, Progress, WorkerStatus
 from ckzd.daemon.processes import Boot, WorkerProcess
 from ckzd.daemon.worker import READY
+from ckzd.priority import FairClock
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class _Slot:
     ready: bool = False
     left_at: float | None = None  # its pipe was closed then, it ends by itself
     job: Job | None = None
-    deadline: float = 0.0
+    clock: FairClock | None = None  # of the job: its limit does not count what others take
     terminated_at: float | None = None
     idle_since: float = 0.0
     deaths: int = 0  # in a row
@@ -80,7 +81,6 @@ class LocalExecutor:
         free = [slot for slot in self._slots if slot.is_free(now)]
         slot = max(free, key=lambda slot: (_suits(slot, job), slot.worker is not None))
         slot.job = job
-        slot.deadline = now + self._limit_seconds(job)
         slot.terminated_at = None
         if slot.worker is None:
             try:
@@ -88,6 +88,7 @@ class LocalExecutor:
             except OSError as error:
                 log.warning("worker cannot be started", extra={"worker": slot.name, "error": str(error)})
         if slot.worker is not None:
+            slot.clock = FairClock(slot.worker.process.pid)
             slot.worker.send(job)
 
     def events(self, timeout_seconds: float) -> list[Event]:
@@ -152,7 +153,9 @@ class LocalExecutor:
         return []
 
     def _enforce_limit(self, slot: _Slot, worker: WorkerProcess, now: float) -> None:
-        if slot.terminated_at is None and now >= slot.deadline:
+        assert slot.job is not None
+        assert slot.clock is not None
+        if slot.terminated_at is None and slot.clock.seconds() >= self._limit_seconds(slot.job):
             log.warning("job is over its time", extra={"worker": slot.name, "job": str(slot.job)})
             slot.terminated_at = now
             worker.signal(signal.SIGTERM)

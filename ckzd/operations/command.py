@@ -14,18 +14,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckzd.errors import ConfigError
 from ckzd.operations.child import die_with_parent, environment_with, module_command
+from ckzd.priority import FairClock, carry_into_session
 
 DEFAULT_SECONDS = 1800.0  # an evaluation of a restored model takes minutes
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL of what takes too long
 LAST_LINES, MAX_TAIL_BYTES = 10, 4096  # of its output, which says why
 _PIPE_BYTES = 1 << 16  # what a pipe holds at most
-_MAX_POLL_SECONDS = 3600.0
+_POLL_SECONDS = 1.0  # a fair clock wants to be looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,10 @@ def require_program(words: Sequence[str]) -> None:
 
 
 def run(words: Sequence[str], variables: Mapping[str, str], seconds: float) -> Outcome:
-    """Run a command with these variables set, at most so long: then it gets SIGTERM, and SIGKILL ten seconds later."""
+    """Run a command with these variables set, at most so long: then it gets SIGTERM, and SIGKILL ten seconds later.
+
+    What it waits for a core does not count: it stands back as we do.
+    """
     with subprocess.Popen(  # noqa: S603  # it is the user's own
         module_command("ckzd.operations.command", words),
         env=environment_with(variables),
@@ -68,10 +71,10 @@ def run(words: Sequence[str], variables: Mapping[str, str], seconds: float) -> O
         start_new_session=True,
     ) as guard:
         try:
-            answer, tail = _listen(guard, time.monotonic() + seconds, b"")
+            answer, tail = _listen(guard, seconds, b"")
             if answer is None:
                 os.killpg(guard.pid, signal.SIGTERM)
-                _, tail = _listen(guard, time.monotonic() + GRACE_SECONDS, tail)
+                _, tail = _listen(guard, GRACE_SECONDS, tail)
         finally:
             os.killpg(guard.pid, signal.SIGKILL)  # nobody has waited for the guard yet: the group is still its own
     lines = [line.rstrip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
@@ -79,7 +82,7 @@ def run(words: Sequence[str], variables: Mapping[str, str], seconds: float) -> O
     return Outcome(status if answer is not None else None, tuple(lines[-LAST_LINES:]))
 
 
-def _listen(guard: subprocess.Popen[bytes], deadline: float, tail: bytes) -> tuple[bytes | None, bytes]:
+def _listen(guard: subprocess.Popen[bytes], seconds: float, tail: bytes) -> tuple[bytes | None, bytes]:
     """Until the guard answers (not: until all output is closed) or time is up; the answer, and what was said last."""
     assert guard.stdout is not None
     assert guard.stderr is not None
@@ -87,9 +90,10 @@ def _listen(guard: subprocess.Popen[bytes], deadline: float, tail: bytes) -> tup
     listening = select.poll()
     for descriptor in (answer, output):  # looked at in this order: what was said before the answer is not missed
         listening.register(descriptor, select.POLLIN)
+    clock = FairClock(guard.pid)
     while True:
-        left = deadline - time.monotonic()
-        ready = {descriptor for descriptor, _ in listening.poll(1000 * min(max(left, 0.0), _MAX_POLL_SECONDS))}
+        left = seconds - clock.seconds()
+        ready = {descriptor for descriptor, _ in listening.poll(1000 * min(max(left, 0.0), _POLL_SECONDS))}
         if output in ready:
             tail = (tail + os.read(output, _PIPE_BYTES))[-MAX_TAIL_BYTES:]
         if answer in ready:
@@ -103,6 +107,7 @@ def _guard(words: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # it is for the command, which would inherit SIG_IGN
     signal.signal(signal.SIGHUP, lambda *_: os.killpg(0, signal.SIGKILL))
     die_with_parent(os.getppid(), signal.SIGHUP)
+    carry_into_session()
     try:
         status = subprocess.call(words, stdout=sys.stderr)  # noqa: S603  # it is the user's own
     except OSError as error:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from priorities import priorities_of
 
 from ckzd.config import DaemonSettings
 from ckzd.daemon import workers as workers_module
@@ -106,6 +107,20 @@ def test_a_job_is_done_by_a_polite_process_of_its_own(make_executor, job, monkey
     assert "" not in done.report["path"]
 
 
+def test_a_worker_has_no_more_threads_than_there_are_idle_cores(make_executor, job):
+    burn = "import time; time.sleep(0.2)\nwhile True: pass"
+    hogs = [subprocess.Popen([sys.executable, "-c", burn], process_group=0) for _ in range(2 * os.cpu_count())]
+    try:
+        executor = make_executor(SETTINGS.model_copy(update={"threads": 7}))
+        executor.submit(job("ok"))
+        (done,) = wait_for(executor, seconds=60.0)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert done.report["OMP_NUM_THREADS"] == "1"
+
+
 def test_an_accept_command_has_its_own_time(make_executor, job):
     executor = make_executor()
     asking = replace(job("ok"), accept_command=("eval.py",), accept_seconds=600.0)
@@ -168,8 +183,8 @@ def hanging(make_executor, job, place, wait_until, monkeypatch):
     """An executor with a job that hangs, and the ids of its process and of that one's child."""
     monkeypatch.setattr(workers_module, "TERM_GRACE_SECONDS", 0.3)
 
-    def _start(what: str):
-        executor = make_executor(SETTINGS.model_copy(update={"workers": 1}))
+    def _start(what: str, **changes):
+        executor = make_executor(SETTINGS.model_copy(update={"workers": 1, **changes}))
         executor.submit(job(what))
         pids = place / "pids"
         assert wait_until(lambda: executor.events(0.02) is None or (pids.exists() and pids.read_text()), 30.0)
@@ -178,10 +193,20 @@ def hanging(make_executor, job, place, wait_until, monkeypatch):
     return _start
 
 
+@pytest.mark.parametrize(("nice", "policy"), [(19, os.SCHED_IDLE), (7, os.SCHED_OTHER)])
+def test_a_worker_and_all_that_it_starts_stand_back(hanging, nice, policy):
+    _, pids = hanging("hang", nice=nice)
+    assert len(pids) == 2
+    for found in map(priorities_of, pids):
+        assert (found.nice, found.policy) == (nice, policy)
+        assert found.group_nice in (nice, None)
+        assert found.idle_io == (nice == 19)
+
+
 @pytest.mark.parametrize("what", ["hang", "stubborn"])
 def test_a_job_over_its_time_is_ended_with_all_its_children(hanging, wait_until, what):
     executor, pids = hanging(what)
-    executor._slots[0].deadline = 0.0
+    executor._slots[0].clock._spent = 1800.0
     (died,) = wait_for(executor)
 
     assert isinstance(died, Died)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from priorities import priorities_of
 
 from ckzd.errors import ConfigError
 from ckzd.operations import command as module
@@ -128,3 +129,23 @@ def test_it_does_not_outlive_us(tmp_path):
             time.sleep(0.01)
         os.kill(ours.pid, signal.SIGKILL)
     assert are_gone(pids)
+
+
+@pytest.mark.parametrize("nice", [0, 11, 19])
+def test_a_command_stands_back_as_we_do_in_its_own_session(nice, tmp_path):
+    waits = f"echo $$ > {tmp_path}/pid; sleep 600"
+    script = (
+        f"from ckzd.priority import stand_back; stand_back({nice});"
+        f"from ckzd.operations.command import run; run(['sh', '-c', {waits!r}], {{}}, 600.0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], start_new_session=True) as polite:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ours, its = priorities_of(polite.pid), priorities_of(int((tmp_path / "pid").read_text()))
+        polite.kill()
+    assert its == ours
+    assert its.nice == max(nice, os.getpriority(os.PRIO_PROCESS, 0))
+    assert its.group_nice in (its.nice, None)
+    assert are_gone(tmp_path / "pid")
