@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from ckzd.errors import ConfigError
+from ckzd.errors import ConfigError, encodable
 from ckzd.operations.command import DEFAULT_SECONDS, command_words
 from ckzd.priority import MOST_NICE
 
@@ -73,11 +73,6 @@ class WatchSettings(_Frozen):
     accept_command: Command | None = None  # None: an archive counts as soon as it is verified
     accept_seconds: float = Field(default=DEFAULT_SECONDS, gt=0, allow_inf_nan=False)  # its time limit
 
-    @property
-    def name(self) -> str:
-        """Short name for logs and metric labels: the last part of the path, never the path."""
-        return self.path.name or "root"
-
 
 class DaemonSettings(_Frozen):
     """The `[daemon]` table."""
@@ -101,13 +96,24 @@ class Settings(_Frozen):
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
 
     @model_validator(mode="after")
-    def _watches_are_apart(self) -> "Settings":
+    def _watches_are_directories_apart(self) -> "Settings":
         for number, watch in enumerate(self.watch):
+            if set("*?[") & set(str(watch.path)) and not os.path.lexists(watch.path):
+                problem = f"expected a directory, got the pattern {str(watch.path)!r}"
+                raise ConfigError(
+                    f"watch[{number}].path", problem, hint="name the directory above: ckzd finds its runs"
+                )
             for other_number, other in enumerate(self.watch[:number]):
                 if watch.path.is_relative_to(other.path) or other.path.is_relative_to(watch.path):
                     problem = f"lies in the tree of watch[{other_number}].path {other.path}, got {watch.path}"
                     raise ConfigError(f"watch[{number}].path", problem, hint="let every run be watched once")
         return self
+
+    @property
+    def watch_names(self) -> tuple[str, ...]:
+        """Short names for metric labels: the last part of each path, with its number where several have the same."""
+        last = [encodable(watch.path.name or "root") for watch in self.watch]
+        return tuple(f"{name}[{n}]" if last.count(name) > 1 else name for n, name in enumerate(last))
 
 
 class _Environment(BaseSettings):

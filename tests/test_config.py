@@ -35,7 +35,7 @@ def test_a_minimal_file_has_the_documented_defaults(write, tmp_path):
     (watch,) = settings.watch
     assert watch == WatchSettings(path=Path("/ckpts"), replace=True)
     assert (watch.preset, watch.keep_raw, watch.settle_seconds, watch.store) == ("resume", 2, 30.0, None)
-    assert (watch.stride, watch.on_rotate, watch.name) == (1, "keep", "ckpts")
+    assert (watch.stride, watch.on_rotate) == (1, "keep")
     assert settings.daemon.state_dir == tmp_path / "state" / "ckzd"
     assert (settings.daemon.host, settings.daemon.port, settings.daemon.devices) == ("127.0.0.1", 19840, ("auto",))
 
@@ -62,6 +62,7 @@ def test_replace_must_be_decided_and_the_error_says_what_to_decide(write):
         ("[[watch]]\nreplace = true\npath = 3", "watch[0].path", "got 3"),
         ('[[watch]]\npath = "/a"\nreplace = "perhaps"', "watch[0].replace", "expected a valid boolean"),
         (GOOD + 'preset = "best"', "watch[0].preset", "'resume', 'archive', 'paper' or 'lossless'"),
+        ('[[watch]]\npath = "/no/run_*"\nreplace = true', "watch[0].path", "expected a directory, got the pattern"),
         (GOOD + "keep_raw = -1", "watch[0].keep_raw", "expected greater than or equal to 0, got -1"),
         (GOOD + "keep_raw = 1.5", "watch[0].keep_raw", "expected a valid integer"),
         (GOOD + "settle_seconds = inf", "watch[0].settle_seconds", "finite"),
@@ -110,6 +111,16 @@ def test_every_field_has_a_mistake_in_the_list_above():
     for prefix, model in (("watch[0]", WatchSettings), ("daemon", DaemonSettings)):
         for field in model.model_fields:
             assert f'"{prefix}.{field}' in source
+
+
+def test_a_directory_whose_name_looks_like_a_pattern_can_be_watched(write, tmp_path):
+    (tmp_path / "run[1]").mkdir()
+    assert load(write(f'[[watch]]\npath = "{tmp_path}/run[1]"\nreplace = true')).watch[0].path.name == "run[1]"
+
+
+def test_every_watch_has_a_name_of_its_own(write):
+    text = "\n".join(f'[[watch]]\npath = "{path}"\nreplace = true' for path in ("/a/ckpts", "/b/runs", "/c/ckpts"))
+    assert load(write(text)).watch_names == ("ckpts[0]", "runs", "ckpts[2]")
 
 
 def test_an_unknown_name_gets_the_nearest_known_one(write):

@@ -7,6 +7,7 @@ decoder never comes here.
 # B = nodes of one tree level, H = hidden, A = alphabet
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,11 +51,10 @@ def pick_device(name: str) -> str:
     """`auto` is the GPU where there is one, else the CPU; ConfigError for a device that is not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without that backend
-        problem = f"expected a device that is there, got {name!r}"
-        raise ConfigError("device", problem, hint="use --device cpu") from error
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", name)
+    count = torch.cuda.device_count() if cuda else 0
+    if name != "cpu" and not (cuda and int(cuda[1] or 0) < count):
+        raise ConfigError("device", f"expected a device that is there, got {name!r}", hint="use cpu, or auto")
     return name
 
 

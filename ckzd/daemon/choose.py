@@ -20,7 +20,7 @@ from ckzd.daemon.stores import Stores
 
 
 class Chooser:
-    """Decides from the last scan, the journal and what is running. `why` says of each checkpoint why it stays raw."""
+    """Decides from the last scan, the journal and what is running."""
 
     def __init__(
         self,
@@ -41,10 +41,16 @@ class Chooser:
         self._clock = clock
         self._once = once
         self._served: dict[Path, float] = {}  # run -> when it last had its turn
-        self.why: dict[Path, str] = {}
+        self._why: dict[Path, dict[Path, str]] = {}  # run -> checkpoint -> as its last turn found it
+
+    @property
+    def why(self) -> dict[Path, str]:
+        """Checkpoint -> why it stays as it is."""
+        return {checkpoint: reason for reasons in self._why.values() for checkpoint, reason in reasons.items()}
 
     def jobs(self, runs: Mapping[Path, Run]) -> Iterator[tuple[Job, Path | None]]:
         """Jobs that could begin now, with their run; ask for the next one only after the last was begun."""
+        self._why = {run: reasons for run, reasons in self._why.items() if run in runs}
         cleaning = self._stores.to_clean()
         urgent = {root: age for root, age in cleaning.items() if not self._once or self._stores.is_dirty(root)}
         yield from self._clean(urgent)
@@ -96,18 +102,19 @@ class Chooser:
     def _replacement(self, run: Run) -> Job | None:
         rows = self._journal.rows(run=run.path, states={State.VERIFIED, State.RESTORED})
         rows = plan.in_order([row for row in rows if row.path in run.order and self._has_turn(row)], run.order)
+        why = self._why[run.path] = {}
         general = self._why_nothing_is_replaced(run)
         if general:
-            self.why |= {row.path: general for row in rows}
+            why |= {row.path: general for row in rows}
             return None
-        candidates = self._candidates(run, rows)
+        candidates = self._candidates(run, rows, why)
         if not candidates:
             return None
         held = protected(run.path, run.checkpoints)
         for row in candidates:
             reason = held.get(row.path) or self._check(row)
             if reason:
-                self.why[row.path] = reason
+                why[row.path] = reason
                 continue
             return Job("replace", run.store, row.path, row.number, row.identity.size, archive=row.archive)
         return None
@@ -120,7 +127,7 @@ class Chooser:
         cleaning = any(other.job.kind == "clean" and other.job.store == run.store for other in self._outcomes.running)
         return "its store is being cleaned" if cleaning or self._stores.is_dirty(run.store) else ""
 
-    def _candidates(self, run: Run, rows: list[Row]) -> list[Row]:
+    def _candidates(self, run: Run, rows: list[Row], why: dict[Path, str]) -> list[Row]:
         """Those whose time has come."""
         now = self._clock.time()
         newest = plan.newest(self._journal.rows(run=run.path), run.order, run.watch.keep_raw)
@@ -130,7 +137,7 @@ class Chooser:
             if kept is None:
                 found.append(row)
             else:
-                self.why[row.path] = kept
+                why[row.path] = kept
         return found
 
     def _check(self, row: Row) -> str | None:

@@ -5,6 +5,8 @@ Asked through `nvidia-smi`: this process never loads torch or CUDA.
 
 import os
 import subprocess
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ MAX_THREADS = 8  # of one worker, each with a tensor of its own: a job runs besi
 MEMORY_PER_WORKER = 16 << 30  # bytes; what its threads have in work, and rows that are very long
 IDLE_GPU_BYTES = 1 << 30  # a GPU that holds more than this is somebody's, though no process may be visible to us
 _SMI_SECONDS = 20.0
+_WAIT_SECONDS = 2.0  # what the service waits for an answer; it takes tenths
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,36 @@ def slots(settings: DaemonSettings) -> tuple[str, ...]:
     return tuple(found)
 
 
-def place(device: str, settings: DaemonSettings, taken: frozenset[str] = frozenset()) -> Placement:
+class GpuWatch:
+    """What `nvidia-smi` says, asked in a thread: with a sick driver it hangs, and the service has one thread."""
+
+    def __init__(self) -> None:
+        self._gpus: list[Gpu] = []  # owner: the asking thread, while it runs
+        self._asking: threading.Thread | None = None
+        self._asked = 0.0  # monotonic
+
+    def gpus(self) -> list[Gpu]:
+        """What it says now; [] when that takes too long. No question makes us wait twice."""
+        now = time.monotonic()
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, name="ckzd-gpus", daemon=True)
+            self._asking.start()
+            self._asked = now
+        self._asking.join(max(0.0, self._asked + _WAIT_SECONDS - now))
+        return [] if self._asking.is_alive() else self._gpus
+
+    def _ask(self) -> None:
+        self._gpus = gpus()
+
+
+def place(device: str, settings: DaemonSettings, watch: GpuWatch, taken: frozenset[str] = frozenset()) -> Placement:
     """Turn a configured device into a placement, now: `auto` takes an idle GPU (not `taken`), else the CPU."""
     threads = _thread_limits(settings)
     if device == "auto":
-        idle = [gpu.uuid for gpu in gpus() if not gpu.busy and gpu.uuid not in taken]
-        return Placement("cuda:0", {**threads, "CUDA_VISIBLE_DEVICES": idle[0]}) if idle else place("cpu", settings)
+        idle = [gpu.uuid for gpu in watch.gpus() if not gpu.busy and gpu.uuid not in taken]
+        return (
+            Placement("cuda:0", {**threads, "CUDA_VISIBLE_DEVICES": idle[0]}) if idle else place("cpu", settings, watch)
+        )
     if device == "cpu":
         return Placement("cpu", {**threads, "CUDA_VISIBLE_DEVICES": ""})
     if device == "cuda":

@@ -13,7 +13,7 @@ from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.settle import Settled, Settler
 from ckzd.daemon.states import RUNNING, Row, State
-from ckzd.errors import CkzdError
+from ckzd.errors import CkzdError, ConfigError
 from ckzd.operations.pointer import pointer_for
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Scan:
 
     runs: list[Run] = field(default_factory=list)
     errors: list[CkzdError] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[ConfigError] = field(default_factory=list)
     why: dict[Path, str] = field(default_factory=dict)  # checkpoint -> why it is not settled
     folders: list[Path] = field(default_factory=list)  # where something new may appear
     again_seconds: float = float("inf")  # a checkpoint may have settled then
@@ -68,13 +68,15 @@ class Scanner:
         self._clock = clock
         self._adopt = adopt
         self._once = once
+        self._said: set[str] = set()  # problems of the last scan
 
     def scan(self) -> Scan:
         """Look at everything once."""
         result = Scan()
-        for watch in self._settings.watch:
-            if not watch.path.is_dir():
-                result.problems.append(f"{watch.path}: is not a directory, or not there")
+        for number, watch in enumerate(self._settings.watch):
+            if not os.path.isdir(watch.path):  # noqa: PTH112  # `Path.is_dir` raises where permission is denied
+                problem = f"expected a directory, got {watch.path}, which is none or not there"
+                result.problems.append(ConfigError(f"watch[{number}].path", problem, hint="check the path"))
                 continue
             result.folders += (folders := list(folders_below(watch.path)))
             found = dict.fromkeys(folder for folder in folders if formats.is_run(folder))
@@ -88,6 +90,10 @@ class Scanner:
                     log.warning("run left out", extra={"run": str(run), "error": str(wrapped)})
                     result.errors.append(wrapped)
         self._settler.forget_all_but(result.why)
+        problems = {str(problem) for problem in result.problems}
+        for problem in sorted(problems - self._said):
+            log.warning("a watch sees nothing", extra={"why": problem})
+        self._said = problems
         return result
 
     def _scan_run(self, run: Path, watch: WatchSettings, result: Scan) -> None:

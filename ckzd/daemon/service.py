@@ -10,13 +10,13 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
 from ckzd.config import Settings, WatchSettings, systemd
-from ckzd.daemon import filesystems, status
+from ckzd.daemon import status
 from ckzd.daemon.choose import Chooser
 from ckzd.daemon.clock import Clock, SystemClock
 from ckzd.daemon.jobs import Executor
@@ -25,17 +25,17 @@ from ckzd.daemon.logs import configure
 from ckzd.daemon.notify import Notifier
 from ckzd.daemon.outcomes import MAX_NOT_STARTED, Outcomes
 from ckzd.daemon.rebuild import rebuild
+from ckzd.daemon.requirements import require_servable
 from ckzd.daemon.rotate import drop_rotated
 from ckzd.daemon.scan import Scan, Scanner
 from ckzd.daemon.settle import Rule, Settler
-from ckzd.daemon.states import RUNNING
+from ckzd.daemon.states import ARCHIVED, RUNNING
 from ckzd.daemon.stores import Stores
 from ckzd.daemon.telling import Teller
 from ckzd.daemon.watch import Watcher
 from ckzd.daemon.workers import LocalExecutor
-from ckzd.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, StoreLocked
+from ckzd.errors import EXIT_DONE, EXIT_SOME_FAILED, StoreLocked
 from ckzd.locks import flock
-from ckzd.operations.command import require_program
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +55,9 @@ def serve(
     SIGTERM drains: running jobs may finish within `drain_seconds`. SIGINT, or SIGTERM again, ends at once.
     """
     configure(as_json=log_as_json)
-    if not settings.watch:
-        raise ConfigError("watch", "expected at least one [[watch]], got none", hint="name a directory of checkpoints")
-    for watch in settings.watch:
-        if watch.accept_command is not None:
-            require_program(watch.accept_command)
-    state_dir = settings.daemon.state_dir
-    if filesystems.is_network(kind := filesystems.kind(state_dir)):
-        problem = f"expected a local disk, got {kind}: {state_dir}"
-        raise ConfigError(
-            "daemon.state_dir", problem, hint="SQLite's journal does not survive on a network file system"
-        )
-    state_dir.mkdir(parents=True, exist_ok=True)
+    require_servable(settings)
     clock = SystemClock()
-    with flock(state_dir / "lock", fcntl.LOCK_EX, wait_seconds=0.0):
+    with flock(settings.daemon.state_dir / "lock", fcntl.LOCK_EX, wait_seconds=0.0):
         chosen = executor or LocalExecutor(settings.daemon, clock, log_as_json=log_as_json)
         with Service(settings, chosen, clock, once=once) as service, _signals(service):
             return service.run()
@@ -147,6 +136,7 @@ class Service:
         for row in self.journal.on_start(self._clock.time()):
             log.warning("job was interrupted by a crash: it waits again", extra={"checkpoint": str(row.path)})
             self._outcomes.after_crash(row)
+        self.metrics.last_success.set(self._last_success())
         for watch in self._settings.watch:
             if watch.store is not None:
                 self._stores.open(watch.path, watch)
@@ -157,6 +147,15 @@ class Service:
         self._look()
         self._refuse_to_start()
         self._notifier.ready()
+
+    def _last_success(self) -> float:
+        """When the youngest archive that the journal knows was written; 0 if there is none."""
+        written = [0.0]
+        for row in self.journal.rows(states=ARCHIVED):
+            if row.archive is not None:
+                with suppress(OSError):
+                    written.append(row.archive.lstat().st_mtime)
+        return max(written)
 
     def step(self) -> None:
         """Come round once; waits for events at most `TICK_SECONDS`."""
@@ -256,7 +255,7 @@ class Service:
         if not self._scan.runs and self._scan.errors:
             raise self._scan.errors[0]
         if self._once and self._scan.problems and not self._scan.runs:
-            raise ConfigError("watch", self._scan.problems[0], hint="check the path")
+            raise self._scan.problems[0]
 
     # -- deciding -----------------------------------------------------------------------------------------------
 
@@ -325,7 +324,7 @@ class Service:
             {"worker": worker.name, "up": worker.up, "restarts": worker.restarts, "busy": worker.job is not None}
             for worker in self._executor.workers()
         ]
-        problems = [*self._scan.problems, *map(str, self._scan.errors)]
+        problems = [str(problem) for problem in (*self._scan.problems, *self._scan.errors)]
         problems += [self._trouble] if self._trouble else []
         problems += [self._outcomes.worker_problem] if self._outcomes.worker_problem else []
         paused = f"waiting for space: {self._outcomes.no_space}" if self._outcomes.no_space else None

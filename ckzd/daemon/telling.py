@@ -70,9 +70,9 @@ class Teller:
         self.metrics.replacing_stopped.set(snapshot["replacing_stopped"] is not None)
         for worker in live.workers:
             self.metrics.worker_up.labels(worker["worker"]).set(worker["up"])
-        for watch in self._settings.watch:
+        for name, watch in zip(self._settings.watch_names, self._settings.watch, strict=True):
             with suppress(OSError):
-                self.metrics.free_bytes.labels(watch.name).set(durable.free_bytes(watch.path))
+                self.metrics.free_bytes.labels(name).set(durable.free_bytes(watch.path))
         return snapshot
 
     def _why_dead(self) -> str | None:

@@ -63,6 +63,7 @@ class LocalExecutor:
         self._operation = operation
         self._places = list(places)  # further directories on the workers' module path
         self._log_as_json = log_as_json
+        self._gpus = devices.GpuWatch()
         names = devices.slots(settings)
         self._slots = [_Slot(f"{device}-{names[:i].count(device)}", device) for i, device in enumerate(names)]
 
@@ -116,7 +117,7 @@ class LocalExecutor:
 
     def _start(self, slot: _Slot) -> None:
         taken = {worker.placement.environment.get("CUDA_VISIBLE_DEVICES", "") for worker in self._living()}
-        placement = devices.place(slot.device, self._settings, frozenset(taken))
+        placement = devices.place(slot.device, self._settings, self._gpus, frozenset(taken))
         boot = Boot(self._operation, self._settings.nice, self._places, self._log_as_json)
         slot.worker = WorkerProcess.start(placement, boot)
         slot.ready, slot.left_at = False, None

@@ -9,7 +9,6 @@ Nothing of it is visible before `publish`; whoever publishes second throws its o
 import dataclasses
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _TOOLS = ("numpy", "torch", "scikit-learn", "constriction", "zstandard")
 
 
@@ -315,10 +313,10 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
 
 
 def _device(name: str, preset: Preset) -> str:
-    """Where the preset's LSTM is trained; ConfigError for a device that is not there, if it has one."""
-    if not preset.lstm_cold_steps and _DEVICE.fullmatch(name):
+    """Where the preset's LSTM is trained, if it has one; ConfigError for a device that is not there."""
+    if not preset.lstm_cold_steps and name in {"auto", "cpu"}:
         return "cpu"
-    from ckzd.codec import train  # noqa: PLC0415  # a second of torch, for the one preset that trains
+    from ckzd.codec import train  # noqa: PLC0415  # a second of torch, for the one preset that trains, or a named GPU
 
     return train.pick_device(name)
 

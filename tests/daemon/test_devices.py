@@ -1,6 +1,7 @@
 """Workers are sized to leave training alone, and a GPU is taken only when nobody computes on it."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from ckzd.daemon import devices
 
 def settings(**changes) -> DaemonSettings:
     return DaemonSettings(state_dir=Path("/nowhere"), **changes)
+
+
+def place(device: str, chosen: DaemonSettings, taken: frozenset[str] = frozenset()) -> devices.Placement:
+    return devices.place(device, chosen, devices.GpuWatch(), taken)
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def test_configured_sizes_are_obeyed():
     chosen = settings(workers=3, threads=5, devices=("cpu", "cuda:1"))
 
     assert devices.slots(chosen) == ("cpu", "cpu", "cpu", "cuda:1")
-    assert devices.place("cpu", chosen).environment["OMP_NUM_THREADS"] == "5"
+    assert place("cpu", chosen).environment["OMP_NUM_THREADS"] == "5"
 
 
 def test_auto_has_one_slot_that_may_get_a_gpu():
@@ -53,7 +58,7 @@ def test_auto_has_one_slot_that_may_get_a_gpu():
 def test_without_nvidia_smi_auto_is_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    placement = devices.place("auto", settings(threads=1))
+    placement = place("auto", settings(threads=1))
 
     assert placement.device == "cpu"
     assert placement.environment["CUDA_VISIBLE_DEVICES"] == ""
@@ -62,8 +67,8 @@ def test_without_nvidia_smi_auto_is_the_cpu(monkeypatch, tmp_path):
 def test_auto_takes_an_idle_gpu_by_its_uuid(smi):
     smi("GPU-a, 70000, 99\\nGPU-b, 4, 0\\nGPU-c, 4, 0\\n", "GPU-a\\n")
 
-    assert devices.place("auto", settings()).environment["CUDA_VISIBLE_DEVICES"] == "GPU-b"
-    taken = devices.place("auto", settings(), frozenset({"GPU-b"}))
+    assert place("auto", settings()).environment["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+    taken = place("auto", settings(), frozenset({"GPU-b"}))
     assert (taken.device, taken.environment["CUDA_VISIBLE_DEVICES"]) == ("cuda:0", "GPU-c")
 
 
@@ -80,13 +85,13 @@ def test_auto_takes_an_idle_gpu_by_its_uuid(smi):
 def test_a_gpu_that_somebody_uses_is_left_alone(smi, cards, processes):
     smi(cards, processes)
 
-    assert devices.place("auto", settings()).device == "cpu"
+    assert place("auto", settings()).device == "cpu"
 
 
 def test_a_configured_gpu_is_taken_whoever_uses_it(smi):
     smi("GPU-a, 30000, 99\\n", "GPU-a\\n")
 
-    placement = devices.place("cuda:1", settings())
+    placement = place("cuda:1", settings())
 
     assert placement.device == "cuda:0"
     assert placement.environment["CUDA_VISIBLE_DEVICES"] == "1"
@@ -99,6 +104,23 @@ def test_a_failing_nvidia_smi_means_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     assert devices.gpus() == []
+
+
+def test_a_hanging_nvidia_smi_is_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_WAIT_SECONDS", 0.2)
+    (tmp_path / "nvidia-smi").write_text(
+        f"#!/bin/sh\ntouch {tmp_path}/asked\nwhile [ ! -e {tmp_path}/end ]; do sleep 0.05; done\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    watch = devices.GpuWatch()
+    began = time.monotonic()
+    for _ in range(5):
+        assert devices.place("auto", settings(), watch).device == "cpu"
+    assert time.monotonic() - began < 1
+    (tmp_path / "end").touch()
+    watch._asking.join(10)
+    assert not watch._asking.is_alive()
 
 
 def test_the_machine_has_cores_and_memory():

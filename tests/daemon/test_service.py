@@ -112,6 +112,18 @@ def test_a_directory_that_is_saved_again_over_its_pointer_is_replaced_again(make
     assert sorted(path.name for path in folder.iterdir()) == ["ckzd.json", "trainer_state.json"]
 
 
+def test_a_replaced_checkpoint_no_longer_says_why_it_stayed(make_daemon):
+    daemon = make_daemon(keep_raw=1)
+    daemon.service.start()
+    daemon.write(1)
+    daemon.go()
+    assert daemon.why("step_1") == "one of the newest 1"
+    daemon.write(2)
+    daemon.go()
+    assert (daemon.states()["step_1"], daemon.why("step_1")) == ("replaced", "")
+    assert daemon.why("step_2") == "one of the newest 1"
+
+
 def test_runs_take_turns_and_one_run_has_one_job_at_a_time(make_daemon):
     daemon = make_daemon(slots=3)
     daemon.service.start()

@@ -1,5 +1,6 @@
 """The service begins, ends, and begins again after a crash."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,49 @@ def test_a_state_directory_on_a_file_server_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(filesystems, "kind", lambda _: "nfs4")
     with pytest.raises(ConfigError, match="expected a local disk, got nfs4"):
         serve(settings_for(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["/proc/ckzd", "/proc", "/dev/null/state", "/sys/kernel"])
+def test_a_state_directory_that_cannot_be_written_to_is_refused(tmp_path, place):
+    with pytest.raises(ConfigError, match=r"daemon\.state_dir: expected a directory that ckzd may write to") as caught:
+        serve(settings_for(tmp_path, daemon={"state_dir": place}), once=True)
+    assert place in caught.value.problem
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99"])
+def test_a_configured_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch, device):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=rf"daemon\.devices: expected a device that is there, got '{device}'"):
+        serve(settings_for(tmp_path, daemon={"devices": ("cpu", device)}), once=True)
+
+
+def test_a_watched_directory_that_is_not_there_is_said_once_and_waited_for(make_daemon, caplog):
+    daemon = make_daemon()
+    shutil.rmtree(daemon.place / "runs")
+    daemon.service.start()
+    daemon.go()
+    assert "watch[0].path: expected a directory" in daemon.status()["reasons"][0]
+    said = [record for record in caplog.records if "watch[0].path" in getattr(record, "why", "")]
+    assert [record.levelname for record in said] == ["WARNING"]
+    daemon.write(1)
+    daemon.go()
+    assert daemon.status()["ready"]
+    assert daemon.states() == {"step_1": "verified"}
+
+
+def test_one_pass_over_a_directory_that_is_not_there_is_an_error(make_daemon):
+    daemon = make_daemon(once=True)
+    shutil.rmtree(daemon.place / "runs")
+    with pytest.raises(ConfigError, match=r"watch\[0\]\.path"):
+        daemon.service.start()
+
+
+def test_the_last_success_is_known_after_a_restart(daemon, revive):
+    daemon.write(1)
+    daemon.go()
+    (row,) = daemon.service.journal.rows()
+    again = revive(daemon)
+    assert again.metric("ckzd_last_success_timestamp_seconds") == row.archive.stat().st_mtime > 0
 
 
 def test_an_accept_command_that_is_not_there_is_refused(tmp_path):

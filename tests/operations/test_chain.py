@@ -331,7 +331,12 @@ def test_stages_come_in_order_and_stride_reaches_back(chain, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"preset": "best"}, "preset"), ({"stride": 0}, "stride"), ({"device": "abacus"}, "device")],
+    [
+        ({"preset": "best"}, "preset"),
+        ({"stride": 0}, "stride"),
+        ({"device": "abacus"}, "device"),
+        ({"device": "cuda:99"}, "device"),
+    ],
 )
 def test_wrong_arguments_are_named_before_anything_is_made(chain, tmp_path, arguments, message):
     checkpoint = Path(shutil.copy(chain.checkpoints[0], tmp_path / "step_4.pt"))
