@@ -5,9 +5,12 @@ Reading only. It listens on the loopback interface unless configured otherwise: 
 
 import json
 import logging
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +21,8 @@ from ckzd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 10.0  # a client that says nothing for so long is dropped
+REQUEST_SECONDS = 10.0  # a connection is closed then, whether its client says nothing, too little, or does not read
+MAX_CONNECTIONS = 32  # each costs a thread; one more closes the oldest
 _JSON, _TEXT, _HTML = "application/json", "text/plain; charset=utf-8", "text/html; charset=utf-8"
 
 
@@ -64,9 +68,46 @@ class HttpServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """Bounds what clients cost: so many connections, so much time for each from its first to its last byte."""
+
     daemon_threads = True
     block_on_close = True
     allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._opened: dict[socket.socket, float] = {}  # connection -> monotonic; oldest first
+        self._lock = threading.Lock()  # of the above
+        super().__init__(address, handler)
+
+    def process_request(self, request: socket.socket, client_address: Any) -> None:  # type: ignore[override]
+        """Answer in a thread of its own."""
+        with self._lock:
+            oldest = next(iter(self._opened), None) if len(self._opened) >= MAX_CONNECTIONS else None
+            self._opened[request] = time.monotonic()
+        if oldest is not None:
+            self._cut(oldest)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        """The connection is done with."""
+        with self._lock:
+            self._opened.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called between requests, several times a second."""
+        limit = time.monotonic() - REQUEST_SECONDS
+        with self._lock:
+            late = [request for request, since in self._opened.items() if since < limit]
+        for request in late:
+            self._cut(request)
+
+    def _cut(self, request: socket.socket) -> None:
+        """Its thread finds the connection at its end, wherever it waits."""
+        with self._lock:
+            self._opened.pop(request, None)
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         del request

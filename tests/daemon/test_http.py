@@ -4,15 +4,18 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
+import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, suppress
 from html.parser import HTMLParser
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import settings_for
 
-from ckzd.daemon import page, status
+from ckzd.daemon import http, page, status
 from ckzd.daemon.clock import SystemClock
 from ckzd.daemon.identity import Identity
 from ckzd.daemon.journal import Journal
@@ -105,6 +108,31 @@ def test_promtool_finds_nothing_to_complain_about(teller, rows):
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def connected(teller):
+    return socket.create_connection(("127.0.0.1", int(teller.url.rpartition(":")[2])), timeout=10)
+
+
+def test_a_client_that_never_comes_to_an_end_is_cut_off(teller, monkeypatch):
+    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.5)
+    with connected(teller) as client:
+        began = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - began < 10:
+                client.sendall(b"G")
+                time.sleep(0.05)
+    assert time.monotonic() - began < 5
+    assert Get(f"{teller.url}/healthz").code == 200
+
+
+def test_many_connections_cost_few_threads_and_lock_nobody_out(teller):
+    before = threading.active_count()
+    with ExitStack() as clients:
+        for _ in range(3 * http.MAX_CONNECTIONS):
+            clients.enter_context(connected(teller))
+        assert Get(f"{teller.url}/healthz").code == 200
+        assert threading.active_count() - before <= http.MAX_CONNECTIONS + 5
 
 
 def test_names_follow_the_conventions_of_prometheus():
