@@ -9,7 +9,8 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from ckzd.errors import NoSpace
 from ckzd.locks import Process
 
 TEMP_PREFIX, TEMP_SUFFIX = ".ckzd-", ".tmp"
+ABANDONED_SECONDS = 24 * 3600.0  # a temporary file of an unknown process, untouched for so long, has no owner
 
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
@@ -37,6 +39,11 @@ def as_no_space(path: Path) -> Iterator[None]:
         raise
 
 
+def temp_beside(target: Path) -> Path:
+    """A fresh path beside `target`, not yet created. Its name tells whose it is: see `remove_abandoned`."""
+    return target.with_name(f"{TEMP_PREFIX}{Process.this()}-{secrets.token_hex(6)}{TEMP_SUFFIX}")
+
+
 @contextmanager
 def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     """Yield a file that becomes `target` when the block ends: temp beside it, fsync, rename, fsync of the directory.
@@ -44,7 +51,7 @@ def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[Binar
     On any error `target` is as it was and the temporary file is gone. `mode` is exact; None is what `open` would give.
     After a crash the temporary file stays; its name tells whose it was.
     """
-    temp = target.with_name(f"{TEMP_PREFIX}{Process.this()}-{secrets.token_hex(6)}{TEMP_SUFFIX}")
+    temp = temp_beside(target)
     with as_no_space(target):
         try:
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -132,6 +139,29 @@ def remove_tree(path: Path) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(path)
         fsync_dir(path.parent)
+
+
+def remove_abandoned(places: Iterable[Path], now: float | None = None) -> list[Path]:
+    """Remove unfinished work of dead processes: those of this machine by their process, others by their age.
+
+    What belongs to a living process stays, and so does, for a day, what cannot be told.
+    """
+    removed = []
+    for path in sorted(set(places)):
+        owner = Process.parse(path.name)
+        try:
+            age = (time.time() if now is None else now) - path.lstat().st_mtime
+        except FileNotFoundError:
+            continue
+        if owner is not None and (owner.is_dead() or (not owner.is_local() and age > ABANDONED_SECONDS)):
+            (remove_tree if path.is_dir() and not path.is_symlink() else remove)(path)
+            removed.append(path)
+    return removed
+
+
+def sweep_beside(target: Path) -> list[Path]:
+    """Remove what those who died left at `temp_beside` in the directory of `target`."""
+    return remove_abandoned(target.parent.glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}"))
 
 
 def fsync_file(path: Path) -> None:

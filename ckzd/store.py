@@ -18,7 +18,6 @@ import os
 import re
 import secrets
 import stat
-import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ STORE_NAME = ".ckzd"
 STORE_VERSION: Final = 1
 ARCHIVE_SUFFIX = ".ckz"
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
-ABANDONED_SECONDS = 24 * 3600.0  # a temporary file of an unknown process, untouched for so long, has no owner
 _OWN_NAMES = frozenset({"archives", "cache", "tmp", "trash"})
 
 
@@ -214,23 +212,10 @@ class Store:
     # Cleaning
 
     def sweep_temps(self, now: float | None = None) -> list[Path]:
-        """Remove unfinished files of dead processes: those of this machine by their process, others by their age.
-
-        What belongs to a living process stays, and so does, for a day, what cannot be told.
-        """
-        removed = []
+        """Remove unfinished files of dead processes, anywhere in the store: see `durable.remove_abandoned`."""
         unfinished = f"{durable.TEMP_PREFIX}*{durable.TEMP_SUFFIX}"
         patterns = ("tmp/*", f"tmp/{unfinished}", unfinished, f"cache/{unfinished}", f"archives/*/{unfinished}")
-        for path in sorted({path for pattern in patterns for path in self.root.glob(pattern)}):
-            owner = Process.parse(path.name)
-            try:
-                age = (time.time() if now is None else now) - path.lstat().st_mtime
-            except FileNotFoundError:
-                continue
-            if owner is not None and (owner.is_dead() or (not owner.is_local() and age > ABANDONED_SECONDS)):
-                _remove_any(path)
-                removed.append(path)
-        return removed
+        return durable.remove_abandoned((path for pattern in patterns for path in self.root.glob(pattern)), now)
 
     def evict_cache(self, keep: set[str], max_bytes: int) -> int:
         """Remove the longest untouched reconstructions, but no id in `keep`, down to `max_bytes`; bytes freed."""
@@ -331,10 +316,3 @@ def _order(record: ArchiveRecord) -> tuple[bool, int, int, str]:
 def _fitting(name: str, suffix_bytes: int) -> str:
     """`name`, shortened so that it and a suffix are one path component."""
     return os.fsdecode(os.fsencode(name)[: MAX_NAME_BYTES - suffix_bytes])
-
-
-def _remove_any(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        durable.remove_tree(path)
-    else:
-        durable.remove(path)

@@ -8,7 +8,6 @@ import filecmp
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -114,9 +113,11 @@ def _staging(archive: Path, target: Path) -> Iterator[Path]:
     """A path on the target's file system, in the store's tmp/ if that is on it; whatever is left there is removed."""
     store = store_of(archive)
     if store is not None and store.is_writable() and store.tmp.stat().st_dev == target.parent.stat().st_dev:
+        store.sweep_temps()  # of those that were killed: a full copy each
         staged = store.new_temp(".restore")
     else:
-        staged = target.parent / f".ckzd-{secrets.token_hex(6)}.tmp"
+        durable.sweep_beside(target)
+        staged = durable.temp_beside(target)
     try:
         yield staged
     finally:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from serving import write_checkpoint
 
 import ckzd
 from ckzd.errors import ConfigError
+from ckzd.locks import Process
 from ckzd.operations.pointer import pointer_for, points_to, resolve
 
 
@@ -82,3 +84,40 @@ def test_what_came_into_a_replaced_directory_stays(tmp_path):
     assert (checkpoint / "nowhere").readlink() == Path("/nonexistent")
     assert (checkpoint / "more" / "link").readlink() == Path("notes.txt")
     assert checkpoint.stat().st_mtime_ns == 10**18
+
+
+def left_by(process: Process, directory: Path) -> Path:
+    """What a restore leaves that was killed with half a directory written."""
+    left = directory / f".ckzd-{process}-0123456789ab.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(bytes(1000))
+    return left
+
+
+@pytest.mark.parametrize("next_one", ["restore", "compress"])
+def test_what_a_killed_restore_left_beside_its_target_goes_with_the_next_one(archived, tmp_path, next_one):
+    here = Process.this()
+    dead = left_by(Process(here.boot, here.namespace, here.pid, "1"), tmp_path)
+    living = left_by(here, tmp_path)
+    if next_one == "restore":
+        copied = tmp_path / "elsewhere" / "a.ckz"
+        copied.parent.mkdir()
+        shutil.copy(archived[1], copied)
+        ckzd.restore(copied, output=tmp_path / "restored.safetensors")
+    else:
+        ckzd.compress(write_checkpoint(tmp_path / "step_7.safetensors"), store=tmp_path / "store", preset="lossless")
+    assert (dead.exists(), living.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("in_store", [True, False])
+def test_a_restore_writes_where_a_sweep_finds_it(archived, tmp_path, monkeypatch, in_store):
+    archive = archived[1]
+    if not in_store:
+        archive = Path(shutil.copy(archived[1], tmp_path / "a.ckz"))
+    found = []
+    monkeypatch.setattr(
+        sys.modules["ckzd.operations.restore"], "write_files", lambda *arguments: found.append(arguments[3]) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        ckzd.restore(archive, output=tmp_path / "restored.safetensors")
+    assert Process.parse(found[0].name) == Process.this()
