@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ckzd.operations.restore import restore
+
 CKZD = (sys.executable, "-m", "ckzd")
 
 
@@ -31,6 +33,15 @@ def compress(paths: list[Path], store: Path, preset: str, device: str = "auto") 
     for report in ckzd_lines("compress", *map(str, paths), *options):
         (seen,) = ckzd("inspect", report["archive"])
         yield report | {"step": seen["step"], "bits": seen["bits_per_parameter"], "coders": seen["coders"]}
+
+
+def round_trip(run: Path, work: Path, preset: str) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+    """Archive a run in closed loop, then restore each of its checkpoints: original, restored, report, oldest first."""
+    for report in ckzd("compress", str(run), "--store", str(work / "store"), "--preset", preset):
+        original = Path(report["checkpoint"])
+        restored = work / original.name
+        restore(Path(report["archive"]), output=restored)
+        yield original, restored, report
 
 
 def loop_ratios(reports: list[dict[str, Any]], last: int = 4) -> dict[str, Any]:

@@ -100,12 +100,18 @@ def nudge(model: nn.Module) -> None:
 
 
 def quality(job: Job, original: Path, restored: Path, *, resume_steps: int = RESUME_STEPS) -> dict[str, float]:
-    """What a restore costs: `kl`, and relative excess of training and held-out loss over the next steps.
+    """What a restore costs: `kl`, and what `gaps` says."""
+    kl = divergence(job, load(job, original)[0], load(job, restored)[0])
+    return {"kl": kl} | gaps(job, original, restored, resume_steps=resume_steps)
+
+
+def gaps(job: Job, original: Path, restored: Path, *, resume_steps: int = RESUME_STEPS) -> dict[str, float]:
+    """Relative excess of training and held-out loss over the next steps.
 
     `resume_gap` is of the mean training loss, `heldout_gap` of the held-out loss after these steps; the same with
     `_control` for the original with its last bits moved, which shows how much is noise.
     """
-    report = {"kl": divergence(job, load(job, original)[0], load(job, restored)[0])}
+    report = {}
     training, heldout = {}, {}
     for name, path in (("original", original), ("restored", restored), ("control", original)):
         model, optimizer, step = load(job, path)
