@@ -99,6 +99,7 @@ def compress(
     tell("read", 0.0)
     checkpoint = in_slabs(read_checkpoint(path))
     with closing(checkpoint.source):
+        durable.sweep_beside(path)  # of restores that were killed
         opened = _opened(root, checkpoint)
         job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell)
         with opened.lock(shared=True):
