@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Scan:
     problems: list[ConfigError] = field(default_factory=list)
     why: dict[Path, str] = field(default_factory=dict)  # checkpoint -> why it is not settled
     folders: list[Path] = field(default_factory=list)  # where something new may appear
+    left_alone: dict[Path, Counter[str]] = field(default_factory=dict)  # watched directory -> kinds, how many of each
     again_seconds: float = float("inf")  # a checkpoint may have settled then
 
 
@@ -78,13 +80,15 @@ class Scanner:
                 problem = f"expected a directory, got {watch.path}, which is none or not there"
                 result.problems.append(ConfigError(f"watch[{number}].path", problem, hint="check the path"))
                 continue
-            result.folders += (folders := list(folders_below(watch.path)))
-            found = dict.fromkeys(folder for folder in folders if formats.is_run(folder))
+            seen = list(look_below(watch.path))
+            result.folders += [contents.path for contents in seen if not contents.is_left_alone]
+            result.left_alone[watch.path] = Counter(left.kind for contents in seen for left in contents.left_alone)
+            found = {contents.path: contents.checkpoints for contents in seen if contents.is_run}
             known = {run for run in self._journal.runs() if run.is_relative_to(watch.path)}
             for run in (*found, *sorted(known - found.keys())):
                 try:
                     with self._journal.together():
-                        self._scan_run(run, watch, result)
+                        self._scan_run(run, watch, found.get(run), result)
                 except (CkzdError, OSError, UnicodeError) as error:
                     wrapped = error if isinstance(error, CkzdError) else CkzdError(run, f"cannot be scanned: {error}")
                     log.warning("run left out", extra={"run": str(run), "error": str(wrapped)})
@@ -96,14 +100,14 @@ class Scanner:
         self._said = problems
         return result
 
-    def _scan_run(self, run: Path, watch: WatchSettings, result: Scan) -> None:
+    def _scan_run(self, run: Path, watch: WatchSettings, found: Iterable[Path] | None, result: Scan) -> None:
         now = self._clock.time()
         if not run.is_dir():  # known from the journal only
             self._reconcile(run, {}, now)
             return
         store = self._adopt(run, watch)
         checkpoints = []
-        for path in formats.list_checkpoints(run):
+        for path in _listed_anew(run) if found is None else found:
             try:
                 checkpoints.append((path, fingerprint(path)))
             except OSError:  # it has just gone
@@ -147,25 +151,18 @@ class Scanner:
                 log.info("checkpoint gone", extra={"checkpoint": str(row.path), "archived": gone is not None})
 
 
-def folders_below(root: Path) -> Iterator[Path]:
-    """The directories at and below a watched one that are, or may become, runs: not stores, not checkpoints."""
-    folders = [(root, 0)]
-    while folders:
-        folder, depth = folders.pop()
-        yield folder
-        if depth == MAX_RUN_DEPTH:
-            continue
-        try:
-            with os.scandir(folder) as entries:
-                inner = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            continue
-        folders += [
-            (path, depth + 1)
-            for path in sorted(inner, reverse=True)
-            if not path.name.startswith(".") and not _is_checkpoint(path) and not os.path.lexists(path / STORE_MARKER)
-        ]
+def _listed_anew(run: Path) -> list[Path]:
+    """Of a run that only the journal knows: empty, out of reach, or part of a checkpoint that is left alone whole."""
+    return [] if formats.left_alone(run) else formats.list_checkpoints(run)
 
 
-def _is_checkpoint(path: Path) -> bool:
-    return formats.looks_like_checkpoint(path) or os.path.lexists(pointer_for(path))
+def look_below(root: Path) -> Iterator[formats.Contents]:
+    """What is in a watched directory and in those below that are, or may become, runs: not in stores or checkpoints."""
+    pending = [(root, 0)]
+    while pending:
+        folder, depth = pending.pop()
+        contents = formats.look_into(folder)
+        yield contents
+        if depth < MAX_RUN_DEPTH:
+            inner = (path for path in reversed(contents.folders) if not os.path.lexists(path / STORE_MARKER))
+            pending += [(path, depth + 1) for path in inner]

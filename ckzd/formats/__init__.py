@@ -11,8 +11,21 @@ from ckzd.formats.directory import is_replaced, is_text, read_directory
 from ckzd.formats.names import POINTER_SUFFIX, step_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
+from ckzd.formats.units import KINDS, Contents, LeftAlone, left_alone, look_into
 
-__all__ = ["completeness", "is_replaced", "is_run", "list_checkpoints", "looks_like_checkpoint", "read_checkpoint"]
+__all__ = [
+    "KINDS",
+    "Contents",
+    "LeftAlone",
+    "completeness",
+    "is_replaced",
+    "is_run",
+    "left_alone",
+    "list_checkpoints",
+    "look_into",
+    "looks_like_checkpoint",
+    "read_checkpoint",
+]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

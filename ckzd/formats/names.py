@@ -18,8 +18,18 @@ _TEMPORARY = re.compile(
 _BEING_WRITTEN = re.compile(r"\.tmp.*|.*\.tmp", re.DOTALL)
 _PART = re.compile(
     r"(model|pytorch_model|adapter_model)(_\d+)?(-\d{5}-of-\d{5})?\.(safetensors|bin)"
-    r"|(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.(pt|bin)|scaler\.pt|training_args\.bin|rng_state(_\d+)?\.pth"
+    r"|(optimizer|scheduler|sampler|dl_state_dict)((_\d+)?\.bin|\.pt)|scaler\.pt|training_args\.bin|rng_state(_\d+)?\.pth"
 )
+_SHARD = re.compile(
+    r"(?<![a-z])(?:rank|shard|part|worker|proc|process|node|host|gpu|device|tp|pp|dp)[=_-]?(\d{1,18})(?!\d)",
+    re.IGNORECASE | re.ASCII,
+)
+_OF = re.compile(r"(?<!\d)\d+[-_]of[-_]\d+(?!\d)", re.IGNORECASE | re.ASCII)
+_STEP_LABEL = re.compile(
+    r"(?<![a-z])(?:global[_-]?)?(?:step|iter|iteration|epoch|checkpoint|ckpt|chkpt|snapshot|save|ep|it)s?[=_-]?(\d{1,18})(?!\d)",
+    re.IGNORECASE | re.ASCII,
+)
+_NUMBERS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _LABELLED = tuple(
     re.compile(label + r"s?[=_-]?(\d{1,18})(?!\d)", re.IGNORECASE | re.ASCII) for label in ("step", "iter", "epoch")
 )
@@ -41,6 +51,26 @@ def step_in_name(name: str) -> int | None:
             return int(labelled[-1])
     numbers = _NUMBER.findall(stem)
     return int(numbers[-1]) if numbers else None
+
+
+def labelled_step(name: str) -> int | None:
+    """The number behind a word for a step, of a directory that may hold one: no "run1", no "version_0"."""
+    found = _STEP_LABEL.findall(name)
+    return int(found[-1]) if found else None
+
+
+def shard_number(name: str) -> int | None:
+    """Which of the parts that several processes write this is, by its name: 3 of "model_step10_rank3.pt"."""
+    if _OF.search(name):
+        return 0
+    found = _SHARD.findall(name)
+    return int(found[-1]) if found else None
+
+
+def without_numbers(name: str) -> tuple[str, tuple[str, ...]]:
+    """What a name says besides numbers, and its whole numbers: "-v1" that Lightning adds and 2.31 are none."""
+    stem = _SUFFIXES.sub("", name)
+    return _NUMBERS.sub("#", stem), tuple(number for number in _NUMBERS.findall(stem) if "." not in number)
 
 
 def natural_key(name: str) -> tuple[str | int, ...]:

@@ -7,7 +7,7 @@ from ckzd.formats import safetensors, torch_zip, zip_records
 from ckzd.formats.parsed import ParsedFile
 from ckzd.formats.source import FileView
 
-_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # its magic number, pickled: before torch 1.6
+OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # its magic number, pickled: before torch 1.6
 
 
 START_BYTES = 9  # what it takes to tell the formats apart
@@ -32,7 +32,7 @@ def parse(view: FileView) -> ParsedFile:
     parser = parser_of(view)
     if parser is not None:
         return parser(view)
-    if view.read(0, min(len(_OLD_TORCH), view.size)) == _OLD_TORCH:
+    if view.read(0, min(len(OLD_TORCH), view.size)) == OLD_TORCH:
         hint = "load it and save it again with torch >= 1.6"
         raise BadCheckpoint(view.subject, "written by torch.save's old format, which is not supported", hint=hint)
     raise BadCheckpoint(view.subject, "of no known format" if view.size else "empty")

@@ -1,0 +1,248 @@
+"""What is one checkpoint: known whole, left alone whole, or one of several files of a step."""
+
+from pathlib import Path
+
+import pytest
+from damaged.inputs import make_safetensors, torch_file
+from formats.test_directory import make_directory
+
+from ckzd.formats import KINDS, list_checkpoints, look_into, looks_like_checkpoint
+from ckzd.formats import left_alone as left_alone_of
+from ckzd.formats.names import labelled_step, shard_number
+
+TORCH = torch_file()
+SAFE = make_safetensors({"w": ("F32", (100,), bytes(400))})
+
+
+def write(place: Path, *names: str) -> None:
+    """Files by name; a name that ends with a slash is a directory."""
+    for name in names:
+        path = place / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = path.suffix in {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar"}
+        path.write_bytes(SAFE if path.suffix == ".safetensors" else TORCH if tensors else b"x")
+
+
+def seen(root: Path) -> tuple[set[str], dict[str, str]]:
+    """Checkpoints and what is left alone, by relative name, below a watched directory, as a daemon sees them."""
+    own, left, pending = set(), {}, [root]
+    while pending:
+        contents = look_into(pending.pop())
+        own |= {str(path.relative_to(root)) for path in contents.checkpoints}
+        left |= {str(found.path.relative_to(root)): found.kind for found in contents.left_alone}
+        pending += contents.folders
+    return own, left
+
+
+WHOLE = {
+    "DeepSpeed, ZeRO 1": (
+        [
+            "latest",
+            "global_step1/mp_rank_00_model_states.pt",
+            *(f"global_step1/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(4)),
+        ],
+        {"global_step1": "deepspeed"},
+    ),
+    "DeepSpeed, ZeRO 3, a tag of its own": (
+        ["tag/zero_pp_rank_0_mp_rank_00_model_states.pt", "tag/zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+        {"tag": "deepspeed"},
+    ),
+    "DeepSpeed, universal": (
+        ["u/mp_rank_00_model_states.pt", "u/zero/w/fp32.pt", "u/zero/w/exp_avg.pt"],
+        {"u": "deepspeed"},
+    ),
+    "DeepSpeed in Lightning": (
+        ["x.ckpt/latest", "x.ckpt/checkpoint/mp_rank_00_model_states.pt"],
+        {"x.ckpt/checkpoint": "deepspeed"},
+    ),
+    "Megatron": (
+        [
+            "latest_checkpointed_iteration.txt",
+            "iter_0000001/mp_rank_00/model_optim_rng.pt",
+            "iter_0000001/mp_rank_00/distrib_optim.pt",
+        ],
+        {"iter_0000001": "megatron"},
+    ),
+    "Megatron, pipeline parallel": (
+        ["release/mp_rank_00_000/a.pt", "release/mp_rank_01_001/a.pt"],
+        {"release": "megatron"},
+    ),
+    "Megatron, torch_dist": (
+        [
+            "latest_checkpointed_iteration.txt",
+            "iter_0000005/.metadata",
+            "iter_0000005/__0_0.distcp",
+            "iter_0000005/common.pt",
+        ],
+        {"iter_0000005": "dcp"},
+    ),
+    "beside Megatron's tracker": (["latest_checkpointed_iteration.txt", "v5/model.pt"], {"v5": "megatron"}),
+    "Accelerate": (
+        [
+            "checkpoints/checkpoint_0/pytorch_model.bin",
+            "checkpoints/checkpoint_0/optimizer.bin",
+            "checkpoints/checkpoint_0/custom_checkpoint_0.pkl",
+            "checkpoints/checkpoint_0/random_states_0.pkl",
+        ],
+        {"checkpoints/checkpoint_0": "accelerate"},
+    ),
+    "Accelerate, under Hugging Face's name": (
+        ["checkpoint-5/model.safetensors", "checkpoint-5/optimizer.bin", "checkpoint-5/random_states_0.pkl"],
+        {"checkpoint-5": "accelerate"},
+    ),
+    "Accelerate, not done yet": (
+        ["checkpoint_3/model.safetensors", "checkpoint_3/optimizer.bin"],
+        {"checkpoint_3": "several_files"},
+    ),
+    "FSDP": (["s/pytorch_model_fsdp_0/.metadata", "s/optimizer_0/.metadata", "s/random_states_0.pkl"], {"s": "fsdp"}),
+    "FSDP, a file a rank": (["s/pytorch_model_fsdp_rank0.bin", "s/optimizer_rank0.bin"], {"s": "fsdp"}),
+    "DCP": (["step-7/.metadata", "step-7/__0_0.distcp", "step-7/__1_0.distcp"], {"step-7": "dcp"}),
+    "DCP, extras beside": (["a/b/c/.metadata", "a/b/c/extra.pt", "a/b/c/more.pt"], {"a/b/c": "dcp"}),
+    "DCP, being written": (["d/__0_0.distcp", "d/meta.pt"], {"d": "dcp"}),
+    "Orbax": (["100/_CHECKPOINT_METADATA", "100/default/manifest.ocdbt", "100/extra.pt"], {"100": "orbax"}),
+    "by ranks, in directories": (
+        ["global_step_10/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"],
+        {"global_step_10": "several_files"},
+    ),
+    "a directory a step": (["step_1/net.pt", "step_1/optim.pt"], {"step_1": "several_files"}),
+    "with layers": (
+        ["epoch=3/layer_1.pth", "epoch=3/layer_2.pth", "epoch=3/layer_3.pth"],
+        {"epoch=3": "several_files"},
+    ),
+    "with the step once more": (["ckpt-20/net_20.bin", "ckpt-20/optim_20.bin"], {"ckpt-20": "several_files"}),
+    "deeper": (["run/save_4/model/net.safetensors", "run/save_4/optim/adam.pt"], {"run/save_4": "several_files"}),
+    "of which one part was replaced": (["step_2/net.pt.ckz", "step_2/optim.pt"], {"step_2": "several_files"}),
+    "of pickles": (["iter_9/net.pkl", "iter_9/optim.pkl"], {"iter_9": "several_files"}),
+}
+
+
+@pytest.mark.parametrize("layout", WHOLE)
+def test_a_checkpoint_of_several_files_is_left_alone_whole(tmp_path, layout):
+    files, left = WHOLE[layout]
+    write(tmp_path, *files)
+    assert seen(tmp_path) == (set(), left)
+    for name in files:
+        unit = next((unit for unit in left if Path(unit) in Path(name).parents), None)
+        if unit:
+            found = left_alone_of(tmp_path / name)
+            assert (found.path, found.kind) == (tmp_path / unit, left[unit])
+
+
+FILES = {
+    "ranks": [f"model_step{step}_rank{rank}.pth" for step in (1, 2) for rank in range(3)],
+    "one rank": ["model_step1_rank0.pth", "model_step2_rank0.pth"],
+    "ranks before the step is labelled": ["model_10_rank0.pt", "model_10_rank1.pt"],
+    "ranks first": ["rank0.step_5.pt", "rank1.step_5.pt"],
+    "numbers only": [f"ckpt_{step}_{rank}.pt" for step in (10, 20) for rank in (0, 1)],
+    "a step and a number": ["step10_0.pt", "step10_1.pt"],
+    "tensor parallel": ["step_1.tp0.pp0.pt", "step_1.tp1.pp0.pt"],
+    "one of four": ["weights_step3-00001-of-00004.safetensors", "weights_step3-00002-of-00004.safetensors"],
+    "shards": ["shard-1-step-100.pt", "shard-2-step-100.pt"],
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_what_several_processes_write_of_one_step_is_left_alone(tmp_path, kind):
+    write(tmp_path, *FILES[kind])
+    assert seen(tmp_path) == (set(), dict.fromkeys(FILES[kind], "shards"))
+    assert left_alone_of(tmp_path / FILES[kind][0]).kind == "shards"
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["model_5.pt", "optimizer_5.bin"], ["model_5.pt"]),
+        (["net.pt", "optimizer.pt"], ["net.pt"]),
+        (["ema.pt", "model.safetensors"], ["ema.pt"]),
+        (["net_5.pt", "optim_5.pkl"], ["net_5.pt", "optim_5.pkl"]),
+        (["w_5.pt", "w_5_rank0.pt", "w_5_rank1.pt"], ["w_5_rank0.pt", "w_5_rank1.pt"]),
+    ],
+)
+def test_what_has_a_part_that_is_left_alone_is_left_alone(tmp_path, names, parts):
+    write(tmp_path, *names, "net_100.pt")
+    own, left = seen(tmp_path)
+    assert "net_100.pt" in own
+    assert set(parts) <= left.keys()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["G_200.pth", "D_200.pth", "G_400.pth", "D_400.pth"],
+        ["weights_1.pt", "optim_1.pt"],
+        ["model_7.pt", "optimizer_7.pt"],
+        ["epoch=9-step=1234.ckpt", "epoch=9-step=1234-v1.ckpt"],
+        ["step_1.pt", "step_2.pt", "best.pt"],
+        ["lora_rank16_step1.pt", "lora_rank16_step2.pt"],
+        ["resnet50_0.pth", "resnet50_1.pth"],
+        ["epoch_1_100.pt", "epoch_2_200.pt"],
+        ["epoch=1-loss=0.25.ckpt", "epoch=1-loss=0.31.ckpt"],
+        ["run1/step_1.pt", "run1/step_2.pt"],
+        ["epoch_3/step_100.pt", "epoch_3/step_200.pt"],
+        ["iter2/checkpoints/step_1.pt", "iter2/checkpoints/step_3.pt"],
+        ["version_0/checkpoints/epoch=1-step=10.ckpt", "version_0/checkpoints/epoch=2-step=20.ckpt"],
+        ["step_10/net.pt", "step_20/net.pt"],
+        ["net.pt", "optim.pt"],
+    ],
+)
+def test_checkpoints_of_their_own(tmp_path, names):
+    write(tmp_path, *names)
+    assert seen(tmp_path) == (set(names), {})
+    assert left_alone_of(tmp_path / names[0]) is None
+    assert looks_like_checkpoint(tmp_path / names[0])
+
+
+def test_trainer_directories_hold_what_they_know(tmp_path):
+    make_directory(tmp_path / "checkpoint-10", 10)
+    make_directory(tmp_path / "checkpoint-20", 20)
+    write(tmp_path, "checkpoint-20/global_step20/", "checkpoint-20/latest")
+    make_directory(tmp_path / "checkpoint-30", 30)
+    write(tmp_path, "checkpoint-30/pytorch_model_fsdp_0/")
+    assert seen(tmp_path) == ({"checkpoint-10"}, {"checkpoint-20": "deepspeed", "checkpoint-30": "fsdp"})
+    assert left_alone_of(tmp_path / "checkpoint-10") is None
+    assert left_alone_of(tmp_path / "checkpoint-10" / "optimizer.pt").kind == "hugging_face"
+    assert left_alone_of(tmp_path / "checkpoint-20").kind == "deepspeed"
+
+
+def test_files_of_other_formats_are_named(tmp_path):
+    write(tmp_path, "a.keras", "b.h5", "code.tar.gz", "m.data-00000-of-00001", "train.log", "config.json")
+    (tmp_path / "old_3.pth").write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.rest")
+    write(tmp_path, "step_3.pt", "step_4.pt", "checkpoint-9.pth.tar")
+    own, left = seen(tmp_path)
+    assert own == {"step_4.pt", "checkpoint-9.pth.tar"}
+    assert left == {
+        "a.keras": "keras", "b.h5": "keras", "code.tar.gz": "tarball", "m.data-00000-of-00001": "tensorflow",
+        "old_3.pth": "legacy_torch", "step_3.pt": "several_files",
+    }  # fmt: skip
+    assert set(left.values()) <= KINDS.keys()
+
+
+def test_odd_names_and_what_is_not_there(tmp_path):
+    (tmp_path / "link_1.pt").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    write(tmp_path, ".step_1.pt", "tmp.pth")
+    assert seen(tmp_path) == (set(), {})
+    assert seen(tmp_path / "gone") == (set(), {})
+    assert left_alone_of(tmp_path / "gone" / "x.pt") is None
+    assert list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "shard"),
+    [
+        ("global_step100", 100, None),
+        ("checkpoint_3", 3, None),
+        ("run1", None, None),
+        ("exp2", None, None),
+        ("steps-5", 5, None),
+        ("version_0", None, None),
+        ("model_step2_rank_3.pt", 2, 3),
+        ("a-00001-of-00004.bin", None, 0),
+        ("low_frank3.pt", None, None),
+    ],
+)
+def test_labels_in_names(name, step, shard):
+    assert (labelled_step(name), shard_number(name)) == (step, shard)
