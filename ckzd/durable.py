@@ -21,6 +21,7 @@ from ckzd.locks import Process
 TEMP_PREFIX, TEMP_SUFFIX = ".ckzd-", ".tmp"
 ABANDONED_SECONDS = 24 * 3600.0  # a temporary file of an unknown process, untouched for so long, has no owner
 
+_PRIVATE = 0o600
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})  # what NFS, FUSE, old kernels answer
@@ -54,8 +55,7 @@ def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[Binar
     temp = temp_beside(target)
     with as_no_space(target):
         try:
-            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - it is a descriptor
+            with create(temp, 0o666 if mode is None else _PRIVATE) as file:
                 yield file
                 file.flush()
                 if mode is not None:
@@ -67,6 +67,12 @@ def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[Binar
                 temp.unlink(missing_ok=True)
             raise
         fsync_dir(target.parent)
+
+
+def create(path: Path, mode: int = _PRIVATE) -> BinaryIO:
+    """A new file, open for reading and writing; nobody else may open it until it is given another mode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    return open(descriptor, "w+b")  # noqa: PTH123 - it is a descriptor
 
 
 def publish(temp: Path, target: Path) -> bool:

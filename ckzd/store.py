@@ -18,12 +18,13 @@ import os
 import re
 import secrets
 import stat
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from ckzd import durable
+from ckzd.access import Access, give
 from ckzd.archive import ArchiveReader, Manifest
 from ckzd.errors import ConfigError, CorruptArchive, MissingReference
 from ckzd.locks import Process, flock
@@ -95,7 +96,7 @@ class Store:
         if not marker.exists():
             if root.exists() and not {path.name for path in root.iterdir()} <= _OWN_NAMES:
                 raise ConfigError(root, "is not empty and not a store", hint="name a new or empty directory")
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o755, parents=True, exist_ok=True)
             for name in _OWN_NAMES:  # originals pass through here: nobody may read them who could not before
                 (root / name).mkdir(mode=0o755 if name == "archives" else 0o700, exist_ok=True)
             with durable.write_atomically(marker) as file:
@@ -140,9 +141,7 @@ class Store:
         if not directory.exists():
             directory.mkdir(mode=0o700, exist_ok=True)
             status = run.stat()
-            with suppress(PermissionError):
-                os.chown(directory, status.st_uid, status.st_gid)
-            directory.chmod(stat.S_IMODE(status.st_mode))
+            give(directory, Access(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)))
             durable.fsync_dir(directory.parent)
         suffix = f".{checkpoint_sha[:12]}{ARCHIVE_SUFFIX}"
         return directory / f"{_fitting(name, len(suffix))}{suffix}"

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ckzd"
 
 LEVELS = (
     ("errors", "checkpoint", "cores"),
-    ("formats", "codec", "archive", "durable", "locks", "priority"),
+    ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
     ("store",),
     ("operations",),
     ("config",),

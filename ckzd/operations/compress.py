@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import __version__, durable
+from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.slabs import in_slabs
-from ckzd.errors import ConfigError, StoreLocked
+from ckzd.errors import ConfigError, SourceChanged, StoreLocked
 from ckzd.formats import read_checkpoint
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
@@ -101,7 +102,8 @@ def compress(
     with closing(checkpoint.source):
         durable.sweep_beside(path)  # of restores that were killed
         opened = _opened(root, checkpoint)
-        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell)
+        access = _access(path, checkpoint, opened)
+        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell, access)
         with opened.lock(shared=True):
             known = _known(job)
             if known is not None:
@@ -132,6 +134,15 @@ def _opened(root: Path, checkpoint: Checkpoint) -> Store:
     return store
 
 
+def _access(path: Path, checkpoint: Checkpoint, store: Store) -> Access:
+    """An archive holds all files of a checkpoint: it is as private as the most private of them."""
+    files = [path / layout.name if checkpoint.is_directory else path for layout in checkpoint.files]
+    try:
+        return access_to(files, place=store.root)
+    except FileNotFoundError as error:
+        raise SourceChanged(error.filename or path, "is gone") from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """One checkpoint on its way into one store."""
@@ -144,6 +155,7 @@ class _Job:
     device: str
     acceptance: Acceptance | None
     tell: OnStage
+    access: Access  # that its archive gets
 
     @property
     def run(self) -> Path:
@@ -216,6 +228,8 @@ def _archive(job: _Job) -> ArchiveRecord:
         verify(temp, before)
         job.tell("verified", 1.0)
         _ask(job, temp, before, hint="the original is untouched, the archive was thrown away")
+        give(temp, job.access)
+        give(cache, job.access)
         target = store.archive_path(run, job.checkpoint.name, manifest.checkpoint)
         if durable.publish(temp, target):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
@@ -268,7 +282,7 @@ def _temporary(store: Store, suffix: str) -> Iterator[Path]:
 def _write(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> Manifest:
     """Encode into `temp` and the reconstruction into `cache`; both are on disk when this returns."""
     job.tell("encode", 0.0)
-    with temp.open("xb") as archive_file, cache.open("x+b") as cache_file, scratch_file(job.store) as scratch:
+    with durable.create(temp) as archive_file, durable.create(cache) as cache_file, scratch_file(job.store) as scratch:
         writer = ArchiveWriter(archive_file)
         with malformed_as_corrupt(reference.record.path if reference is not None else Path(job.checkpoint.name)):
             encoded = Encoder(

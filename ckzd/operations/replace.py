@@ -14,11 +14,12 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace as with_fields
 from pathlib import Path
 
 from ckzd import durable
+from ckzd.access import access_to, give
 from ckzd.archive import ArchiveReader, Manifest
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import originals
@@ -51,7 +52,9 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
         if _is_replaced(checkpoint, archive, manifest):
             return 0
         with _named_errors(checkpoint, store):
-            entry = Entry.begin(store, _intent(checkpoint, archive, store, manifest))
+            intent = _intent(checkpoint, archive, store, manifest)
+            _close_to_others(archive, checkpoint, manifest)
+            entry = Entry.begin(store, intent)
             with _put_back_on_error(entry):
                 on_step("intent")
                 entry = (_move_file if manifest.kind == "file" else _trade_directory)(entry, manifest, on_step)
@@ -134,9 +137,16 @@ def _intent(checkpoint: Path, archive: Path, store: Store, manifest: Manifest) -
     )
 
 
+def _close_to_others(archive: Path, checkpoint: Path, manifest: Manifest) -> None:
+    """The checkpoint may have been made more private since it was archived."""
+    names = ["" if manifest.kind == "file" else file.name for file in manifest.files]
+    access = access_to([checkpoint / name for name in names], place=archive.parent)
+    if archive.stat().st_mode & 0o777 & ~access.mode:
+        give(archive, access)
+
+
 def _move_file(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
-    del manifest
-    _publish_pointer(entry)
+    _publish_pointer(entry, manifest)
     on_step("pointer")
     durable.take(entry.checkpoint, entry.held)
     on_step("moved")
@@ -145,9 +155,10 @@ def _move_file(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
 
 def _trade_directory(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     originals.copy_small_files(entry.checkpoint, entry.held, manifest)
-    with durable.write_atomically(entry.held / entry.pointer.name, mode=0o644) as file:
+    pointer = entry.held / entry.pointer.name
+    with durable.write_atomically(pointer, mode=0o600) as file:
         file.write(entry.intent.pointer_text.encode())
-    _give_to_owner(entry.held / entry.pointer.name, entry.checkpoint)
+    give(pointer, access_to(large_files(entry.checkpoint, manifest), place=entry.checkpoint))
     originals.copy_directory_stats(entry.checkpoint, entry.held)
     durable.fsync_tree(entry.held)
     entry = entry.update(with_fields(entry.intent, prepared=originals.marks_of(entry.held)))
@@ -168,7 +179,7 @@ def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     entry = forget_prepared(entry)
     durable.remove_tree(entry.held)
     entry = entry.update(with_fields(entry.intent, method="pieces"))
-    _publish_pointer(entry)
+    _publish_pointer(entry, manifest)
     set_directory_time(entry)
     on_step("pointer")
     names = [str(path.relative_to(entry.checkpoint)) for path in large_files(entry.checkpoint, manifest)]
@@ -191,26 +202,19 @@ def _compare_and_keep(entry: Entry, manifest: Manifest, on_step: OnStep) -> int:
     return nbytes
 
 
-def _publish_pointer(entry: Entry) -> None:
+def _publish_pointer(entry: Entry, manifest: Manifest) -> None:
     """Put the pointer in its place, whole and durable, without ever overwriting what is not the one we know of."""
     temp = entry.store.new_temp(".pointer")
     try:
-        with durable.write_atomically(temp, mode=0o644) as file:
+        with durable.write_atomically(temp, mode=0o600) as file:
             file.write(entry.intent.pointer_text.encode())
-        _give_to_owner(temp, entry.checkpoint)
+        give(temp, access_to(large_files(entry.checkpoint, manifest), place=entry.pointer.parent))
         if entry.intent.previous_pointer is not None:
             durable.overwrite(temp, entry.pointer)
         elif not durable.publish(temp, entry.pointer):
             raise SourceChanged(entry.pointer, "appeared while the checkpoint was replaced")
     finally:
         durable.remove(temp)
-
-
-def _give_to_owner(pointer: Path, checkpoint: Path) -> None:
-    """The pointer belongs to the checkpoint's owner where we may give it away; it works either way."""
-    status = checkpoint.lstat()
-    with suppress(PermissionError):
-        os.chown(pointer, status.st_uid, status.st_gid)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckzd import durable
+from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, points_to, resolve
@@ -66,6 +67,7 @@ def restore(
             checkpoint = OpenCheckpoint(reader, own)
             if weights_only:
                 written = write_safetensors(staged, checkpoint)
+                give(staged, access_to([archive], place=target.parent))
                 _publish_file(staged, target)
                 files = 1
             else:
@@ -138,7 +140,7 @@ def write_files(
         path = staged / model.name if manifest.kind == "directory" else staged
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        with path.open("xb") as file:
+        with durable.create(path) as file:
             for piece in checkpoint.file(number):
                 digest.update(piece)
                 written += file.write(piece)
@@ -156,9 +158,7 @@ def write_files(
 
 def _set_stat(path: Path, stat: FileModel | StatModel) -> None:
     """Mode, owner (where we may give it away) and time."""
-    with suppress(PermissionError):
-        os.chown(path, stat.uid, stat.gid)
-    path.chmod(stat.mode & 0o7777)
+    give(path, Access(stat.uid, stat.gid, stat.mode & 0o7777))
     os.utime(path, ns=(stat.mtime_ns, stat.mtime_ns))
 
 

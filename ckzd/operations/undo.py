@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckzd import durable
+from ckzd.access import access_to, give
 from ckzd.operations.originals import marks_of
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.operations.trash import Entry
@@ -138,6 +139,7 @@ def _withdraw_pointer(entry: Entry) -> None:
             durable.remove(entry.pointer)
             return
         temp = entry.store.new_temp(".pointer")
-        with durable.write_atomically(temp, mode=0o644) as file:
+        with durable.write_atomically(temp, mode=0o600) as file:
             file.write(entry.intent.previous_pointer.encode())
+        give(temp, access_to([entry.pointer], place=entry.pointer.parent))
         durable.overwrite(temp, entry.pointer)

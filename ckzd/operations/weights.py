@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ckzd import durable
 from ckzd.checkpoint import TensorSpec, storages, whole
 from ckzd.operations.reconstruct import OpenCheckpoint
 
@@ -26,7 +27,7 @@ def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
         start += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
+    with durable.create(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, slabs, _ in _weights(checkpoint):
             for number in slabs:

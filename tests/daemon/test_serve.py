@@ -60,7 +60,7 @@ class Process:
         (place / "slow_operation.py").write_text(OPERATION)
         self.config.write_text(
             f'[[watch]]\npath = "{place}/runs"\nreplace = true\nkeep_raw = 1\nsettle_seconds = 0.1\n'
-            f'[daemon]\nstate_dir = "{place}/state"\nport = 0\ndevices = ["cpu"]\nworkers = 1\nthreads = 1\n'
+            f'[daemon]\nstate_dir = "{place}/state"\nport = 0\ndevices = ["cpu"]\nworkers = 1\nthreads = 1\nnice = 0\n'
         )
         self.process: subprocess.Popen | None = None
 
