@@ -22,7 +22,7 @@ from ckzd.codec.exact import decode_exact
 from ckzd.codec.factors import Factors, Head
 from ckzd.codec.frames import Frame
 from ckzd.codec.index import Code, Index, Method, StreamRef
-from ckzd.codec.layout import Layout, Triple, plane_shape
+from ckzd.codec.layout import MAX_BYTES, Layout, Triple, plane_shape
 from ckzd.codec.lstm import LstmModel, LstmWeights
 from ckzd.codec.models import Models, RefinedModel, TableModel
 from ckzd.codec.moments import Scales, checked_scales
@@ -86,10 +86,15 @@ class Decoder:
 
     @classmethod
     def from_reference(
-        cls, entry: Entry, stream: Callable[[StreamRef], bytes], reference: Reconstruction | None
+        cls,
+        entry: Entry,
+        stream: Callable[[StreamRef], bytes],
+        reference: Reconstruction | None,
+        checkpoint_bytes: int = MAX_BYTES,
     ) -> Self:
         """From the archive's named entries (empty if absent) and what it depends on."""
-        index = Index.from_bytes(entry("index"), reference.blob("layout") if reference is not None else b"")
+        before = reference.blob("layout") if reference is not None else b""
+        index = Index.from_bytes(entry("index"), before, checkpoint_bytes)
         scales = decode_scales(entry("scales"), index.layout, reference)
         lstm = decode_lstm(entry("lstm"), reference)
         return cls(index, stream, scales=scales, lstm=lstm, tables=entry("tables"), reference=reference)

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
 from ckzd.codec import zstd
-from ckzd.codec.layout import Layout
+from ckzd.codec.layout import MAX_BYTES, Layout
 from ckzd.codec.parsing import read_json
 
 MAX_INDEX_BYTES = 1 << 30
+MOST_COMPRESSED = 1024  # a layout without a reference's: 10 to 40, names of a thousand characters 150
+_FEW_BYTES, _FEW_VALUES = 1 << 16, 64
+_BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, length, and its halvings
 MAX_STEP = 2.0**128
 MAX_HALVINGS = 64
 _LENGTHS = struct.Struct("<II")
@@ -96,16 +99,23 @@ class Index:
         return _LENGTHS.pack(*map(len, blocks)) + b"".join(blocks)
 
     @staticmethod
-    def from_bytes(data: bytes, reference_layout: bytes) -> "Index":
-        """The inverse of `to_bytes`; ValueError, TypeError or KeyError if it is malformed."""
+    def from_bytes(data: bytes, reference_layout: bytes, checkpoint_bytes: int = MAX_BYTES) -> "Index":
+        """The inverse of `to_bytes`; ValueError, TypeError or KeyError if it is malformed.
+
+        What it may become follows from its own bytes, the reference's layout and the size of the checkpoint.
+        """
         block, _ = _blocks(data)
-        return Index.with_layout(data, Layout.from_json(zstd.decompress(block, MAX_INDEX_BYTES, reference_layout)))
+        limit = _FEW_BYTES + 2 * len(reference_layout) + MOST_COMPRESSED * len(block)
+        layout = zstd.decompress(block, min(limit, MAX_INDEX_BYTES), reference_layout)
+        return Index.with_layout(data, Layout.from_json(layout, checkpoint_bytes))
 
     @staticmethod
     def with_layout(data: bytes, layout: Layout) -> "Index":
         """The same where the layout is already known: no reference is needed."""
         _, block = _blocks(data)
-        document = read_json(zstd.decompress(block, MAX_INDEX_BYTES))
+        tensors = len(layout.tensors)
+        limit = min(_FEW_BYTES + _BYTES_A_CODE * tensors, MAX_INDEX_BYTES)
+        document = read_json(zstd.decompress(block, limit), _FEW_VALUES + _VALUES_A_CODE * tensors)
         codes = tuple(_code(*entry) for entry in document["codes"])
         _check_codes(codes, layout)
         steps = Steps(**{name: _step(document.get(name, 0)) for name in STEPS})  # format 1 knows two of them

@@ -16,6 +16,8 @@ from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole,
 from ckzd.codec.parsing import read_json
 
 MAX_BYTES = 1 << 48  # of one file; more is a lie
+_FEW_VALUES = 1 << 17  # 10,000 files without tensors are 50,000
+_BYTES_A_VALUE = 4  # of 256 bytes a tensor: three times what its entries take
 _UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
 _LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
@@ -54,9 +56,12 @@ class Layout:
         return json.dumps(document, separators=(",", ":")).encode()
 
     @staticmethod
-    def from_json(data: bytes) -> "Layout":
-        """The inverse of `to_json`; ValueError, TypeError or KeyError unless the layout is possible."""
-        document = read_json(data)
+    def from_json(data: bytes, checkpoint_bytes: int = MAX_BYTES) -> "Layout":
+        """The inverse of `to_json`; ValueError, TypeError or KeyError unless the layout is possible.
+
+        Of a checkpoint of so many bytes: a tensor takes some 20 values, and readers keep the smallest verbatim.
+        """
+        document = read_json(data, _FEW_VALUES + checkpoint_bytes // _BYTES_A_VALUE)
         layout = Layout(
             files=tuple(_file(*entry) for entry in document["files"]),
             tensors=tuple(_tensor(*entry) for entry in document["tensors"]),

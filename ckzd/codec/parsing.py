@@ -29,8 +29,11 @@ def read_leb(data: bytes, start: int) -> tuple[int, int]:
     raise ValueError(f"an integer of more than {_MAX_LEB_BYTES} bytes")
 
 
-def read_json(data: bytes) -> dict[str, Any]:
-    """A JSON object, and nothing else."""
+def read_json(data: bytes, at_most_values: int) -> dict[str, Any]:
+    """A JSON object, and nothing else: a value takes some 70 bytes of memory, and three of its text."""
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if values > at_most_values:
+        raise ValueError(f"JSON of {values} values, at most {at_most_values} are possible")
     try:
         document = json.loads(data)
     except RecursionError as error:

@@ -102,7 +102,7 @@ class Reconstruction:
         if length > min(_MAX_TABLE_BYTES, size - _LENGTH.size - len(_MAGIC)):
             raise ValueError(f"a reconstruction of {size} bytes cannot hold a table of {length}")
         file.seek(size - _LENGTH.size - length)
-        self._table: Table = read_json(file.read(length))
+        self._table: Table = read_json(file.read(length), length)
 
     def get(self, key: Key, field: str) -> RawArray | None:
         """The array under (key, field), or None."""

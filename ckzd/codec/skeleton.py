@@ -19,6 +19,11 @@ def skeleton_of(checkpoint: Checkpoint) -> bytes:
     return b"".join(pieces)
 
 
+def skeleton_bytes(files: Sequence[FileLayout]) -> int:
+    """How long the skeleton of these files is."""
+    return sum(stop - start for file in files for start, stop in file.verbatim_ranges())
+
+
 def split_skeleton(skeleton: bytes, files: Sequence[FileLayout]) -> list[list[bytes]]:
     """The verbatim pieces of each file; ValueError if the lengths do not add up."""
     pieces: list[list[bytes]] = []

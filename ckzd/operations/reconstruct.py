@@ -23,7 +23,7 @@ from ckzd.codec.layout import Layout
 from ckzd.codec.parallel import in_order
 from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
-from ckzd.codec.skeleton import split_skeleton
+from ckzd.codec.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
 from ckzd.store import Store, chain
 
@@ -143,7 +143,8 @@ def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: B
         _check_files(reader, decoder.index.layout)
         writer = ReconstructionWriter(file)
         decoder.decode_kept(writer)
-        skeleton = zstd.decompress(reader.read("skeleton"), MAX_INDEX_BYTES, _blob(reference, "skeleton"))
+        limit = min(MAX_INDEX_BYTES, skeleton_bytes(decoder.index.layout.files))
+        skeleton = zstd.decompress(reader.read("skeleton"), limit, _blob(reference, "skeleton"))
         identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
     if identity != reader.manifest.reconstruction:
         problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"
@@ -158,7 +159,10 @@ def _blob(reference: Reconstruction | None, field: str) -> bytes:
 def decoder_from_reference(reader: ArchiveReader, reference: Reconstruction | None) -> Decoder:
     """A decoder of everything in the archive."""
     return Decoder.from_reference(
-        lambda name: _entry(reader, name), lambda ref: reader.stream(StreamRef(*ref)), reference
+        lambda name: _entry(reader, name),
+        lambda ref: reader.stream(StreamRef(*ref)),
+        reference,
+        reader.manifest.original_bytes,
     )
 
 

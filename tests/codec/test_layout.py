@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import struct
+import tracemalloc
 
 import pytest
 from codec.chains import Zoo, encode
@@ -388,3 +389,44 @@ def test_the_layer_before(name, before):
 )
 def test_a_tensor_as_a_matrix(shape, plane):
     assert plane_shape(shape) == plane
+
+
+def with_blocks(layout: bytes, codes: bytes) -> bytes:
+    blocks = zstd.compress(layout, zstd.FAST), zstd.compress(codes, zstd.FAST)
+    return struct.pack("<II", *map(len, blocks)) + b"".join(blocks)
+
+
+def empty_files(count: int) -> bytes:
+    return b'{"files":[' + b"[]," * count + b'[]],"tensors":[],"kept":[],"triples":[]}'
+
+
+BOMBS = {
+    "layout": (empty_files(4_000_000), b"{}"),
+    "layout that its size allows": (empty_files(200_000), b"{}"),
+    "codes": (LAYOUT.to_json(), b'{"codes":[' + b"[]," * 4_000_000 + b"[]]}"),
+    "codes that their size allows": (LAYOUT.to_json(), b'{"codes":[' + b"[]," * 2_000 + b"[]]}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_an_index_cannot_become_more_than_its_bytes_and_its_checkpoint_allow(name):
+    bomb = with_blocks(*BOMBS[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="at most"):
+            Index.from_bytes(bomb, b"", 10_000)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["w", "model." + "x" * 4000])
+def test_many_tensors_alike_are_no_bomb(name):
+    count, nbytes = 500, 256
+    tensors = tuple(TensorSpec((f"{name}.{n}",), "float32", (64,), nbytes) for n in range(count))
+    holes = tuple(Hole(n, n * nbytes, nbytes) for n in range(count))
+    layout = Layout((FileLayout("a", count * nbytes, STAT, holes),), tensors, tuple(range(count)), ())
+    index = Index(layout, (Code(Method.SAME),) * count, Steps())
+    reference = layout.to_json()
+    for before in (b"", reference):
+        assert Index.from_bytes(index.to_bytes(before), before, count * nbytes) == index
