@@ -75,6 +75,11 @@ def create(path: Path, mode: int = _PRIVATE) -> BinaryIO:
     return open(descriptor, "w+b")  # noqa: PTH123 - it is a descriptor
 
 
+def is_temp(name: str) -> bool:
+    """Whether `write_atomically` gives such names to what is unfinished."""
+    return name.startswith(TEMP_PREFIX) and name.endswith(TEMP_SUFFIX)
+
+
 def publish(temp: Path, target: Path) -> bool:
     """Give a finished file its name, never overwriting; False if `target` was there first. `temp` is gone then too."""
     with as_no_space(target):

@@ -94,7 +94,7 @@ class Store:
         """Open the store at `root`; make one there first if there is nothing."""
         marker = root / "store.json"
         if not marker.exists():
-            if root.exists() and not {path.name for path in root.iterdir()} <= _OWN_NAMES:
+            if root.exists() and not all(_is_of_a_store(path.name) for path in root.iterdir()):
                 raise ConfigError(root, "is not empty and not a store", hint="name a new or empty directory")
             root.mkdir(mode=0o755, parents=True, exist_ok=True)
             for name in _OWN_NAMES:  # originals pass through here: nobody may read them who could not before
@@ -226,6 +226,11 @@ class Store:
                 durable.remove(path)
                 freed += status.st_size
         return freed
+
+
+def _is_of_a_store(name: str) -> bool:
+    """Whether somebody who died while he made a store may have left this."""
+    return name in _OWN_NAMES or durable.is_temp(name)
 
 
 def reference_of(archive: Path) -> Path | None:
