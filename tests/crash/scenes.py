@@ -1,0 +1,237 @@
+"""What is struck: a run with a store beside it, a command, and what must be true of every checkpoint whatever happens.
+
+PLACE/run/     the checkpoints
+PLACE/store/   the archives
+PLACE/state/   the daemon's
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import forks
+
+from ckzd.operations.pointer import pointer_for
+
+STEPS = (10, 20)
+CONFIG = """
+[[watch]]
+path = {run}
+store = {store}
+replace = true
+preset = "lossless"
+keep_raw = 0
+settle_seconds = 0
+trash_seconds = 0
+[daemon]
+state_dir = {state}
+port = 0
+"""
+_LARGE = {"file": ("",), "directory": ("model.safetensors", "optimizer.pt")}
+_SMALL = {"file": (), "directory": ("config.json", "trainer_state.json")}
+_LATER = {"notes.txt": "written by training", "config.json": '{"edited": true}'}  # into a replaced directory
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command that is struck, after other commands have prepared its place. `{}` stands for the place."""
+
+    name: str
+    kind: str  # "file" or "directory"
+    command: str
+    before: tuple[str, ...] = ()
+    written_later: bool = False  # training has written into the replaced directories
+    targets: tuple[tuple[str, int], ...] = (("command", 1),)  # role and number of the processes that are struck
+
+
+_COMPRESS = "compress {} --preset lossless --store PLACE/store --replace"
+_FILE, _DIRECTORY = (
+    ("PLACE/run/step_10.pt", "PLACE/run/step_20.pt"),
+    ("PLACE/run/checkpoint-10", "PLACE/run/checkpoint-20"),
+)
+_SERVE = "serve --once --config CONFIG"
+
+SCENARIOS = [
+    Scenario("file", "file", _COMPRESS.format(_FILE[0])),
+    Scenario(
+        "file, delta",
+        "file",
+        _COMPRESS.format(_FILE[1]).replace("lossless", "resume"),
+        (_COMPRESS.format(_FILE[0]).replace("lossless", "resume"),),
+        targets=(("command", 1), ("verifier", 1)),
+    ),
+    Scenario("directory", "directory", _COMPRESS.format(_DIRECTORY[1]), (_COMPRESS.format(_DIRECTORY[0]),)),
+    Scenario("serve, file", "file", _SERVE, (_COMPRESS.format(_FILE[0]),), targets=(("worker", 1), ("command", 1))),
+    Scenario("serve, directory", "directory", _SERVE, (_COMPRESS.format(_DIRECTORY[0]),), targets=(("worker", 1),)),
+    Scenario("restore, file", "file", f"restore {_FILE[1]}", (_SERVE,)),
+    Scenario("restore, directory", "directory", f"restore {_DIRECTORY[1]}", (_SERVE,), written_later=True),
+]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint: sha256 of what may stand for each large file, and of the small files that always stand there."""
+
+    path: Path
+    large: dict[str, set[str | None]]
+    small: dict[str, str | None]
+
+
+@dataclass
+class Stage:
+    """A scenario set up once, and again before every blow, beside the runs that `train` made."""
+
+    scenario: Scenario
+    trained: Path
+    kept: list[Kept] = field(default_factory=list)
+    restored: dict[tuple[str | None, ...], dict[str, str | None]] = field(default_factory=dict)  # the same bytes once
+
+    @property
+    def work(self) -> Path:
+        return self.trained / self.scenario.name.replace(", ", "-of-")
+
+    @property
+    def place(self) -> Path:
+        return self.work / "place"
+
+    def build(self) -> None:
+        """Do what comes before the command; find out to what the archives restore."""
+        template = self.work / "template"
+        shutil.copytree(self.trained / f"{self.scenario.kind} run", self.place / "run")
+        paths = sorted((self.place / "run").iterdir())
+        large, small = _LARGE[self.scenario.kind], _SMALL[self.scenario.kind]
+        originals = [{name: digest(path / name) for name in large} for path in paths]
+        for command in self.scenario.before:
+            self.must_run(command)
+        if self.scenario.written_later:
+            for path in paths:
+                for name, text in _LATER.items():
+                    (path / name).write_text(text)
+        small += tuple(_LATER) if self.scenario.written_later else ()
+        shutil.copytree(self.place, template)
+        self.must_run(self.scenario.command)
+        self.must_run(_SERVE)
+        for path, original in zip(paths, originals, strict=True):
+            restored = _restored(path, self, large)
+            accepted = {name: {original[name], restored[name]} for name in large}
+            self.kept.append(Kept(path, accepted, {name: digest(path / name) for name in small}))
+        self.reset()
+
+    def reset(self) -> None:
+        """As it was before the command."""
+        shutil.rmtree(self.place)
+        shutil.copytree(self.work / "template", self.place)
+
+    def run(self, command: str, aim: forks.Aim | None = None, place: Path | None = None) -> forks.Finished:
+        place = place or self.place
+        config = self.work / "config.toml"
+        values = {name: json.dumps(str(place / name)) for name in ("run", "store", "state")}
+        config.write_text(CONFIG.format(**values))
+        words = command.replace("PLACE", str(place)).replace("CONFIG", str(config)).split()
+        return forks.run(words, self.work, aim=aim, watched=place)
+
+    def must_run(self, command: str) -> None:
+        finished = self.run(command)
+        if finished.status != 0:
+            raise SystemExit(f"{command}: exit status {finished.status}\n{finished.output}")
+
+    def start_a_daemon(self, place: Path | None = None) -> forks.Finished:
+        return self.run(_SERVE, place=place)
+
+    def states(self) -> list[str]:
+        """Of every checkpoint: "original", "replaced", "both", or what is lost: what no recovery puts back."""
+        found = [state_of(kept, self) for kept in self.kept]
+        if not any("LOST" in state for state in found):
+            return found
+        copy = self.work / "recovered"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.place, copy)
+        self.start_a_daemon(copy)
+        moved = [Kept(copy / kept.path.relative_to(self.place), kept.large, kept.small) for kept in self.kept]
+        after = [state_of(kept, self) for kept in moved]
+        return [
+            state if "LOST" not in state or "LOST" in then else f"recovered to {then}"
+            for state, then in zip(found, after, strict=True)
+        ]
+
+    def leftovers(self) -> list[str]:
+        """What no finished command leaves anywhere."""
+        store = self.place / "store"
+        unfinished = [entry for entry in store.glob("trash/*") if not (entry / "verified").exists()]
+        left = [*store.glob("tmp/*"), *unfinished]
+        left += [path for path in self.place.rglob("*") if path.name.startswith(".ckzd-") or "stopped" in path.name]
+        holders = {store / name for name in ("tmp", "trash", "cache", "archives")}
+        left += [
+            path for path in self.place.rglob("*") if path.is_dir() and path not in holders and not any(path.iterdir())
+        ]
+        return sorted({str(path.relative_to(self.place)) for path in left})
+
+
+def state_of(kept: Kept, stage: Stage) -> str:
+    """Of one checkpoint, by what is on disk."""
+    found = {name: digest(kept.path / name) for name in kept.large}
+    pointer = pointer_for(kept.path).is_file()
+    gone = [name for name, wanted in kept.small.items() if digest(kept.path / name) != wanted]
+    damaged = [name for name, got in found.items() if got is not None and got not in kept.large[name]]
+    if gone or damaged:
+        return f"LOST {kept.path.name}: not there as they were: {gone + damaged}"
+    if all(found.values()):
+        return "both" if pointer else "original"
+    if any(found.values()) or not pointer:
+        return f"LOST {kept.path.name}: " + ("half of it is there" if any(found.values()) else "nothing leads to it")
+    restored = _restored(kept.path, stage, tuple(kept.large))
+    whole = all(restored[name] in accepted for name, accepted in kept.large.items())
+    return "replaced" if whole else f"LOST {kept.path.name}: its pointer does not lead to it"
+
+
+def _restored(path: Path, stage: Stage, large: tuple[str, ...]) -> dict[str, str | None]:
+    """sha256 of what `ckzd restore` writes, from a copy of everything whose cache is empty."""
+    copy, out = stage.work / "copy", stage.work / "out"
+    place = next(parent for parent in path.parents if parent.parent == stage.work)
+    seen = (str(path.relative_to(place)), *map(digest, [pointer_for(path), *sorted(place.glob("store/archives/*/*"))]))
+    if seen not in stage.restored:
+        for old in (copy, out):
+            if old.is_dir():
+                shutil.rmtree(old)
+            old.unlink(missing_ok=True)
+        shutil.copytree(place, copy)
+        for cached in (copy / "store" / "cache").iterdir():
+            cached.unlink()
+        forks.run(["restore", str(copy / path.relative_to(place)), "-o", str(out)], stage.work)
+        stage.restored[seen] = {name: digest(out / name) for name in large}
+    return stage.restored[seen]
+
+
+def digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def train(place: Path) -> None:
+    """A tiny network with Adam, saved twice, as files and as directories. In a fork: torch starts threads."""
+    forks.in_fork(lambda: _train(place / "file run", place / "directory run"))
+
+
+def _train(files: Path, directories: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    files.mkdir()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 16))
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    for step in range(1, max(STEPS) + 1):
+        adam.zero_grad()
+        model(torch.randn(16, 32)).pow(2).mean().backward()
+        adam.step()
+        if step in STEPS:
+            weights, moments = model.state_dict(), adam.state_dict()
+            torch.save({"model": weights, "optimizer": moments, "step": step}, files / f"step_{step}.pt")
+            directory = directories / f"checkpoint-{step}"
+            directory.mkdir(parents=True)
+            save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+            torch.save(moments, directory / "optimizer.pt")
+            (directory / "config.json").write_text('{"a": 1}')
+            state = {"global_step": step, "best_model_checkpoint": None}
+            (directory / "trainer_state.json").write_text(json.dumps(state))
