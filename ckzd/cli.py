@@ -347,6 +347,8 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
         screen.say(f"not ready: {reason}")
     if facts["replacing_stopped"]:
         screen.say(f"to let replacing go on: {facts['replacing_stopped']['acknowledge']}")
+    for archive in facts["damaged_archives"]:
+        screen.say(f"damaged, or needs what is: {archive}")
     totals = facts["totals"]
     counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
     screen.say(f"checkpoints: {counts}; {plain_bytes(totals['reclaimed_bytes'])} given back")

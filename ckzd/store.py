@@ -6,8 +6,8 @@
     STORE/cache/<reconstruction id>.rec  evictable; a chain decodes without it
     STORE/tmp/  trash/                   unfinished files; originals on their way out
 
-The archives are the truth. Nothing else here is needed to restore, and the functions that follow a chain look only at
-an archive's neighbours: a folder to which somebody copied a chain works like a store.
+The archives are the truth. Nothing else here is needed to restore. A damaged archive that was archived anew lies beside
+its successor as `*.damaged`, for whoever wants to look into it; nothing reads or deletes it.
 """
 
 import fcntl
@@ -19,31 +19,24 @@ import re
 import secrets
 import stat
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Final, Self
 
 from ckzd import durable
 from ckzd.access import Access, give
-from ckzd.archive import ArchiveReader, Manifest
-from ckzd.errors import ConfigError, CorruptArchive, MissingReference
+from ckzd.archive import Manifest
+from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, decodable, records_in, sound
+from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.locks import Process, flock
 
 log = logging.getLogger(__name__)
 
 STORE_NAME = ".ckzd"
 STORE_VERSION: Final = 1
-ARCHIVE_SUFFIX = ".ckz"
+DAMAGED_SUFFIX = ".damaged"
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
 _OWN_NAMES = frozenset({"archives", "cache", "tmp", "trash"})
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveRecord:
-    """An archive and what it says of itself."""
-
-    path: Path
-    manifest: Manifest
 
 
 def default_store(run: Path) -> Path:
@@ -135,16 +128,26 @@ class Store:
         place = os.path.relpath(run, self.root)
         return self._archives / f"{_fitting(run.name, 9)}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
 
-    def archive_path(self, run: Path, name: str, checkpoint_sha: str) -> Path:
-        """The one path of the archive of one checkpoint (by its sha256), in a directory as open as the run."""
+    def archive_path(self, run: Path, name: str, checkpoint_sha: str, *, again: str = "") -> Path:
+        """The one path of the archive of one checkpoint (by its sha256), in a directory as open as the run.
+
+        `again` (its reconstruction) tells one apart whose first archive is in the way: see `compress`.
+        """
         directory = self.run_directory(run)
         if not directory.exists():
             directory.mkdir(mode=0o700, exist_ok=True)
             status = run.stat()
             give(directory, Access(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)))
             durable.fsync_dir(directory.parent)
-        suffix = f".{checkpoint_sha[:12]}{ARCHIVE_SUFFIX}"
+        suffix = f".{checkpoint_sha[:12]}{'.' if again else ''}{again[:8]}{ARCHIVE_SUFFIX}"
         return directory / f"{_fitting(name, len(suffix))}{suffix}"
+
+    def set_aside(self, archive: Path) -> Path:
+        """Rename a damaged archive out of the way of one that takes its place; where it is then."""
+        suffix = f".{secrets.token_hex(4)}{DAMAGED_SUFFIX}"
+        aside = archive.with_name(f"{_fitting(archive.name, len(suffix))}{suffix}")
+        durable.rename(archive, aside)
+        return aside
 
     def cache_path(self, reconstruction: str) -> Path:
         """Where the reconstruction with this id is kept, if it is."""
@@ -161,38 +164,44 @@ class Store:
 
         A corrupt one is left out with a warning.
         """
-        return sorted(_records_in(self.run_directory(run)), key=_order)
+        return sorted(records_in(self.run_directory(run)), key=_order)
 
     def find_by_checkpoint(self, run: Path, sha: str) -> ArchiveRecord | None:
-        """The archive of exactly these bytes, be they an original or what a restore wrote."""
-        matches = (r for r in self.archives(run) if sha in (r.manifest.checkpoint, r.manifest.restored))
-        return next(matches, None)
+        """The archive of exactly these bytes, be they an original or what a restore wrote; one that is sound if any."""
+        records = self.archives(run)
+        matches = [r for r in records if sha in (r.manifest.checkpoint, r.manifest.restored)]
+        whole = sound(records) if matches else set()
+        return next((r for r in matches if r.path in whole), next(iter(matches), None))
+
+    def damaged(self, run: Path) -> list[Path]:
+        """The archives of a run that cannot be restored from: they, or what they need, are damaged or missing."""
+        whole = sound(self.archives(run))
+        return [path for path in archive_files(self.run_directory(run)) if path not in whole]
 
     def reference_for(self, run: Path, step: int | None, name: str, stride: int) -> ArchiveRecord | None:
         """What a new checkpoint is a delta against: the archive `stride` steps back among those below it.
 
         Fewer back if there are not that many, None if there is none. Without a step it counts as the newest. Only an
-        archive whose chain is whole is named. `name` is for the log only.
+        archive whose whole chain is sound is named, read back from disk; nothing is referred to across one that is not,
+        for that would be a delta to a checkpoint of long ago. `name` is for the log only.
         """
         records = self.archives(run)
-        decodable = _decodable(records)
-        below = [record for record in records if _is_below(record.manifest, step)]
-        candidates = {  # by step: one that was written twice counts once, as its newest
-            r.path.name if r.manifest.step is None else r.manifest.step: r for r in below if r.path in decodable
-        }
-        newest_first = list(candidates.values())[::-1]
-        if not newest_first:
+        there, whole = decodable(records), sound(records)
+        for record in records:
+            if record.path not in there:
+                log.warning("archive left out: its reference is missing", extra={"path": str(record.path)})
+        below = [record for record in records if record.path in there and _is_below(record.manifest, step)]
+        newest_first = [  # by step: one that was written twice counts once, as its newest
+            next((record for record in steps if record.path in whole), None)
+            for steps in (list(group) for _, group in groupby(reversed(below), key=_counted_as))
+        ]
+        nearest = list(takewhile(lambda record: record is not None, newest_first[:stride]))
+        if newest_first and not nearest:
+            fields = {"checkpoint": name, "archive": str(below[-1].path)}
+            log.error("the chain of the newest archive is damaged: this checkpoint becomes a new base", extra=fields)
+        elif not nearest:
             log.info("no reference: the archive becomes a base", extra={"checkpoint": name})
-            return None
-        return newest_first[min(stride, len(newest_first)) - 1]
-
-    def reference_of(self, archive: Path) -> Path | None:
-        """See the function of the same name."""
-        return reference_of(archive)
-
-    def chain(self, archive: Path) -> list[Path]:
-        """See the function of the same name."""
-        return chain(archive)
+        return nearest[-1] if nearest else None
 
     # Locks
 
@@ -233,81 +242,13 @@ def _is_of_a_store(name: str) -> bool:
     return name in _OWN_NAMES or durable.is_temp(name)
 
 
-def reference_of(archive: Path) -> Path | None:
-    """The archive that this one is a delta against, among its neighbours; None for a base.
-
-    Two neighbours may have one reconstruction (a checkpoint that did not change): any that is nearer to the base will
-    do. Raises MissingReference naming the id.
-    """
-    manifest = read_manifest(archive)
-    return _reference_among(_neighbours(archive), archive, manifest)
-
-
-def chain(archive: Path) -> list[Path]:
-    """The archive and all it needs, base first."""
-    neighbours = _neighbours(archive)
-    links = [archive]
-    while (reference := _reference_among(neighbours, links[-1], read_manifest(links[-1]))) is not None:
-        links.append(reference)
-    return links[::-1]
-
-
-def read_manifest(archive: Path) -> Manifest:
-    """What an archive says of itself. Raises CorruptArchive."""
-    with ArchiveReader(archive) as reader:
-        return reader.manifest
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether the file is a pointer rather than an archive: both may be called *.ckz."""
-    with path.open("rb") as file:
-        return file.read(1) == b"{"
-
-
-def _records_in(directory: Path) -> list[ArchiveRecord]:
-    """All readable archives of a directory; the others are logged and left out."""
-    records = []
-    for path in sorted(directory.glob(f"*{ARCHIVE_SUFFIX}")):
-        try:
-            if path.is_file() and not path.is_symlink() and not is_pointer(path):
-                records.append(ArchiveRecord(path, read_manifest(path)))
-        except FileNotFoundError:
-            continue
-        except (CorruptArchive, OSError) as error:
-            log.warning("archive left out: it cannot be read", extra={"path": str(path), "error": str(error)})
-    return records
-
-
-def _neighbours(archive: Path) -> list[ArchiveRecord]:
-    return [record for record in _records_in(archive.parent) if record.path.name != archive.name]
-
-
-def _reference_among(records: list[ArchiveRecord], archive: Path, manifest: Manifest) -> Path | None:
-    if manifest.reference is None:
-        return None
-    for record in records:  # depth falls along a chain: no circle, even where two have one reconstruction
-        if record.manifest.reconstruction == manifest.reference and record.manifest.depth < manifest.depth:
-            return record.path
-    problem = f"needs the archive with reconstruction {manifest.reference}, which is not in {archive.parent}"
-    raise MissingReference(archive, problem, hint="copy the whole chain to one folder")
-
-
-def _decodable(records: list[ArchiveRecord]) -> set[Path]:
-    """Those whose chains are whole."""
-    whole: dict[str, int] = {}  # reconstruction id -> smallest depth that yields it
-    decodable = set()
-    for record in sorted(records, key=lambda record: record.manifest.depth):
-        manifest = record.manifest
-        if manifest.reference is None or whole.get(manifest.reference, manifest.depth) < manifest.depth:
-            whole.setdefault(manifest.reconstruction, manifest.depth)
-            decodable.add(record.path)
-        else:
-            log.warning("archive left out: its reference is missing", extra={"path": str(record.path)})
-    return decodable
-
-
 def _is_below(manifest: Manifest, step: int | None) -> bool:
     return step is None or (manifest.step is not None and manifest.step < step)
+
+
+def _counted_as(record: ArchiveRecord) -> int | str:
+    """Its step; its name where it has none."""
+    return record.path.name if record.manifest.step is None else record.manifest.step
 
 
 def _order(record: ArchiveRecord) -> tuple[bool, int, int, str]:

@@ -101,3 +101,27 @@ def tree_of(root: Path) -> dict[str, tuple]:
         name = path.relative_to(root).as_posix()
         found[name] = (content, status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns)
     return found
+
+
+def put(store: Store, run: Path, step: int | None, reference: str | None = None, **changes) -> Path:
+    """An archive whose reconstruction is called after its step (or `reconstruction`) and that needs `reference`."""
+    name = changes.pop("name", f"step_{step}.pt")
+    content = sha256(f"{name}{changes.get('reconstruction', '')}{changes.pop('content', '')}".encode())
+    plain = {"mode": 0o100644, "uid": 0, "gid": 0, "mtime_ns": changes.pop("mtime_ns", (step or 0) * 10**9)}
+    files = [FileModel(name=name, size=3, original_sha256=content, sha256=sha256(content.encode()), tensors=1, **plain)]
+    fields = {
+        "name": name,
+        "step": step,
+        "reconstruction": sha256(str(changes.pop("reconstruction", name)).encode()),
+        "reference": None if reference is None else sha256(reference.encode()),
+        "depth": changes.pop("depth", 0 if reference is None else (step or 0) // 100),
+    }
+    manifest = made_manifest(files, **fields, **changes)
+    path = store.archive_path(run, name, manifest.checkpoint)
+    path.write_bytes(archive_bytes(manifest))
+    return path
+
+
+def put_chain(store: Store, run: Path, count: int) -> list[Path]:
+    """step_0.pt is a base, each later one a delta against the one before."""
+    return [put(store, run, n * 100, f"step_{n * 100 - 100}.pt" if n else None) for n in range(count)]

@@ -9,11 +9,12 @@ from typing import Any
 
 from making import sha256, store_archive
 
+from ckzd.chains import is_sound
 from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
 from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
-from ckzd.operations.replace import empty_trash, recover, replace
+from ckzd.operations.replace import empty_trash, recover, replace, rescue
 from ckzd.store import Store
 
 
@@ -40,7 +41,8 @@ def archive_by_hand(job: Job) -> dict[str, Any]:
     store, run = Store.open_or_create(job.store), job.checkpoint.parent
     digest = sha256(job.checkpoint.read_bytes()) if job.checkpoint.is_file() else None
     for record in store.archives(run):
-        if record.manifest.name == job.checkpoint.name and digest in {f.sha256 for f in record.manifest.files}:
+        is_same = record.manifest.name == job.checkpoint.name and digest in {f.sha256 for f in record.manifest.files}
+        if is_same and is_sound(record.path):
             return _report(job, record.path, None, already=True)
     step = int("".join(filter(str.isdigit, job.checkpoint.stem)) or 0)
     reference = store.reference_for(run, step, job.checkpoint.name, job.stride)
@@ -61,6 +63,7 @@ def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -
         "preset": job.preset, "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
         "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2,
         "seconds": 1.0, "verified": True, "already": already, "replaced": False,
+        "damaged": [str(path) for path in Store.open(job.store).damaged(job.checkpoint.parent)],
     }  # fmt: skip
 
 
@@ -74,7 +77,8 @@ def perform(job: Job, _device: str, on_stage: Callable[[str, float], None]) -> d
     if job.kind == "replace":
         return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store)}
     recover(store)
-    return {"freed_bytes": empty_trash(store, job.trash_seconds, now=job.trash_seconds + 4e9)}
+    rescued = [str(path) for path in rescue(store)]
+    return {"freed_bytes": empty_trash(store, job.trash_seconds, now=job.trash_seconds + 4e9), "rescued": rescued}
 
 
 class FakeWatcher:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ckzd"
 LEVELS = (
     ("errors", "checkpoint", "cores"),
     ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
+    ("chains",),
     ("store",),
     ("operations",),
     ("config",),

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from making import archive_bytes, made_manifest, sha256
+from making import put, put_chain
 
-from ckzd import store as module
-from ckzd.archive import FileModel
-from ckzd.errors import ConfigError, CorruptArchive, MissingReference, StoreLocked
+from ckzd.chains import read_manifest
+from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.locks import Process
-from ckzd.store import Store, chain, default_store, reference_of
+from ckzd.store import Store, default_store
 
 
 @pytest.fixture
@@ -29,30 +27,6 @@ def run(tmp_path) -> Path:
 @pytest.fixture
 def store(run) -> Store:
     return Store.open_or_create(default_store(run))
-
-
-def put(store: Store, run: Path, step: int | None, reference: str | None = None, **changes) -> Path:
-    """An archive whose reconstruction is called after its step (or `reconstruction`) and that needs `reference`."""
-    name = changes.pop("name", f"step_{step}.pt")
-    content = sha256(f"{name}{changes.get('reconstruction', '')}{changes.pop('content', '')}".encode())
-    plain = {"mode": 0o100644, "uid": 0, "gid": 0, "mtime_ns": changes.pop("mtime_ns", (step or 0) * 10**9)}
-    files = [FileModel(name=name, size=3, original_sha256=content, sha256=sha256(content.encode()), tensors=1, **plain)]
-    fields = {
-        "name": name,
-        "step": step,
-        "reconstruction": sha256(str(changes.pop("reconstruction", name)).encode()),
-        "reference": None if reference is None else sha256(reference.encode()),
-        "depth": changes.pop("depth", 0 if reference is None else (step or 0) // 100),
-    }
-    manifest = made_manifest(files, **fields, **changes)
-    path = store.archive_path(run, name, manifest.checkpoint)
-    path.write_bytes(archive_bytes(manifest))
-    return path
-
-
-def put_chain(store: Store, run: Path, count: int) -> list[Path]:
-    """step_0.pt is a base, each later one a delta against the one before."""
-    return [put(store, run, n * 100, f"step_{n * 100 - 100}.pt" if n else None) for n in range(count)]
 
 
 class TestPlaces:
@@ -172,7 +146,7 @@ class TestArchives:
     def test_a_checkpoint_is_found_by_what_it_was_and_by_what_was_restored(self, run, store):
         put(store, run, 100)
         path = put(store, run, 200)
-        manifest = module.read_manifest(path)
+        manifest = read_manifest(path)
         assert manifest.checkpoint != manifest.restored
         assert store.find_by_checkpoint(run, manifest.checkpoint).path == path
         assert store.find_by_checkpoint(run, manifest.restored).path == path
@@ -219,43 +193,6 @@ class TestReference:
         with caplog.at_level(logging.WARNING):
             assert self.names(store.reference_for(run, 400, "step_400.pt", 1)) == "step_100.pt"
         assert "reference is missing" in caplog.text
-
-
-class TestChain:
-    def test_it_begins_with_the_base(self, run, store):
-        archives = put_chain(store, run, 4)
-        assert store.chain(archives[3]) == archives
-        assert store.chain(archives[0]) == archives[:1]
-        assert store.reference_of(archives[0]) is None
-        assert store.reference_of(archives[2]) == archives[1]
-
-    def test_a_missing_link_is_named(self, run, store):
-        archives = put_chain(store, run, 4)
-        archives[1].unlink()
-        with pytest.raises(MissingReference) as caught:
-            store.chain(archives[3])
-        assert sha256(b"step_100.pt") in str(caught.value)
-        assert caught.value.subject == str(archives[2])
-
-    def test_a_copied_chain_needs_no_store_and_no_names(self, run, store, tmp_path):
-        archives = put_chain(store, run, 3)
-        folder = tmp_path / "usb"
-        folder.mkdir()
-        copies = [Path(shutil.copy(path, folder / f"{n}.ckz")) for n, path in zip("bca", archives, strict=True)]
-        (folder / "step_1.pt.ckz").write_text("{}")  # a pointer
-        (folder / "torn.ckz").write_bytes(b"PK\3\4")
-        assert chain(copies[2]) == copies
-        assert reference_of(copies[1]) == copies[0]
-
-    def test_checkpoints_that_do_not_change_make_no_circle(self, run, store):
-        base = put(store, run, 0, reconstruction="R0")
-        first = put(store, run, 100, "R0", reconstruction="R")
-        second = put(store, run, 200, "R", reconstruction="R", content="2")
-        third = put(store, run, 300, "R", reconstruction="R", content="3")
-        assert chain(third)[-1] == third
-        assert chain(third)[:2] == [base, first]
-        assert chain(second) == [base, first, second]
-        assert store.reference_for(run, 400, "step_400.pt", 1).path == third
 
 
 @contextmanager

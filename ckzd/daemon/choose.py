@@ -14,7 +14,7 @@ from ckzd.daemon.metrics import Metrics
 from ckzd.daemon.outcomes import Outcomes
 from ckzd.daemon.protect import protected
 from ckzd.daemon.scan import Run
-from ckzd.daemon.states import Row, State
+from ckzd.daemon.states import ARCHIVED_AND_THERE, Row
 from ckzd.daemon.status import replacing_stopped
 from ckzd.daemon.stores import Stores
 
@@ -100,7 +100,7 @@ class Chooser:
         return [row for row in rows if row.number not in numbers]
 
     def _replacement(self, run: Run) -> Job | None:
-        rows = self._journal.rows(run=run.path, states={State.VERIFIED, State.RESTORED})
+        rows = self._journal.rows(run=run.path, states=ARCHIVED_AND_THERE)
         rows = plan.in_order([row for row in rows if row.path in run.order and self._has_turn(row)], run.order)
         why = self._why[run.path] = {}
         general = self._why_nothing_is_replaced(run)

@@ -73,6 +73,9 @@ class Metrics:
         )
         self.quarantined = self._gauge("ckzd_quarantined_checkpoints", "checkpoints that are no longer tried")
         self.paused = self._gauge("ckzd_queue_paused", "1 while the file system is too full to go on")
+        self.damaged_archives = self._gauge(
+            "ckzd_damaged_archives", "archives that cannot be restored from: they, or what they need, are damaged"
+        )
         self.replacing_stopped = self._gauge(
             "ckzd_replacing_stopped", "1 after a verification failure, until a person acknowledges it"
         )

@@ -1,7 +1,7 @@
 """What an event of the executor means: for the journal, the metrics, and for what may go on."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Cancelled, Died, Done, Event, Failed, Job, NotStarted, Progress
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.metrics import Metrics
-from ckzd.daemon.states import RUNNING, Row, State
+from ckzd.daemon.states import ARCHIVED_AND_THERE, RUNNING, Row, State
 from ckzd.daemon.status import STOPPED, replacing_stopped
 from ckzd.daemon.stores import Stores
 from ckzd.errors import (
@@ -37,7 +37,8 @@ REFUSED_SECONDS = 3600.0  # a replacement that a hard link or a missing pointer'
 RETRY_REPLACE_SECONDS = 600.0
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 60.0, 900.0
 MAX_NOT_STARTED = 3  # in a pass that does not wait
-_UNTRUE = (VerificationFailed, CorruptArchive)  # an archive is not what it should be: replace nothing more
+_UNTRUE = (VerificationFailed, CorruptArchive)  # a new archive is not what it should be: replace nothing more
+_DAMAGED = (CorruptArchive, MissingReference)  # an old one, or what it needs: its original is archived anew
 _VERIFY_REASONS = {
     VerificationFailed: "mismatch",
     CorruptArchive: "corrupt archive",
@@ -74,6 +75,7 @@ class Outcomes:
     rescan: Callable[[], None]
     running: list[Running] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)  # rows that failed since the start
+    damaged: dict[Path, set[str]] = field(default_factory=dict)  # run -> its archives that cannot be restored from
     not_started: int = 0  # in a row
     worker_problem: str = ""
     no_space: NoSpace | None = None
@@ -139,19 +141,42 @@ class Outcomes:
             self.metrics.ratio.observe(report["ratio"])
             errors = report["weight_error"], report["worst_tensor_error"]
             self.metrics.proxy(report["preset"], *errors, tightened=report["tightened"])
+        self._heal(job, report["damaged"])
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)
+
+    def _heal(self, job: Job, damaged: Sequence[str]) -> None:
+        """Of the run's archives these cannot be restored from: say so, and archive anew what is left of the originals.
+
+        Those that stand in their places are compressed again, and those in the trash are put back by a cleaning.
+        """
+        run, found = job.checkpoint.parent, set(damaged)
+        new = found - self.damaged.get(run, set())
+        self.damaged[run] = found
+        self.metrics.damaged_archives.set(sum(map(len, self.damaged.values())))
+        if new:
+            log.error("archives are damaged", extra={"run": str(run), "archives": ", ".join(sorted(new))})
+            self.stores.mark_dirty(job.store)
+        for row in self.journal.rows(run=run, states=ARCHIVED_AND_THERE):
+            if str(row.archive) in found and row.number != job.number:
+                self.journal.give_back(row.number, self.clock.time())
 
     def _replaced(self, job: Job, report: dict[str, Any]) -> None:
         self.metrics.checkpoints.labels("replaced").inc()
         self.metrics.reclaimed_bytes.inc(report["reclaimed_bytes"])
         row = self._row(job)
-        if row is not None and row.state in {State.VERIFIED, State.RESTORED}:
+        if row is not None and row.state in ARCHIVED_AND_THERE:
             self.journal.replaced(row.number, self.clock.time(), report["reclaimed_bytes"])
         log.info("replaced", extra={"checkpoint": str(job.checkpoint), "reclaimed_bytes": report["reclaimed_bytes"]})
 
     def _cleaned(self, job: Job, report: dict[str, Any]) -> None:
         self.metrics.freed_bytes.inc(report["freed_bytes"])
+        rescued = set(report["rescued"])
+        for row in self.journal.rows(states=ARCHIVED_AND_THERE | {State.REPLACED}) if rescued else ():
+            if str(row.path) in rescued:
+                if row.state is State.REPLACED:
+                    self.journal.stands_again(row.number, self.clock.time())
+                self.journal.give_back(row.number, self.clock.time())
         self.stores.cleaned(job.store)
         self.rescan()
 
@@ -166,7 +191,7 @@ class Outcomes:
             log.error("%s", event.detail)
         if type(error) in _VERIFY_REASONS:
             self.metrics.verify_failures.labels(_VERIFY_REASONS[type(error)]).inc()
-        if isinstance(error, _UNTRUE):
+        if isinstance(error, _UNTRUE) and job.kind == "compress":
             self._stop_replacing(error)
         if isinstance(error, NoSpace):
             self._pause(error)
@@ -198,8 +223,13 @@ class Outcomes:
         """The original is in its place, or the store's trash says how to get it there."""
         self.stores.mark_dirty(job.store)
         self.failed.add(job.number)
+        row = self._row(job)
+        if isinstance(error, _DAMAGED) and row is not None and row.state in ARCHIVED_AND_THERE:
+            self.journal.give_back(job.number, self.clock.time(), not_before=self.clock.time() + RETRY_REPLACE_SECONDS)
+            self.rescan()
+            return
         wait = REFUSED_SECONDS if isinstance(error, BadCheckpoint) else RETRY_REPLACE_SECONDS
-        if self._row(job) is not None:
+        if row is not None:
             self.journal.note(job.number, str(error), self.clock.time() + wait)
         self.rescan()
 

@@ -6,7 +6,7 @@ from typing import Any
 from ckzd.daemon.jobs import Job
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
-from ckzd.operations.replace import empty_trash, recover, replace
+from ckzd.operations.replace import empty_trash, recover, replace, rescue
 from ckzd.store import Store
 
 
@@ -30,4 +30,5 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
         reclaimed = replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
         return {"reclaimed_bytes": reclaimed}
     recover(store)
-    return {"freed_bytes": empty_trash(store, job.trash_seconds, time.time())}
+    rescued = rescue(store)
+    return {"freed_bytes": empty_trash(store, job.trash_seconds, time.time()), "rescued": [str(p) for p in rescued]}

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from ckzd.chains import ArchiveRecord
 from ckzd.daemon.identity import Identity
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.stores import points_to
-from ckzd.store import ArchiveRecord
 
 
 def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: float) -> None:

@@ -13,7 +13,7 @@ from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.settle import Settled, Settler
-from ckzd.daemon.states import RUNNING, Row, State
+from ckzd.daemon.states import ARCHIVED_AND_THERE, RUNNING, Row, State
 from ckzd.errors import CkzdError, ConfigError
 from ckzd.operations.pointer import pointer_for
 
@@ -144,7 +144,7 @@ class Scanner:
             if (seen is not None and seen.identity == row.identity) or row.state in RUNNING | {State.ROTATED}:
                 continue
             has_pointer = os.path.lexists(pointer_for(row.path))
-            if row.state in {State.VERIFIED, State.RESTORED} and has_pointer:
+            if row.state in ARCHIVED_AND_THERE and has_pointer:
                 self._journal.replaced(row.number, now, row.original_bytes)
             elif row.state is not State.REPLACED or not has_pointer:
                 gone = self._journal.gone(row.number, now)

@@ -336,6 +336,7 @@ class Service:
             jobs=jobs,
             workers=workers,
             stores=self._stores.facts(),
+            damaged=sorted(set().union(*self._outcomes.damaged.values())),
             why=self._chooser.why | self._scan.why,
             runs={run.path: (run.watch, run.store) for run in self._scan.runs},
         )

@@ -34,6 +34,7 @@ class State(StrEnum):
 
 WAITING = frozenset({State.SETTLED, State.FAILED})  # to be compressed, now or after the back-off
 RUNNING = frozenset({State.ENCODING, State.WRITTEN})
+ARCHIVED_AND_THERE = frozenset({State.VERIFIED, State.RESTORED})  # its original stands in its place
 ARCHIVED = frozenset({State.VERIFIED, State.REPLACED, State.RESTORED, State.ROTATED})
 MOVES: dict[State, frozenset[State]] = {
     State.SEEN: frozenset({State.SETTLED}),

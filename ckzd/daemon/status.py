@@ -38,6 +38,7 @@ class Live:
     jobs: Sequence[Mapping[str, Any]] = ()
     workers: Sequence[Mapping[str, Any]] = ()
     stores: Sequence[Mapping[str, Any]] = ()
+    damaged: Sequence[str] = ()  # archives that cannot be restored from
     why: Mapping[Path, str] = field(default_factory=dict)  # checkpoint -> why it waits or stays
     runs: Mapping[Path, tuple[WatchSettings, Path | None]] = field(default_factory=dict)  # run -> its watch and store
 
@@ -58,6 +59,7 @@ def build(rows: Sequence[Row], live: Live, settings: Settings, now: float) -> di
         "reasons": reasons,
         "replacing_stopped": stop,
         "paused": live.paused,
+        "damaged_archives": list(live.damaged),
         "totals": totals(rows),
         "jobs": [dict(job) for job in live.jobs],
         "workers": [dict(worker) for worker in live.workers],

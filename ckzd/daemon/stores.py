@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
+from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.errors import CkzdError
 from ckzd.operations.pointer import archive_of, pointer_for
-from ckzd.store import ArchiveRecord, Store, default_store
+from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ from typing import Self
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader
+from ckzd.chains import read_manifest
 from ckzd.errors import CkzdError, ConfigError, NotAccepted
 from ckzd.operations.child import error_line, run_module
 from ckzd.operations.command import Outcome, command_words, require_program, run
 from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
 from ckzd.operations.restore import write_files
-from ckzd.store import Store, read_manifest
+from ckzd.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,22 @@ from typing import Any
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
+from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.slabs import in_slabs
-from ckzd.errors import ConfigError, SourceChanged, StoreLocked
+from ckzd.errors import CkzdError, ConfigError, SourceChanged, StoreLocked
 from ckzd.formats import read_checkpoint
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.inspect import is_tightened
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
-from ckzd.operations.replace import empty_trash, recover
+from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.verify import verifier
-from ckzd.store import ArchiveRecord, Store, default_store, read_manifest
+from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class CompressReport:
     accepted: bool | None  # None: no command was asked
     already: bool
     replaced: bool
+    damaged: tuple[str, ...] = ()  # archives of the run that cannot be restored from any more
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -82,8 +85,10 @@ def compress(
 ) -> CompressReport:
     """Archive the checkpoint at `path` and prove the archive; the original stays unless `replace`.
 
-    A checkpoint whose very bytes are archived already is left at that. With an `accept_command` an archive counts only
-    if the command exits with 0 when it is given what the archive restores to: see `accept`. Raises any CkzdError;
+    A checkpoint whose very bytes are archived already is left at that, if all that its archive needs is sound: else it
+    is archived anew, as it was, and what hangs on a damaged archive of it can be restored again. With an
+    `accept_command` an archive counts only if the command exits with 0 when it is given what the archive restores to:
+    see `accept`. Raises any CkzdError;
     nothing is left behind then.
     """
     started = time.monotonic()
@@ -106,21 +111,27 @@ def compress(
         job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell, access)
         with opened.lock(shared=True):
             known = _known(job)
-            if known is not None:
+            already = known is not None and is_sound(known.path)
+            if known is not None and already:
                 _ask_again(job, known.path)
-            record = known or _archive(job)
+                record = known
+            else:
+                record = _archive(job, known)
+            damaged = opened.damaged(job.run)
     if replace:
         replace_original(path, record.path, opened)
         _free_original(opened)
         tell("replaced", 1.0)
-    report = _report(job, record, already=known is not None, replaced=replace)
-    return dataclasses.replace(report, seconds=time.monotonic() - started)
+    report = _report(job, record, already=already, replaced=replace)
+    seconds = time.monotonic() - started
+    return dataclasses.replace(report, seconds=seconds, damaged=tuple(map(str, damaged)))
 
 
 def _free_original(store: Store) -> None:
     """Give the space back now: only a daemon keeps originals for a while, and empties its store's trash itself."""
     try:
         with store.daemon_lock():
+            rescue(store)
             empty_trash(store, 0.0, time.time())
     except StoreLocked:
         log.info("the daemon of this store frees the original later", extra={"store": str(store.root)})
@@ -192,7 +203,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
 
 
 def _known(job: _Job) -> ArchiveRecord | None:
-    """The archive of exactly these bytes, if there is one. Hashes them only if names and sizes allow it."""
+    """The archive of exactly these bytes, sound or not. Hashes them only if names and sizes allow that there is one."""
     sizes = {layout.name: layout.size for layout in job.checkpoint.files}
     for record in job.store.archives(job.run):
         same_name = record.manifest.name == job.checkpoint.name
@@ -213,11 +224,18 @@ def _reference_path(job: _Job, record: ArchiveRecord) -> str | None:
     return str(paths[0]) if wanted is not None and paths else None
 
 
-def _archive(job: _Job) -> ArchiveRecord:
-    """Write, prove and publish the archive."""
+def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
+    """Write, prove and publish the archive; in the place of one that is damaged as it was, by the same preset.
+
+    Encoding is deterministic: what was a delta against the damaged one is a delta against this one too.
+    """
     store, run = job.store, job.run
+    if damaged is not None:
+        fields = {"checkpoint": str(job.path), "archive": str(damaged.path)}
+        log.error("the archive, or what it needs, is damaged: the checkpoint is archived anew", extra=fields)
+        job = dataclasses.replace(job, preset=PRESETS[damaged.manifest.preset])
     with ExitStack() as stack:
-        reference = _usable_reference(job, stack)
+        reference = _usable_reference(job, _reference_record(job, damaged), stack)
         durable.require_space(store.tmp, _space_needed(job, is_base=reference is None))
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         verify = stack.enter_context(verifier())
@@ -230,7 +248,7 @@ def _archive(job: _Job) -> ArchiveRecord:
         _ask(job, temp, before, hint="the original is untouched, the archive was thrown away")
         give(temp, job.access)
         give(cache, job.access)
-        target = store.archive_path(run, job.checkpoint.name, manifest.checkpoint)
+        target = _place_of(job, manifest)
         if durable.publish(temp, target):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
         else:  # another machine was first: its archive stays, ours goes
@@ -239,6 +257,21 @@ def _archive(job: _Job) -> ArchiveRecord:
         _forget_old_reconstructions(store, run, job.stride)
     job.tell("publish", 1.0)
     return ArchiveRecord(target, manifest)
+
+
+def _place_of(job: _Job, manifest: Manifest) -> Path:
+    """Where the archive is to lie: a damaged one makes way.
+
+    One that is whole, but needs what is damaged, stays beside it: once that is archived anew it may be all that others
+    can be decoded with.
+    """
+    place = partial(job.store.archive_path, job.run, job.checkpoint.name, manifest.checkpoint)
+    target = place()
+    if os.path.lexists(target) and not is_sound(target) and is_whole(target):
+        target = place(again=manifest.reconstruction)
+    if os.path.lexists(target) and not is_whole(target):
+        log.warning("damaged archive set aside", extra={"path": str(job.store.set_aside(target))})
+    return target
 
 
 def _ask(job: _Job, archive: Path, reference: Path | None, *, hint: str) -> None:
@@ -251,13 +284,24 @@ def _ask(job: _Job, archive: Path, reference: Path | None, *, hint: str) -> None
 
 def _ask_again(job: _Job, archive: Path) -> None:
     """Of an archive in the store: nobody may have asked about it yet. Others may need it, so it stays in any case."""
-    reference = job.store.reference_of(archive) if job.acceptance is not None else None
+    reference = reference_of(archive) if job.acceptance is not None else None
     _ask(job, archive, reference, hint="the original is untouched; the archive was there before, and stays")
 
 
-def _usable_reference(job: _Job, stack: ExitStack) -> _Reference | None:
+def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord | None:
+    """What the store names; for one that is archived anew what it was a delta against, if that is sound."""
+    if damaged is not None and damaged.manifest.reference is None:
+        return None
+    if damaged is not None:
+        with suppress(CkzdError):  # it is read again below: for what needs it, not for itself
+            before = reference_of(damaged.path)
+            if before is not None and is_sound(before):
+                return ArchiveRecord(before, read_manifest(before))
+    return job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride)
+
+
+def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack) -> _Reference | None:
     """The archive to take deltas against, its reconstruction opened in `stack`; None makes this one a base."""
-    record = job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride)
     if record is None:
         return None
     reconstruction = stack.enter_context(reconstruction_of(record.path))

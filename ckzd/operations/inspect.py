@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ckzd.archive import Manifest
+from ckzd.chains import read_manifest
 from ckzd.codec.presets import PRESETS
 from ckzd.operations.pointer import resolve
-from ckzd.store import read_manifest
 
 
 def inspect(path: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from ckzd import durable
 from ckzd.archive import FileModel, Manifest
+from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, large_files
-from ckzd.store import ARCHIVE_SUFFIX, MAX_NAME_BYTES
+from ckzd.store import MAX_NAME_BYTES
 
 
 class Mark(NamedTuple):

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ckzd.archive import FileModel, Manifest
+from ckzd.chains import ARCHIVE_SUFFIX, is_pointer, read_manifest
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.formats.foreign import json_object, read_small
-from ckzd.store import ARCHIVE_SUFFIX, Store, default_store, is_pointer, read_manifest
+from ckzd.store import Store, default_store
 
 POINTER_IN_DIRECTORY = "ckzd.json"
 POINTER_VERSION = 1

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader, StreamRef
+from ckzd.chains import chain
 from ckzd.checkpoint import Bytes, assemble
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
@@ -25,7 +26,7 @@ from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
 from ckzd.codec.restoring import seal
 from ckzd.codec.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
-from ckzd.store import Store, chain
+from ckzd.store import Store
 
 _CHUNK = 1 << 20
 

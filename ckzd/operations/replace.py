@@ -6,8 +6,9 @@ At every instant, under any crash, the original or a verified archive with a poi
     directory   intent -> a directory is prepared (small files, pointer) -> it trades places -> compared -> verified
                 without RENAME_EXCHANGE: intent -> pointer -> the large files move, the optimizer last -> as above
 
-Before "verified" everything is undone, after it the original may be deleted (`empty_trash`). `recover` brings what a
-crash left to one of the two ends. Steps are durable in this order; `on_step(name)` is called after each.
+Before "verified" everything is undone, after it the original may be deleted (`empty_trash`), or put back where its
+archive was damaged meanwhile (`rescue`). `recover` brings what a crash left to one of the two ends. Steps are durable
+in this order; `on_step(name)` is called after each.
 """
 
 import errno
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.access import access_to, give
-from ckzd.archive import ArchiveReader, Manifest
+from ckzd.archive import Manifest
+from ckzd.chains import is_sound, read_manifest, require_sound
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import originals
 from ckzd.operations.pointer import archive_of, large_files, pointer_for, pointer_text, read_pointer, resolve
@@ -48,7 +50,7 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
     checkpoint, archive = checkpoint.parent.resolve() / checkpoint.name, archive.resolve()
     with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
         _settle_older(checkpoint, store)
-        manifest = _proven(archive, store)
+        manifest = _proven(archive)
         if _is_replaced(checkpoint, archive, manifest):
             return 0
         with _named_errors(checkpoint, store):
@@ -85,7 +87,8 @@ def recover(store: Store) -> list[str]:
 def empty_trash(store: Store, older_than_seconds: float, now: float) -> int:
     """Delete originals that have been in the trash for so long; bytes on disk that this freed.
 
-    The archive that stands for each is read once more before; if it is not whole the original stays.
+    The archive that stands for each, and all that it needs, is read back before; if any of it is damaged or missing
+    the original stays.
     """
     freed = 0
     with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
@@ -98,6 +101,27 @@ def empty_trash(store: Store, older_than_seconds: float, now: float) -> int:
             except (CkzdError, OSError) as error:
                 log.exception("an original stays in the trash", extra={"path": str(root), "error": str(error)})
     return freed
+
+
+def rescue(store: Store) -> list[Path]:
+    """Put back every original in the trash whose archive cannot be restored from any more; where they stand again.
+
+    To be archived anew: the damage heals as far as originals remain. What cannot be put back stays in the trash.
+    """
+    rescued = []
+    with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
+        for root in sorted(store.trash.iterdir()):
+            try:
+                entry = Entry.load(store, root)
+                if entry.is_verified and not is_sound(entry.archive):
+                    entry.set_unverified()
+                    if put_back(entry) is None:
+                        rescued.append(entry.checkpoint)
+                        fields = {"path": str(entry.checkpoint), "archive": str(entry.archive)}
+                        log.error("its archive, or what that needs, is damaged: the original is put back", extra=fields)
+            except (CkzdError, OSError) as error:
+                log.exception("an original stays in the trash", extra={"path": str(root), "error": str(error)})
+    return rescued
 
 
 # The steps
@@ -247,15 +271,12 @@ def _named_errors(checkpoint: Path, store: Store) -> Iterator[None]:
 # What is true now
 
 
-def _proven(archive: Path, store: Store) -> Manifest:
-    """Read the archive from disk once more; make sure that it is durable and that its chain is there."""
-    with ArchiveReader(archive) as reader:
-        reader.check()
-        manifest = reader.manifest
-    store.chain(archive)
+def _proven(archive: Path) -> Manifest:
+    """Make sure that the archive is durable, and that it and all it needs hold their checksums, read back from disk."""
     durable.fsync_file(archive)
     durable.fsync_dir(archive.parent)
-    return manifest
+    require_sound(archive)
+    return read_manifest(archive)
 
 
 def _is_replaced(checkpoint: Path, archive: Path, manifest: Manifest) -> bool:
@@ -283,7 +304,7 @@ def _recover_entry(store: Store, root: Path) -> str | None:
 def _can_be_finished(entry: Entry) -> bool:
     """Whether the crash came so late that only the last comparison was missing."""
     try:
-        manifest = _proven(entry.archive, entry.store)
+        manifest = _proven(entry.archive)
         if entry.intent.method == "exchange":
             originals.require_unmarked(entry.held, entry.intent.original)
         if entry.intent.method == "pieces" and stands(entry):
@@ -298,7 +319,7 @@ def _can_be_finished(entry: Entry) -> bool:
 
 
 def _delete(entry: Entry) -> int:
-    manifest = _proven(entry.archive, entry.store)
+    manifest = _proven(entry.archive)
     held = [path for path in large_files(entry.held, manifest) if os.path.lexists(path)]
     nbytes = originals.allocated_bytes(held)
     entry.discard()

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal, Self
 
 from ckzd import durable
+from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CorruptArchive
 from ckzd.operations.originals import Mark
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY
-from ckzd.store import ARCHIVE_SUFFIX, Store
+from ckzd.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,10 @@ class Entry:
         """From here on the original may be deleted."""
         with durable.write_atomically(self.root / "verified"):
             pass
+
+    def set_unverified(self) -> None:
+        """Its archive turned out not to stand for the original any more: it is as half-done as before."""
+        durable.remove(self.root / "verified")
 
     def set_kept(self, reason: str) -> None:
         """The original stays here until a person decides."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ckzd.archive import ArchiveReader
+from ckzd.chains import reference_of
 from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
 from ckzd.operations.pointer import resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
-from ckzd.store import reference_of
 
 _HINT = "nothing was published; the original is untouched"
 

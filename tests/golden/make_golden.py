@@ -17,9 +17,9 @@ import torch
 
 import ckzd
 from ckzd.archive.manifest import FORMAT_VERSION
+from ckzd.chains import read_manifest
 from ckzd.codec import fitting, slabs
 from ckzd.codec.presets import PRESETS
-from ckzd.store import read_manifest
 
 sys.path.append(str(Path(__file__).parents[1]))
 from plain_decoder import PlainArchive  # a script finds what stands beside it only

@@ -22,12 +22,13 @@ from plain_decoder import PlainArchive
 import ckzd
 from ckzd import durable
 from ckzd.archive import ArchiveReader, ArchiveWriter
+from ckzd.chains import read_manifest
 from ckzd.codec import zstd
 from ckzd.codec.presets import PRESETS
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference, NoSpace, VerificationFailed
 from ckzd.operations import compress as compressing
 from ckzd.operations import verify as verifying
-from ckzd.store import Store, read_manifest
+from ckzd.store import Store
 
 
 class Chain:

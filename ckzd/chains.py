@@ -1,0 +1,186 @@
+"""Chains: an archive and all it needs down to its base, and whether every link is sound as it lies on the disk now.
+
+These functions look only at an archive's neighbours: a folder to which somebody copied a chain works like a store.
+"""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ckzd import durable
+from ckzd.archive import ArchiveReader, Manifest
+from ckzd.errors import CkzdError, CorruptArchive, MissingReference
+
+log = logging.getLogger(__name__)
+
+ARCHIVE_SUFFIX = ".ckz"
+READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
+_MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
+
+Mark = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRecord:
+    """An archive and what it says of itself."""
+
+    path: Path
+    manifest: Manifest
+
+
+# What there is
+
+
+def read_manifest(archive: Path) -> Manifest:
+    """What an archive says of itself. Raises CorruptArchive."""
+    with ArchiveReader(archive) as reader:
+        return reader.manifest
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether the file is a pointer rather than an archive: both may be called *.ckz."""
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+def archive_files(directory: Path) -> list[Path]:
+    """Everything in a directory that is called as archives are and is no pointer, readable or not."""
+    found = []
+    for path in sorted(directory.glob(f"*{ARCHIVE_SUFFIX}")):
+        try:
+            if path.is_file() and not path.is_symlink() and not is_pointer(path):
+                found.append(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("archive left out: it cannot be read", extra={"path": str(path), "error": str(error)})
+    return found
+
+
+def records_in(directory: Path) -> list[ArchiveRecord]:
+    """All readable archives of a directory; the others are logged and left out."""
+    records = []
+    for path in archive_files(directory):
+        try:
+            records.append(ArchiveRecord(path, read_manifest(path)))
+        except FileNotFoundError:
+            continue
+        except (CorruptArchive, OSError) as error:
+            log.warning("archive left out: it cannot be read", extra={"path": str(path), "error": str(error)})
+    return records
+
+
+# Who needs whom
+
+
+def reference_of(archive: Path) -> Path | None:
+    """The archive that this one is a delta against, among its neighbours; None for a base.
+
+    Two neighbours may have one reconstruction (a checkpoint that did not change, or was archived anew): any that is
+    nearer to the base will do, and one that is sound is taken first. Raises MissingReference naming the id.
+    """
+    manifest = read_manifest(archive)
+    return _reference_among(_neighbours(archive), archive, manifest)
+
+
+def chain(archive: Path) -> list[Path]:
+    """The archive and all it needs, base first."""
+    neighbours = _neighbours(archive)
+    links = [archive]
+    while (reference := _reference_among(neighbours, links[-1], read_manifest(links[-1]))) is not None:
+        links.append(reference)
+    return links[::-1]
+
+
+def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] = lambda _: True) -> set[Path]:
+    """Those whose chains are there down to a base, of archives that `is_link` lets pass."""
+    reached: dict[str, int] = {}  # reconstruction id -> smallest depth that yields it
+    found = set()
+    for record in sorted(records, key=lambda record: record.manifest.depth):
+        manifest = record.manifest
+        has_reference = manifest.reference is None or reached.get(manifest.reference, manifest.depth) < manifest.depth
+        if has_reference and is_link(record.path):
+            reached.setdefault(manifest.reconstruction, manifest.depth)
+            found.add(record.path)
+    return found
+
+
+def _neighbours(archive: Path) -> list[ArchiveRecord]:
+    return [record for record in records_in(archive.parent) if record.path.name != archive.name]
+
+
+def _reference_among(records: list[ArchiveRecord], archive: Path, manifest: Manifest) -> Path | None:
+    if manifest.reference is None:
+        return None
+    found = [  # depth falls along a chain: no circle, even where two have one reconstruction
+        record.path
+        for record in records
+        if record.manifest.reconstruction == manifest.reference and record.manifest.depth < manifest.depth
+    ]
+    if len(found) > 1:
+        whole_chains = sound(records)
+        found = [path for path in found if path in whole_chains] or found
+    if found:
+        return found[0]
+    problem = f"needs the archive with reconstruction {manifest.reference}, which is not in {archive.parent}"
+    raise MissingReference(archive, problem, hint="copy the whole chain to one folder")
+
+
+# Is it sound
+
+
+def require_sound(archive: Path) -> None:
+    """Every link of the chain is there, was read back from disk, and holds its checksums.
+
+    Raises CorruptArchive or MissingReference. That a cached reconstruction is whole says nothing of this.
+    """
+    for link in chain(archive):
+        _require_whole(link)
+
+
+def is_sound(archive: Path) -> bool:
+    """The same as an answer."""
+    try:
+        require_sound(archive)
+    except (CkzdError, FileNotFoundError):
+        return False
+    return True
+
+
+def is_whole(archive: Path) -> bool:
+    """Whether the archive itself, without its chain, was read back from disk and holds its checksums."""
+    try:
+        _require_whole(archive)
+    except (CkzdError, FileNotFoundError):
+        return False
+    return True
+
+
+def sound(records: Iterable[ArchiveRecord]) -> set[Path]:
+    """Those whose chains are sound."""
+    return decodable(records, is_whole)
+
+
+def _require_whole(archive: Path) -> None:
+    """Read it back, once for each process as long as nothing of the file changes, and again in each period."""
+    status = archive.stat()
+    mark = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    _read_back(archive, mark, int(time.monotonic() // READ_AGAIN_SECONDS))
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED)  # it remembers what returned, not what raised
+def _read_back(archive: Path, mark: Mark, period: int) -> None:
+    del mark, period
+    try:
+        durable.forget_cached(archive)
+        with ArchiveReader(archive) as reader:
+            reader.check()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CorruptArchive(archive, f"cannot be read from the disk: {os.strerror(errno.EIO)}") from error
