@@ -14,7 +14,7 @@ from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
 from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
-from ckzd.operations.replace import empty_trash, recover, replace, rescue
+from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.store import Store
 
 
@@ -75,6 +75,8 @@ def perform(job: Job, _device: str, on_stage: Callable[[str, float], None]) -> d
         return archive_by_hand(job)
     store = Store.open(job.store)
     if job.kind == "replace":
+        for checkpoint, archive in job.beside:
+            require_replaceable(checkpoint, archive, store)
         return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store)}
     recover(store)
     rescued = [str(path) for path in rescue(store)]

@@ -14,7 +14,7 @@ from ckzd.daemon.metrics import Metrics
 from ckzd.daemon.outcomes import Outcomes
 from ckzd.daemon.protect import protected
 from ckzd.daemon.scan import Run
-from ckzd.daemon.states import ARCHIVED_AND_THERE, Row
+from ckzd.daemon.states import ARCHIVED_AND_THERE, Row, State
 from ckzd.daemon.status import replacing_stopped
 from ckzd.daemon.stores import Stores
 
@@ -100,23 +100,30 @@ class Chooser:
         return [row for row in rows if row.number not in numbers]
 
     def _replacement(self, run: Run) -> Job | None:
-        rows = self._journal.rows(run=run.path, states=ARCHIVED_AND_THERE)
-        rows = plan.in_order([row for row in rows if row.path in run.order and self._has_turn(row)], run.order)
+        """The next file to replace, of the first step of which every file may go."""
+        rows = self._journal.rows(run=run.path)
+        standing = [row for row in rows if row.path in run.order and row.state not in {State.REPLACED, State.ROTATED}]
+        archived = [row for row in standing if row.state in ARCHIVED_AND_THERE]
         why = self._why[run.path] = {}
         general = self._why_nothing_is_replaced(run)
         if general:
-            why |= {row.path: general for row in rows}
+            why |= {row.path: general for row in archived}
             return None
-        candidates = self._candidates(run, rows, why)
-        if not candidates:
-            return None
-        held = protected(run.path, run.checkpoints)
-        for row in candidates:
-            reason = held.get(row.path) or self._check(row)
-            if reason:
-                why[row.path] = reason
-                continue
-            return Job("replace", run.store, row.path, row.number, row.identity.size, archive=row.archive)
+        kept = self._why_kept(run, rows, standing)
+        held: dict[Path, str] | None = None
+        for members in plan.units(standing, run.order):
+            reasons = {row.path: kept[row.path] for row in members if row.path in kept}
+            if not reasons:
+                held = protected(run.watch.path, run.path, run.checkpoints) if held is None else held
+                told = ((row.path, held.get(row.path) or self._check(row)) for row in members)
+                reasons = {path: reason for path, reason in told if reason}
+            if not reasons:
+                row, *others = members
+                beside = tuple((other.path, other.archive) for other in others if other.archive is not None)
+                return Job(
+                    "replace", run.store, row.path, row.number, row.identity.size, archive=row.archive, beside=beside
+                )
+            why |= {row.path: _reason(row, reasons) for row in members if row in archived}
         return None
 
     def _why_nothing_is_replaced(self, run: Run) -> str:
@@ -127,18 +134,20 @@ class Chooser:
         cleaning = any(other.job.kind == "clean" and other.job.store == run.store for other in self._outcomes.running)
         return "its store is being cleaned" if cleaning or self._stores.is_dirty(run.store) else ""
 
-    def _candidates(self, run: Run, rows: list[Row], why: dict[Path, str]) -> list[Row]:
-        """Those whose time has come."""
-        now = self._clock.time()
-        newest = plan.newest(self._journal.rows(run=run.path), run.order, run.watch.keep_raw)
-        found = []
-        for row in rows:
-            kept = f"one of the newest {run.watch.keep_raw}" if row.path in newest else plan.may_be_replaced(row, now)
-            if kept is None:
-                found.append(row)
-            else:
-                why[row.path] = kept
-        return found
+    def _why_kept(self, run: Run, rows: list[Row], standing: list[Row]) -> dict[Path, str]:
+        """Those whose time has not come, and why."""
+        now, kept = self._clock.time(), {}
+        newest = plan.newest(rows, run.order, run.watch.keep_raw)
+        for row in standing:
+            if row.state not in ARCHIVED_AND_THERE:
+                kept[row.path] = "it is not archived"
+            elif row.path in newest:
+                kept[row.path] = f"one of the newest {run.watch.keep_raw}"
+            elif not self._has_turn(row):
+                kept[row.path] = row.error or "it could not be replaced in this pass"
+            elif reason := plan.may_be_replaced(row, now):
+                kept[row.path] = reason
+        return kept
 
     def _check(self, row: Row) -> str | None:
         """A last look at the disk; what was archived is compared by its hash when it is replaced."""
@@ -150,3 +159,11 @@ class Chooser:
         except OSError:
             unchanged = False
         return None if unchanged else "it has changed since it was archived"
+
+
+def _reason(row: Row, reasons: Mapping[Path, str]) -> str:
+    """Why a file stays: for itself, or because another one of its step does."""
+    if row.path in reasons:
+        return reasons[row.path]
+    other, reason = next(iter(reasons.items()))
+    return f"{other.name}, of the same step, stays: {reason}"

@@ -13,7 +13,7 @@ class Job:
     """One piece of work. Doing it twice is wasteful, never harmful.
 
     compress  archive and verify `checkpoint`
-    replace   put a pointer to `archive` in its place
+    replace   put a pointer to `archive` in its place, if what is `beside` it can be replaced too
     clean     finish or undo what a crash left in the store, then empty its trash of what is older than `trash_seconds`
     """
 
@@ -27,6 +27,7 @@ class Job:
     accept_command: tuple[str, ...] | None = None
     accept_seconds: float = 0.0
     archive: Path | None = None  # to replace by
+    beside: tuple[tuple[Path, Path], ...] = ()  # the other files of its step and their archives: all go, or none
     trash_seconds: float = 0.0
 
 

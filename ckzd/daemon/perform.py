@@ -6,7 +6,7 @@ from typing import Any
 from ckzd.daemon.jobs import Job
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
-from ckzd.operations.replace import empty_trash, recover, replace, rescue
+from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.store import Store
 
 
@@ -27,6 +27,8 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     store = Store.open(job.store)
     if job.kind == "replace":
         assert job.archive is not None
+        for checkpoint, archive in job.beside:
+            require_replaceable(checkpoint, archive, store)
         reclaimed = replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
         return {"reclaimed_bytes": reclaimed}
     recover(store)

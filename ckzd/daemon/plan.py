@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckzd.daemon.states import WAITING, Row, State
+from ckzd.formats.names import step_in_name
 
 COMPLETE = frozenset(  # states of a checkpoint that is whole and stands in its place
     {State.SETTLED, State.ENCODING, State.WRITTEN, State.VERIFIED, State.FAILED, State.QUARANTINED, State.SKIPPED}
@@ -36,11 +37,28 @@ def to_take_back(rows: Sequence[Row], order: Mapping[Path, int]) -> Row | None:
     return next(iter(in_order([row for row in rows if row.state is State.SKIPPED and row.path in order], order)), None)
 
 
+def unit(row: Row) -> int | None:
+    """Which checkpoint of the run a file belongs to: the step in its name. All that name none count as one."""
+    return step_in_name(row.path.name)
+
+
+def units(rows: Sequence[Row], order: Mapping[Path, int]) -> list[list[Row]]:
+    """The rows in order, those of one step together: they are replaced all or none, and `keep_raw` counts them once."""
+    found: dict[int | None, list[Row]] = {}
+    for row in in_order(rows, order):
+        found.setdefault(unit(row), []).append(row)
+    return list(found.values())
+
+
 def newest(rows: Sequence[Row], order: Mapping[Path, int], count: int) -> set[Path]:
     """The `count` newest whole checkpoints, by order and also by time: a job may be set back to an older step."""
     whole = [row for row in rows if row.state in COMPLETE and row.path in order]
     by_time = sorted(whole, key=lambda row: (row.identity.mtime_ns, order[row.path]))
-    return {row.path for rows_ in (in_order(whole, order), by_time) for row in rows_[max(0, len(rows_) - count) :]}
+    kept = set()
+    for sorted_rows in (in_order(whole, order), by_time):
+        newest_first = list(dict.fromkeys(unit(row) for row in reversed(sorted_rows)))
+        kept.update(newest_first[:count])
+    return {row.path for row in whole if unit(row) in kept}
 
 
 def may_be_replaced(row: Row, now: float) -> str | None:

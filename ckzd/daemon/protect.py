@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ckzd.daemon.identity import Fingerprint
 from ckzd.errors import CkzdError
@@ -25,18 +25,23 @@ MAX_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and hold no Lig
 _MARKED = re.compile(r"(?<![a-z])(best|last|latest)(?![a-z])", re.IGNORECASE)
 
 
-def protected(run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
-    """Checkpoint -> who holds it, of the run's checkpoints in order."""
+def protected(root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
+    """Checkpoint -> who holds it, of a run's checkpoints in order.
+
+    Asked of the run and of every directory above it up to `root`, the watched one: what names a directory there holds
+    all that is in it.
+    """
     paths = [path for path, _ in checkpoints]
+    places = [place for place in (run, *run.parents) if place == run or place.is_relative_to(root)]
     found = _by_themselves(checkpoints)
-    for reason, names in (
-        ("a symlink points to it", set(_symlink_targets(run, paths))),
-        ("a marker file names it", set(_named_in_markers(run, paths))),
-        ("best_model_checkpoint in trainer_state.json names it", set(_best_of_trainer(run))),
-        ("Lightning's best_model_path names it", set(_best_of_lightning(paths))),
+    for reason, held in (
+        ("a symlink points to it", set(_linked(dict.fromkeys([*places, run.parent]), paths))),
+        ("a marker file names it", {path for place in places for path in _named_in_markers(place, paths)}),
+        ("best_model_checkpoint in trainer_state.json names it", set(_named(_best_of_trainer(run), paths))),
+        ("Lightning's best_model_path names it", set(_named(_best_of_lightning(paths), paths))),
     ):
         for path in paths:
-            if path.name in names:
+            if path in held:
                 found.setdefault(path, reason)
     return found
 
@@ -53,14 +58,24 @@ def _by_themselves(checkpoints: Iterable[tuple[Path, Fingerprint]]) -> dict[Path
     return found
 
 
-def _symlink_targets(run: Path, paths: Iterable[Path]) -> Iterator[str]:
-    """Names of checkpoints that a symlink in the run, or beside it, leads to or into."""
-    real = {found: path.name for path in paths if (found := _resolved(path)) is not None}
-    for place in (run, run.parent):
+def _named(names: Iterable[str], paths: Iterable[Path]) -> Iterator[Path]:
+    wanted = set(names)
+    return (path for path in paths if path.name in wanted)
+
+
+def _linked(places: Iterable[Path], paths: Iterable[Path]) -> Iterator[Path]:
+    """Checkpoints that a symlink in one of these directories leads to, into, or to a directory between them."""
+    real = {path: found for path in paths if (found := _resolved(path)) is not None}
+    for place in places:
+        here = _resolved(place)
         for entry in _entries(place):
             target = _resolved(Path(entry.path)) if entry.is_symlink() else None
-            if target is not None:
-                yield from (name for path, name in real.items() if target == path or path in target.parents)
+            if target is None:
+                continue
+            is_below = here in target.parents  # a link to where the link itself is, or above, says nothing
+            for path, found in real.items():
+                if target == found or found in target.parents or (is_below and target in found.parents):
+                    yield path
 
 
 def _resolved(path: Path) -> Path | None:
@@ -69,16 +84,23 @@ def _resolved(path: Path) -> Path | None:
     return None
 
 
-def _named_in_markers(run: Path, paths: Iterable[Path]) -> Iterator[str]:
-    """Names of checkpoints that stand, alone or among others, in a small file called best, last or latest."""
-    names = {path.name for path in paths}
-    steps = {step_in_name(name): name for name in names}
-    for entry in _entries(run):
-        if _MARKED.search(entry.name.replace("_", "-")):
-            text = marker_text(Path(entry.path))
-            yield from names & set(re.split(r"[\s\"',:/]+", text))
-            if text.strip().isdecimal() and int(text) in steps:
-                yield steps[int(text)]
+def _named_in_markers(place: Path, paths: Iterable[Path]) -> Iterator[Path]:
+    """Checkpoints below that a small file called best, last or latest names, alone or among others, or their folder."""
+    below = {path: path.relative_to(place).parts for path in paths}
+    for entry in _entries(place):
+        if not _MARKED.search(entry.name.replace("_", "-")):
+            continue
+        text = marker_text(Path(entry.path))
+        words = {text.strip(), *re.split(r"[\s\"',:]+", text)} - {""}
+        names = [PurePosixPath(word).parts for word in words]
+        parts = {name[start:end] for name in names for end in range(len(name) + 1) for start in range(end)}
+        tails = {name[start:] for name in names for start in range(len(name))}
+        single = {name[0] for name in names if len(name) == 1}
+        step = int(text) if text.strip().isdecimal() else None
+        for path, own in below.items():
+            inside = own in parts or any(own[:end] in tails for end in range(1, len(own)))
+            if inside or single.intersection(own) or (step is not None and step in map(step_in_name, own)):
+                yield path
 
 
 def _best_of_trainer(run: Path) -> Iterator[str]:

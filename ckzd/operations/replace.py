@@ -30,7 +30,7 @@ from ckzd.operations.trash import Entry, Intent
 from ckzd.operations.undo import forget_prepared, holds_original, optimizer_last, put_back, set_directory_time, stands
 from ckzd.store import Store
 
-__all__ = ["empty_trash", "pointer_for", "recover", "replace", "resolve"]
+__all__ = ["empty_trash", "pointer_for", "recover", "replace", "require_replaceable", "resolve"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,14 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
                 on_step("intent")
                 entry = (_move_file if manifest.kind == "file" else _trade_directory)(entry, manifest, on_step)
                 return _compare_and_keep(entry, manifest, on_step)
+
+
+def require_replaceable(checkpoint: Path, archive: Path, store: Store) -> None:
+    """Raise what `replace` would, and touch nothing: asked of all files of one step before the first of them goes."""
+    with store.lock(shared=True):
+        manifest = _proven(archive.resolve())
+        originals.require_replaceable(checkpoint, manifest)
+        originals.require_same_large_files(checkpoint, manifest)
 
 
 def recover(store: Store) -> list[str]:

@@ -59,11 +59,24 @@ def test_the_first_in_order_whose_time_has_come_is_next(rows, chosen):
 
 
 def test_the_newest_are_kept_by_order_and_by_time():
-    rows = [row("a", step=1, mtime=50), row("b", step=2, mtime=10), row("c", step=3, mtime=20)]
+    rows = [row("a1", step=1, mtime=50), row("a2", step=2, mtime=10), row("a3", step=3, mtime=20)]
 
-    assert plan.newest(rows, order("a", "b", "c"), 1) == {RUN / "a", RUN / "c"}
-    assert plan.newest(rows, order("a", "b", "c"), 0) == set()
-    assert plan.newest(rows, order("a", "b", "c"), 9) == {RUN / "a", RUN / "b", RUN / "c"}
+    assert plan.newest(rows, order("a1", "a2", "a3"), 1) == {RUN / "a1", RUN / "a3"}
+    assert plan.newest(rows, order("a1", "a2", "a3"), 0) == set()
+    assert plan.newest(rows, order("a1", "a2", "a3"), 9) == {RUN / "a1", RUN / "a2", RUN / "a3"}
+
+
+def test_the_files_of_a_step_count_once_and_so_do_all_that_name_no_step():
+    rows = [row("G_1"), row("D_1"), row("G_2"), row("D_2"), row("net", step=5), row("optim")]
+    places = order("G_1", "D_1", "G_2", "D_2", "net", "optim")
+
+    assert plan.newest(rows, places, 1) == {RUN / "net", RUN / "optim"}
+    assert plan.newest(rows, places, 2) == {RUN / "net", RUN / "optim", RUN / "G_2", RUN / "D_2"}
+    assert [names(members) for members in plan.units(rows, places)] == [
+        ["net", "optim"],
+        ["G_1", "D_1"],
+        ["G_2", "D_2"],
+    ]
 
 
 def test_what_is_not_whole_does_not_count_as_newest():

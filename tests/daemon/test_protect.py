@@ -20,7 +20,8 @@ def run(tmp_path) -> Path:
 
 
 def held(run: Path, *paths: Path) -> dict[str, str]:
-    return {path.name: why for path, why in protected(run, [(path, fingerprint(path)) for path in paths]).items()}
+    seen = [(path, fingerprint(path)) for path in paths]
+    return {path.name: why for path, why in protected(run.parent, run, seen).items()}
 
 
 def write(run: Path, *names: str) -> list[Path]:
@@ -114,6 +115,54 @@ def test_a_marker_that_names_none_of_them(run, text):
     assert held(run, *write(run, "global_step1", "global_step2")) == {}
 
 
+@pytest.mark.parametrize(
+    ("level", "marker", "text"),
+    [
+        (1, "latest", "step_10\n"),
+        (1, "latest", "/ckpts/gpt/deeper/step_10"),
+        (1, "latest_checkpointed_iteration.txt", "10"),
+        (2, "latest", "deeper/step_10"),
+        (2, "last_checkpoint", "deeper/step_10/net.pt\n"),
+        (2, "latest", "step_10"),
+        (3, "best.json", '{"checkpoint": "/ckpts/gpt/deeper/step_10"}'),
+    ],
+)
+def test_a_marker_above_holds_all_that_is_in_the_directory_that_it_names(run, level, marker, text):
+    folder = run / "deeper" / "step_10"
+    (net,) = write(folder, "net.pt")
+    (other,) = write(run / "deeper" / "step_20", "other.pt")
+    (folder.parents[level - 1] / marker).write_text(text)
+
+    assert protected(run.parent, folder, [(net, fingerprint(net))]) == {net: "a marker file names it"}
+    assert protected(run.parent, other.parent, [(other, fingerprint(other))]) == {}
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_symlink_above_holds_all_that_is_in_the_directory_that_it_leads_to(run, level):
+    folder = run / "deeper" / "step_10"
+    (net,) = write(folder, "net.pt")
+    (other,) = write(run / "deeper" / "step_20", "other.pt")
+    (folder.parents[level - 1] / "newest").symlink_to(folder)
+
+    assert protected(run.parent, folder, [(net, fingerprint(net))]) == {net: "a symlink points to it"}
+    assert protected(run.parent, other.parent, [(other, fingerprint(other))]) == {}
+
+
+@pytest.mark.parametrize("text", ["/ckpts/gpt/step_1.pt", "gpt/step_1.pt"])
+def test_a_marker_above_that_names_one_checkpoint_holds_that_one(run, text):
+    paths = write(run, "step_1.pt", "step_2.pt")
+    (run.parent / "latest").write_text(text)
+
+    assert held(run, *paths) == {"step_1.pt": "a marker file names it"}
+
+
+def test_links_to_the_watched_directory_itself_and_markers_outside_it_hold_nothing(run):
+    (run.parent / "again").symlink_to(run.parent)
+    (run.parent.parent / "latest").write_text("gpt")
+
+    assert held(run, *write(run, "step_1.pt")) == {}
+
+
 def test_the_trainer_s_best_is_what_its_newest_state_says(run):
     paths = [
         write_trainer(run, 100, "out/checkpoint-100", mtime=1),
@@ -162,7 +211,7 @@ def test_what_vanishes_meanwhile_is_no_error(run):
     first.unlink()
     run.rmdir()
 
-    assert protected(run, seen) == {}
+    assert protected(run.parent, run, seen) == {}
 
 
 @pytest.mark.parametrize("odd", ["pipe", "deep", "device", "loop", "directory"])

@@ -1,0 +1,93 @@
+"""Several files of one step: replaced all or none, counted once, held by what holds one of them."""
+
+import os
+
+import pytest
+from serving import write_checkpoint
+
+from ckzd.daemon.jobs import Failed
+from ckzd.errors import BadCheckpoint, CkzdError
+
+
+def pairs(run, *steps):
+    """G_N.pt and D_N.pt of each step."""
+    return [write_checkpoint(run / f"{name}_{step}.pt") for step in steps for name in "GD"]
+
+
+def standing(run):
+    return {path.name for path in run.glob("*.pt")}
+
+
+def why(daemon, name):
+    return {row["checkpoint"].rsplit("/", 1)[-1]: row["why"] for row in daemon.status()["checkpoints"]}[name]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "runs" / "gan"
+
+
+def test_keep_raw_counts_steps(make_daemon, run):
+    daemon = make_daemon(keep_raw=2)
+    pairs(run, 1, 2, 3)
+    daemon.service.start()
+    daemon.go(60)
+
+    assert standing(run) == {"G_2.pt", "D_2.pt", "G_3.pt", "D_3.pt"}
+    assert "one of the newest 2" in why(daemon, "D_2.pt")
+
+
+@pytest.mark.parametrize("hold", ["link", "symlink", "marker"])
+def test_what_holds_one_file_holds_all_of_its_step(make_daemon, tmp_path, run, hold):
+    daemon = make_daemon(keep_raw=1)
+    pairs(run, 1, 2, 3)
+    held = run / "D_1.pt"
+    make = {
+        "link": lambda: os.link(held, tmp_path / "kept"),
+        "symlink": lambda: (run / "resume").symlink_to(held.name),
+        "marker": lambda: (run / "latest").write_text("D_1.pt\n"),
+    }
+    make[hold]()
+    daemon.service.start()
+    daemon.go(60)
+
+    assert standing(run) == {"G_1.pt", "D_1.pt", "G_3.pt", "D_3.pt"}
+    assert why(daemon, "G_1.pt").startswith("D_1.pt, of the same step, stays: ")
+
+
+def test_none_is_begun_while_another_is_not_archived(make_daemon, run):
+    daemon = make_daemon(keep_raw=1)
+    bad = pairs(run, 1, 2)[1]
+    daemon.executor.behave = lambda job: CkzdError(bad, "is odd") if job.checkpoint == bad else None
+    daemon.service.start()
+    daemon.go(60)
+
+    assert standing(run) == {"G_1.pt", "D_1.pt", "G_2.pt", "D_2.pt"}
+    assert why(daemon, "G_1.pt") == "D_1.pt, of the same step, stays: it is not archived"
+
+
+def test_none_is_begun_while_another_is_open_for_writing(make_daemon, run):
+    daemon = make_daemon(keep_raw=1)
+    paths = pairs(run, 1, 2)
+    with paths[1].open("r+b"):
+        daemon.service.start()
+        daemon.go(60)
+
+        assert standing(run) == {"G_1.pt", "D_1.pt", "G_2.pt", "D_2.pt"}
+
+
+def test_a_refused_replacement_holds_the_whole_step(make_daemon, run):
+    daemon = make_daemon(keep_raw=1)
+    first = pairs(run, 1, 2)[0]
+
+    def refuse(job):
+        return (
+            Failed(job, BadCheckpoint(first, "no")) if job.kind == "replace" and job.checkpoint.stem[2] == "1" else None
+        )
+
+    daemon.executor.behave = refuse
+    daemon.service.start()
+    daemon.go(60)
+
+    assert standing(run) == {"G_1.pt", "D_1.pt", "G_2.pt", "D_2.pt"}
+    assert sum(job.kind == "replace" for job in daemon.executor.began) == 1
