@@ -9,7 +9,9 @@ daemon that starts then puts it back. Exit status 1 if something was lost or a h
 
 import argparse
 import os
+import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +21,8 @@ from pathlib import Path
 
 import forks
 from scenes import SCENARIOS, Scenario, Stage, train
+
+from ckzd.daemon import filesystems
 
 FAULTS = {"kill": "signal=KILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC"}
 
@@ -114,6 +118,18 @@ def go(scenario: Scenario, trained: Path, arguments: argparse.Namespace) -> bool
     return not (lost or half_done) and len(todo) > missed
 
 
+def machine(place: str) -> str:
+    """What the blows fell on."""
+    strace = (
+        subprocess.run(["strace", "-V"], capture_output=True, text=True, check=True)
+        .stdout.splitlines()[0]
+        .replace("-- version ", "")
+    )
+    system, cores = platform.uname(), len(os.sched_getaffinity(0))
+    kind = filesystems.kind(Path(place))
+    return f"{system.system} {system.release}, {cores} cores, Python {platform.python_version()}, {strace}, on {kind}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth blow (no multiple of 3)")
@@ -126,6 +142,7 @@ def main() -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # each fsync of a disk takes milliseconds
     wanted = [s for s in SCENARIOS if not arguments.scenario or s.name in arguments.scenario]
     with tempfile.TemporaryDirectory(dir=memory, prefix="ckzd-crash-") as trained:
+        print(machine(trained), flush=True)
         train(Path(trained))
         well = [go(scenario, Path(trained), arguments) for scenario in wanted]
     return 0 if all(well) else 1

@@ -42,6 +42,7 @@ class Scenario:
     kind: str  # "file" or "directory"
     command: str
     before: tuple[str, ...] = ()
+    killed_after: str = ""  # the command was killed before, at the call after the first that holds this
     written_later: bool = False  # training has written into the replaced directories
     targets: tuple[tuple[str, int], ...] = (("command", 1),)  # role and number of the processes that are struck
 
@@ -63,6 +64,8 @@ SCENARIOS = [
         targets=(("command", 1), ("verifier", 1)),
     ),
     Scenario("directory", "directory", _COMPRESS.format(_DIRECTORY[1]), (_COMPRESS.format(_DIRECTORY[0]),)),
+    Scenario("file, after a kill", "file", _COMPRESS.format(_FILE[0]), killed_after='/step_10.pt.ckz"'),
+    Scenario("directory, after a kill", "directory", _COMPRESS.format(_DIRECTORY[0]), killed_after="RENAME_EXCHANGE"),
     Scenario("serve, file", "file", _SERVE, (_COMPRESS.format(_FILE[0]),), targets=(("worker", 1), ("command", 1))),
     Scenario("serve, directory", "directory", _SERVE, (_COMPRESS.format(_DIRECTORY[0]),), targets=(("worker", 1),)),
     Scenario("restore, file", "file", f"restore {_FILE[1]}", (_SERVE,)),
@@ -86,11 +89,12 @@ class Stage:
     scenario: Scenario
     trained: Path
     kept: list[Kept] = field(default_factory=list)
+    killer: forks.Aim | None = None
     restored: dict[tuple[str | None, ...], dict[str, str | None]] = field(default_factory=dict)  # the same bytes once
 
     @property
     def work(self) -> Path:
-        return self.trained / self.scenario.name.replace(", ", "-of-")
+        return self.trained / self.scenario.name.replace(",", "").replace(" ", "-")
 
     @property
     def place(self) -> Path:
@@ -111,7 +115,10 @@ class Stage:
                     (path / name).write_text(text)
         small += tuple(_LATER) if self.scenario.written_later else ()
         shutil.copytree(self.place, template)
-        self.must_run(self.scenario.command)
+        if self.scenario.killed_after:
+            self.killer = self._call_after(self.scenario.killed_after)
+            self.reset()
+        self.run(self.scenario.command)
         self.must_run(_SERVE)
         for path, original in zip(paths, originals, strict=True):
             restored = _restored(path, self, large)
@@ -119,10 +126,17 @@ class Stage:
             self.kept.append(Kept(path, accepted, {name: digest(path / name) for name in small}))
         self.reset()
 
+    def _call_after(self, text: str) -> forks.Aim:
+        calls = self.run(self.scenario.command, forks.Aim("command")).calls
+        call = calls[1 + next(number for number, call in enumerate(calls) if text in call.text)]
+        return forks.Aim("command", 1, f"{call.name}:signal=KILL:when={call.number}")
+
     def reset(self) -> None:
-        """As it was before the command."""
+        """As it was before the command. What a kill leaves is made again, not copied: recovery goes by inodes."""
         shutil.rmtree(self.place)
         shutil.copytree(self.work / "template", self.place)
+        if self.killer is not None:
+            self.run(self.scenario.command, self.killer)
 
     def run(self, command: str, aim: forks.Aim | None = None, place: Path | None = None) -> forks.Finished:
         place = place or self.place
