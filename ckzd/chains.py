@@ -7,7 +7,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,8 +63,8 @@ def archive_files(directory: Path) -> list[Path]:
     return found
 
 
-def records_in(directory: Path) -> list[ArchiveRecord]:
-    """All readable archives of a directory; the others are logged and left out."""
+def records_in(directory: Path, tell: Callable[[Path, Exception], None] = lambda *_: None) -> list[ArchiveRecord]:
+    """All readable archives of a directory; `tell` hears of the others."""
     records = []
     for path in archive_files(directory):
         try:
@@ -71,7 +72,7 @@ def records_in(directory: Path) -> list[ArchiveRecord]:
         except FileNotFoundError:
             continue
         except (CorruptArchive, OSError) as error:
-            log.warning("archive left out: it cannot be read", extra={"path": str(path), "error": str(error)})
+            tell(path, error)
     return records
 
 
@@ -95,6 +96,19 @@ def chain(archive: Path) -> list[Path]:
     while (reference := _reference_among(neighbours, links[-1], read_manifest(links[-1]))) is not None:
         links.append(reference)
     return links[::-1]
+
+
+def references_in(records: Sequence[ArchiveRecord]) -> dict[Path, Path | None]:
+    """What each is a delta against, None for a base; those whose reference is not among them are left out."""
+    by_reconstruction: dict[str, list[ArchiveRecord]] = {}
+    for record in records:
+        by_reconstruction.setdefault(record.manifest.reconstruction, []).append(record)
+    found: dict[Path, Path | None] = {}
+    for record in records:
+        wanted = record.manifest.reference
+        with suppress(MissingReference):
+            found[record.path] = _reference_among(by_reconstruction.get(wanted or "", []), record.path, record.manifest)
+    return found
 
 
 def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] = lambda _: True) -> set[Path]:
@@ -123,7 +137,7 @@ def _reference_among(records: list[ArchiveRecord], archive: Path, manifest: Mani
         if record.manifest.reconstruction == manifest.reference and record.manifest.depth < manifest.depth
     ]
     if len(found) > 1:
-        whole_chains = sound(records)
+        whole_chains = sound(records_in(archive.parent))
         found = [path for path in found if path in whole_chains] or found
     if found:
         return found[0]

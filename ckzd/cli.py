@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -33,6 +33,9 @@ from ckzd.screen import Screen, plain_bytes, table_of
 if TYPE_CHECKING:
     from ckzd.demo import DemoReport, Event
     from ckzd.operations.compress import CompressReport
+    from ckzd.operations.verify import VerifyReport
+
+T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False,
@@ -91,15 +94,15 @@ def _usage_error(error: typer.TyperException) -> CkzdError:
     return ConfigError(command, message[0].lower() + message[1:], hint=f"see `{command} --help`")
 
 
-def for_each(paths: Iterable[Path], action: Callable[[Path], None], screen: Screen, *fatal: type[CkzdError]) -> int:
-    """Do `action` for every path, report the failures as they come, and say by the exit code how many there were.
+def for_each(things: Iterable[T], action: Callable[[T], None], screen: Screen, *fatal: type[CkzdError]) -> int:
+    """Do `action` for everything, report the failures as they come, and say by the exit code how many there were.
 
     What would stop the next one too ends the loop: a full disk, a locked store, and what else is `fatal`.
     """
     codes = []
-    for path in paths:
+    for thing in things:
         try:
-            action(path)
+            action(thing)
             codes.append(EXIT_DONE)
         except (CkzdError, OSError) as failure:
             error = as_ckzd_error(failure)
@@ -238,26 +241,28 @@ def restore(
 @app.command()
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="Archives, or the checkpoint paths that they replaced.", readable=False)
+        list[Path],
+        typer.Argument(help="Archives, checkpoint paths that they replaced, runs, or whole stores.", readable=False),
     ],
     *,
     as_json: Json = False,
 ) -> int:
     """Decode archives from disk and compare every file's hash with the recorded one."""
-    from ckzd.operations.verify import verify as verify_one
+    from ckzd.operations.verify import verify_each
 
     screen = Screen(as_json)
     with screen.progress() as bar:
 
-        def check(path: Path) -> None:
-            bar.start(path.name)
-            report = verify_one(path, on_progress=bar.fraction)
+        def tell(outcome: "VerifyReport | CkzdError") -> None:
+            if isinstance(outcome, CkzdError):
+                raise outcome
             if as_json:
-                screen.line(report.to_dict())
+                screen.line(outcome.to_dict())
             else:
-                screen.say(f"ok {report.archive}: {report.files} file(s), {report.seconds:.1f} s")
+                screen.say(f"ok {outcome.archive}: {outcome.files} file(s), {outcome.seconds:.1f} s")
 
-        return for_each(paths, check, screen)
+        begun = verify_each(paths, on_archive=lambda archive: bar.start(archive.name), on_progress=bar.fraction)
+        return for_each(begun, tell, screen)
 
 
 @app.command()

@@ -164,7 +164,11 @@ class Store:
 
         A corrupt one is left out with a warning.
         """
-        return sorted(records_in(self.run_directory(run)), key=_order)
+
+        def left_out(path: Path, error: Exception) -> None:
+            log.warning("archive left out: it cannot be read", extra={"path": str(path), "error": str(error)})
+
+        return sorted(records_in(self.run_directory(run), left_out), key=_order)
 
     def find_by_checkpoint(self, run: Path, sha: str) -> ArchiveRecord | None:
         """The archive of exactly these bytes, be they an original or what a restore wrote; one that is sound if any."""

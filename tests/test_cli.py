@@ -68,6 +68,15 @@ class FakeOperation:
             raise self.failures[path.name]
         return self.answer
 
+    def each(self, paths, *, on_archive, on_progress):
+        """As `verify_each`: errors are outcomes too."""
+        for path in paths:
+            on_archive(path)
+            try:
+                yield self(path, on_progress=on_progress)
+            except CkzdError as error:
+                yield error
+
 
 @pytest.fixture
 def operation(monkeypatch):
@@ -76,6 +85,7 @@ def operation(monkeypatch):
     for verb in ("compress", "restore", "verify", "inspect"):
         module = ModuleType(f"ckzd.operations.{verb}")
         setattr(module, verb, fake)
+        module.verify_each = fake.each
         monkeypatch.setitem(sys.modules, module.__name__, module)
     formats = ModuleType("ckzd.formats")
     formats.looks_like_checkpoint = lambda path: path.suffix == ".pt"

@@ -4,14 +4,16 @@ import errno
 import json
 import os
 import shlex
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ckzd.archive import FileModel, Manifest
-from ckzd.chains import ARCHIVE_SUFFIX, is_pointer, read_manifest
+from ckzd.chains import ARCHIVE_SUFFIX, archive_files, is_pointer, read_manifest
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.formats.foreign import json_object, read_small
-from ckzd.store import Store, default_store
+from ckzd.store import STORE_NAME, Store, default_store
 
 POINTER_IN_DIRECTORY = "ckzd.json"
 POINTER_VERSION = 1
@@ -131,6 +133,38 @@ def resolve(path: Path) -> Path:
     else:
         problem, hint = "is not there, nor a pointer that says where its archive is", "name the .ckz file itself"
     raise ConfigError(path, problem, hint=hint)
+
+
+def archives_meant(path: Path) -> list[Path | CkzdError]:
+    """All archives that a user means by a store, a directory of runs, a run, a folder of archives; else as `resolve`.
+
+    What names an archive that is not there is an error in its place.
+    """
+    path = path.absolute()
+    found: list[Path | CkzdError] = []
+    if path.is_dir() and not _is_file(path / POINTER_IN_DIRECTORY):
+        stores = [root for root in (path, path / STORE_NAME) if Store.is_at(root)]
+        directories = [place for root in stores for place in sorted((root / "archives").iterdir())]
+        with suppress(CkzdError):
+            directories.append(Store.open(default_store(path)).run_directory(path))
+        found += [archive for directory in (path, *directories) for archive in archive_files(directory)]
+        found += [_or_error(pointer, archive_of) for pointer in _pointers_in(path)]
+    return found or [_or_error(path, resolve)]
+
+
+def _pointers_in(run: Path) -> list[Path]:
+    """Of the checkpoints that stood in this directory."""
+    pointers = [*run.glob(f"*{ARCHIVE_SUFFIX}"), *run.glob(f"*/{POINTER_IN_DIRECTORY}")]
+    return sorted(path for path in pointers if _is_file(path) and is_pointer(path))
+
+
+def _or_error(path: Path, named: Callable[[Path], Path]) -> Path | CkzdError:
+    try:
+        return named(path)
+    except CkzdError as error:
+        return error
+    except OSError as error:
+        return CkzdError(path, f"cannot be read: {error.strerror or error}")
 
 
 def large_files(checkpoint: Path, manifest: Manifest) -> dict[Path, FileModel]:

@@ -1,5 +1,8 @@
 """Prove that an archive decodes: read back every byte, decode every tensor, compare every file's sha256.
 
+`verify_each` takes many archives and decodes each link of their chains once; what it says rests on the archives alone,
+never on a cached reconstruction.
+
 The encoder never verifies its own work in its own process: a `verifier` is a fresh one, on the CPU, with another number
 of threads, that reads the archive from disk. `python -m ckzd.operations.verify` is that process; it reads the paths of
 the archive and its reference as JSON on stdin, and never loads torch.
@@ -9,18 +12,24 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ckzd import durable
 from ckzd.archive import ArchiveReader
-from ckzd.chains import reference_of
-from ckzd.errors import CkzdError, CorruptArchive, VerificationFailed
+from ckzd.chains import chain, decodable, records_in, references_in
+from ckzd.codec.reconstruction import Reconstruction
+from ckzd.errors import CkzdError, CorruptArchive, NoSpace, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
-from ckzd.operations.pointer import resolve
+from ckzd.operations.pointer import archives_meant, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
+
+OnProgress = Callable[[float], None]
+OnArchive = Callable[[Path], None]
 
 _HINT = "nothing was published; the original is untouched"
 
@@ -39,35 +48,181 @@ class VerifyReport:
         return asdict(self)
 
 
-def verify(path: Path, *, on_progress: Callable[[float], None] = lambda _: None) -> VerifyReport:
+def verify(path: Path, *, on_progress: OnProgress = lambda _: None) -> VerifyReport:
     """Check an archive (or the pointer or checkpoint path that names one) down to its last byte.
 
-    Raises CorruptArchive, MissingReference, or VerificationFailed where all bytes are whole and decode to others.
+    Its chain is decoded from the archives; nothing that is cached is believed. Raises CorruptArchive, MissingReference,
+    or VerificationFailed where all bytes are whole and decode to others.
     """
-    started = time.monotonic()
-    archive = resolve(path)
-    reference = reference_of(archive)
-    files = check_archive(archive, reference, on_progress)
-    return VerifyReport(str(archive), files, time.monotonic() - started)
+    (outcome,) = _outcomes([resolve(path)], lambda _: None, on_progress)
+    if isinstance(outcome, CkzdError):
+        raise outcome
+    return outcome
 
 
-def check_archive(archive: Path, reference: Path | None, on_progress: Callable[[float], None]) -> int:
-    """Decode `archive` against `reference`'s reconstruction; the number of files that it restores."""
+def verify_each(
+    paths: Iterable[Path], *, on_archive: OnArchive = lambda _: None, on_progress: OnProgress = lambda _: None
+) -> Iterator[VerifyReport | CkzdError]:
+    """The same of many: archives, what names one, runs, folders of archives, whole stores. Each link is decoded once.
+
+    Of every archive its report, or the error; in the order of chains, not of `paths`. `on_archive` is told of each that
+    is begun. Raises only what would stop all of them, as a full disk does.
+    """
+    together: dict[Path, list[Path]] = {}  # archives by the directory that their chains lie in
+    for meant in dict.fromkeys(found for path in paths for found in archives_meant(path)):
+        if isinstance(meant, CkzdError):
+            yield meant
+        else:
+            together.setdefault(meant.parent, []).append(meant)
+    for archives in together.values():
+        yield from _outcomes(archives, on_archive, on_progress)
+
+
+def _outcomes(
+    archives: Sequence[Path], on_archive: OnArchive, on_progress: OnProgress
+) -> Iterator[VerifyReport | CkzdError]:
+    """Of archives of one directory: those that have no whole chain first, then what decodes, from the bases up."""
+    dependents, unreachable = _forest(archives)
+    for archive in unreachable:
+        try:
+            chain(archive)
+        except (CkzdError, OSError) as error:
+            yield _as_error(archive, error)
+    walk = _Walk(set(archives), dependents, on_archive, on_progress)
+    for base in dependents.get(None, ()):
+        yield from walk.branch(base, None, ExitStack())
+
+
+def _forest(archives: Sequence[Path]) -> tuple[dict[Path | None, list[Path]], list[Path]]:
+    """Who is a delta against whom, of these archives and all they need, the largest branch last; None for bases.
+
+    And whose chain has no base.
+    """
+    records = records_in(archives[0].parent)
+    there, references = decodable(records), references_in(records)
+    needed: set[Path] = set()
+    for archive in archives:
+        link: Path | None = archive
+        while link is not None and link in there and link not in needed:
+            needed.add(link)
+            link = references[link]
+    sizes: Counter[Path] = Counter()
+    dependents: dict[Path | None, list[Path]] = {}
+    for record in sorted(records, key=lambda record: record.manifest.depth, reverse=True):
+        if record.path in needed:
+            sizes[record.path] += 1
+            dependents.setdefault(reference := references[record.path], []).append(record.path)
+            if reference is not None:
+                sizes[reference] += sizes[record.path]
+    for branches in dependents.values():
+        branches.sort(key=sizes.__getitem__)
+    return dependents, [archive for archive in archives if archive not in needed]
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """Decodes archives and all they need, each once, against the one before.
+
+    A reconstruction is kept until the last that needs it is decoded, and the largest branch is taken last: of a chain
+    two are on disk at a time, of n archives that branch some log2(n) more.
+    """
+
+    wanted: set[Path]
+    dependents: Mapping[Path | None, Sequence[Path]]
+    on_archive: OnArchive
+    on_progress: OnProgress
+
+    def branch(
+        self, link: Path, reference: Reconstruction | None, held: ExitStack
+    ) -> Iterator[VerifyReport | CkzdError]:
+        """`link` and all that hangs on it. `held` keeps its reference, unless others need that too."""
+        try:
+            while True:
+                with ExitStack() as following, held:
+                    try:
+                        own, outcome = self._decode(link, reference, following)
+                    except NoSpace:
+                        raise
+                    except (CkzdError, OSError) as error:
+                        yield from self._lost(link, _as_error(link, error))
+                        return
+                    decoded = following.pop_all()
+                held = decoded
+                if outcome is not None:
+                    yield outcome
+                *others, last = self.dependents.get(link) or (None,)
+                for other in others:
+                    yield from self.branch(other, own, ExitStack())
+                if last is None:
+                    return
+                link, reference = last, own
+        finally:
+            held.close()
+
+    def _decode(
+        self, link: Path, reference: Reconstruction | None, stack: ExitStack
+    ) -> tuple[Reconstruction, VerifyReport | CkzdError | None]:
+        """Its reconstruction, and what is to be said of it; raises if what hangs on it cannot be decoded either."""
+        started, store = time.monotonic(), store_of(link)
+        durable.forget_cached(link)
+        with ArchiveReader(link) as reader, durable.as_no_space(link):
+            file = stack.enter_context(scratch_file(store))
+            if link not in self.wanted:
+                return decode_link(reader, reference, file), None
+            self.on_archive(link)
+            try:
+                own, files = check_link(reader, reference, file, self.on_progress)
+            except (
+                CorruptArchive,
+                VerificationFailed,
+            ) as error:  # maybe in what no dependent needs
+                return decode_link(reader, reference, stack.enter_context(scratch_file(store))), error
+        return own, VerifyReport(str(link), files, time.monotonic() - started)
+
+    def _lost(self, link: Path, error: CkzdError) -> Iterator[CkzdError]:
+        """It cannot be decoded, nor can what hangs on it."""
+        pending = [link]
+        while pending:
+            lost = pending.pop()
+            if lost == link and lost in self.wanted:
+                yield error
+            elif lost in self.wanted:
+                yield type(error)(lost, f"needs {link.name}: {error.problem}", hint=error.hint)
+            pending += self.dependents.get(lost, ())
+
+
+def _as_error(archive: Path, error: CkzdError | OSError) -> CkzdError:
+    if isinstance(error, CkzdError):
+        return error
+    return CorruptArchive(archive, f"cannot be read: {error.strerror or error}")
+
+
+def check_archive(archive: Path, reference: Path | None, on_progress: OnProgress) -> int:
+    """Decode `archive` against `reference`'s reconstruction, cached or not; the number of files that it restores."""
     store = store_of(reference) if reference is not None else store_of(archive)
     with ArchiveReader(archive) as reader, reconstruction_or_none(reference) as before, scratch_file(store) as file:
-        reader.check()
-        own = decode_link(reader, before, file)
-        opened = OpenCheckpoint(reader, own)
-        models = reader.manifest.files
-        for position, model in enumerate(models):
-            digest = hashlib.sha256()
-            for piece in opened.file(position):
-                digest.update(piece)
-            if digest.hexdigest() != model.sha256:
-                problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
-                raise VerificationFailed(archive, problem, hint="keep the original; report this with both archives")
-            on_progress((position + 1) / len(models))
-        return len(models)
+        _, files = check_link(reader, before, file, on_progress)
+    return files
+
+
+def check_link(
+    reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO, on_progress: OnProgress
+) -> tuple[Reconstruction, int]:
+    """Read every byte, decode every tensor and compare every file's sha256; its reconstruction, and how many files."""
+    reader.check()
+    own = decode_link(reader, reference, file)
+    opened = OpenCheckpoint(reader, own)
+    models = reader.manifest.files
+    for position, model in enumerate(models):
+        digest = hashlib.sha256()
+        for piece in opened.file(position):
+            digest.update(piece)
+        if digest.hexdigest() != model.sha256:
+            problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
+            hint = "keep the original; report this with both archives"
+            raise VerificationFailed(reader.path, problem, hint=hint)
+        on_progress((position + 1) / len(models))
+    return own, len(models)
 
 
 @contextmanager
