@@ -24,6 +24,7 @@ from ckzd.daemon.journal import Journal
 from ckzd.daemon.logs import configure
 from ckzd.daemon.notify import Notifier
 from ckzd.daemon.outcomes import MAX_NOT_STARTED, Outcomes
+from ckzd.daemon.reader import Reader
 from ckzd.daemon.rebuild import rebuild
 from ckzd.daemon.requirements import require_servable
 from ckzd.daemon.rotate import drop_rotated
@@ -59,7 +60,11 @@ def serve(
     clock = SystemClock()
     with flock(settings.daemon.state_dir / "lock", fcntl.LOCK_EX, wait_seconds=0.0):
         chosen = executor or LocalExecutor(settings.daemon, clock, log_as_json=log_as_json)
-        with Service(settings, chosen, clock, once=once) as service, _signals(service):
+        with (
+            Reader(patient=once) as reader,
+            Service(settings, chosen, clock, once=once, rule=reader) as service,
+            _signals(service),
+        ):
             return service.run()
 
 

@@ -17,6 +17,8 @@ from ckzd.errors import CkzdError
 
 log = logging.getLogger(__name__)
 
+READ_AGAIN_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -41,8 +43,14 @@ class _Look:
     refused: str = ""  # why exactly these files do not parse; they are not parsed again
 
 
+class NotReadYet(CkzdError):
+    """A rule that reads elsewhere has no answer yet: ask again in a moment."""
+
+    retryable = True
+
+
 class Rule(Protocol):
-    """What a finished checkpoint is, apart from time."""
+    """What a finished checkpoint is, apart from time. Each may raise NotReadYet."""
 
     def completeness(self, checkpoint: Path) -> str | None:
         """None if it is complete by its framework's rule, else what is missing."""
@@ -111,6 +119,12 @@ class Settler:
         self._looks = {path: look for path, look in self._looks.items() if path in kept}
 
     def _judge(self, checkpoint: Path, look: _Look) -> Settled | Unsettled:
+        try:
+            return self._judged(checkpoint, look)
+        except NotReadYet as error:
+            return Unsettled(str(error), READ_AGAIN_SECONDS)
+
+    def _judged(self, checkpoint: Path, look: _Look) -> Settled | Unsettled:
         missing = self._rule.completeness(checkpoint)  # may hang on files outside the checkpoint: asked every time
         if missing is not None:
             return Unsettled(missing, None)
@@ -118,6 +132,8 @@ class Settler:
             return Unsettled(look.refused, None)
         try:
             step = self._rule.parse(checkpoint)
+        except NotReadYet:
+            raise
         except CkzdError as error:
             if not error.retryable:
                 log.warning("left alone", extra={"checkpoint": str(checkpoint), "why": str(error)})
