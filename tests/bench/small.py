@@ -264,5 +264,6 @@ EVALUATED = {
         partial(ConvNet, 16), lambda size, seed: textures().batch(size, seed), **{**_EVALUATED, "batch": 16}
     ),
     "norm and dropout": SmallJob(normed_mlp, flat_marks, **_EVALUATED),
+    "depthwise": SmallJob(depthwise_convnet, marks, **_EVALUATED),
     "depthwise, averaged": SmallJob(partial(Averaged, depthwise_convnet), marks, **_EVALUATED),
 }

@@ -40,6 +40,7 @@ LEAST = {  # zeros in weights, and in each of both moments
     "growing": (500, 0),
     "dead units": (0, 64 * (64 + 1 + 128)),  # what leads to them and away from them
     "padding rows": (64 * 64, 64 * 64),
+    "unseen rows": (0, 64 * 64),
 }
 
 

@@ -1,7 +1,7 @@
 """Exact zeros, archived and restored all along a chain: how many are no longer 0, and what the mask costs.
 
 usage: zeros.py [--kinds half 2:4 ...] [--presets resume archive paper] [--steps 1000] [--every 250]
-A small regression of each kind is trained, archived as a chain and restored. A line a checkpoint gives the zeros that
+A small run of each kind is trained, archived as a chain and restored. A line a checkpoint gives the zeros that
 its weights and moments held, and how many the restore made something else; `bytes` stand beside those of the same
 job without zeros. The bar is none lost. Exits with 1 if any was.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from command import round_trip
 from machine import machine
-from small import INPUTS, OUTPUTS, ByteLstm, SmallJob, mlp, regression, text
+from small import INPUTS, OUTPUTS, YOUNG, ByteLstm, SmallJob, mlp, regression, text
 from torch import Tensor, nn
 from training import run_series
 
@@ -78,6 +78,7 @@ KINDS = {
     "growing": dataclasses.replace(_MLP, constrain=grow_mask),
     "dead units": dataclasses.replace(_MLP, network=relu_mlp, constrain=dead_units),
     "padding rows": dataclasses.replace(_MLP, network=partial(ByteLstm, 320), examples=text, batch=8),
+    "unseen rows": YOUNG["lstm"],  # of bytes that never occur: decay alone moves their weights
 }
 
 
@@ -123,16 +124,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
     parser.add_argument("--presets", nargs="+", default=["resume", "archive", "paper"])
-    parser.add_argument("--steps", type=int, default=_MLP.steps)
-    parser.add_argument("--every", type=int, default=_MLP.every)
+    parser.add_argument("--steps", type=int, help="as the kind has it if not given")
+    parser.add_argument("--every", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the number of threads changes sums, and a run is to repeat bit for bit
     print(*(f"{name} {value}" for name, value in machine().items()), sep=", ")
     print(f"{'preset':9}{'kind':14}{'checkpoint':13}{'bytes':>8}" + "".join(f"{part:>12}{'lost':>8}" for part in PARTS))
+    given = {name: value for name in ("steps", "every") if (value := getattr(options, name))}
     lost = 0
     for preset in options.presets:
         for kind in options.kinds:
-            job = dataclasses.replace(KINDS[kind], steps=options.steps, every=options.every)
+            job = dataclasses.replace(KINDS[kind], **given)
             for checkpoint, counts, size in measure(job, preset):
                 cells = "".join(f"{there:>12}{gone:>8}" for there, gone in counts.values())
                 print(f"{preset:9}{kind:14}{checkpoint:13}{size:>8}{cells}", flush=True)
