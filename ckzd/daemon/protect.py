@@ -16,13 +16,16 @@ from ckzd.daemon.identity import Fingerprint
 from ckzd.errors import CkzdError
 from ckzd.formats import inert_pickle
 from ckzd.formats.foreign import json_file, marker_text
-from ckzd.formats.names import TRAINER_STATE, step_in_name
+from ckzd.formats.names import TRAINER_STATE, stem_of, step_in_name
 from ckzd.formats.source import FileSource
 from ckzd.formats.tree import Mapping
 from ckzd.formats.zip_records import read_records
 
+MAX_STEP_DIGITS = 18
 MAX_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and hold no Lightning callbacks
-_MARKED = re.compile(r"(?<![a-z])(best|last|latest)(?![a-z])", re.IGNORECASE)
+_MARKED = re.compile(r"(?<![a-z])(?i:best|last|latest)(?![a-z])")  # bestModel too
+_MARKER = re.compile(_MARKED.pattern + r"|^checkpoint$")  # TensorFlow's and Paddle's
+_BETWEEN_WORDS = re.compile(r"[\s\"',:;=<>|()\[\]{}\\]+")
 
 
 def protected(root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
@@ -35,7 +38,7 @@ def protected(root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerpri
     places = [place for place in (run, *run.parents) if place == run or place.is_relative_to(root)]
     found = _by_themselves(checkpoints)
     for reason, held in (
-        ("a symlink points to it", set(_linked(dict.fromkeys([*places, run.parent]), paths))),
+        ("a symlink points to it", set(_linked(dict.fromkeys([*places, run.parent, *_folders(run)]), paths))),
         ("a marker file names it", {path for place in places for path in _named_in_markers(place, paths)}),
         ("best_model_checkpoint in trainer_state.json names it", set(_named(_best_of_trainer(run), paths))),
         ("Lightning's best_model_path names it", set(_named(_best_of_lightning(paths), paths))),
@@ -78,6 +81,12 @@ def _linked(places: Iterable[Path], paths: Iterable[Path]) -> Iterator[Path]:
                     yield path
 
 
+def _folders(run: Path) -> list[Path]:
+    """Directories of a run, as best/ with a link in it."""
+    found = (entry for entry in _entries(run) if not entry.name.startswith("."))
+    return [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False)]
+
+
 def _resolved(path: Path) -> Path | None:
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a circle
         return path.resolve()
@@ -85,28 +94,31 @@ def _resolved(path: Path) -> Path | None:
 
 
 def _named_in_markers(place: Path, paths: Iterable[Path]) -> Iterator[Path]:
-    """Checkpoints below that a small file called best, last or latest names, alone or among others, or their folder."""
-    below = {path: path.relative_to(place).parts for path in paths}
+    """Checkpoints below that a small file called best, last or latest names, alone or among others, or their folder.
+
+    Whole, without its suffix, or by its step.
+    """
+    below = {path: path.relative_to(place) for path in paths}
     for entry in _entries(place):
-        if not _MARKED.search(entry.name.replace("_", "-")):
+        if not _MARKER.search(entry.name.replace("_", "-")):
             continue
-        text = marker_text(Path(entry.path))
-        words = {text.strip(), *re.split(r"[\s\"',:]+", text)} - {""}
+        text = marker_text(Path(entry.path)).removeprefix("\ufeff")
+        words = {text.strip(), *_BETWEEN_WORDS.split(text)} - {""}
         names = [PurePosixPath(word).parts for word in words]
         parts = {name[start:end] for name in names for end in range(len(name) + 1) for start in range(end)}
         tails = {name[start:] for name in names for start in range(len(name))}
         single = {name[0] for name in names if len(name) == 1}
-        step = int(text) if text.strip().isdecimal() else None
-        for path, own in below.items():
-            inside = own in parts or any(own[:end] in tails for end in range(1, len(own)))
-            if inside or single.intersection(own) or (step is not None and step in map(step_in_name, own)):
-                yield path
+        steps = {int(word) for word in words if word.isdecimal() and len(word) <= MAX_STEP_DIGITS}
+        for path, (*folders, name) in ((path, at.parts) for path, at in below.items()):
+            for own in ((*folders, name), (*folders, stem_of(name))):
+                inside = own in parts or any(own[:end] in tails for end in range(1, len(own)))
+                if inside or single.intersection(own) or steps.intersection(map(step_in_name, own)):
+                    yield path
 
 
 def _best_of_trainer(run: Path) -> Iterator[str]:
     """What the newest readable trainer_state.json of the run calls its best model."""
-    folders = [Path(entry.path) for entry in _entries(run) if entry.is_dir(follow_symlinks=False)]
-    states = [folder / TRAINER_STATE for folder in (run, *folders)]
+    states = [folder / TRAINER_STATE for folder in (run, *_folders(run))]
     for state in _newest_first(states):
         told = json_file(state)
         if told is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ckzd.formats.source import OPEN_FLAGS, read_exactly
 
-MAX_MARKER_BYTES = 4096  # `latest` of DeepSpeed, `latest_checkpointed_iteration.txt` of Megatron: a name or a number
+MAX_MARKER_BYTES = 64 << 10  # a name or a number (`latest` of DeepSpeed), or best.json with a history
 MAX_JSON_BYTES = 64 << 20  # trainer_state.json grows with the log history
 MAX_JSON_VALUES = 4_000_000  # one for about 16 bytes; at worst 0.5 GB (objects of one member) and a second
 

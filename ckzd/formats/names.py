@@ -43,9 +43,14 @@ def hugging_face_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def stem_of(name: str) -> str:
+    """Without the suffixes of a checkpoint, and the "-v1" that Lightning adds."""
+    return _SUFFIXES.sub("", name)
+
+
 def step_in_name(name: str) -> int | None:
     """The number behind "step", "iter" or "epoch", in this order of preference, else the last number."""
-    stem = _SUFFIXES.sub("", name)
+    stem = stem_of(name)
     for pattern in _LABELLED:
         if labelled := pattern.findall(stem):
             return int(labelled[-1])
@@ -69,7 +74,7 @@ def shard_number(name: str) -> int | None:
 
 def without_numbers(name: str) -> tuple[str, tuple[str, ...]]:
     """What a name says besides numbers, and its whole numbers: "-v1" that Lightning adds and 2.31 are none."""
-    stem = _SUFFIXES.sub("", name)
+    stem = stem_of(name)
     return _NUMBERS.sub("#", stem), tuple(number for number in _NUMBERS.findall(stem) if "." not in number)
 
 

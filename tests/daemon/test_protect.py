@@ -66,6 +66,14 @@ def test_a_symlink_in_the_run_or_beside_it(run, place, absolute):
     assert held(run, first, run / "step_2.pt") == {"step_1.pt": "a symlink points to it"}
 
 
+def test_a_symlink_in_a_directory_of_the_run(run):
+    first, second = write(run, "step_1.pt", "step_2.pt")
+    (run / "best").mkdir()
+    (run / "best" / "model.pt").symlink_to("../step_1.pt")
+
+    assert held(run, first, second) == {"step_1.pt": "a symlink points to it"}
+
+
 def test_a_symlink_into_a_directory(run):
     folder = write_trainer(run, 5, None, 1)
     (run / "weights").symlink_to(folder / "model.safetensors")
@@ -106,6 +114,26 @@ def test_a_marker_file(run, marker, text):
     (run / marker).write_text(text)
 
     assert held(run, *paths) == {"global_step2": "a marker file names it"}
+
+
+@pytest.mark.parametrize(
+    ("marker", "text"),
+    [
+        ("latest", "step_200"),  # without its suffix
+        ("latest", "\ufeffstep_200.pt\r\n"),
+        ("latest", "run=step_200.pt;"),
+        ("best.json", '[{"file":"step_200.pt"}]'),
+        ("best.json", json.dumps({"history": [0.5] * 2000, "best": "step_200.pt"})),
+        ("latest.json", '{"step": 200}'),
+        ("bestModel.txt", "step_200.pt"),
+        ("checkpoint", 'model_checkpoint_path: "step_200.pt"'),
+    ],
+)
+def test_a_marker_in_other_words(run, marker, text):
+    paths = write(run, "step_100.pt", "step_200.pt")
+    (run / marker).write_text(text)
+
+    assert held(run, *paths) == {"step_200.pt": "a marker file names it"}
 
 
 @pytest.mark.parametrize("text", ["release", "", "global_step22", "x" * 100_000])
