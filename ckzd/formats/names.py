@@ -21,14 +21,15 @@ _PART = re.compile(
     r"|(optimizer|scheduler|sampler|dl_state_dict)((_\d+)?\.bin|\.pt)|scaler\.pt|training_args\.bin|rng_state(_\d+)?\.pth"
 )
 _SHARD = re.compile(
-    r"(?<![a-z])(?:rank|shard|part|worker|proc|process|node|host|gpu|device|tp|pp|dp)[=_-]?(\d{1,18})(?!\d)",
+    r"(?<![a-z])(?:rank|shard|part|worker|proc|process|node|host|gpu|device|tp|pp|dp|consolidated)[=_.-]?(\d{1,18})(?!\d)",
     re.IGNORECASE | re.ASCII,
 )
 _OF = re.compile(r"(?<!\d)\d+[-_]of[-_]\d+(?!\d)", re.IGNORECASE | re.ASCII)
 _STEP_LABEL = re.compile(
-    r"(?<![a-z])(?:global[_-]?)?(?:step|iter|iteration|epoch|checkpoint|ckpt|chkpt|snapshot|save|ep|it)s?[=_-]?(\d{1,18})(?!\d)",
+    r"(?<![a-z])(?:global[_-]?)?(?:step|iter|iteration|epoch|checkpoint|ckpt|chkpt|snapshot|save|ep|it)s?[=_.+-]?(\d{1,18})(?!\d)",
     re.IGNORECASE | re.ASCII,
 )
+_ONLY_NUMBERS = re.compile(r"\d[\dT_.:+-]*", re.ASCII)
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _LABELLED = tuple(
     re.compile(label + r"s?[=_-]?(\d{1,18})(?!\d)", re.IGNORECASE | re.ASCII) for label in ("step", "iter", "epoch")
@@ -62,6 +63,11 @@ def labelled_step(name: str) -> int | None:
     """The number behind a word for a step, of a directory that may hold one: no "run1", no "version_0"."""
     found = _STEP_LABEL.findall(name)
     return int(found[-1]) if found else None
+
+
+def is_only_numbers(name: str) -> bool:
+    """A step, or a time: "000100", "2024-01-31_10-00"."""
+    return _ONLY_NUMBERS.fullmatch(name) is not None
 
 
 def shard_number(name: str) -> int | None:

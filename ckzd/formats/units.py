@@ -26,6 +26,7 @@ from ckzd.formats.names import (
     TENSOR_SUFFIXES,
     TRAINER_STATE,
     hugging_face_step,
+    is_only_numbers,
     is_part,
     is_temporary,
     labelled_step,
@@ -194,8 +195,14 @@ def _is_tracked(directory: Path) -> bool:
 
 
 def _is_one_step(directory: Path, files: set[str], folders: set[str]) -> bool:
-    """Whether a directory named after a step holds several tensor files, and no steps of their own in turn."""
+    """Whether a directory named after a step holds several tensor files, and no steps of their own in turn.
+
+    One whose name is numbers alone may be a run's (2024-01-31/model_100.pt): there no file may bear a number.
+    """
     step = labelled_step(directory.name)
+    if is_only_numbers(directory.name):
+        tensors = [name for name in files if _is_tensor_name(name)]
+        return len(tensors) > 1 and all(step_in_name(name.removesuffix(POINTER_SUFFIX)) is None for name in tensors)
     if step is None or not (folders or sum(map(_is_tensor_name, files)) > 1):
         return False
     found = 0

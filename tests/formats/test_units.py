@@ -108,6 +108,16 @@ WHOLE = {
         {"global_step_10": "several_files"},
     ),
     "a directory a step": (["step_1/net.pt", "step_1/optim.pt"], {"step_1": "several_files"}),
+    "a directory a step, numbers alone": (["000100/net.pt", "000100/optim.pt"], {"000100": "several_files"}),
+    "a directory a step, behind a dot": (["ckpt.7/net.pt", "ckpt.7/optim.pt"], {"ckpt.7": "several_files"}),
+    "a directory a time": (
+        ["2024-01-31_10-00/net.pt", "2024-01-31_10-00/optim.pt"],
+        {"2024-01-31_10-00": "several_files"},
+    ),
+    "SpeechBrain": (
+        ["CKPT+2024-01-31+10-00-00+00/model.ckpt", "CKPT+2024-01-31+10-00-00+00/optimizer.ckpt"],
+        {"CKPT+2024-01-31+10-00-00+00": "several_files"},
+    ),
     "with layers": (
         ["epoch=3/layer_1.pth", "epoch=3/layer_2.pth", "epoch=3/layer_3.pth"],
         {"epoch=3": "several_files"},
@@ -140,6 +150,7 @@ FILES = {
     "a step and a number": ["step10_0.pt", "step10_1.pt"],
     "tensor parallel": ["step_1.tp0.pp0.pt", "step_1.tp1.pp0.pt"],
     "one of four": ["weights_step3-00001-of-00004.safetensors", "weights_step3-00002-of-00004.safetensors"],
+    "Llama's": ["consolidated.00.pth", "consolidated.01.pth"],
     "shards": ["shard-1-step-100.pt", "shard-2-step-100.pt"],
 }
 
@@ -181,6 +192,8 @@ def test_what_has_a_part_that_is_left_alone_is_left_alone(tmp_path, names, parts
         ["epoch_1_100.pt", "epoch_2_200.pt"],
         ["epoch=1-loss=0.25.ckpt", "epoch=1-loss=0.31.ckpt"],
         ["run1/step_1.pt", "run1/step_2.pt"],
+        ["2024-01-31_10-00/model_50.pt", "2024-01-31_10-00/model_100.pt"],
+        ["3/net_1.pt", "3/optim_1.pt"],
         ["epoch_3/step_100.pt", "epoch_3/step_200.pt"],
         ["iter2/checkpoints/step_1.pt", "iter2/checkpoints/step_3.pt"],
         ["version_0/checkpoints/epoch=1-step=10.ckpt", "version_0/checkpoints/epoch=2-step=20.ckpt"],
