@@ -32,7 +32,8 @@ installed || kept_wheel || by_driver || {
     exit 1
 }
 if [ -n "${1:-}" ]; then
-    "$python" -m pip install --quiet --editable "$checkout[$1]"
+    # as a path: else `import ckzd` beside a checkout called ckzd would find the directory, not the package in it
+    "$python" -m pip install --quiet --config-settings editable_mode=compat --editable "$checkout[$1]"
 else
     "$python" -m pip install --quiet "$checkout"
 fi
