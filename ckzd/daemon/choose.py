@@ -17,6 +17,7 @@ from ckzd.daemon.scan import Run
 from ckzd.daemon.states import ARCHIVED_AND_THERE, Row, State
 from ckzd.daemon.status import replacing_stopped
 from ckzd.daemon.stores import Stores
+from ckzd.formats.directory import is_text
 
 
 class Chooser:
@@ -102,7 +103,8 @@ class Chooser:
     def _replacement(self, run: Run) -> Job | None:
         """The next file to replace, of the first step of which every file may go."""
         rows = self._journal.rows(run=run.path)
-        standing = [row for row in rows if row.path in run.order and row.state not in {State.REPLACED, State.ROTATED}]
+        there = [row for row in rows if row.path in run.order and row.state not in {State.REPLACED, State.ROTATED}]
+        standing = [row for row in there if is_text(row.path.name)]  # what can never be archived holds back nothing
         archived = [row for row in standing if row.state in ARCHIVED_AND_THERE]
         why = self._why[run.path] = {}
         general = self._why_nothing_is_replaced(run)

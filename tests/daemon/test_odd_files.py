@@ -9,7 +9,7 @@ import pytest
 from serving import write_checkpoint
 
 NOT_TEXT = os.fsdecode(b"mod\xe8le_1.safetensors")
-HOSTILE = "step_1\n\r\x1b[31m<b>\"'&.safetensors"
+HOSTILE = "step_11\n\r\x1b[31m<b>\"'&.safetensors"
 
 
 def fifo(run):
