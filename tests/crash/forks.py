@@ -242,7 +242,7 @@ class _Forked(subprocess.Popen):
     def _become(self, words: list[str], given: dict, role: str) -> None:
         _be_fresh(given["p2cread"], given["c2pwrite"], given["errwrite"], given["pass_fds"])
         if given["start_new_session"]:
-            os.setsid()
+            os.setpgid(0, 0)  # what signals need of it; a whole session is a CPU group of its own, and starves
         if given["env"] is not None:
             os.environ.clear()
             os.environ.update(given["env"])
