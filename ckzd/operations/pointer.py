@@ -124,7 +124,7 @@ def resolve(path: Path) -> Path:
     else:
         archives = _in_default_store(path)
     for archive in archives:
-        if _is_as_archived(path, read_manifest(archive)):
+        if is_as_archived(path, read_manifest(archive)):
             return archive
     if archives:
         problem, hint = "was written again since it was archived", f"the older version is {archives[0]}"
@@ -174,7 +174,7 @@ def large_files(checkpoint: Path, manifest: Manifest) -> dict[Path, FileModel]:
     return {checkpoint / file.name: file for file in manifest.files if file.tensors}
 
 
-def _is_as_archived(checkpoint: Path, manifest: Manifest) -> bool:
+def is_as_archived(checkpoint: Path, manifest: Manifest) -> bool:
     """Whether what is there of the large files, if anything, has the sizes and times that the archive recorded."""
     for path, file in large_files(checkpoint, manifest).items():
         if os.path.lexists(path):

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 from ckzd import durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
+from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY, pointer_for, points_to, resolve
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY, is_as_archived, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import recover
 from ckzd.operations.weights import write_safetensors
@@ -89,6 +90,15 @@ def _recover_store_of(archive: Path) -> None:
             log.info("not recovered before a restore", extra={"store": str(store.root), "error": str(error)})
 
 
+def _finish_killed_restore(target: Path, archive: Path) -> None:
+    """One that died between the file and its pointer left both; a replacement leaves both only under its lock."""
+    store = store_of(archive)
+    if target.is_file() and store is not None and store.is_writable():
+        with suppress(StoreLocked), store.replace_lock(wait_seconds=0.0):
+            if points_to(pointer_for(target), archive) and is_as_archived(target, read_manifest(archive)):
+                durable.remove(pointer_for(target))
+
+
 def _target(path: Path, archive: Path, output: Path | None, *, weights_only: bool) -> Path:
     """What is to be created. Raises ConfigError if that is not clear or already there."""
     if output is not None:
@@ -106,6 +116,7 @@ def _target(path: Path, archive: Path, output: Path | None, *, weights_only: boo
         raise ConfigError(path, "is an archive in a store: the original place is not clear", hint="add -o PATH")
     target = path.with_suffix("") if path == pointer_for(path.with_suffix("")) and path.is_file() else path
     if os.path.lexists(target) and not (target / POINTER_IN_DIRECTORY).exists():
+        _finish_killed_restore(target, archive)
         raise ConfigError(target, "is there: nothing to restore", hint="use -o PATH to write a copy elsewhere")
     return target
 

@@ -121,3 +121,24 @@ def test_a_restore_writes_where_a_sweep_finds_it(archived, tmp_path, monkeypatch
     with pytest.raises(ZeroDivisionError):
         ckzd.restore(archive, output=tmp_path / "restored.safetensors")
     assert Process.parse(found[0].name) == Process.this()
+
+
+def test_a_restore_that_died_before_it_took_its_pointer_is_finished(archived, tmp_path):
+    """Both stand then; the next one takes the pointer, but never one beside a file that was written since."""
+    run = tmp_path / "run"
+    shutil.copytree(archived[0].parent, run)
+    checkpoint = run / archived[0].name
+    ckzd.compress(checkpoint, preset="lossless", replace=True)
+    pointer, text = pointer_for(checkpoint), pointer_for(checkpoint).read_text()
+    ckzd.restore(checkpoint)
+    assert not pointer.exists()
+    for path in (checkpoint, pointer):
+        pointer.write_text(text)
+        with pytest.raises(ConfigError, match="nothing to restore"):
+            ckzd.restore(path)
+        assert not pointer.exists()
+    pointer.write_text(text)
+    os.utime(checkpoint)
+    with pytest.raises(ConfigError, match="nothing to restore"):
+        ckzd.restore(pointer)
+    assert pointer.read_text() == text
