@@ -100,6 +100,7 @@ class ParamGroup:
     names: tuple[str, ...] | None = None
     betas: tuple[float, float] | None = None
     learning_rate: float | None = None
+    eps: float | None = None  # what is added to the root of a second moment
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,13 +298,16 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
+_UNITS = {"lost_progress": "of the progress", "second_moment_ratio": "times", "update_length_ratio": "times"}
+
+
 def _proxy(quality: Mapping[str, float]) -> dict[str, Any]:
     """What the encoder measured, beside what the preset's budget allows; the rest of `quality` as it is."""
     rest = dict(quality)
     found: dict[str, Any] = {}
-    for name in ("weight_error", "worst_tensor_error"):
-        if name in rest and f"max_{name}" in rest:
-            found[name] = f"{rest.pop(name):.3g} of the weights, budget {rest.pop(f'max_{name}'):.3g}"
+    for name in [name for name in rest if f"max_{name}" in rest]:
+        measured, budget = rest.pop(name), rest.pop(f"max_{name}")
+        found[name] = f"{measured:.3g} {_UNITS.get(name, 'of the weights')}, budget {budget:.3g}"
     if "first_order_loss" in rest and "regained" in rest:
         lost, regained = rest.pop("first_order_loss"), rest.pop("regained")
         found["first_order_loss"] = f"{lost:.3g}, of which first moments regain {regained:.3g}"

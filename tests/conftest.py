@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy", deadline=None)  # an example's time is the machine's business
+settings.load_profile("busy")
 
 GRACE_SECONDS = 5.0  # a child that was told to end may take a moment
 OURS_TO_KEEP = ("resource_tracker", "forkserver")  # helpers that multiprocessing keeps for the life of the process

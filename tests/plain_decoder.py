@@ -20,6 +20,7 @@ from plain_range_decoder import PlainRangeDecoder
 from ckzd.codec.tables import EXP2_NEGATIVE, FREQUENCY, OCTAVE, SIGMOID
 
 DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
 LARGEST = {"float32": float(np.finfo("f4").max), "float16": 65504.0, "bfloat16": 2.0**127 * (2 - 2.0**-7)}
 ENERGY_STEPS = (362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889,
@@ -72,10 +73,18 @@ def scale_value(code: int) -> float:
     return 0.0 if code == -32768 else math.ldexp(OCTAVE[code % 8], code // 8 - 52)
 
 
-def fourth_roots(codes: list[int]) -> np.ndarray:
+def fourth_roots(codes: list[int], reach: int | None) -> np.ndarray:
     others = [code for code in codes if code != -32768]
     floor = min(others) - 16 if others else 0
-    return np.array([math.sqrt(math.sqrt(scale_value(floor if code == -32768 else code))) for code in codes])
+    weighed = [floor if code == -32768 else code for code in codes]
+    if reach is not None and others:
+        weighed = [max(code, sum(others) // len(others) - reach) for code in weighed]
+    return np.array([math.sqrt(math.sqrt(scale_value(code))) for code in weighed])
+
+
+def is_zero(values: np.ndarray) -> np.ndarray:
+    """Of either sign; bfloat16 is its bits."""
+    return (values == 0) | ((values == 0x8000) & (values.dtype == np.uint16))
 
 
 def fractions(data: bytes, levels: np.ndarray) -> np.ndarray:
@@ -610,6 +619,8 @@ class PlainArchive:
         self.layout = json.loads(self.layout_json)
         self.index = json.loads(unpack(self.entries["index"][8 + first : 8 + first + second]))
         self.triples = {number: triple for triple in self.layout["triples"] for number in triple}
+        self.masks = {number: place for number, *place in self.index.get("zeros", [])}
+        self.reach = self.index.get("reach")
         self.skeleton = unpack(self.entries["skeleton"], self.reference.blob("skeleton"))
         self.lstm = self._lstm()
         self.models = Models(unpack(self.entries.get("tables", b"")), self.lstm)
@@ -674,7 +685,7 @@ class PlainArchive:
             reference = before.tobytes() if method == "delta" else None
             data = exact(self._stream(number), nbytes // itemsize, itemsize, reference)
             values = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
-        self.own.put(path, "weights", values)
+        self.own.put(path, "weights", self._masked(number, values, before))
         if levels is not None:
             self.own.put(path, "levels", np.clip(levels, -127, 127).astype(np.int8))
         if number in self.scales:
@@ -685,6 +696,23 @@ class PlainArchive:
         if self.trend is not None:
             self.own.put(path, "trend", self.trend)
 
+    def _masked(self, number: int, values: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+        if number not in self.masks:
+            return values
+        expected = np.zeros(values.shape, bool) if before is None else is_zero(before)
+        dtype = self.layout["tensors"][number][1]
+        values = np.where(is_zero(values), rounded(np.array(SMALLEST_NORMAL[dtype]), dtype), values)
+        return np.where(self._mask(number, expected), values.dtype.type(0), values)
+
+    def _mask(self, number: int, expected: np.ndarray) -> np.ndarray:
+        """Where a tensor is 0; the stream says where that is not as expected."""
+        if not self.masks[number]:
+            return expected
+        entry, offset, nbytes = self.masks[number]
+        packed = unpack(self.entries[entry][offset : offset + nbytes])
+        bits = "".join(f"{byte:08b}" for byte in packed)[: expected.size]
+        return expected ^ np.array([bit == "1" for bit in bits]).reshape(expected.shape)
+
     def _keep_frame(self, path, frame: Frame) -> None:
         for name, side in (("left", frame.left), ("right", frame.right)):
             vectors, energies = side.stored()
@@ -692,7 +720,7 @@ class PlainArchive:
             self.own.put(path, f"{name}_energy", energies)
 
     def _roots(self, weight: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, columns = (fourth_roots(codes) for codes in self.scales[weight])
+        rows, columns = (fourth_roots(codes, self.reach) for codes in self.scales[weight])
         return rows[:, None], columns[None, :]
 
     def _step(self, weight: int, name: str) -> float:
@@ -749,11 +777,18 @@ class PlainArchive:
         kept = self.own.get(path, "weights")
         if kept is not None:
             return kept.tobytes()
-        if number in self.triples:
+        if number in self.triples and self.index["codes"][number][0] != "exact":
             weight, first, *seconds = self.triples[number]
             if not seconds:
-                return self._momentum(weight, first).tobytes()
-            return (self._first if number == first else self._second)(weight, first, *seconds).tobytes()
+                restored = self._momentum(weight, first)
+            else:
+                restored = (self._first if number == first else self._second)(weight, first, *seconds)
+            if first in self.masks:
+                energy = self._second(weight, first, *seconds) if seconds else self._product(weight)
+                weights = self.own.get(self.layout["tensors"][weight][0], "weights").reshape(energy.shape)
+                zeros = self._mask(first, is_zero(weights) | is_zero(energy))
+                restored = np.where(zeros.reshape(restored.shape), restored.dtype.type(0), restored)
+            return restored.tobytes()
         itemsize = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else 1
         return exact(self._stream(number), nbytes // itemsize, itemsize, None)
 
@@ -761,16 +796,29 @@ class PlainArchive:
         return self.own.get(self.layout["tensors"][weight][0], "levels")
 
     def _second(self, weight: int, first: int, second: int) -> np.ndarray:
-        _, dtype, shape, _ = self.layout["tensors"][second]
-        product = self._product(weight)
-        filled = np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0)
+        _, dtype, shape, nbytes = self.layout["tensors"][second]
+        form = matrix_shape(shape)
+        if self.index["codes"][second][0] == "exact":
+            itemsize = np.dtype(DTYPES[dtype]).itemsize
+            data = exact(self._stream(second), nbytes // itemsize, itemsize, None)
+            return np.frombuffer(data, DTYPES[dtype]).reshape(form)
+        filled = self._filled(weight, second)
+        if self.index["codes"][second][0] == "scaled":
+            fill = widened(rounded(filled, dtype), dtype)
+            levels = plane(self._stream(second), form, 2, self.models)
+            times = np.vectorize(lambda level: scale_value(4 * int(level)), otypes=[float])(levels)
+            filled = np.where(fill > 0, np.maximum(fill * times, SMALLEST[dtype]), 0.0)
         if self.index["codes"][second][0] == "kmeans":
-            form = matrix_shape(shape)
             guide, _ = self._first_codebook(weight, first)
             guide, scales = np.clip(guide, -127, 127).astype(np.int8), Second(self.scales[weight])
             levels, values = self._codebook(self._stream(second), form, 2, guide, None, scales.for_second)
             filled = np.where(levels != 0, np.maximum(values, SMALLEST_NORMAL[dtype]), filled)
         return rounded(filled, dtype)
+
+    def _filled(self, weight: int, second: int) -> np.ndarray:
+        product = self._product(weight)
+        floor = (SMALLEST_NORMAL if self.reach is None else SMALLEST)[self.layout["tensors"][second][1]]
+        return np.where(product > 0, np.maximum(product, floor), 0.0)
 
     def _first_codebook(self, weight: int, first: int):
         form, scales = matrix_shape(self.layout["tensors"][first][2]), Second(self.scales[weight])
@@ -811,7 +859,8 @@ class PlainArchive:
             trend = self.own.get(self.layout["tensors"][weight][0], "trend").astype(float)
             return rounded(np.where(self._product(weight) > 0, 0.0 - times * ((trend * rows) * columns), 0.0), dtype)
         levels = plane(data, form, 1, self.models, self._own_guide(weight)).astype(float)
-        restored = widened(self._second(weight, first, second), self.layout["tensors"][second][1])
+        stored = self.layout["tensors"][second][1]
+        restored = widened(rounded(self._filled(weight, second), stored), stored)
         return rounded(levels * (np.sqrt(restored) * self.index["moment_step"]), dtype)
 
     def files(self) -> dict[str, bytes]:

@@ -62,6 +62,7 @@ def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -
         "checkpoint": str(job.checkpoint), "archive": str(archive), "reference": str(reference) if reference else None,
         "preset": job.preset, "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
         "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2,
+        "second_moment_ratio": 1.01, "update_length_ratio": 1.1,
         "seconds": 1.0, "verified": True, "already": already, "replaced": False,
         "damaged": [str(path) for path in Store.open(job.store).damaged(job.checkpoint.parent)],
     }  # fmt: skip

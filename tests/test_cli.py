@@ -166,7 +166,12 @@ def test_inspect_shows_every_fact(operation, capsys):
 
 
 QUALITY = {"weight_error": 0.0821, "max_weight_error": 0.125, "worst_tensor_error": 0.5, "max_worst_tensor_error": 0.75}
-QUALITY |= {"first_order_loss": 0.0044, "regained": 0.0035}
+QUALITY |= {
+    "first_order_loss": 0.0044,
+    "regained": 0.0035,
+    "update_length_ratio": 1.07,
+    "max_update_length_ratio": 1.25,
+}
 
 
 def test_inspect_shows_the_measured_loss_beside_the_budget(operation, capsys):
@@ -178,6 +183,7 @@ def test_inspect_shows_the_measured_loss_beside_the_budget(operation, capsys):
     assert "quality step 0.01" in lines
     assert "weight error 0.0821 of the weights, budget 0.125" in lines
     assert "worst tensor error 0.5 of the weights, budget 0.75" in lines
+    assert "update length ratio 1.07 times, budget 1.25" in lines
     assert "first order loss 0.0044, of which first moments regain 0.0035" in lines
 
     operation.answer["quality"] |= dict.fromkeys(spent, 0)

@@ -127,6 +127,7 @@ LATE = {  # seconds of every command that `resume` and `archive` do without
     ("codec/fitting.py", "ckzd.codec"): "torch",
     ("operations/compress.py", "ckzd.codec"): "torch",
     ("codec/transform.py", "ckzd.codec"): "scikit-learn",
+    ("codec/moment_coder.py", "ckzd.codec"): "scikit-learn",
     ("codec/pairing.py", "scipy.optimize"): "scipy",
 }
 

@@ -1,18 +1,111 @@
-"""What weights lose, and what is done where that is more than the preset's budget.
+"""How much an archive may lose, what it loses, and what is done where that is more.
 
 A weight's step is the checkpoint's, halved as often as needed; a weight that no number of halvings brings into the
-budget is coded exactly, so that every budget can be met.
+budget is coded exactly, and so is a second moment that would change the optimizer's steps: every budget can be met.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
+from typing import Self
+
+import numpy as np
+
+from ckzd.codec.arrays import Float64
 
 EXACT = 16  # halvings: so many more bits an element cost as much as the element itself
 TRIES = 3  # of the whole transform with halved steps, before what is still too much is coded exactly
 _LEFT_OF_HALVED = 0.4  # of a weight's error when its step is halved: 1/4 for fine steps, more for coarse ones
 _MARGIN = 0.99  # far more than sums in another order differ by
+_LONGER, _FAR_LONGER = 1.25, 3.0  # of restored updates
+_UPDATE = 1.0  # of a gradient that always points one way; shorter ones have room up to it
+MIN_EPS = 2.0**-149  # beside a second moment of 0 an eps of 0 is none
+DEFAULT_EPS = 1e-8  # Adam's, where the checkpoint does not say it
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much one archive may lose, as the encoder sees it; it spends bits until that holds. Errors are squared.
+
+    Fisher-weighted errors say what training feels. What it does not feel evaluation may (a bias before a batch norm),
+    so weights have bounds of their own scale too.
+    """
+
+    max_weight_error: float  # Fisher-weighted: error of all lossy weights over the energy of all of them
+    max_worst_tensor_error: float  # Fisher-weighted: error of any one weight over its own energy
+    max_matrix_error: float = math.inf  # unweighted: the same
+    max_vector_error: float = math.inf  # unweighted: the same of biases, norms and the like
+    max_lost_progress: float = math.inf  # first-order loss of a weight over its progress since the reference
+    max_second_moment_ratio: float = 2.0  # factor, up or down, of the sum of a second moment
+    max_update_length_ratio: float = 1.25  # factor, up or down, of how long updates by a given first moment are
+
+    def stated(self) -> dict[str, float]:
+        """The bounds that there are, by name."""
+        return {name: bound for name, bound in asdict(self).items() if math.isfinite(bound)}
+
+    def excess(self, loss: "Loss") -> float:
+        """How many times more a weight loses than it may; 1 or less: it is within the budget."""
+        own = self.max_vector_error if loss.is_vector else self.max_matrix_error
+        over = [_over(loss.relative, self.max_worst_tensor_error), _over(loss.own_relative, own)]
+        over.append(_over(loss.lost_progress, self.max_lost_progress))  # no square, but it falls as fast as one
+        return max(over)
+
+    def keeps_pace(self, pace: "Pace") -> bool:
+        """Whether a restored second moment leaves the optimizer as it was."""
+        total, length = pace.worst
+        return total <= self.max_second_moment_ratio and length <= self.max_update_length_ratio
+
+
+def _over(found: float, limit: float) -> float:
+    if found <= 0:
+        return 0.0
+    return found / limit if limit else math.inf
+
+
+def _factor(ratio: float) -> float:
+    return max(ratio, 1 / ratio) if ratio > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a restored second moment does to its optimizer."""
+
+    total: float  # its sum over the original's
+    median: float  # of (sqrt(original) + eps) / (sqrt(restored) + eps): how long an element's update is
+    norm: float  # of all updates by the original first moment, likewise
+
+    @classmethod
+    def of(cls, original: Float64, restored: Float64, first: Float64, *, eps: float) -> Self:
+        """Of second moments and the original first, of one shape; eps > 0. Elements 0 in both say nothing."""
+        used = (original > 0) | (restored > 0)
+        total = float(original.sum())
+        if not used.any():
+            return cls.kept()
+        before, after = (np.sqrt(second[used]) + eps for second in (original, restored))
+        updates = [math.sqrt(((first[used] / root) ** 2).sum()) for root in (before, after)]
+        return cls(
+            total=float(restored.sum()) / total if total else math.inf,
+            median=float(np.median(before / after)),
+            norm=updates[1] / updates[0] if updates[0] else 1.0,
+        )
+
+    @classmethod
+    def kept(cls) -> Self:
+        """Of one that is exact."""
+        return cls(1.0, 1.0, 1.0)
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """Factors of 1 or more: of the sum, and of lengths."""
+        return _factor(self.total), max(_factor(self.median), _factor(self.norm))
+
+
+def is_overshooting(before: Float64, after: Float64) -> bool:
+    """Whether restored updates are longer than the original ones, together or any one of them far longer than all."""
+    longest = max(float(np.abs(before).max(initial=0.0)), _UPDATE)
+    together = math.sqrt(float((after**2).sum())) > _LONGER * math.sqrt(float((before**2).sum()))
+    return together or float(np.abs(after).max(initial=0.0)) > _FAR_LONGER * longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +116,26 @@ class Loss:
     energy: float  # its own
     elements: int
     first_order: float  # of the training loss, in its own units: see `course`
+    own_error: float = 0.0  # unweighted
+    own_energy: float = 0.0
+    lost_progress: float = 0.0  # share of its first-order progress since the reference, where nothing regains it
+    is_vector: bool = False
 
     @property
     def relative(self) -> float:
         """Error over weight; 0 for a weight that is 0."""
         return self.error / self.energy if self.energy else 0.0
 
-    def halvings_for(self, limit: float, step: float) -> int:
-        """How often `step` should be halved, at the least, to bring the relative error under `limit`."""
-        if not limit or not self.energy:
+    @property
+    def own_relative(self) -> float:
+        """The same, unweighted."""
+        return self.own_error / self.own_energy if self.own_energy else 0.0
+
+    def halvings_for(self, over: float, step: float) -> int:
+        """How often `step` should be halved, at the least, where the error is so many times too large."""
+        if not math.isfinite(over) or not self.energy:
             return EXACT
-        near = math.log2(self.relative / limit) / 2
+        near = math.log2(over) / 2
         far = math.log2(step / math.sqrt(self.energy / self.elements)) - 1  # a step far above all values loses them all
         return min(EXACT, max(1, math.ceil(near), math.floor(far)))
 

@@ -11,11 +11,12 @@ KeyError, TypeError, IndexError or struct.error (`MALFORMED`): the caller knows 
 import math
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
-from ckzd.codec import quantize, wide
-from ckzd.codec.arrays import Plane
+from ckzd.codec import moments, quantize, wide
+from ckzd.codec.arrays import Mask, Plane
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, stored_array
 from ckzd.codec.exact import decode_exact
@@ -33,6 +34,7 @@ from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionW
 from ckzd.codec.restoring import (
     Kept,
     add_residual,
+    filled,
     first_guide,
     frame_kept,
     framed_moment_step,
@@ -46,6 +48,7 @@ from ckzd.codec.restoring import (
     restore_framed,
     restore_framed_moment,
     restore_momentum,
+    restore_relative,
     restore_scalar,
     restore_second,
     restore_trend,
@@ -55,6 +58,7 @@ from ckzd.codec.restoring import (
     weight_guide,
 )
 from ckzd.codec.side import decode_lstm, decode_scales
+from ckzd.codec.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
 
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 
@@ -95,7 +99,7 @@ class Decoder:
         """From the archive's named entries (empty if absent) and what it depends on."""
         before = reference.blob("layout") if reference is not None else b""
         index = Index.from_bytes(entry("index"), before, checkpoint_bytes)
-        scales = decode_scales(entry("scales"), index.layout, reference)
+        scales = decode_scales(entry("scales"), index.layout, reference, index.reach)
         lstm = decode_lstm(entry("lstm"), reference)
         return cls(index, stream, scales=scales, lstm=lstm, tables=entry("tables"), reference=reference)
 
@@ -109,7 +113,7 @@ class Decoder:
             rows, columns = own.get(path, "rows"), own.get(path, "columns")
             if rows is None or columns is None:
                 raise ValueError(f"tensor {path}: the reconstruction has no scales for it")
-            scales[triple.weight] = checked_scales(rows, columns)
+            scales[triple.weight] = checked_scales(rows, columns, index.reach)
         return cls(index, stream, scales=scales, lstm=own.blob("lstm"), tables=entry("tables"), reference=None)
 
     def decode_kept(self, into: ReconstructionWriter) -> None:
@@ -126,10 +130,22 @@ class Decoder:
         return Kept(values, frame=frame_kept(tensor, self._reference))
 
     def _learned(self, numbers: Sequence[int]) -> list[Kept | None]:
-        return learned([self._kept(number) for number in numbers])
+        return learned([self._masked(number, self._kept(number)) for number in numbers])
+
+    def _masked(self, number: int, kept: Kept | None) -> Kept | None:
+        """With its exact zeros."""
+        if kept is None or number not in self.index.zeros:
+            return kept
+        tensor = self.index.layout.tensors[number]
+        expected = expected_in_weight(reference_values(tensor, self._reference), plane_shape(tensor.shape))
+        return replace(kept, values=masked_weight(kept.values, self._zeros(number, expected), tensor.dtype))
+
+    def _zeros(self, number: int, expected: Mask) -> Mask:
+        stream = self.index.zeros[number]
+        return decode_zeros(b"" if stream is None else self._stream(stream), expected)
 
     def _kept(self, number: int) -> Kept | None:
-        """One of them by itself; None if it is a copy of another."""
+        """One of them by itself, but for its exact zeros; None if it is a copy of another."""
         tensor, code = self.index.layout.tensors[number], self.index.codes[number]
         if code.method is Method.COPY:
             return None
@@ -175,18 +191,33 @@ class Decoder:
         values = kept.get(tensor.path, "weights")
         if values is not None:
             return values.tobytes()
-        if number in self._triple_of:
-            triple = self._triple_of[number]
-            if number == triple.second:
-                return self._second(number, triple, kept).tobytes()
-            return self._first(triple, kept).tobytes()
         if code.method is Method.COPY:
             return self.payload(code.other, kept)
-        return self._exact(tensor, code)
+        if number not in self._triple_of or code.method is Method.EXACT:
+            return self._exact(tensor, code)
+        triple = self._triple_of[number]
+        restored = self._second(number, triple, kept) if number == triple.second else self._first(triple, kept)
+        if triple.first in self.index.zeros:
+            restored = without(restored, self._zeros_of_moments(triple, kept))
+        return restored.tobytes()
+
+    def _zeros_of_moments(self, triple: Triple, kept: ArrayFile | Reconstruction) -> Mask:
+        weight = kept.get(self.index.layout.tensors[triple.weight].path, "weights")
+        if weight is None:
+            raise ValueError(f"tensor {triple.first}: its weight is not there")
+        second = None if triple.second is None else self._second(triple.second, triple, kept)
+        energy = moments.product_of(self._scales[triple.weight]) if second is None else second
+        return self._zeros(triple.first, expected_in_moments(weight, energy))
 
     def _second(self, number: int, triple: Triple, kept: ArrayFile | Reconstruction) -> RawArray:
+        """But for its exact zeros."""
         tensor, code = self.index.layout.tensors[number], self.index.codes[number]
         kmeans = None
+        if code.method is Method.EXACT:
+            return stored_array(self._exact(tensor, code), tensor.dtype, plane_shape(tensor.shape))
+        if code.method is Method.SCALED:
+            levels = self._plane(self._bytes(code), tensor, SECOND, Guide())
+            return restore_relative(levels, self._scales[triple.weight], tensor.dtype)
         if code.method is Method.KMEANS:
             guide = second_guide(self._first_kmeans(triple, kept).levels, self._scales[triple.weight])
             kmeans = self._codebook_plane(self._bytes(code), tensor, SECOND, guide)
@@ -212,7 +243,8 @@ class Decoder:
         levels = self._plane(self._bytes(code), tensor, FIRST, moment_guide(weight, kept))
         if triple.second is None:
             return restore_momentum(levels, scales, steps.momentum_step, tensor.dtype)
-        return restore_first(levels, self._second(triple.second, triple, kept), steps.moment_step, tensor.dtype)
+        second = filled(scales, self.index.layout.tensors[triple.second].dtype)
+        return restore_first(levels, second, steps.moment_step, tensor.dtype)
 
     def _first_kmeans(self, triple: Triple, kept: ArrayFile | Reconstruction) -> KmeansCode:
         data = self._bytes(self.index.codes[triple.first])

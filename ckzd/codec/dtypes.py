@@ -5,6 +5,7 @@ import numpy as np
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray
 from ckzd.codec.arrays import Float64
 
+SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)

@@ -12,18 +12,19 @@ Everything a decoder does (context, probabilities, reconstruction) is called fro
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
 from ckzd.checkpoint import Bytes, Checkpoint, assemble
 from ckzd.codec import zstd
-from ckzd.codec.budget import EXACT
+from ckzd.codec.budget import EXACT, Pace
 from ckzd.codec.exact import encode_exact
 from ckzd.codec.fitting import Fitted, fit_models, histograms_over
 from ckzd.codec.index import Code, Index, Method, StreamRef
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Layout, plane_shape
+from ckzd.codec.moments import REACH
 from ckzd.codec.parallel import in_order, one_blas_thread
 from ckzd.codec.planes import Coder, encode_plane
 from ckzd.codec.presets import Preset
@@ -89,9 +90,10 @@ class Encoder:
         self._progress(0.7)
         self._code_planes(transform, fitted)
         self._code_exactly(transform)
+        zeros = {number: self._put_zeros(data) for number, data in sorted(transform.zeros.items())}
         self._progress(0.9)
         return Encoded(
-            reconstruction=self._seal(transform, fitted),
+            reconstruction=self._seal(transform, fitted, zeros),
             parameters=sum(self._inputs.tensor(number).elements for number in self._inputs.kept),
             original_sha256=self._inputs.checkpoint.sha256(),
             restored_sha256=tuple(self._digests(transform)),
@@ -136,14 +138,18 @@ class Encoder:
         self._parts[part] += len(data)
         self._codes[number] = Code(method, self._put_stream(part, data))
 
-    def _seal(self, transform: Transform, fitted: Fitted) -> str:
+    def _put_zeros(self, data: bytes) -> StreamRef | None:
+        self._parts["zeros"] += len(data)
+        return self._put_stream("zeros", data) if data else None
+
+    def _seal(self, transform: Transform, fitted: Fitted, zeros: Mapping[int, StreamRef | None]) -> str:
         checkpoint, surveyed = self._inputs.checkpoint, transform.survey
         layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.kept, surveyed.lossy)
         codes = tuple(self._codes[number] for number in range(len(checkpoint.tensors)))
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(layout, codes, surveyed.steps, transform.finer()).to_bytes(
+            "index": Index(layout, codes, surveyed.steps, transform.finer(), zeros, REACH).to_bytes(
                 self._inputs.reference_blob("layout")
             ),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
@@ -180,14 +186,25 @@ def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
 
     With it what they may be at most, and how many weights were coded finer or exactly to keep them there.
     """
-    surveyed, error = transform.survey, sum(loss.error for loss in transform.losses.values())
+    surveyed, losses = transform.survey, list(transform.losses.values())
+    error = sum(loss.error for loss in losses)
+    own = {
+        vectors: max((loss.own_relative for loss in losses if loss.is_vector == vectors), default=0.0)
+        for vectors in (False, True)
+    }
+    paces = [pace.worst for pace in transform.paces.values()] or [Pace.kept().worst]
     gradients_known = any(triple.second is not None for triple in surveyed.lossy)
     first_order = {"first_order_loss": transform.first_order_loss, "regained": transform.regained}
     return {
-        "max_weight_error": preset.budget.max_weight_error,
-        "max_worst_tensor_error": preset.budget.max_worst_tensor_error,
+        **preset.budget.stated(),
         "weight_error": error / (surveyed.weight_energy or 1.0),
-        "worst_tensor_error": max((loss.relative for loss in transform.losses.values()), default=0.0),
+        "worst_tensor_error": max((loss.relative for loss in losses), default=0.0),
+        "matrix_error": own[False],
+        "vector_error": own[True],
+        "lost_progress": max((loss.lost_progress for loss in losses), default=0.0),
+        "second_moment_ratio": max(total for total, _ in paces),
+        "update_length_ratio": max(length for _, length in paces),
+        "exact_second_moments": sum(transform.methods[number] is Method.EXACT for number in transform.paces),
         "update_error": error / (surveyed.update_energy or 1.0),
         "tightened_tensors": len(transform.finer()),
         "exact_tensors": sum(halvings == EXACT for halvings in transform.halvings.values()),

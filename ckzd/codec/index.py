@@ -6,9 +6,10 @@ against the reference's, and `codes`. FORMAT.md gives every field.
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 from ckzd.codec import zstd
 from ckzd.codec.layout import MAX_BYTES, Layout
@@ -20,6 +21,7 @@ _FEW_BYTES, _FEW_VALUES = 1 << 16, 64
 _BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, length, and its halvings
 MAX_STEP = 2.0**128
 MAX_HALVINGS = 64
+MAX_REACH = 4000
 _LENGTHS = struct.Struct("<II")
 
 StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
@@ -39,7 +41,7 @@ class Method(StrEnum):
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
     TREND = "trend"  # first moment: what moves the weight as it moved since the reference
-    SCALED = "scaled"  # first moment or momentum: levels times the square root of the restored second, or of the fill
+    SCALED = "scaled"  # first moment or momentum: levels times the root of the fill; second: half octaves of the fill
 
 
 _WITHOUT_STREAM = (Method.SAME, Method.FILL)
@@ -47,7 +49,7 @@ _WEIGHTS = (Method.EXACT, Method.DELTA, Method.SAME, Method.COPY)
 _STEPPED = (Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.WHOLE)
 _TRIPLED_WEIGHTS = (*_WEIGHTS, *_STEPPED, Method.KMEANS)
 _MOMENTA = (Method.SCALED, Method.FRAMED)
-_FIRST_MOMENTS = (*_MOMENTA, Method.TREND)
+_FIRST_MOMENTS = (*_MOMENTA, Method.TREND, Method.EXACT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,18 @@ STEPS = tuple(f.name for f in fields(Steps))
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Everything but the streams themselves. The step of a weight in `halvings` is so often halved."""
+    """Everything but the streams themselves. The step of a weight in `halvings` is so often halved.
+
+    `zeros` are the tensors with a mask of exact zeros, by number: a weight, or a first moment for all that is kept of
+    its weight. None is a mask that is as expected. `reach` is that of all `moments.Scales`.
+    """
 
     layout: Layout
     codes: tuple[Code, ...]
     steps: Steps
     halvings: Mapping[int, int] = field(default_factory=dict)
+    zeros: Mapping[int, StreamRef | None] = field(default_factory=dict)
+    reach: int | None = None
 
     def step_of(self, number: int) -> float:
         """The step of one weight's levels."""
@@ -91,7 +99,9 @@ class Index:
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
         codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
-        document = {"codes": codes, **asdict(self.steps), "halvings": list(self.halvings.items())}
+        zeros = [[number, *(stream or ())] for number, stream in self.zeros.items()]
+        lists = {"halvings": list(self.halvings.items()), "zeros": zeros, "reach": self.reach}
+        document = {"codes": codes, **asdict(self.steps), **lists}
         blocks = (
             zstd.compress_against(self.layout.to_json(), reference_layout),
             zstd.compress(json.dumps(document, separators=(",", ":")).encode()),
@@ -119,7 +129,9 @@ class Index:
         codes = tuple(_code(*entry) for entry in document["codes"])
         _check_codes(codes, layout)
         steps = Steps(**{name: _step(document.get(name, 0)) for name in STEPS})  # format 1 knows two of them
-        return Index(layout, codes, steps, _halvings(document.get("halvings", []), codes))
+        halvings, zeros = document.get("halvings", []), document.get("zeros", [])
+        reach = _reach(document.get("reach"))
+        return Index(layout, codes, steps, _halvings(halvings, codes), _zeros(zeros, codes, layout), reach)
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -136,8 +148,8 @@ def _code(name: str, *place: str | int) -> Code:
             return Code(method)
         case (int(other),) if method is Method.COPY:
             return Code(method, other=other)
-        case (str(entry), int(offset), int(nbytes)) if method is not Method.COPY and method not in _WITHOUT_STREAM:
-            return Code(method, (entry, offset, nbytes))
+        case (str(), int(), int()) if method is not Method.COPY and method not in _WITHOUT_STREAM:
+            return Code(method, _place(place))
     raise ValueError(f"a tensor coded as {method} at {place!r:.60}")
 
 
@@ -159,6 +171,33 @@ def _halvings(pairs: list[list[int]], codes: tuple[Code, ...]) -> dict[int, int]
     return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told
 
 
+def _zeros(entries: list[list[Any]], codes: tuple[Code, ...], layout: Layout) -> dict[int, StreamRef | None]:
+    """Ascending [number] or [number, entry, offset, nbytes] -> where the mask is coded, by number."""
+    maskable = {t.weight for t in layout.triples if codes[t.weight].method not in _WEIGHTS}
+    maskable |= {t.first for t in layout.triples if any(codes[n].method is not Method.EXACT for n in t.moments)}
+    found: dict[int, StreamRef | None] = {}
+    before = -1
+    for number, *place in entries:
+        if type(number) is not int or number not in maskable or number <= before:
+            raise ValueError(f"a mask of tensor {number!r:.20}, expected lossy ones in ascending order")
+        before = number
+        found[number] = _place(place) if place else None
+    return found
+
+
+def _place(place: Sequence[Any]) -> StreamRef:
+    match place:
+        case (str(entry), int(offset), int(nbytes)):
+            return entry, offset, nbytes
+    raise ValueError(f"a stream at {place!r:.60}")
+
+
+def _reach(value: object) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_REACH):
+        raise ValueError(f"expected a reach of 0..{MAX_REACH}, got {value!r:.40}")
+    return value
+
+
 def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
     """Every tensor is coded in a way that fits its role; a copy is one of an earlier kept tensor of the same bytes."""
     if len(codes) != len(layout.tensors):
@@ -167,11 +206,11 @@ def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
     kept = set(layout.kept)
     for triple in layout.triples:
         possible[triple.weight] = _TRIPLED_WEIGHTS
-        possible[triple.first] = _MOMENTA
+        possible[triple.first] = (*_MOMENTA, Method.EXACT)
         if triple.second is not None:
             kmeans = codes[triple.first].method is Method.KMEANS
             possible[triple.first] = (Method.KMEANS,) if kmeans else _FIRST_MOMENTS
-            possible[triple.second] = (Method.KMEANS,) if kmeans else (Method.FILL,)
+            possible[triple.second] = (Method.KMEANS if kmeans else Method.FILL, Method.SCALED, Method.EXACT)
     for number, (code, tensor) in enumerate(zip(codes, layout.tensors, strict=True)):
         if code.method not in possible.get(number, (Method.EXACT,)):
             raise ValueError(f"tensor {tensor.path}: it cannot be coded as {code.method}")

@@ -2,8 +2,9 @@
 
 Row and column means of exp_avg_sq are stored as integers, eight to an octave; they also weigh the weights' residuals
 (`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only
-where both original moments were 0 throughout the row or column, else at least the smallest normal number: a zero there
-would make the first resumed steps several times too long.
+where both original moments were 0 throughout the row or column, else at least the smallest number that its dtype has
+(before format 6 the smallest normal one, which in float16 is more than most second moments are): a zero there would
+make the first resumed steps several times too long.
 
 Where an optimizer keeps a momentum and no second moment (SGD, Lion, Muon), the scales are those of its square: but for
 a factor, a mean of gradients has their energy.
@@ -17,7 +18,7 @@ import numpy as np
 
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, HalfOctaves, Plane, Scale
-from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64
 from ckzd.codec.tables import OCTAVE
 
 ZERO = np.int16(-32768)
@@ -26,7 +27,11 @@ _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 _MIDDLES = (_MANTISSAS + np.append(_MANTISSAS[1:], 2.0)) / 2
 BELOW_ALL = -16  # what a row that is all 0 weighs: two octaves below the smallest other
+REACH = 64  # eighths of an octave: no row or column weighs less than one so far below the mean, a quarter in steps
 MAX_LEVEL = 32767
+_FITS = 8  # of rows and columns in turn, where a mask leaves gaps
+_LEAST_SUM = 2.0**-500
+_MOST_HALF_OCTAVES = 400  # of a second moment from its fill
 _DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
 _PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
 _SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have at least, if it has any
@@ -34,18 +39,22 @@ _SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have 
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,)."""
+    """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,).
+
+    `reach` bounds what a row or column weighs from below, see `REACH`; None before format 6, as `fill` knows.
+    """
 
     rows: Scale
     columns: Scale
+    reach: int | None = REACH
 
 
-def checked_scales(rows: RawArray, columns: RawArray) -> Scales:
+def checked_scales(rows: RawArray, columns: RawArray, reach: int | None) -> Scales:
     """Scales whose codes are possible; ValueError for others."""
     for codes in (rows, columns):
         if codes.dtype != np.int16 or np.any((np.abs(codes.astype(np.int32)) > MAX_CODE) & (codes != ZERO)):
             raise ValueError(f"a scale outside -{MAX_CODE}..{MAX_CODE}")
-    return Scales(rows.astype(np.int16), columns.astype(np.int16))
+    return Scales(rows.astype(np.int16), columns.astype(np.int16), reach)
 
 
 def code_of(means: Float64) -> Scale:
@@ -71,20 +80,29 @@ def value_of(codes: Scale) -> Float64:
     return np.where(codes == ZERO, 0.0, values)
 
 
-def scales_of(second: Float64, first: Float64) -> Scales:
-    """Scales of a second moment (R, C), given the first: both zero throughout a row make that row zero."""
-    alive = (second != 0) | (first != 0)
-    mean = second.mean() if second.size else 0.0
-    rows = np.maximum(second.mean(1), 2.0**-126)
-    columns = np.maximum(second.mean(0) / mean, 2.0**-40) if mean > 0 else np.ones(second.shape[1])
+def scales_of(second: Float64, first: Float64, dtype: str) -> Scales:
+    """Scales of a second moment (R, C), given the first, from where one of them is not 0; a row without is zero.
+
+    A row of which `dtype` could hold nothing but 0 counts as a quarter of the smallest number that it has.
+    """
+    alive = ((second != 0) | (first != 0)).astype(np.float64)
+    rows = second.sum(1) / np.maximum(alive.sum(1), 1)
+    columns = np.ones(second.shape[1])
+    for _ in range(1 if alive.all() else _FITS):  # to the sums of rows and columns; without gaps the first is it
+        columns = second.sum(0) / np.maximum(alive.T @ rows, _LEAST_SUM)
+        rows = second.sum(1) / np.maximum(alive @ columns, _LEAST_SUM)
+    rows, columns = np.maximum(rows, SMALLEST[dtype] / 4), np.maximum(columns, 2.0**-40)
+    if not second.any():
+        columns = np.ones(second.shape[1])
     return Scales(code_of(np.where(alive.any(1), rows, 0.0)), code_of(np.where(alive.any(0), columns, 0.0)))
 
 
 def scales_beside(other: Scales, rows: int) -> Scales:
     """Of rows whose moments are all 0, given those of others of their tensor: they weigh as much as in one piece."""
     used = other.rows[other.rows != ZERO]
-    columns = other.columns.astype(np.int32) + int(used.min()) + BELOW_ALL if used.size else other.columns
-    columns = np.where(other.columns == ZERO, ZERO, np.clip(columns, -MAX_CODE, MAX_CODE)).astype(np.int16)
+    weight = max(int(used.min()) + BELOW_ALL, int(used.mean(dtype=np.float64)) - REACH) if used.size else 0
+    moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_CODE, MAX_CODE)
+    columns: Scale = np.where(other.columns == ZERO, ZERO, moved).astype(np.int16)
     return Scales(np.full(rows, ZERO, np.int16), columns)
 
 
@@ -139,8 +157,26 @@ def filled(beta2: float, step: int | None) -> float:
 
 def fill(scales: Scales, dtype: str) -> RawArray:
     """The restored second moment (R, C) in its stored dtype."""
-    product = product_of(scales)
-    return from_float64(np.where(product > 0, np.maximum(product, SMALLEST_NORMAL[dtype]), 0.0), dtype)
+    product, floor = product_of(scales), (SMALLEST_NORMAL if scales.reach is None else SMALLEST)[dtype]
+    return from_float64(np.where(product > 0, np.maximum(product, floor), 0.0), dtype)
+
+
+def quantize_second(second: Float64, filled: Float64) -> Plane:
+    """Half octaves of a second moment (R, C) over the fill; 0 where the fill is 0, as little as can be where it is."""
+    used = (filled > 0) & (second > 0)
+    octaves = np.log2(np.where(used, second, 1.0) / np.where(used, filled, 1.0))
+    levels = np.where(used, np.rint(2 * octaves), np.where(filled > 0, -_MOST_HALF_OCTAVES, 0))
+    return np.clip(levels, -_MOST_HALF_OCTAVES, _MOST_HALF_OCTAVES).astype(np.int16)
+
+
+def restore_second(levels: Plane, filled: Float64, smallest: float) -> Float64:
+    """The inverse of `quantize_second` up to its loss, and at least `smallest` where the fill is not 0.
+
+    ValueError for a level that it does not write.
+    """
+    if np.abs(levels.astype(np.int32)).max(initial=0) > _MOST_HALF_OCTAVES:
+        raise ValueError(f"a second moment more than {_MOST_HALF_OCTAVES} half octaves from its fill")
+    return np.where(filled > 0, np.maximum(filled * value_of(4 * levels), smallest), 0.0)
 
 
 def quantize_first(first: Float64, second: Float64, step: float) -> Plane:

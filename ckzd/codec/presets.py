@@ -7,6 +7,8 @@ the ExCP constants are the defaults of its published script.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ckzd.codec.budget import Budget
+
 
 class Scheme(StrEnum):
     """How the residual of a weight tensor becomes symbols."""
@@ -14,17 +16,6 @@ class Scheme(StrEnum):
     EXACT = "exact"
     UNIFORM = "uniform"  # one step for all, in frames
     KMEANS = "kmeans"
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much the weights of one archive may lose, as the encoder sees it; it spends bits until that holds.
-
-    Errors and weights are Fisher-weighted and squared.
-    """
-
-    max_weight_error: float  # error of all lossy weights over the energy of all of them
-    max_worst_tensor_error: float  # error of any one weight over its own energy
 
 
 NO_LOSS = Budget(0.0, 0.0)
@@ -43,6 +34,7 @@ class Preset:
     whole_step: float = 0.0  # to the typical weight, where there is no reference
     dead_zone: float = 0.5  # magnitudes below this many steps become 0
     moment_step: float = 0.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in frames likewise
+    fresh_moment_step: float = 0.0  # the same where first moments are more than noise: in young runs
     momentum_step: float = 0.7  # to the rms of a momentum without a second moment: always coded
     lstm_steps: int = 0  # of training at most, when the reference has an LSTM to start from; 0: tables alone
     lstm_cold_steps: int = 0
@@ -59,13 +51,15 @@ PRESETS = {
     for preset in (
         # the ruler's steps 100 to 1600 gave at most 0.00028 and 0.046
         Preset(
-            "resume", Scheme.UNIFORM, "resumes as the original does", Budget(0.001, 0.1),
-            weight_step=0.08, update_step=1.8, whole_step=0.05, moment_step=4.0,
+            "resume", Scheme.UNIFORM, "resumes as the original does",
+            Budget(0.001, 0.1, 0.01, 2.5e-5, 0.01),
+            weight_step=0.08, update_step=1.8, whole_step=0.05, moment_step=4.0, fresh_moment_step=0.5,
         ),
         # at most 0.0013 and 0.15
         Preset(
-            "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume", Budget(0.0025, 0.3),
-            weight_step=0.18, update_step=2.0, whole_step=0.09, moment_step=8.0,
+            "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume",
+            Budget(0.0025, 0.3, 0.04, 1e-4, 0.03),
+            weight_step=0.18, update_step=2.0, whole_step=0.09, moment_step=8.0, fresh_moment_step=1.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(

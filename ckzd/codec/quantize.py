@@ -37,13 +37,18 @@ class Weigher:
 
 def weigher_of(scales: Scales) -> Weigher:
     """Fourth roots by two square roots. A row that is all zero weighs as if two octaves below the smallest other."""
-    return Weigher(_fourth_root(scales.rows)[:, None], _fourth_root(scales.columns)[None, :])
+    rows, columns = (_fourth_root(codes, scales.reach) for codes in (scales.rows, scales.columns))
+    return Weigher(rows[:, None], columns[None, :])
 
 
-def _fourth_root(codes: Scale) -> Float64:
-    used = codes[codes != ZERO]
-    floor = np.int16(used.min() + BELOW_ALL if used.size else 0)
-    return np.sqrt(np.sqrt(value_of(np.where(codes == ZERO, floor, codes).astype(np.int16))))
+def _fourth_root(codes: Scale, reach: int | None) -> Float64:
+    """Within `reach` below the mean code (rounded down): what never had a gradient must not move by half its size."""
+    used = codes[codes != ZERO].astype(np.int64)
+    floor = int(used.min()) + BELOW_ALL if used.size else 0
+    weighed = np.where(codes == ZERO, floor, codes.astype(np.int64))
+    if reach is not None and used.size:
+        weighed = np.maximum(weighed, int(used.sum()) // used.size - reach)
+    return np.sqrt(np.sqrt(value_of(weighed.astype(np.int16))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.context import Guide
-from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, to_float64
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64, is_finite, to_float64
 from ckzd.codec.factors import Factors
 from ckzd.codec.frames import FINE_BITS, Basis, Coded, Frame, learned_frames
 from ckzd.codec.index import Steps
@@ -181,9 +181,19 @@ def restore_second(code: KmeansCode | None, scales: Scales, dtype: str) -> RawAr
     return np.where(code.levels != 0, from_float64(kept, dtype), filled)
 
 
-def restore_first(levels: Plane, second: RawArray, step: float, dtype: str) -> RawArray:
-    """A first moment (R, C) from its levels and the restored second moment (R, C)."""
-    return from_float64(moments.restore_first(levels, to_float64(second, dtype), step), dtype)
+def restore_relative(levels: Plane, scales: Scales, dtype: str) -> RawArray:
+    """A second moment (R, C) from its levels relative to the fill."""
+    return from_float64(moments.restore_second(levels, filled(scales, dtype), SMALLEST[dtype]), dtype)
+
+
+def filled(scales: Scales, dtype: str) -> Float64:
+    """The rank-1 second moment (R, C) as it is restored in its stored dtype: what first moments are in units of."""
+    return to_float64(moments.fill(scales, dtype), dtype)
+
+
+def restore_first(levels: Plane, second: Float64, step: float, dtype: str) -> RawArray:
+    """A first moment (R, C) from its levels and the filled second moment (R, C)."""
+    return from_float64(moments.restore_first(levels, second, step), dtype)
 
 
 def restore_momentum(levels: Plane, scales: Scales, step: float, dtype: str) -> RawArray:

@@ -28,7 +28,9 @@ def encode_scales(layout: Layout, scales: Mapping[int, Scales], reference: Recon
     return data
 
 
-def decode_scales(data: bytes, layout: Layout, reference: Reconstruction | None) -> dict[int, Scales]:
+def decode_scales(
+    data: bytes, layout: Layout, reference: Reconstruction | None, reach: int | None
+) -> dict[int, Scales]:
     """The inverse of `encode_scales`."""
     shapes = {t.weight: plane_shape(layout.tensors[t.weight].shape) for t in layout.triples}
     if not shapes:
@@ -40,19 +42,21 @@ def decode_scales(data: bytes, layout: Layout, reference: Reconstruction | None)
         before = _scales_before(layout, number, reference)
         own_rows, start = plane[start : start + rows] + before.rows, start + rows
         own_columns, start = plane[start : start + columns] + before.columns, start + columns
-        found[number] = checked_scales(own_rows, own_columns)
+        found[number] = checked_scales(own_rows, own_columns, reach)
     return found
 
 
 def _scales_before(layout: Layout, number: int, reference: Reconstruction | None) -> Scales:
     """The reference's scales of a weight; 0 where it has none of the same length."""
     tensor = layout.tensors[number]
-    parts: list[Scale] = []
-    for field, length in zip(("rows", "columns"), plane_shape(tensor.shape), strict=True):
+    rows, columns = plane_shape(tensor.shape)
+
+    def before(field: str, length: int) -> Scale:
         found = reference.get(tensor.path, field) if reference is not None else None
         usable = found is not None and found.shape == (length,)
-        parts.append(found.astype(np.int16) if found is not None and usable else np.zeros(length, np.int16))
-    return Scales(*parts)
+        return found.astype(np.int16) if found is not None and usable else np.zeros(length, np.int16)
+
+    return Scales(before("rows", rows), before("columns", columns))
 
 
 def encode_lstm(weights: bytes, reference: Reconstruction | None) -> bytes:

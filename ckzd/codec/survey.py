@@ -42,7 +42,7 @@ class Survey:
     weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
-    moments_follow: bool  # where weights have a trend, whether `steps` code other first moments or not
+    is_young: bool  # first moments are coded even where weights have a trend, which they else follow
     steps: Steps
 
 
@@ -78,7 +78,7 @@ class _WorthCoding:
         beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
         step = inputs.checkpoint.step or _NEVER_YOUNG
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
-        memories = step * (1 - beta1)
+        memories = round(step * (1 - beta1), 6)  # 200 steps at 0.9 are 20, not a little less
         is_signal = beta1 > _LONG_MEMORY or signal * moments.filled(beta2, step) > _STEADY_SIGNAL * noise
         return cls(
             beside_trend=is_signal or memories < _FRESH_MEMORIES,
@@ -138,8 +138,8 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         weight_energy=energies.weights.total,
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
-        moments_follow=not worth.beside_trend,
-        steps=_steps(preset, energies, first_moments=worth.without_trend),
+        is_young=worth.beside_trend,
+        steps=_steps(preset, energies, worth),
     )
 
 
@@ -149,7 +149,7 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
     if triple.second is None:
         scales = moments.scales_of_momentum(first)
     else:
-        scales = moments.scales_of(inputs.matrix(triple.second), first)
+        scales = moments.scales_of(inputs.matrix(triple.second), first, inputs.tensor(triple.second).dtype)
     return scales, _energies(inputs, triple, scales)
 
 
@@ -188,18 +188,19 @@ def _trained(values: Float64, scales: Scales) -> Float64:
     return values if rows.all() and columns.all() else values[np.ix_(rows, columns)]
 
 
-def _steps(preset: Preset, energies: _Energies, *, first_moments: bool) -> Steps:
+def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> Steps:
     momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is not Scheme.UNIFORM:
         return Steps(momentum_step=momentum_step)  # codebooks are for two moments
     weight = _typical_rms(energies.matrices.values() or [energies.weights])
     update = _typical(energies.residuals.values()).rms
+    moment_step = preset.fresh_moment_step if worth.beside_trend else preset.moment_step * worth.without_trend
     return Steps(
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
         whole_step=float(np.float32(preset.whole_step * weight)),
-        moment_step=preset.moment_step * energies.updates.rms * first_moments,
+        moment_step=moment_step * energies.updates.rms,
         momentum_step=momentum_step,
-        framed_moment_step=preset.moment_step * energies.framed_updates.rms * first_moments,
+        framed_moment_step=moment_step * energies.framed_updates.rms,
         framed_momentum_step=preset.momentum_step * energies.framed_momenta.rms,
     )
 

@@ -15,46 +15,46 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec import moments, quantize, wide
 from ckzd.codec.arrays import Float64, Plane
-from ckzd.codec.budget import EXACT, TRIES, Loss, too_much
+from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
 from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
-from ckzd.codec.course import Course, rate_of, share_for
-from ckzd.codec.dtypes import from_float64, to_float64
+from ckzd.codec.course import Course, share_for
+from ckzd.codec.dtypes import to_float64
 from ckzd.codec.factors import Head
 from ckzd.codec.frames import Frame
 from ckzd.codec.index import Method
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple, plane_shape
 from ckzd.codec.lowrank import fitted, offer_of
+from ckzd.codec.moment_coder import Moment, MomentCoder
 from ckzd.codec.moments import MAX_LEVEL
 from ckzd.codec.parallel import in_batches, in_order
 from ckzd.codec.presets import Preset, Scheme
-from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.reconstruction import ArrayFile
 from ckzd.codec.restoring import (
     Kept,
     add_residual,
     first_guide,
     frame_kept,
-    framed_moment_step,
     has_frame,
     learned,
     moment_guide,
     put_kept,
     restore_factored,
-    restore_first,
     restore_framed,
-    restore_framed_moment,
-    restore_momentum,
     restore_scalar,
-    restore_second,
-    restore_trend,
     restore_whole,
     second_guide,
     trend_bytes,
-    trend_kept,
     weight_guide,
 )
 from ckzd.codec.survey import Survey
+from ckzd.codec.zeros import (
+    decode_zeros,
+    encode_zeros,
+    expected_in_weight,
+    masked_weight,
+    without,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,9 @@ class Transform:
     halvings: dict[int, int] = field(default_factory=dict)  # of the step, by weight; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
     prefixes: dict[int, bytes] = field(default_factory=dict)  # before a plane, or a trend's code
+    zeros: dict[int, bytes] = field(default_factory=dict)  # masks of exact zeros, by weight and by first moment
     losses: dict[int, Loss] = field(default_factory=dict)  # of each lossy weight
+    paces: dict[int, Pace] = field(default_factory=dict)  # of each weight with a second moment
     regained: float = 0.0  # of the first-order loss, by first moments that follow their weights; where that is known
 
     def run(self) -> None:
@@ -94,9 +96,7 @@ class Transform:
         courses: dict[int, Course] = {}
         moments_of = in_order(self._moments, self.survey.lossy, lambda triple: self._elements(triple.weight))
         for moment in chain.from_iterable(moments_of):
-            self.methods[moment.number], self.prefixes[moment.number] = moment.method, moment.prefix
-            if moment.levels is not None:
-                self.scratch.put(self.inputs.tensor(moment.number).path, "levels", moment.levels)
+            self._lossy_moment(moment)
             if moment.course is not None:
                 courses[moment.number] = moment.course
         self._follow(courses)
@@ -139,6 +139,18 @@ class Transform:
         tensor = self.inputs.tensor(number)
         self.scratch.put(tensor.path, "levels", quantized.levels)
         put_kept(self.kept, tensor, quantized.kept, self.survey.scales[number])
+        if quantized.zeros is not None:
+            self.zeros[number] = quantized.zeros
+
+    def _lossy_moment(self, moment: Moment) -> None:
+        number = moment.number
+        self.methods[number], self.prefixes[number] = moment.method, moment.prefix
+        if moment.levels is not None:
+            self.scratch.put(self.inputs.tensor(number).path, "levels", moment.levels)
+        if moment.zeros is not None:
+            self.zeros[number] = moment.zeros
+        if moment.pace is not None:
+            self.paces[number] = moment.pace
 
     def _weights(self, lossy: Mapping[int, Triple], numbers: list[int]) -> "list[tuple[_Quantized, Loss] | None]":
         """Weights within the budget, with frames that have learned; None for one that must be coded exactly."""
@@ -154,7 +166,7 @@ class Transform:
     def _quantizer(self, triple: Triple) -> "_Quantizer | None":
         """How this weight loses precision, if it may."""
         number = triple.weight
-        before, residual = self.inputs.finite_before(number), self.inputs.residual(number)
+        before, residual = self.inputs.finite_before(number), self._residual(number)
         kmeans_only = self.preset.scheme is Scheme.KMEANS
         if number in self.survey.same or (before is None and (kmeans_only or self.inputs.before(number) is not None)):
             return None
@@ -169,20 +181,37 @@ class Transform:
         weighted = quantize.weigher_of(scales).weigh(residual)
         return partial(self._matrix, triple, before, frame, weighted, frame.coefficients(weighted) * frame.gains)
 
+    def _residual(self, number: int) -> Float64 | None:
+        """What there is to code of a weight that has a reference: nothing where it is 0, whatever it was before."""
+        residual = self.inputs.residual(number)
+        return None if residual is None else np.where(self.inputs.matrix(number) == 0, 0.0, residual)
+
     def _within_budget(self, triple: Triple, quantizer: "_Quantizer") -> "tuple[_Quantized, Loss] | None":
         """With a step as fine as the budget for one weight asks; None if none is."""
-        number, limit = triple.weight, self.preset.budget.max_worst_tensor_error
+        number, budget = triple.weight, self.preset.budget
         while self.halvings.get(number, 0) < EXACT:
             quantized = quantizer()
             if quantized is None:
                 return None
+            quantized = self._masked(number, quantized)
             loss = self._loss(triple, quantized.kept.values)
-            if loss.relative <= limit:
+            over = budget.excess(loss)
+            if over <= 1:
                 return quantized, loss
             kmeans = quantized.method is Method.KMEANS
-            more = EXACT if kmeans else loss.halvings_for(limit, self._step(number, quantized.method))
+            more = EXACT if kmeans else loss.halvings_for(over, self._step(number, quantized.method))
             self.halvings[number] = min(EXACT, self.halvings.get(number, 0) + more)
         return None
+
+    def _masked(self, number: int, quantized: "_Quantized") -> "_Quantized":
+        """With its exact zeros, if it has any."""
+        weight = self.inputs.matrix(number)
+        zeros = weight == 0
+        if not zeros.any():
+            return quantized
+        data = encode_zeros(zeros, expected_in_weight(self.inputs.before(number), weight.shape))
+        values = masked_weight(quantized.kept.values, zeros, self.inputs.tensor(number).dtype)
+        return replace(quantized, kept=replace(quantized.kept, values=values), zeros=data)
 
     def _step(self, number: int, method: Method) -> float:
         """Of one weight's levels."""
@@ -255,77 +284,24 @@ class Transform:
         weight = self.inputs.matrix(triple.weight)
         error = to_float64(restored, self.inputs.tensor(triple.weight).dtype).reshape(weight.shape) - weight
         weigher = quantize.weigher_of(self.survey.scales[triple.weight])
-        first_order = 0.0 if triple.second is None else float((self.inputs.matrix(triple.first) * error).sum())
+        first, residual = self.inputs.matrix(triple.first), self.inputs.residual(triple.weight)
+        first_order, progress = float((first * error).sum()), 0.0
+        if residual is not None and self.survey.is_young:
+            progress = -float((first * residual).sum())
         lost, energy = (float((weigher.weigh(values) ** 2).sum()) for values in (error, weight))
-        return Loss(lost, energy, weight.size, first_order)
-
-    def _moments(self, triple: Triple) -> "list[_Moment]":
-        """A weight's moments: in its frame where there is one, else by scales; or by codebooks."""
-        if triple.second is None:
-            return [self._framed_moment(triple) or self._momentum(triple)]
-        if self.preset.scheme is Scheme.KMEANS:
-            return self._codebook_moments(triple, triple.second)
-        first = (
-            self._trend(triple, triple.second)
-            or self._framed_moment(triple)
-            or self._scaled_moment(triple, triple.second)
+        return Loss(
+            error=lost,
+            energy=energy,
+            elements=weight.size,
+            first_order=0.0 if triple.second is None else first_order,  # a lone momentum has no unit of the loss
+            lost_progress=first_order / progress if progress > 0 else 0.0,
+            own_error=float((error**2).sum()),
+            own_energy=float((weight**2).sum()),
+            is_vector=min(weight.shape) == 1,
         )
-        return [_Moment(triple.second, Method.FILL), first]
 
-    def _momentum(self, triple: Triple) -> "_Moment":
-        """A momentum without a second moment, in units of its own rank-1 energy."""
-        energy = moments.product_of(self.survey.scales[triple.weight])
-        first, step = self.inputs.matrix(triple.first), self.survey.steps.momentum_step
-        return _Moment(triple.first, Method.SCALED, moments.quantize_first(first, energy, step))
-
-    def _scaled_moment(self, triple: Triple, second_number: int) -> "_Moment":
-        """A first moment in units of its own update."""
-        first, step = self.inputs.matrix(triple.first), self.survey.steps.moment_step
-        levels = np.zeros(first.shape, np.int16)
-        if step:
-            dtype = self.inputs.tensor(second_number).dtype
-            second = to_float64(moments.fill(self.survey.scales[triple.weight], dtype), dtype)
-            levels = moments.quantize_first(first, second, step)
-        return _Moment(triple.first, Method.SCALED, levels)
-
-    def _framed_moment(self, triple: Triple) -> "_Moment | None":
-        """A first moment in its weight's frame; None where there is none."""
-        frame, scales = frame_kept(self.inputs.tensor(triple.weight), self.kept), self.survey.scales[triple.weight]
-        step = framed_moment_step(self.survey.steps, triple, scales)
-        if frame is None or not step:
-            return None
-        weigher = quantize.weigher_of(scales)
-        gained = frame.coefficients(weigher.unweigh(self.inputs.matrix(triple.first))) * frame.gains
-        code = quantize.quantize_scalar(gained, step, self.preset.dead_zone)
-        if not frame.reaches(code.levels):
-            return None
-        return _Moment(triple.first, Method.FRAMED, code.levels, code.centres)
-
-    def _trend(self, triple: Triple, second_number: int) -> "_Moment | None":
-        """A first moment that is not worth its bits, from what its weight moved, if the two agree at all."""
-        trend = trend_kept(self.inputs.tensor(triple.weight), self.kept)
-        if trend is None or not self.survey.moments_follow:
-            return None
-        scales, dtype = self.survey.scales[triple.weight], self.inputs.tensor(second_number).dtype
-        root = np.sqrt(to_float64(moments.fill(scales, dtype), dtype))
-        used = root > 0
-        moving = -quantize.weigher_of(scales).weigh(trend.astype(np.float64))[used] / root[used]
-        rate = rate_of(self.inputs.group_of(triple.first), self.inputs.checkpoint.step)
-        course = Course.of(self.inputs.matrix(triple.first)[used], root[used], moving, rate)
-        return _Moment(triple.first, Method.TREND, course=course) if course is not None else None
-
-    def _codebook_moments(self, triple: Triple, second: int) -> "list[_Moment]":
-        """Both moments by codebooks, where the first is large and the weight was kept."""
-        from ckzd.codec import kmeans  # noqa: PLC0415
-
-        first, weight_levels = self.inputs.matrix(triple.first), self._levels(triple.weight)
-        pruned = np.ones(first.shape, np.bool_) if weight_levels is None else weight_levels != 0
-        kept = kmeans.kept_moments(first, pruned)
-        found = []
-        for number, moment in ((triple.first, first), (second, self.inputs.matrix(second))):
-            code = kmeans.quantize_kmeans(moment, kept)
-            found.append(_Moment(number, Method.KMEANS, code.levels, code.codebook.to_bytes()))
-        return found
+    def _moments(self, triple: Triple) -> list[Moment]:
+        return self._coder.coded(triple, self._levels(triple.weight))
 
     def _levels(self, number: int) -> Plane | None:
         found = self.scratch.get(self.inputs.tensor(number).path, "levels")
@@ -353,6 +329,8 @@ class Transform:
 
     def _moment_guide(self, number: int, triple: Triple) -> Guide:
         weight, scales = self.inputs.tensor(triple.weight), self.survey.scales[triple.weight]
+        if number == triple.second and self.methods[number] is Method.SCALED:
+            return Guide()
         if self.methods[number] is not Method.KMEANS:
             return moment_guide(weight, self.kept)
         if number == triple.first:
@@ -362,35 +340,21 @@ class Transform:
         return second_guide(first, scales)
 
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
-        """What a decoder yields for a lossy moment (R, C), from the levels in hand."""
-        if number == triple.second:
-            return self._second(number, triple)
-        dtype, levels = self.inputs.tensor(number).dtype, self._levels(number)
-        if self.methods[number] is Method.TREND:
-            trend = trend_kept(self.inputs.tensor(triple.weight), self.kept)
-            assert trend is not None, "it followed it"
-            return restore_trend(self.prefixes[number], trend, self.survey.scales[triple.weight], dtype)
-        assert levels is not None, "any other lossy first moment has levels"
-        if self.methods[number] is Method.KMEANS:
-            return from_float64(quantize.dequantize_kmeans(KmeansCode(levels, self._codebook_of(number))), dtype)
-        scales, steps = self.survey.scales[triple.weight], self.survey.steps
-        if self.methods[number] is Method.FRAMED:
-            frame = frame_kept(self.inputs.tensor(triple.weight), self.kept)
-            assert frame is not None, "it was coded in it"
-            step = framed_moment_step(steps, triple, scales)
-            return restore_framed_moment(ScalarCode(levels, self.prefixes[number]), frame, scales, step, dtype)
-        if triple.second is None:
-            return restore_momentum(levels, scales, steps.momentum_step, dtype)
-        return restore_first(levels, self._second(triple.second, triple), steps.moment_step, dtype)
+        """What a decoder yields for a moment of a lossy weight (R, C), from the levels in hand."""
+        moment = self._moment(number)
+        restored = self._coder.restored(triple, moment)
+        if moment.method is Method.EXACT or triple.first not in self.zeros:
+            return restored
+        second = None if triple.second is None else self._coder.restored(triple, self._moment(triple.second))
+        expected = self._coder.expected_zeros(triple, second)
+        return without(restored, decode_zeros(self.zeros[triple.first], expected))
 
-    def _second(self, number: int, triple: Triple) -> RawArray:
-        levels = self._levels(number)
-        code = None if levels is None else KmeansCode(levels, self._codebook_of(number))
-        return restore_second(code, self.survey.scales[triple.weight], self.inputs.tensor(number).dtype)
+    def _moment(self, number: int) -> Moment:
+        return Moment(number, self.methods[number], self._levels(number), self.prefixes.get(number, b""))
 
-    def _codebook_of(self, number: int) -> Codebook:
-        codebook, _ = Codebook.from_bytes(self.prefixes[number])
-        return codebook
+    @property
+    def _coder(self) -> MomentCoder:
+        return MomentCoder(self.inputs, self.survey, self.preset, self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,15 +363,7 @@ class _Quantized:
     levels: Plane
     prefix: bytes
     kept: Kept
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    number: int
-    method: Method
-    levels: Plane | None = None  # none: it follows from scales or trend
-    prefix: bytes = b""
-    course: Course | None = None  # of one that follows its weight
+    zeros: bytes | None = None  # its mask, if it has one
 
 
 _Quantizer = Callable[[], _Quantized | None]  # with the step that the weight has by then

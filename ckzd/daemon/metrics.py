@@ -4,8 +4,8 @@ Base units, few labels, never a path. Workers send what they measured through th
 processes. Timestamps, not ages: Prometheus has a clock.
 """
 
-from collections.abc import Collection, Mapping
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -23,6 +23,7 @@ FAILURES: Final = (
 SECONDS_BUCKETS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 7200)
 PRESETS: Final = ("resume", "archive", "paper", "lossless")
 ERROR_BUCKETS: Final = (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3, 0.01, 0.03, 0.1, 0.3, 1)
+FACTOR_BUCKETS: Final = (1, 1.02, 1.05, 1.1, 1.15, 1.2, 1.25, 1.5, 2, 5, 10, 100)
 RATIO_BUCKETS: Final = (1, 1.2, 1.5, 2, 5, 10, 20, 40, 70, 100, 150, 200, 300, 500, 1000)
 
 
@@ -55,8 +56,15 @@ class Metrics:
         self.tightened = self._counter(
             "ckzd_archives_tightened", "archives that took more bits to keep to their preset's budget", preset=PRESETS
         )
-        self.weight_error = self._errors("ckzd_weight_error", "error of an archive's weights over their energy")
-        self.worst_error = self._errors("ckzd_worst_tensor_error", "the same of its worst tensor")
+        self.proxies = {
+            name: self._by_preset(f"ckzd_{name}", text, buckets)
+            for name, text, buckets in (
+                ("weight_error", "error of an archive's weights over their energy", ERROR_BUCKETS),
+                ("worst_tensor_error", "the same of its worst tensor", ERROR_BUCKETS),
+                ("second_moment_ratio", "worst factor of the sum of a restored second moment", FACTOR_BUCKETS),
+                ("update_length_ratio", "worst factor of how long updates by a first moment are", FACTOR_BUCKETS),
+            )
+        }
         self.stage_seconds = Histogram(
             "ckzd_stage_duration_seconds", "time in one stage of a job", ["stage"],
             buckets=SECONDS_BUCKETS, registry=self.registry,
@@ -102,11 +110,11 @@ class Metrics:
         """A job has left a stage."""
         self.stage_seconds.labels(stage if stage in STAGES else "other").observe(seconds)
 
-    def proxy(self, preset: str, weight_error: float, worst_tensor_error: float, *, tightened: bool) -> None:
-        """What an encoder saw of the loss of one delta."""
-        self.weight_error.labels(preset).observe(weight_error)
-        self.worst_error.labels(preset).observe(worst_tensor_error)
-        self.tightened.labels(preset).inc(tightened)
+    def proxy(self, preset: str, report: Mapping[str, Any]) -> None:
+        """What an encoder saw of the loss of one archive, from the report of its compression."""
+        for name, histogram in self.proxies.items():
+            histogram.labels(preset).observe(report[name])
+        self.tightened.labels(preset).inc(report["tightened"])
 
     def set_queue(self, counts: Mapping[str, int], nbytes: int, oldest: float) -> None:
         """What waits, by state."""
@@ -120,8 +128,8 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
-    def _errors(self, name: str, text: str) -> Histogram:
-        found = Histogram(name, text, ["preset"], buckets=ERROR_BUCKETS, registry=self.registry)
+    def _by_preset(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        found = Histogram(name, text, ["preset"], buckets=buckets, registry=self.registry)
         for preset in PRESETS:
             found.labels(preset)
         return found

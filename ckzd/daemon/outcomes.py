@@ -139,8 +139,7 @@ class Outcomes:
             self.metrics.bytes_read.inc(report["original_bytes"])
             self.metrics.bytes_written.inc(report["archive_bytes"])
             self.metrics.ratio.observe(report["ratio"])
-            errors = report["weight_error"], report["worst_tensor_error"]
-            self.metrics.proxy(report["preset"], *errors, tightened=report["tightened"])
+            self.metrics.proxy(report["preset"], report)
         self._heal(job, report["damaged"])
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)

@@ -10,6 +10,7 @@ from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, Te
 STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
 MAX_STEP = 1 << 62
 MAX_LEARNING_RATE = 1e6  # larger than any that trains: what is computed with it stays finite
+MAX_EPS = 1.0  # larger ones are no guard against a root of 0
 MAX_OPTIMIZER_ITEMS = 8_000_000  # parameters and settings in all param_groups that are looked at
 
 
@@ -127,6 +128,7 @@ class _Optimizers:
             names=tuple(map(label, names)) if named and isinstance(names, list) else None,
             betas=_betas(group.get("betas")),
             learning_rate=_learning_rate(group.get("lr")),
+            eps=_eps(group.get("eps")),
         )
 
     def _spend(self, items: int) -> bool:
@@ -152,6 +154,10 @@ def _betas(values: Node) -> tuple[float, float] | None:
 def _learning_rate(value: Node) -> float | None:
     """None also for 0 and for one that is held in a tensor."""
     return float(value) if isinstance(value, (int, float)) and 0 < value < MAX_LEARNING_RATE else None
+
+
+def _eps(value: Node) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < MAX_EPS else None
 
 
 def _step(root: Node) -> int | None:

@@ -59,6 +59,8 @@ class CompressReport:
     seconds: float
     weight_error: float  # what the encoder saw of the loss; `ckzd inspect` shows it beside the preset's budget
     worst_tensor_error: float
+    second_moment_ratio: float  # what a restore does to the optimizer, as factors of 1 or more
+    update_length_ratio: float
     tightened: bool
     verified: bool
     accepted: bool | None  # None: no command was asked
@@ -194,6 +196,8 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
         seconds=0.0,
         weight_error=quality.get("weight_error", 0.0),
         worst_tensor_error=quality.get("worst_tensor_error", 0.0),
+        second_moment_ratio=quality.get("second_moment_ratio", 1.0),
+        update_length_ratio=quality.get("update_length_ratio", 1.0),
         tightened=is_tightened(record.manifest),
         verified=True,
         accepted=True if job.acceptance is not None else None,

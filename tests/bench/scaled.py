@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 
 from ckzd.cli import run
-from ckzd.codec.presets import PRESETS, Budget, Preset
+from ckzd.codec.budget import Budget
+from ckzd.codec.presets import PRESETS, Preset
 
 
 def scaled(preset: Preset, factor: float) -> Preset:

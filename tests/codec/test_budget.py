@@ -13,9 +13,9 @@ from plain_decoder import PlainArchive
 
 import ckzd
 from ckzd.codec import quantize
-from ckzd.codec.budget import Loss, too_much
+from ckzd.codec.budget import Budget, Loss, too_much
 from ckzd.codec.index import Method
-from ckzd.codec.presets import PRESETS, Budget
+from ckzd.codec.presets import PRESETS
 
 WEIGHTS = 24
 SHAPE = (24, 32)
@@ -119,7 +119,8 @@ def test_a_budget_for_each_weight_is_met_by_each_weight(limit, tmp_path):
 
 def test_finer_steps_cost_the_weights_that_have_them_and_no_others(tmp_path):
     paths = saved_run(tmp_path, small)
-    first, second = compressed_run(paths)
+    with mock.patch.dict(PRESETS, {"resume": dataclasses.replace(PRESETS["resume"], budget=Budget(0.001, 0.1))}):
+        first, second = compressed_run(paths)
     assert list(second.index(first).halvings) == [2]
     index = second.index(first)
     nbytes = [code.stream[2] for code in index.codes[:WEIGHTS]]

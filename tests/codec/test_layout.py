@@ -63,8 +63,8 @@ def test_a_lone_momentum_comes_back():
     assert Index.from_bytes(index.to_bytes(b""), b"") == index
 
 
-@pytest.mark.parametrize("method", [m for m in Method if m not in (Method.SCALED, Method.FRAMED)])
-def test_a_lone_momentum_is_scaled_or_framed_and_nothing_else(method):
+@pytest.mark.parametrize("method", [m for m in Method if m not in (Method.SCALED, Method.FRAMED, Method.EXACT)])
+def test_a_lone_momentum_is_scaled_or_framed_or_exact_and_nothing_else(method):
     """Nor does the tensor that would be its second moment count as one."""
     code = [method.value, 0] if method is Method.COPY else [method.value, "f/0", 0, 1]
     for wrong in (code, [method.value]):
@@ -294,7 +294,7 @@ HOSTILE_INDEX = {
     "a copy of nothing": with_code(4, ["copy", -1]),
     "a moment that is a copy": with_code(1, ["copy", 0]),
     "a filled weight": with_code(0, ["fill"]),
-    "a scaled second moment": with_code(2, ["scaled", "s", 0, 1]),
+    "a second moment that follows": with_code(2, ["trend", "s", 0, 1]),
     "a codebook for one moment": with_code(1, ["kmeans", "s", 0, 1]),
     "a delta of state": with_code(3, ["delta", "s", 0, 1]),
     "levels without scales": with_code(4, ["scalar", "s", 0, 1]),
@@ -321,6 +321,18 @@ HOSTILE_INDEX = {
     "a weight halved twice": index_bytes(halvings=[[0, 1], [0, 2]]),
     "a moment halved": index_bytes(halvings=[[1, 1]]),
     "a tensor halved that is not there": index_bytes(halvings=[[99, 1]]),
+    "masks that are no list": index_bytes(others={"zeros": 7}),
+    "a mask of text": index_bytes(others={"zeros": [["0"]]}),
+    "a mask of true": index_bytes(others={"zeros": [[True]]}),
+    "a mask of a copy": index_bytes(others={"zeros": [[4]]}),
+    "a mask of a second moment": index_bytes(others={"zeros": [[2]]}),
+    "a mask twice": index_bytes(others={"zeros": [[0], [0]]}),
+    "a mask that is not there": index_bytes(others={"zeros": [[99]]}),
+    "a mask with half a stream": index_bytes(others={"zeros": [[0, "zeros/0", 1]]}),
+    "a reach of text": index_bytes(others={"reach": "1"}),
+    "a reach of true": index_bytes(others={"reach": True}),
+    "a negative reach": index_bytes(others={"reach": -1}),
+    "a huge reach": index_bytes(others={"reach": 4001}),
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from ckzd.codec import moments
 from ckzd.codec.arrays import Float64
-from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, to_float64
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64, to_float64
 from ckzd.codec.moments import MAX_CODE, ZERO, checked_scales, code_of, value_of
 from ckzd.codec.quantize import Codebook, KmeansCode
 from ckzd.codec.restoring import restore_first, restore_second
@@ -42,7 +42,7 @@ def plain_half_octaves(scales):
 
 @given(arrays(np.int16, st.integers(1, 9), elements=codes), arrays(np.int16, st.integers(1, 9), elements=codes))
 def test_half_octaves_are_what_the_format_says(rows, columns):
-    scales = checked_scales(rows, columns)
+    scales = checked_scales(rows, columns, None)
     found = moments.half_octaves(scales)
     assert found.dtype == np.int8
     assert np.array_equal(found, plain_half_octaves(scales))
@@ -76,16 +76,16 @@ def test_restored_second_moments_are_zero_only_where_both_were(dtype, data):
     shape = data.draw(matrices)
     second = stored(data.draw(arrays(np.float64, shape, elements=positive)), dtype)
     first = stored(data.draw(arrays(np.float64, shape, elements=signed)), dtype)
-    scales = moments.scales_of(second, first)
+    scales = moments.scales_of(second, first, dtype)
     restored = to_float64(restore_second(None, scales, dtype), dtype)
     assert restored.shape == shape
     assert np.isfinite(restored).all()
     assert not ((restored == 0) & ((second != 0) | (first != 0))).any()
-    assert ((restored == 0) | (restored >= SMALLEST_NORMAL[dtype])).all()
+    assert ((restored == 0) | (restored >= SMALLEST[dtype])).all()
     dead = (second == 0) & (first == 0)
     assert (restored[dead.all(1)] == 0).all()
     assert (restored[:, dead.all(0)] == 0).all()
-    checked_scales(scales.rows, scales.columns)
+    checked_scales(scales.rows, scales.columns, scales.reach)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,7 +95,7 @@ def test_a_kept_second_moment_is_never_zero(dtype, data):
     shape = data.draw(matrices)
     levels = data.draw(arrays(np.int16, shape, elements=st.integers(0, 2)))
     code = KmeansCode(levels, Codebook(np.array([0.0, 1e-30], np.float32), 0))
-    scales = moments.scales_of(np.ones(shape), np.ones(shape))
+    scales = moments.scales_of(np.ones(shape), np.ones(shape), "float32")
     restored = to_float64(restore_second(code, scales, dtype), dtype)
     assert (restored >= SMALLEST_NORMAL[dtype]).all()
 
@@ -103,7 +103,7 @@ def test_a_kept_second_moment_is_never_zero(dtype, data):
 def test_a_rank_one_second_moment_comes_back_to_a_sixteenth_of_an_octave_a_side():
     rows, columns = np.geomspace(1e-12, 1e-4, 40)[:, None], np.geomspace(0.01, 100, 30)[None, :]
     second = rows * columns
-    restored = to_float64(restore_second(None, moments.scales_of(second, second), "float32"), "float32")
+    restored = to_float64(restore_second(None, moments.scales_of(second, second, "float32"), "float32"), "float32")
     assert np.abs(np.log2(restored / second)).max() < 2 / 16 + 1e-6
 
 
@@ -120,8 +120,38 @@ def test_first_moments_come_back_within_their_step_or_dead_zone(dtype, data):
     exact = moments.restore_first(levels, second, step)
     assert (np.abs(exact - first) <= moments._DEAD_ZONE * step * np.sqrt(second) * (1 + 1e-9)).all()
     assert (exact[second == 0] == 0).all()
-    rounded = restore_first(levels, from_float64(second, dtype), step, dtype)
+    rounded = restore_first(levels, second, step, dtype)
     assert np.array_equal(rounded, from_float64(exact, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_relative_second_moments_come_back_within_a_quarter_octave(dtype, data):
+    """Half octaves of the fill, wherever the stored dtype has numbers that near; never 0 beside a fill that is not."""
+    shape = data.draw(matrices)
+    elements = st.floats(SMALLEST_NORMAL[dtype], 100, width=16 if dtype == "float16" else 32)
+    second, fill = (stored(data.draw(arrays(np.float64, shape, elements=elements)), dtype) for _ in range(2))
+    levels = moments.quantize_second(second, fill)
+    found = moments.restore_second(levels, fill, SMALLEST[dtype])
+    assert np.abs(np.log2(found / second)).max(initial=0) <= 0.25 + 1e-9
+    assert (moments.restore_second(moments.quantize_second(0 * second, fill), fill, SMALLEST[dtype]) > 0).all()
+    assert not moments.restore_second(levels, 0 * fill, SMALLEST[dtype]).any()
+
+
+def test_a_level_no_encoder_writes_of_a_second_moment_is_refused():
+    with pytest.raises(ValueError, match="half octaves"):
+        moments.restore_second(np.full((2, 2), 401, np.int16), np.ones((2, 2)), SMALLEST["float32"])
+
+
+def test_masked_elements_do_not_make_the_others_smaller():
+    """Of a tensor of which half never had a gradient, the other half comes back as if it were alone."""
+    draw = np.random.default_rng(0)
+    second = np.where(
+        draw.random((64, 48)) < 0.5, 0.0, np.outer(np.geomspace(1e-8, 1e-4, 64), np.geomspace(0.1, 10, 48))
+    )
+    restored = to_float64(restore_second(None, moments.scales_of(second, second, "float32"), "float32"), "float32")
+    alive = second > 0
+    assert np.abs(np.log2(restored[alive] / second[alive])).max() < 0.5
 
 
 def test_a_wild_first_moment_stays_in_the_alphabet():
@@ -135,6 +165,6 @@ def test_an_impossible_scale_is_refused(bad):
     fine, wrong = np.zeros(3, np.int16), np.array([0, bad, 0], np.int16)
     for rows, columns in ((fine, wrong), (wrong, fine)):
         with pytest.raises(ValueError, match="a scale outside"):
-            checked_scales(rows, columns)
+            checked_scales(rows, columns, None)
     with pytest.raises(ValueError, match="a scale outside"):
-        checked_scales(fine.astype(np.int32), fine)
+        checked_scales(fine.astype(np.int32), fine, None)

