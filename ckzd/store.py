@@ -3,6 +3,7 @@
     STORE/store.json                     says that this is a store
     STORE/lock  daemon.lock  replace.lock   flock'ed, never read
     STORE/archives/<run>/<checkpoint>.<first 12 of its sha256>.ckz
+    STORE/archives/<run>/run.json        which directory they are of
     STORE/cache/<reconstruction id>.rec  evictable; a chain decodes without it
     STORE/tmp/  trash/                   unfinished files; originals on their way out
 
@@ -28,6 +29,7 @@ from ckzd.access import Access, give
 from ckzd.archive import Manifest
 from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, decodable, records_in, sound
 from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.formats.foreign import json_object, read_small
 from ckzd.locks import Process, flock
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 STORE_NAME = ".ckzd"
 STORE_VERSION: Final = 1
 DAMAGED_SUFFIX = ".damaged"
+RUN_FILE = "run.json"
+MAX_RUN_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
 _OWN_NAMES = frozenset({"archives", "cache", "tmp", "trash"})
 
@@ -206,6 +210,26 @@ class Store:
         elif not nearest:
             log.info("no reference: the archive becomes a base", extra={"checkpoint": name})
         return nearest[-1] if nearest else None
+
+    def of_an_earlier_directory(self, run: Path) -> set[Path]:
+        """Archives of a directory that stood at the run's path before this one: it may live on under another name.
+
+        Which directory stands there is remembered beside the archives: ask at every look at the run.
+        """
+        directory, inode = self.run_directory(run), run.stat().st_ino
+        if not directory.is_dir():
+            return set()
+        file = directory / RUN_FILE
+        try:
+            known = json_object(read_small(file, MAX_RUN_BYTES) or b"{}")
+        except ValueError:  # damaged: in doubt all is of another
+            known = {"inode": None}
+        earlier = [str(name) for name in known.get("earlier", ())]
+        if known.get("inode") != inode:
+            earlier = [path.name for path in archive_files(directory)] if known else []
+            with durable.write_atomically(file) as out:
+                out.write(json.dumps({"inode": inode, "earlier": earlier}).encode())
+        return {directory / name for name in earlier}
 
     # Locks
 

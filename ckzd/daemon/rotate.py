@@ -10,6 +10,7 @@ from ckzd.daemon.scan import Run
 from ckzd.daemon.states import Row, State
 from ckzd.daemon.stores import Stores
 from ckzd.errors import CkzdError
+from ckzd.operations.pointer import named_below
 
 log = logging.getLogger(__name__)
 
@@ -19,22 +20,31 @@ MIN_GONE_SECONDS = 300.0  # a directory that a file server hides for a while mus
 def drop_rotated(
     runs: Iterable[Run],
     *,
+    roots: Iterable[Path],
     busy: Collection[Path | None],
     journal: Journal,
     stores: Stores,
     metrics: Metrics,
     now: float,
 ) -> None:
-    """Delete what `on_rotate` says and nothing needs; journal rows go with their archives."""
+    """Delete what `on_rotate` says and nothing needs; journal rows go with their archives.
+
+    A pointer anywhere below `roots` keeps the archive that it names, and so does a run that was another directory when
+    the archive was made.
+    """
+    named: set[Path] | None = None  # looked for when there is something to drop
     for run in runs:
         if run.watch.on_rotate != "drop" or run.path in busy or not run.checkpoints:
             continue  # a run in which nothing is left may only be out of sight
         rows = journal.rows(run=run.path)
         unwanted = {row.archive: row for row in rows if _is_unwanted(row, rows, now, run.watch.scan_seconds)}
-        archives = [archive for archive in unwanted if archive is not None]
-        if not archives:
-            continue
         try:
+            archives = {archive for archive in unwanted if archive is not None}
+            archives -= stores.of_an_earlier_directory(run.store, run.path)
+            if not archives:
+                continue
+            named = named if named is not None else set().union(*map(named_below, roots))
+            archives -= named
             dropped = stores.drop(run.store, run.path, archives, run.watch.stride)
         except (CkzdError, OSError) as error:  # locked by a reader: next time
             log.info("archives not dropped yet", extra={"run": str(run.path), "error": str(error)})

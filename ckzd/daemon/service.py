@@ -228,6 +228,7 @@ class Service:
         busy = {running.run for running in self._outcomes.running}
         drop_rotated(
             self._scan.runs,
+            roots=[watch.path for watch in self._settings.watch],
             busy=busy,
             journal=self.journal,
             stores=self._stores,

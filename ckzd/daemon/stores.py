@@ -50,7 +50,13 @@ class Stores:
             unclean = any(path for place in (store.trash, store.tmp) for path in place.iterdir())
             self._opened[root] = opened = _Opened(store, watch.trash_seconds, dirty=unclean)
         opened.trash_seconds = max(opened.trash_seconds, watch.trash_seconds)
+        if watch.on_rotate == "drop" and run.is_dir():
+            opened.store.of_an_earlier_directory(run)  # remembers which one this is
         return root
+
+    def of_an_earlier_directory(self, root: Path, run: Path) -> set[Path]:
+        """See the store."""
+        return self._opened[root].store.of_an_earlier_directory(run)
 
     def close(self) -> None:
         """Give the locks back."""

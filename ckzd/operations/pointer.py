@@ -152,6 +152,27 @@ def archives_meant(path: Path) -> list[Path | CkzdError]:
     return found or [_or_error(path, resolve)]
 
 
+def named_below(root: Path) -> set[Path]:
+    """The archives that pointers name anywhere below a directory, whatever became of their names and places.
+
+    Raises OSError where something cannot be looked at.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    named = set()
+    for place, folders, names in os.walk(root, onerror=fail):
+        if Store.is_at(Path(place)):
+            folders.clear()
+            continue
+        for name in names:
+            if name.endswith(ARCHIVE_SUFFIX) or name == POINTER_IN_DIRECTORY:
+                with suppress(CkzdError, FileNotFoundError):
+                    named.add(archive_of(Path(place, name)).resolve())
+    return named
+
+
 def _pointers_in(run: Path) -> list[Path]:
     """Of the checkpoints that stood in this directory."""
     pointers = [*run.glob(f"*{ARCHIVE_SUFFIX}"), *run.glob(f"*/{POINTER_IN_DIRECTORY}")]

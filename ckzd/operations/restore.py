@@ -21,9 +21,11 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
+from ckzd.operations.originals import marks_of
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, is_as_archived, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import recover
+from ckzd.operations.undo import carry_over_what_came_later
 from ckzd.operations.weights import write_safetensors
 
 log = logging.getLogger(__name__)
@@ -134,10 +136,10 @@ def _staging(archive: Path, target: Path) -> Iterator[Path]:
     try:
         yield staged
     finally:
-        if staged.is_dir():
-            durable.remove_tree(staged)
-        else:
+        if not staged.is_dir():
             durable.remove(staged)
+        elif not (staged / POINTER_IN_DIRECTORY).exists():  # else it made way, and not all of it was carried over
+            durable.remove_tree(staged)
 
 
 def write_files(
@@ -184,7 +186,7 @@ def _publish_directory(staged: Path, target: Path) -> None:
     if not target.exists():
         durable.rename(staged, target)
         return
-    status = staged.stat()
+    status, marks = staged.stat(), marks_of(target)
     for path in target.iterdir():
         if path.name != POINTER_IN_DIRECTORY:
             _carry_over(path, staged / path.name)
@@ -196,6 +198,10 @@ def _publish_directory(staged: Path, target: Path) -> None:
         if not durable.exchange_unsupported(error):
             raise
         _fill_directory(staged, target)
+        return
+    carry_over_what_came_later(staged, marks, target)
+    durable.remove(staged / POINTER_IN_DIRECTORY)  # now there is nothing left in it that is anybody's
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
 def _carry_over(path: Path, target: Path) -> None:

@@ -1,13 +1,14 @@
 """Put an original back: after an error, after a crash, or because it turned out to have changed."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ckzd import durable
 from ckzd.access import access_to, give
-from ckzd.operations.originals import marks_of
+from ckzd.operations.originals import Mark, marks_of
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.operations.trash import Entry
 
@@ -64,16 +65,16 @@ def _put_back_directory(entry: Entry) -> str | None:
             return f"{entry.checkpoint} is gone, or taken by something else"
         durable.exchange(entry.held, entry.checkpoint)
     if entry.intent.prepared and entry.held.is_dir():
-        _carry_over_what_came_later(entry)
+        carry_over_what_came_later(entry.held, entry.intent.prepared, entry.checkpoint)
         forget_prepared(entry)
     return None
 
 
-def _carry_over_what_came_later(entry: Entry) -> None:
-    """While the prepared directory stood in the original's place, training may have written into it: keep that."""
-    for name, mark in marks_of(entry.held).items():
-        source, target = entry.held / name, entry.checkpoint / name
-        if name in ("", POINTER_IN_DIRECTORY) or mark == entry.intent.prepared.get(name):
+def carry_over_what_came_later(left: Path, marks: Mapping[str, Mark], place: Path) -> None:
+    """Of a directory that had to make way, move what was written into it since `marks` were taken to its successor."""
+    for name, mark in marks_of(left).items():
+        source, target = left / name, place / name
+        if name in ("", POINTER_IN_DIRECTORY) or mark == marks.get(name):
             continue
         if source.is_dir() and not source.is_symlink():
             target.mkdir(exist_ok=True)

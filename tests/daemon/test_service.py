@@ -430,3 +430,41 @@ def test_behind_the_run_the_oldest_are_left_raw_counted_and_taken_up_when_there_
 
     assert daemon.executor.names("compress") == [f"step_{step}.safetensors" for step in (0, 3, 4, 1, 2)]
     assert set(daemon.states().values()) == {"verified"}
+
+
+def later_with(daemon, *steps: int) -> None:
+    """Other checkpoints come, and so much time passes that a rotation is believed."""
+    daemon.write(*steps)
+    daemon.go()
+    daemon.clock.sleep(1000)
+    daemon.go()
+
+
+@pytest.mark.parametrize("place", ["kept.safetensors.ckz", "../best/step_2.safetensors.ckz"])
+def test_an_archive_that_a_pointer_names_under_another_name_is_never_dropped(make_daemon, place):
+    daemon = make_daemon(on_rotate="drop")
+    daemon.service.start()
+    daemon.write(1, 2, 3)
+    daemon.go(90)
+    archive, target = daemon.row("step_2").archive, daemon.run / place
+    target.parent.resolve().mkdir(exist_ok=True)
+    pointer_for(daemon.run / "step_2.safetensors").rename(target.parent.resolve() / target.name)
+    (daemon.run / "step_3.safetensors").unlink()
+    later_with(daemon, 4, 5)
+
+    assert archive.exists()
+
+
+@pytest.mark.parametrize("moved_to", ["runs/gpt_old", "elsewhere"])
+def test_archives_of_a_run_that_was_moved_are_never_dropped(make_daemon, moved_to):
+    """Another job writes at its old path; its pointers may be where we do not look."""
+    daemon = make_daemon(on_rotate="drop")
+    daemon.service.start()
+    daemon.write(1, 2, 3)
+    daemon.go(90)
+    archives = [daemon.row(f"step_{step}").archive for step in (1, 2, 3)]
+    daemon.run.rename(daemon.place / moved_to)
+    daemon.write(1, 2, 3, 4, 5, content="another job")
+    later_with(daemon, 6)
+
+    assert all(archive.exists() for archive in archives)

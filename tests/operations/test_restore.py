@@ -10,6 +10,7 @@ import pytest
 from serving import write_checkpoint
 
 import ckzd
+from ckzd import durable
 from ckzd.errors import ConfigError
 from ckzd.locks import Process
 from ckzd.operations.pointer import pointer_for, points_to, resolve
@@ -142,3 +143,28 @@ def test_a_restore_that_died_before_it_took_its_pointer_is_finished(archived, tm
     with pytest.raises(ConfigError, match="nothing to restore"):
         ckzd.restore(pointer)
     assert pointer.read_text() == text
+
+
+def test_what_training_writes_while_a_directory_is_restored_is_kept(tmp_path, monkeypatch):
+    """Between the last look and the exchange a rank may write a file, or edit one that stayed."""
+    place = tmp_path / "run" / "checkpoint-1"
+    model = write_checkpoint(place / "model.safetensors")
+    content = model.read_bytes()
+    (place / "trainer_state.json").write_text('{"global_step": 1}')
+    ckzd.compress(place, preset="lossless", replace=True)
+    assert not model.exists()
+    real = durable.exchange
+
+    def late(staged, target):
+        (target / "late").mkdir()
+        (target / "late" / "rng_state_1.pth").write_text("rank 1")
+        (target / "trainer_state.json").write_text('{"global_step": 1, "note": "edited"}')
+        real(staged, target)
+
+    monkeypatch.setattr(durable, "exchange", late)
+    ckzd.restore(place)
+    assert model.read_bytes() == content
+    assert (place / "late" / "rng_state_1.pth").read_text() == "rank 1"
+    assert "edited" in (place / "trainer_state.json").read_text()
+    assert not pointer_for(place).exists()
+    assert list((tmp_path / ".ckzd" / "tmp").iterdir()) == []
