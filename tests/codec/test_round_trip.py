@@ -121,8 +121,10 @@ def test_each_tensor_is_coded_in_its_way(chain):
         assert base[f"model.{name}"] is (Method.EXACT if name in ALIKE else whole), name
         assert delta[f"model.{name}"] is (Method.FRAMED if in_frame else scalar), name
         if name != "sgd":
-            assert base[f"optimizer.state.{number}.exp_avg"] is (Method.EXACT if name in ALIKE else scaled), name
-            assert delta[f"optimizer.state.{number}.exp_avg"] is (Method.FRAMED if in_frame else scaled), name
+            close = name == "vector" and PRESETS[preset].scheme is Scheme.UNIFORM  # of a young run
+            first, again = base[f"optimizer.state.{number}.exp_avg"], delta[f"optimizer.state.{number}.exp_avg"]
+            assert first is (Method.EXACT if name in ALIKE or close else scaled), name
+            assert again is (Method.EXACT if close else Method.FRAMED if in_frame else scaled), name
             assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
     lone = {"lossless": Method.EXACT, "paper": Method.SCALED}.get(preset, Method.FRAMED)
     assert delta["sgd.state.0.momentum_buffer"] is lone

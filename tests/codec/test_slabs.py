@@ -171,7 +171,7 @@ def test_slabs_have_frames_and_none_is_coded_exactly(tmp_path):
     assert {methods["model.embed.weight"], methods["model.embed.weight.[1]"]} <= {"framed", "factored"}
     assert methods["model.vector.weight"] == "scalar"  # one row
     assert methods["tied.[1]"] == "copy"
-    assert methods["optimizer.state.0.exp_avg_sq.[1]"] == "fill"
+    assert methods["optimizer.state.0.exp_avg_sq.[1]"] in {"fill", "scaled"}
     assert not any(
         method == "exact" for name, method in methods.items() if name.startswith("model") and "bias" not in name
     )
