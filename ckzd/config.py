@@ -67,6 +67,7 @@ class WatchSettings(_Frozen):
     store: AbsolutePath | None = None  # None: `.ckzd` beside the run
     stride: int = Field(default=1, ge=1)  # how many checkpoints back the reference is
     trash_seconds: Seconds = 3600.0  # a replaced original can be fetched back from the store's trash for so long
+    min_free: Annotated[int, Field(ge=0)] | None = None  # bytes; below it the trash is emptied. None: two checkpoints
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted
     scan_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # full scan at least so often, events or not
     max_lag: int = Field(default=50, ge=1)  # checkpoints of one run that may wait; the older ones are left raw

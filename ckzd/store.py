@@ -6,6 +6,7 @@
     STORE/archives/<run>/run.json        which directory they are of
     STORE/cache/<reconstruction id>.rec  evictable; a chain decodes without it
     STORE/tmp/  trash/                   unfinished files; originals on their way out
+    STORE/reserve                        bytes that are let go when something has to be replaced on a full disk
 
 The archives are the truth. Nothing else here is needed to restore. A damaged archive that was archived anew lies beside
 its successor as `*.damaged`, for whoever wants to look into it; nothing reads or deletes it.
@@ -19,7 +20,8 @@ import os
 import re
 import secrets
 import stat
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Final, Self
@@ -40,6 +42,7 @@ DAMAGED_SUFFIX = ".damaged"
 RUN_FILE = "run.json"
 MAX_RUN_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
+RESERVE_BYTES = 256 << 10  # some files and directories of one block each, and as much again
 _OWN_NAMES = frozenset({"archives", "cache", "tmp", "trash"})
 
 
@@ -99,7 +102,9 @@ class Store:
             with durable.write_atomically(marker) as file:
                 file.write(json.dumps({"ckzd_store": STORE_VERSION}).encode() + b"\n")
             durable.fsync_dir(root.parent)
-        return cls.open(root)
+        store = cls.open(root)
+        store.hold_reserve()
+        return store
 
     @classmethod
     def open(cls, root: Path) -> Self:
@@ -244,6 +249,25 @@ class Store:
     def replace_lock(self, *, wait_seconds: float) -> AbstractContextManager[None]:
         """Be the only one who moves originals: while held, all half-done work in trash/ is one's own or abandoned."""
         return flock(self.root / "replace.lock", fcntl.LOCK_EX, wait_seconds=wait_seconds)
+
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Let go of what is held back meanwhile: on a full disk it is room for an intent and a pointer."""
+        with suppress(OSError):
+            os.truncate(self.root / "reserve", 0)
+        try:
+            yield
+        finally:
+            self.hold_reserve()
+
+    def hold_reserve(self) -> None:
+        """Take room for the next time, if there is some."""
+        with suppress(OSError):  # no room, or not our store: then there is none
+            descriptor = os.open(self.root / "reserve", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
 
     # Cleaning
 

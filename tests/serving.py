@@ -15,6 +15,7 @@ from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, Work
 from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
+from ckzd.operations.room import keep_free
 from ckzd.store import Store
 
 
@@ -81,7 +82,8 @@ def perform(job: Job, _device: str, on_stage: Callable[[str, float], None]) -> d
         return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store)}
     recover(store)
     rescued = [str(path) for path in rescue(store)]
-    return {"freed_bytes": empty_trash(store, job.trash_seconds, now=job.trash_seconds + 4e9), "rescued": rescued}
+    freed = empty_trash(store, job.trash_seconds, now=job.trash_seconds + 4e9) + keep_free(store, job.min_free)
+    return {"freed_bytes": freed, "rescued": rescued}
 
 
 class FakeWatcher:

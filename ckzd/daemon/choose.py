@@ -1,7 +1,7 @@
 """Which jobs may begin now: one at a time for a run, replacing before compressing, cleaning before replacing."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckzd.config import Settings
@@ -18,6 +18,7 @@ from ckzd.daemon.states import ARCHIVED_AND_THERE, Row, State
 from ckzd.daemon.status import replacing_stopped
 from ckzd.daemon.stores import Stores
 from ckzd.formats.directory import is_text
+from ckzd.operations.room import FREE_CHECKPOINTS
 
 
 class Chooser:
@@ -52,8 +53,10 @@ class Chooser:
     def jobs(self, runs: Mapping[Path, Run]) -> Iterator[tuple[Job, Path | None]]:
         """Jobs that could begin now, with their run; ask for the next one only after the last was begun."""
         self._why = {run: reasons for run, reasons in self._why.items() if run in runs}
+        for run in runs.values():
+            self._stores.keep_free(run.store, run.path, self._min_free(run))
         cleaning = self._stores.to_clean()
-        urgent = {root: age for root, age in cleaning.items() if not self._once or self._stores.is_dirty(root)}
+        urgent = [job for job in cleaning if not self._once or self._stores.is_dirty(job.store)]
         yield from self._clean(urgent)
         for run in sorted(runs.values(), key=lambda run: self._served.get(run.path, 0.0)):
             if not any(running.run == run.path for running in self._outcomes.running):
@@ -62,12 +65,20 @@ class Chooser:
                     self._served[run.path] = self._clock.monotonic()
                     yield job, run.path
         if self._once and not self._outcomes.running:  # a pass that does not wait empties the trash at its end
-            yield from self._clean({root: age for root, age in cleaning.items() if root not in urgent})
+            yield from self._clean([job for job in cleaning if job not in urgent])
 
-    def _clean(self, roots: Mapping[Path, float]) -> Iterator[tuple[Job, None]]:
-        for root, trash_seconds in roots.items():
-            if not any(other.job.store == root and other.job.kind != "compress" for other in self._outcomes.running):
-                yield Job("clean", root, trash_seconds=trash_seconds), None
+    def _clean(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, None]]:
+        for job in jobs:
+            running = (other.job for other in self._outcomes.running)
+            if not any(other.store == job.store and other.kind != "compress" for other in running):
+                yield job, None
+
+    def _min_free(self, run: Run) -> int:
+        """Unless somebody says how much: room for the trainer's next checkpoints."""
+        if run.watch.min_free is not None:
+            return run.watch.min_free
+        here = [row.identity.size for row in self._journal.rows(run=run.path) if row.path in run.order]
+        return FREE_CHECKPOINTS * max(here, default=0)
 
     def _compression(self, run: Run) -> Job | None:
         if self._outcomes.is_paused():
@@ -85,7 +96,7 @@ class Chooser:
         watch = run.watch
         return Job(
             "compress", run.store, row.path, row.number, row.identity.size, preset=watch.preset, stride=watch.stride,
-            accept_command=watch.accept_command, accept_seconds=watch.accept_seconds,
+            accept_command=watch.accept_command, accept_seconds=watch.accept_seconds, min_free=self._min_free(run),
         )  # fmt: skip
 
     def _has_turn(self, row: Row) -> bool:

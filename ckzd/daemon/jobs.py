@@ -14,7 +14,8 @@ class Job:
 
     compress  archive and verify `checkpoint`
     replace   put a pointer to `archive` in its place, if what is `beside` it can be replaced too
-    clean     finish or undo what a crash left in the store, then empty its trash of what is older than `trash_seconds`
+    clean     finish or undo what a crash left in the store, then empty its trash of what is older than `trash_seconds`,
+              and of more until `min_free` bytes are free
     """
 
     kind: Literal["compress", "replace", "clean"]
@@ -29,6 +30,7 @@ class Job:
     archive: Path | None = None  # to replace by
     beside: tuple[tuple[Path, Path], ...] = ()  # the other files of its step and their archives: all go, or none
     trash_seconds: float = 0.0
+    min_free: int = 0  # bytes that should stay free; compress, clean
 
 
 @dataclass(frozen=True, slots=True)

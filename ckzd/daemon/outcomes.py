@@ -176,7 +176,9 @@ class Outcomes:
                 if row.state is State.REPLACED:
                     self.journal.stands_again(row.number, self.clock.time())
                 self.journal.give_back(row.number, self.clock.time())
-        self.stores.cleaned(job.store)
+        self.stores.cleaned(job.store, report["freed_bytes"])
+        if report["freed_bytes"]:
+            self.paused_until = 0.0  # what there was no room for may fit now
         self.rescan()
 
     # -- it did not ---------------------------------------------------------------------------------------------

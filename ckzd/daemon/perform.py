@@ -7,6 +7,7 @@ from ckzd.daemon.jobs import Job
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
+from ckzd.operations.room import keep_free
 from ckzd.store import Store
 
 
@@ -21,6 +22,7 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
             device=device,
             accept_command=job.accept_command,
             accept_seconds=job.accept_seconds,
+            min_free=job.min_free,
             on_stage=on_stage,
         )
         return report.to_dict()
@@ -33,4 +35,5 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
         return {"reclaimed_bytes": reclaimed}
     recover(store)
     rescued = rescue(store)
-    return {"freed_bytes": empty_trash(store, job.trash_seconds, time.time()), "rescued": [str(p) for p in rescued]}
+    freed = empty_trash(store, job.trash_seconds, time.time()) + keep_free(store, job.min_free)
+    return {"freed_bytes": freed, "rescued": [str(path) for path in rescued]}

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ckzd import durable
 from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
+from ckzd.daemon.jobs import Job
 from ckzd.errors import CkzdError
 from ckzd.operations.pointer import archive_of, pointer_for
 from ckzd.store import Store, default_store
@@ -28,6 +29,12 @@ class _Opened:
     trash_seconds: float
     dirty: bool  # a replacement may be half-done: to be cleaned before anything else
     clean_not_before: float = 0.0
+    min_free: dict[Path, int] = field(default_factory=dict)  # run -> bytes
+
+    @property
+    def wanted_bytes(self) -> int:
+        """Bytes that are to stay free."""
+        return max(self.min_free.values(), default=0)
 
 
 class Stores:
@@ -75,19 +82,25 @@ class Stores:
         """A replacement was interrupted."""
         self._opened[root].dirty = True
 
-    def to_clean(self) -> dict[Path, float]:
-        """Store -> trash_seconds, of those that are dirty or hold trash that is old enough."""
-        now = self._clock.monotonic()
-        return {
-            root: opened.trash_seconds
-            for root, opened in self._opened.items()
-            if now >= opened.clean_not_before and (opened.dirty or self._has_old_trash(opened))
-        }
+    def keep_free(self, root: Path, run: Path, nbytes: int) -> None:
+        """For a run, so many bytes are to stay free on the store's file system."""
+        self._opened[root].min_free[run] = nbytes
 
-    def cleaned(self, root: Path) -> None:
-        """A clean job ended well; what it left it had reasons to leave, so the next one waits."""
+    def to_clean(self) -> list[Job]:
+        """Of the stores that are dirty, hold trash that is old enough, or any while the disk is too full."""
+        now = self._clock.monotonic()
+        return [
+            Job("clean", root, trash_seconds=opened.trash_seconds, min_free=opened.wanted_bytes)
+            for root, opened in self._opened.items()
+            if now >= opened.clean_not_before
+            and (opened.dirty or self._has_old_trash(opened) or _is_short_of_space(opened))
+        ]
+
+    def cleaned(self, root: Path, freed_bytes: int) -> None:
+        """A clean job ended well; what it left it had reasons to leave, so if that was all the next one waits."""
         self._opened[root].dirty = False
-        self.wait_with_cleaning(root)
+        if not freed_bytes:
+            self.wait_with_cleaning(root)
 
     def wait_with_cleaning(self, root: Path) -> None:
         """Leave the store's trash alone for a while."""
@@ -141,6 +154,15 @@ def points_to(checkpoint: Path, archive: Path) -> bool:
         return archive_of(pointer_for(checkpoint)) == archive.resolve()
     except (CkzdError, OSError):
         return False
+
+
+def _is_short_of_space(opened: _Opened) -> bool:
+    """Whether the disk is too full, and there is something of ours that may go."""
+    store = opened.store
+    with suppress(OSError):
+        if durable.free_bytes(store.root) < opened.wanted_bytes:
+            return any(_verified_at(store.trash)) or any(store.cache.glob("*.rec"))
+    return False
 
 
 def _verified_at(trash: Path) -> Iterator[float]:

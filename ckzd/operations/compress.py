@@ -24,7 +24,7 @@ from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_di
 from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.encode import Encoded, Encoder
-from ckzd.codec.presets import PRESETS, Preset, Scheme
+from ckzd.codec.presets import PRESETS, Preset
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.slabs import in_slabs
 from ckzd.errors import CkzdError, ConfigError, SourceChanged, StoreLocked
@@ -35,6 +35,7 @@ from ckzd.operations.inspect import is_tightened
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
+from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
 from ckzd.operations.verify import verifier
 from ckzd.store import Store, default_store
 
@@ -83,6 +84,7 @@ def compress(
     device: str = "auto",
     accept_command: str | Sequence[str] | None = None,
     accept_seconds: float = DEFAULT_SECONDS,
+    min_free: int | None = None,
     on_stage: OnStage | None = None,
 ) -> CompressReport:
     """Archive the checkpoint at `path` and prove the archive; the original stays unless `replace`.
@@ -90,8 +92,8 @@ def compress(
     A checkpoint whose very bytes are archived already is left at that, if all that its archive needs is sound: else it
     is archived anew, as it was, and what hangs on a damaged archive of it can be restored again. With an
     `accept_command` an archive counts only if the command exits with 0 when it is given what the archive restores to:
-    see `accept`. Raises any CkzdError;
-    nothing is left behind then.
+    see `accept`. For the room that it takes, and `min_free` bytes beside it, replaced originals go early: see `room`.
+    Raises any CkzdError; nothing is left behind then.
     """
     started = time.monotonic()
     path, tell = path.absolute(), on_stage or (lambda _stage, _fraction: None)
@@ -110,7 +112,8 @@ def compress(
         durable.sweep_beside(path)  # of restores that were killed
         opened = _opened(root, checkpoint)
         access = _access(path, checkpoint, opened)
-        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell, access)
+        free = min_free if min_free is not None else FREE_CHECKPOINTS * checkpoint.nbytes
+        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell, access, free)
         with opened.lock(shared=True):
             known = _known(job)
             already = known is not None and is_sound(known.path)
@@ -169,6 +172,7 @@ class _Job:
     acceptance: Acceptance | None
     tell: OnStage
     access: Access  # that its archive gets
+    min_free: int
 
     @property
     def run(self) -> Path:
@@ -238,9 +242,10 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         fields = {"checkpoint": str(job.path), "archive": str(damaged.path)}
         log.error("the archive, or what it needs, is damaged: the checkpoint is archived anew", extra=fields)
         job = dataclasses.replace(job, preset=PRESETS[damaged.manifest.preset])
+    needed = space_needed(store, run, job.checkpoint, job.preset, restored=job.acceptance is not None)
+    make_room(store, run, needed, job.min_free)
     with ExitStack() as stack:
         reference = _usable_reference(job, _reference_record(job, damaged), stack)
-        durable.require_space(store.tmp, _space_needed(job, is_base=reference is None))
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         verify = stack.enter_context(verifier())
         with durable.as_no_space(store.tmp):
@@ -406,17 +411,6 @@ def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None
         if form is not None and form != (STORED_AS.get(tensor.dtype), tensor.shape):
             return "/".join(tensor.path)
     return None
-
-
-def _space_needed(job: _Job, *, is_base: bool) -> int:
-    """An upper estimate of what is written: archive, reconstruction, scratch and what the accept command is given.
-
-    A delta's reconstruction has frames: 4 bytes an element of a matrix that is square and narrow.
-    """
-    restored = job.checkpoint.nbytes if job.acceptance is not None else 0
-    if job.preset.scheme is Scheme.EXACT:
-        return 2 * job.checkpoint.nbytes + restored
-    return (job.checkpoint.nbytes if is_base else (job.checkpoint.nbytes * 5) // 4) + restored
 
 
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:

@@ -48,7 +48,7 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
     """
     checkpoint = checkpoint.absolute()
     checkpoint, archive = checkpoint.parent.resolve() / checkpoint.name, archive.resolve()
-    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS), store.reserve():
         _settle_older(checkpoint, store)
         manifest = _proven(archive)
         if _is_replaced(checkpoint, archive, manifest):
@@ -92,20 +92,32 @@ def recover(store: Store) -> list[str]:
     return report
 
 
-def empty_trash(store: Store, older_than_seconds: float, now: float) -> int:
-    """Delete originals that have been in the trash for so long; bytes on disk that this freed.
+def empty_trash(
+    store: Store,
+    older_than_seconds: float,
+    now: float,
+    *,
+    run: Path | None = None,
+    until: Callable[[int], bool] = lambda _: False,
+) -> int:
+    """Delete originals (of a run) that have been in the trash for so long, the oldest first; bytes on disk freed.
+
+    It ends early when `until`, given the bytes that are free already, says so.
 
     The archive that stands for each, and all that it needs, is read back before; if any of it is damaged or missing
     the original stays.
     """
     freed = 0
     with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
-        for root in sorted(store.trash.iterdir()):
-            verified = root / "verified"
-            if not verified.exists() or now - verified.stat().st_mtime < older_than_seconds:
-                continue
+        verified = {root: root / "verified" for root in store.trash.iterdir() if (root / "verified").exists()}
+        since = {root: file.stat().st_mtime for root, file in verified.items()}
+        for root in sorted(since, key=lambda root: (since[root], root)):
+            if now - since[root] < older_than_seconds or until(freed):
+                break
             try:
-                freed += _delete(Entry.load(store, root))
+                entry = Entry.load(store, root)
+                if run is None or entry.checkpoint.parent == run:
+                    freed += _delete(entry)
             except (CkzdError, OSError) as error:
                 log.exception("an original stays in the trash", extra={"path": str(root), "error": str(error)})
     return freed

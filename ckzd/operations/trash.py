@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -76,6 +77,15 @@ class Entry:
             return cls(store, root, Intent(**fields))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptArchive(root, f"its intent.json cannot be read: {error}") from error
+
+    @classmethod
+    def all_of(cls, store: Store) -> list[Self]:
+        """The entries of a store that can be read; `recover` tells of the others."""
+        entries = []
+        for root in sorted(store.trash.iterdir()):
+            with suppress(CorruptArchive):
+                entries.append(cls.load(store, root))
+        return entries
 
     @property
     def checkpoint(self) -> Path:
