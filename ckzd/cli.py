@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -348,6 +349,16 @@ def status(*, config: Config = None, as_json: Json = False) -> int:
     return EXIT_DONE
 
 
+def _space_line(space: Mapping[str, Any]) -> str:
+    """What became of the replaced originals' bytes, and what stands for them on disk."""
+    archives, cache = plain_bytes(space["archive_bytes"]), plain_bytes(space["cache_bytes"])
+    until = f" until {time.strftime('%H:%M', time.localtime(space['trash_until']))}" if space["trash_until"] else ""
+    return (
+        f"space: {plain_bytes(space['freed_bytes'])} freed, net of archives ({archives}) and cache ({cache});"
+        f" {plain_bytes(space['trash_bytes'])} in the trash{until}"
+    )
+
+
 def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
     running = f"{facts['state']}, process {facts['pid']}" if facts["pid"] else facts["state"]
     screen.say(f"ckzd {facts['version']}: {running}")
@@ -359,7 +370,8 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
         screen.say(f"damaged, or needs what is: {archive}")
     totals = facts["totals"]
     counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
-    screen.say(f"checkpoints: {counts}; {plain_bytes(totals['reclaimed_bytes'])} given back")
+    screen.say(f"checkpoints: {counts}")
+    screen.say(_space_line(facts["space"]))
     table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
     for row in facts["checkpoints"]:
         archive = plain_bytes(row["archive_bytes"]) if row["archive_bytes"] else "-"

@@ -122,7 +122,7 @@ def printable(text: str) -> str:
 def plain_bytes(nbytes: float) -> str:
     """17394081 -> "17.4 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
+        if abs(nbytes) < 1000:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.1f} TB"

@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -234,6 +235,13 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
         "replacing_stopped": stop,
         "damaged_archives": ["/s/step_0.ckz"],
         "totals": totals,
+        "space": {
+            "freed_bytes": -7e6,
+            "trash_bytes": 87e6,
+            "trash_until": 50_000.0,
+            "archive_bytes": 1e6,
+            "cache_bytes": 6e6,
+        },
         "checkpoints": [row | {"why": "one of the newest 2"}],
     }
     cli._show_status(facts, Screen(as_json=False))
@@ -241,6 +249,9 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
     for part in ("process 7", "did not verify", "rm /state/STOPPED", "1 verified", "/r/step_1.pt", "/s/step_0.ckz"):
         assert part in out
     assert "newest 2" in out
+    until = time.strftime("%H:%M", time.localtime(50_000.0))
+    assert "space: -7.0 MB freed, net of archives (1.0 MB) and cache (6.0 MB)" in out
+    assert "87.0 MB in the trash until " + until in out
     assert "10.0x" in out
 
 

@@ -14,6 +14,7 @@ OUTCOMES: Final = ("archived", "already", "replaced", "failed", "quarantined", "
 KINDS: Final = ("compress", "replace", "clean")
 STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "other")
 QUEUE_STATES: Final = ("seen", "settled", "encoding", "written", "failed", "skipped")
+STORE_PARTS: Final = ("archives", "cache", "trash")
 RESTART_REASONS: Final = ("signal", "exit", "time limit", "not started")
 VERIFY_REASONS: Final = ("mismatch", "corrupt archive", "missing reference")
 FAILURES: Final = (
@@ -48,6 +49,10 @@ class Metrics:
         self.bytes_read = self._counter("ckzd_bytes_read", "bytes of the checkpoints that were archived")
         self.bytes_written = self._counter("ckzd_bytes_written", "bytes of their archives")
         self.reclaimed_bytes = self._counter("ckzd_reclaimed_bytes", "bytes of the originals that were replaced")
+        self.store_bytes = self._gauge("ckzd_store_bytes", "bytes on disk in the stores", kind=STORE_PARTS)
+        self.net_freed_bytes = self._gauge(
+            "ckzd_net_freed_bytes", "replaced originals that have left the disk, less archives and cache"
+        )
         self.freed_bytes = self._counter("ckzd_trash_freed_bytes", "bytes of replaced originals deleted from the trash")
         self.ratio = Histogram(
             "ckzd_compression_ratio", "size of a checkpoint over size of its archive",

@@ -93,6 +93,7 @@ class Outcomes:
             self._progress(event)
             return
         self._end_stage(event.job)
+        self.stores.measure_again()
         self.running = [running for running in self.running if running.job != event.job]
         if isinstance(event, Done):
             self.not_started, self.worker_problem = 0, ""

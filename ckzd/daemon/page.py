@@ -90,10 +90,14 @@ def _notes(status: Mapping[str, Any]) -> str:
 
 def _numbers(status: Mapping[str, Any]) -> str:
     totals, counts = status["totals"], status["totals"]["checkpoints"]
+    space = status["space"]
+    until = f" until {_clock(space['trash_until'])}" if space["trash_until"] else ""
     waiting = sum(counts.get(state, 0) for state in ("seen", "settled", "failed", "skipped"))
     archived = sum(counts.get(state, 0) for state in ("verified", "replaced", "restored", "rotated"))
     numbers = {
-        "space given back": plain_bytes(totals["reclaimed_bytes"]),
+        "freed, net of archives": plain_bytes(space["freed_bytes"]),
+        f"in the trash{until}": plain_bytes(space["trash_bytes"]),
+        "archives and cache": plain_bytes(space["archive_bytes"] + space["cache_bytes"]),
         "smaller by": f"{totals['ratio']:.3g}×" if totals["ratio"] else "–",
         "archived": str(archived),
         "waiting": str(waiting),
@@ -128,7 +132,7 @@ def _runs(status: Mapping[str, Any]) -> str:
         )
         for run in status["runs"]
     ]
-    headings = ("run", "checkpoints", "originals", "archives", "ratio", "given back")
+    headings = ("run", "checkpoints", "originals", "archives", "ratio", "replaced")
     return _table("Runs", headings, rows, numeric=(2, 3, 4, 5)) if rows else "<h2>Runs</h2><p>No run found yet.</p>"
 
 
@@ -154,10 +158,11 @@ def _stores(status: Mapping[str, Any]) -> str:
         (
             f"<code>{escape(store['store'])}</code>",
             *(plain_bytes(store[name]) for name in ("archive_bytes", "cache_bytes", "trash_bytes", "free_bytes")),
+            _clock(store["trash_until"]) if store["trash_until"] else "–",
         )
         for store in status["stores"]
     ]
-    headings = ("store", "archives", "cache", "trash", "free")
+    headings = ("store", "archives", "cache", "trash", "free", "trash until")
     return _table("Stores", headings, rows, numeric=(1, 2, 3, 4)) if rows else ""
 
 

@@ -17,7 +17,9 @@ from ckzd import __version__
 from ckzd.config import Settings, WatchSettings
 from ckzd.daemon import journal_file
 from ckzd.daemon.states import ARCHIVED, Row, State
+from ckzd.daemon.stores import measure
 from ckzd.errors import ConfigError
+from ckzd.store import Store
 
 SCHEMA_VERSION = 1
 SHOWN_CHECKPOINTS = 200  # the newest ones; the totals count all
@@ -61,6 +63,7 @@ def build(rows: Sequence[Row], live: Live, settings: Settings, now: float) -> di
         "paused": live.paused,
         "damaged_archives": list(live.damaged),
         "totals": totals(rows),
+        "space": space(rows, live.stores),
         "jobs": [dict(job) for job in live.jobs],
         "workers": [dict(worker) for worker in live.workers],
         "runs": [_run(run, rows, live) for run in sorted({row.run for row in rows} | set(live.runs))],
@@ -85,6 +88,26 @@ def totals(rows: Iterable[Row]) -> dict[str, Any]:
     }
 
 
+def space(rows: Iterable[Row], stores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is on disk now, and what has become free: not what was replaced, which lies in the trash at first.
+
+    `freed_bytes` is net of archives and cache, so at first it is negative; `trash_until`: when the trash is empty by
+    its age, if nobody needs the room before.
+    """
+    replaced = sum(row.reclaimed_bytes for row in rows if row.state is State.REPLACED)
+    archives, cache, trash = (
+        sum(store[name] for store in stores) for name in ("archive_bytes", "cache_bytes", "trash_bytes")
+    )
+    return {
+        "replaced_bytes": replaced,
+        "freed_bytes": replaced - trash - archives - cache,
+        "trash_bytes": trash,
+        "trash_until": max((store["trash_until"] for store in stores if store["trash_until"]), default=None),
+        "archive_bytes": archives,
+        "cache_bytes": cache,
+    }
+
+
 def replacing_stopped(settings: Settings) -> dict[str, Any] | None:
     """Why replacing was stopped and how to let it go on, or None."""
     file = settings.daemon.state_dir / STOPPED
@@ -106,7 +129,9 @@ def read_status(settings: Settings) -> dict[str, Any]:
         rows = journal_file.read_only(settings.daemon.state_dir / JOURNAL)
     except ConfigError as error:
         problems = [str(error)]
-    return build(rows, Live(problems=problems), settings, now=max((row.changed for row in rows), default=0.0))
+    roots = {row.archive.parents[2] for row in rows if row.archive is not None}
+    live = Live(problems=problems, stores=[measure(Store(root), None) for root in sorted(roots)])
+    return build(rows, live, settings, now=max((row.changed for row in rows), default=0.0))
 
 
 def _ask(endpoint: Path) -> dict[str, Any] | None:

@@ -140,8 +140,12 @@ class Stores:
         now = self._clock.monotonic()
         if now - self._measured >= MEASURE_SECONDS or self._sizes.keys() != self._opened.keys():
             self._measured = now
-            self._sizes = {root: _measure(opened.store) for root, opened in self._opened.items()}
+            self._sizes = {root: measure(opened.store, opened.trash_seconds) for root, opened in self._opened.items()}
         return list(self._sizes.values())
+
+    def measure_again(self) -> None:
+        """Something was written, moved or deleted: the next facts are new."""
+        self._measured = float("-inf")
 
     def _has_old_trash(self, opened: _Opened) -> bool:
         limit = self._clock.time() - opened.trash_seconds
@@ -173,22 +177,25 @@ def _verified_at(trash: Path) -> Iterator[float]:
                 yield (entry / "verified").stat().st_mtime
 
 
-def _measure(store: Store) -> dict[str, Any]:
+def measure(store: Store, trash_seconds: float | None) -> dict[str, Any]:
+    """What is on disk of a store, and how long the last of its trash stays there if there is room; None: not known."""
     try:
         free = durable.free_bytes(store.root)
     except (OSError, CkzdError):
         free = 0
+    last = max(_verified_at(store.trash), default=None)
     return {
         "store": str(store.root),
         "free_bytes": free,
         "archive_bytes": _tree_bytes(store.root / "archives"),
         "cache_bytes": _tree_bytes(store.cache),
         "trash_bytes": _tree_bytes(store.trash),
+        "trash_until": None if trash_seconds is None or last is None else last + trash_seconds,
     }
 
 
 def _tree_bytes(place: Path) -> int:
-    """Bytes of the files under a directory; what vanishes meanwhile does not count."""
+    """Bytes on disk of the files under a directory; what vanishes meanwhile does not count."""
     total, folders = 0, [str(place)]
     while folders:
         try:
@@ -197,7 +204,7 @@ def _tree_bytes(place: Path) -> int:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     else:
-                        total += entry.stat(follow_symlinks=False).st_size
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
         except OSError:
             continue
     return total

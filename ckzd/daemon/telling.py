@@ -68,6 +68,10 @@ class Teller:
         self.metrics.quarantined.set(sum(row.state is State.QUARANTINED for row in rows))
         self.metrics.paused.set(live.paused is not None)
         self.metrics.replacing_stopped.set(snapshot["replacing_stopped"] is not None)
+        space = snapshot["space"]
+        self.metrics.net_freed_bytes.set(space["freed_bytes"])
+        for kind, name in (("archives", "archive_bytes"), ("cache", "cache_bytes"), ("trash", "trash_bytes")):
+            self.metrics.store_bytes.labels(kind).set(space[name])
         for worker in live.workers:
             self.metrics.worker_up.labels(worker["worker"]).set(worker["up"])
         for name, watch in zip(self._settings.watch_names, self._settings.watch, strict=True):

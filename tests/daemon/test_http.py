@@ -303,6 +303,7 @@ class Outline(HTMLParser):
 
 def test_the_page_shows_what_matters_and_escapes_everything(teller, rows):
     store = {"store": "/ckpts/.ckzd", "archive_bytes": 1, "cache_bytes": 2, "trash_bytes": 3e9, "free_bytes": 4}
+    store["trash_until"] = 5e4
     teller.tell(rows, live(problems=[f"watch {NASTY}"], stores=[store]))
     answer = Get(teller.url)
     outline = Outline(answer.text)

@@ -71,6 +71,26 @@ def test_numbers_for_prometheus_and_the_status_agree(daemon):
     assert told["stores"][0]["archive_bytes"] > 0
 
 
+def test_space_is_free_when_the_trash_is_emptied_not_before(make_daemon):
+    daemon = make_daemon(trash_seconds=600)
+    daemon.service.start()
+    daemon.write(1, 2)
+    daemon.go()
+    space, original = daemon.status()["space"], daemon.status()["totals"]["reclaimed_bytes"]
+    assert space["replaced_bytes"] == original > 0
+    assert space["trash_bytes"] >= original
+    assert space["freed_bytes"] == original - space["trash_bytes"] - space["archive_bytes"] <= 0
+    assert space["trash_until"] == pytest.approx(daemon.clock.time() + 600, abs=60)
+    assert daemon.metric("ckzd_store_bytes", kind="trash") == space["trash_bytes"]
+    assert daemon.metric("ckzd_net_freed_bytes") == space["freed_bytes"]
+
+    daemon.clock.sleep(700)
+    daemon.go()
+    space = daemon.status()["space"]
+    assert (space["trash_bytes"], space["trash_until"]) == (0, None)
+    assert space["freed_bytes"] == original - space["archive_bytes"]
+
+
 def test_without_replace_every_original_stays(make_daemon):
     daemon = make_daemon(replace=False)
     daemon.service.start()
