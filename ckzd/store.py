@@ -32,6 +32,8 @@ from ckzd.archive import Manifest
 from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, decodable, records_in, sound
 from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.formats.foreign import json_object, read_small
+from ckzd.formats.names import labelled_step
+from ckzd.formats.units import MAX_ABOVE
 from ckzd.locks import Process, flock
 
 log = logging.getLogger(__name__)
@@ -52,8 +54,8 @@ def default_store(run: Path) -> Path:
     Raises ConfigError with a proposal where a store has to be chosen.
     """
     run = run.resolve()
-    store = run.parent / STORE_NAME
-    for directory in (run, run.parent):
+    store = _outermost(run).parent / STORE_NAME
+    for directory in dict.fromkeys((run, run.parent, store.parent)):
         if framework := _listed_by(directory):
             safe = next(parent for parent in directory.parents if _listed_by(parent) is None)
             problem = f"{framework} lists every name in {directory}, so ckzd does not choose the store itself"
@@ -62,6 +64,12 @@ def default_store(run: Path) -> Path:
         problem = f"{run} is a mount point: a store beside it would be on another file system"
         raise ConfigError(run, problem, hint=f"set store = {str(run / STORE_NAME)!r}")
     return store
+
+
+def _outermost(run: Path) -> Path:
+    """The run, or the directory of a step that it lies in: what is in there goes when the step goes."""
+    steps = [above for above in run.parents[:MAX_ABOVE] if labelled_step(above.name) is not None]
+    return steps[-1] if steps and not Store.is_at(run.parent / STORE_NAME) else run
 
 
 def _listed_by(directory: Path) -> str | None:

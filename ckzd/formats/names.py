@@ -26,7 +26,8 @@ _SHARD = re.compile(
 )
 _OF = re.compile(r"(?<!\d)\d+[-_]of[-_]\d+(?!\d)", re.IGNORECASE | re.ASCII)
 _STEP_LABEL = re.compile(
-    r"(?<![a-z])(?:global[_-]?)?(?:step|iter|iteration|epoch|checkpoint|ckpt|chkpt|snapshot|save|ep|it)s?[=_.+-]?(\d{1,18})(?!\d)",
+    r"(?<![a-z])(?:(?:global[_-]?)?(?:step|iter|iteration|epoch)s?[=_.+-]?"
+    r"|(?:checkpoint|ckpt|chkpt|snapshot|save|ep|it)s?[=_.+-])(\d{1,18})(?!\d)",
     re.IGNORECASE | re.ASCII,
 )
 _ONLY_NUMBERS = re.compile(r"\d[\dT_.:+-]*", re.ASCII)

@@ -80,7 +80,8 @@ _BY_NAME: Final = tuple(  # files that are left alone, kind and name
 _CHECKPOINT: Final = "checkpoint"
 _LEFT_WHOLE: Final = frozenset({"shards", "parts", "legacy_torch", "several_files"})  # with all that is of their step
 _DEEPSPEED_TAG = re.compile(r"global_step\d+")
-MAX_DEPTH = 4  # of what is looked into, and looked up from, to tell a checkpoint of several files
+MAX_DEPTH = 4  # of what is looked into to tell a checkpoint of several files
+MAX_ABOVE = 3  # directories above a path that it may be a part of
 MAX_LOOKED_AT = 5_000  # names below a directory
 
 
@@ -137,7 +138,7 @@ def look_into(directory: Path) -> Contents:
 
 def left_alone(path: Path) -> LeftAlone | None:
     """The checkpoint that ckzd does not know whole, and that `path` is, or is a part of; None if there is none."""
-    for place in (*path.parents[MAX_DEPTH - 1 :: -1], path):  # the largest
+    for place in (*path.parents[MAX_ABOVE - 1 :: -1], path):  # the largest
         if kind := _kind_of_directory(place, *_names(place)):
             return LeftAlone(place, kind)
     if is_trainer_directory(path.parent):

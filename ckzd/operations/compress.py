@@ -27,11 +27,13 @@ from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.slabs import in_slabs
-from ckzd.errors import CkzdError, ConfigError, SourceChanged, StoreLocked
-from ckzd.formats import read_checkpoint
+from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, SourceChanged, StoreLocked
+from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
-from ckzd.operations.inspect import is_tightened
+from ckzd.operations.gain import too_little
+from ckzd.operations.inspect import is_kept_exact, is_tightened
+from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
@@ -63,10 +65,12 @@ class CompressReport:
     second_moment_ratio: float  # what a restore does to the optimizer, as factors of 1 or more
     update_length_ratio: float
     tightened: bool
+    kept_exact: bool  # nothing was coded with a loss, though the preset may lose
     verified: bool
     accepted: bool | None  # None: no command was asked
     already: bool
     replaced: bool
+    kept: str | None = None  # why the original stays, although it was to be replaced
     damaged: tuple[str, ...] = ()  # archives of the run that cannot be restored from any more
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,9 +79,9 @@ class CompressReport:
 
 
 def compress(
-    path: Path,
+    path: Path | str,
     *,
-    store: Path | None = None,
+    store: Path | str | None = None,
     preset: str = "resume",
     stride: int = 1,
     replace: bool = False,
@@ -96,14 +100,16 @@ def compress(
     Raises any CkzdError; nothing is left behind then.
     """
     started = time.monotonic()
-    path, tell = path.absolute(), on_stage or (lambda _stage, _fraction: None)
+    path, tell = Path(path).absolute(), on_stage or (lambda _stage, _fraction: None)
     if preset not in PRESETS:
         raise ConfigError("preset", f"expected one of {', '.join(PRESETS)}, got {preset!r}")
     if stride < 1:
         raise ConfigError("stride", f"expected 1 or more, got {stride}")
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
     device = _device(device, PRESETS[preset])
-    root = store if store is not None else default_store(path.parent)
+    root = Path(store) if store is not None else default_store(path.parent)
+    if replace:
+        _require_known_whole(path)
     if replace and Store.is_at(root):
         recover(Store.open(root))  # an earlier run may have died with this very checkpoint in its hands
     tell("read", 0.0)
@@ -123,13 +129,27 @@ def compress(
             else:
                 record = _archive(job, known)
             damaged = opened.damaged(job.run)
-    if replace:
+    kept = too_little(checkpoint.nbytes, record.path.stat().st_size) if replace else None
+    if replace and kept is None:
         replace_original(path, record.path, opened)
         _free_original(opened)
         tell("replaced", 1.0)
-    report = _report(job, record, already=already, replaced=replace)
+    report = _report(job, record, already=already, replaced=replace and kept is None)
     seconds = time.monotonic() - started
-    return dataclasses.replace(report, seconds=seconds, damaged=tuple(map(str, damaged)))
+    return dataclasses.replace(report, seconds=seconds, kept=kept, damaged=tuple(map(str, damaged)))
+
+
+def _require_known_whole(path: Path) -> None:
+    """Raise BadCheckpoint for what must not be replaced in part: the others of its files would not go with it."""
+    found = left_alone(path)
+    hint = "leave --replace out to archive what can be read of it"
+    if found is not None:
+        whole = "" if found.path == path else f" it is a part of {found.path}:"
+        raise BadCheckpoint(path, f"is not replaced:{whole} {KINDS[found.kind]} are left alone whole", hint=hint)
+    is_known = looks_like_checkpoint(path) or os.path.lexists(path / POINTER_IN_DIRECTORY)
+    if path.is_dir() and not is_known:
+        problem = "is not replaced: not a file, nor a directory of Hugging Face's Trainer, and left alone whole"
+        raise BadCheckpoint(path, problem, hint=hint)
 
 
 def _free_original(store: Store) -> None:
@@ -203,6 +223,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
         second_moment_ratio=quality.get("second_moment_ratio", 1.0),
         update_length_ratio=quality.get("update_length_ratio", 1.0),
         tightened=is_tightened(record.manifest),
+        kept_exact=is_kept_exact(record.manifest),
         verified=True,
         accepted=True if job.acceptance is not None else None,
         already=already,

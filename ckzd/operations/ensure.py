@@ -7,30 +7,56 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CkzdError, StoreLocked
 from ckzd.formats import completeness, is_replaced, read_checkpoint
 from ckzd.locks import LOCKS_UNSUPPORTED
 from ckzd.operations.child import run_module
+from ckzd.operations.pointer import MAX_POINTER_BYTES, POINTER_IN_DIRECTORY, is_archive
 from ckzd.operations.replace import pointer_for, resolve
+from ckzd.store import Store
 
 WAIT_SECONDS = 3600.0  # a restore reads, decodes and writes one checkpoint: minutes at the most
 POLL_SECONDS = 0.1
 
 
 def ensure_restored(path: Path | str) -> Path:
-    """Make sure that the checkpoint at `path` is there, restoring it in place if ckzd replaced it; returns its path.
+    """Make sure that all of the checkpoint at `path` is there, restoring what ckzd replaced of it; returns its path.
 
-    Call it on every rank. One rank restores, in a fresh child process (a trainer's default dtype, device and
-    floating-point modes are its own business), the others wait for it. If nothing is missing it returns at once.
+    Of a directory that is everything below it for which a pointer stands. Call it on every rank. One rank restores, in
+    a fresh child process (a trainer's default dtype, device and floating-point modes are its own business), the others
+    wait for it. If nothing is missing it returns at once; what cannot be restored is an error.
     """
     checkpoint = Path(path)
-    if _is_there(checkpoint):
-        return checkpoint
-    archive = resolve(checkpoint)
-    with _turn(archive):
-        if not _is_there(checkpoint):
-            _restore_in_child(checkpoint)
+    for replaced in [checkpoint, *_replaced_below(checkpoint)]:
+        if not _is_there(replaced):
+            archive = resolve(replaced)
+            with _turn(archive):
+                if not _is_there(replaced):
+                    _restore_in_child(replaced)
     return checkpoint
+
+
+def _replaced_below(folder: Path) -> list[Path]:
+    """What pointers below a directory stand for; not in stores, whose archives only look like them."""
+    found = []
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not Store.is_at(Path(place, name))]
+        found += [Path(place, name) for name in folders if os.path.lexists(Path(place, name, POINTER_IN_DIRECTORY))]
+        found += [pointer.with_suffix("") for name in files if _stands_alone(pointer := Path(place, name))]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # a file, or what `resolve` is to explain
+        raise error
+
+
+def _stands_alone(pointer: Path) -> bool:
+    """Whether a file is, or was, the pointer of one that is not there: small, and no archive."""
+    if pointer.suffix != ARCHIVE_SUFFIX or os.path.lexists(pointer.with_suffix("")) or not pointer.is_file():
+        return False
+    return pointer.stat().st_size <= MAX_POINTER_BYTES and not is_archive(pointer)
 
 
 def _is_there(checkpoint: Path) -> bool:

@@ -5,16 +5,19 @@ from typing import Any
 
 from ckzd.archive import Manifest
 from ckzd.chains import read_manifest
-from ckzd.codec.presets import PRESETS
+from ckzd.codec.index import Method
+from ckzd.codec.presets import PRESETS, Scheme
 from ckzd.operations.pointer import resolve
 
+_EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA})
 
-def inspect(path: Path) -> dict[str, Any]:
+
+def inspect(path: Path | str) -> dict[str, Any]:
     """The manifest's fields and what follows from them: size, ratio, bits a parameter by part, container overhead.
 
     `promise` is what its preset says today, `tightened` whether bits were spent to keep to the budget in `quality`.
     """
-    archive = resolve(path)
+    archive = resolve(Path(path))
     manifest = read_manifest(archive)
     archive_bytes = archive.stat().st_size
     fields = manifest.model_dump(mode="json")
@@ -26,6 +29,7 @@ def inspect(path: Path) -> dict[str, Any]:
         **{name: value for name, value in fields.items() if name != "parts"},
         "promise": PRESETS[manifest.preset].promise if manifest.preset in PRESETS else None,
         "tightened": is_tightened(manifest),
+        "kept_exact": "no paired moments: kept exact" if is_kept_exact(manifest) else "no",
         "parts": parts,
         "bits_per_parameter": {
             part: 8 * nbytes / manifest.parameters for part, nbytes in parts.items() if manifest.parameters
@@ -36,3 +40,10 @@ def inspect(path: Path) -> dict[str, Any]:
 def is_tightened(manifest: Manifest) -> bool:
     """Whether weights were coded finer than their preset's step, or exactly, to keep to its budget."""
     return any(manifest.quality.get(name, 0) for name in ("tightened_tensors", "exact_tensors"))
+
+
+def is_kept_exact(manifest: Manifest) -> bool:
+    """Whether a preset that may lose found nothing that it knows how to lose: no weight with its moments."""
+    may_lose = manifest.preset in PRESETS and PRESETS[manifest.preset].scheme is not Scheme.EXACT
+    lossy = any(count for coder, count in manifest.coders.items() if coder not in _EXACT)
+    return may_lose and manifest.parameters > 0 and not lossy

@@ -92,7 +92,7 @@ def points_to(pointer: Path, archive: Path) -> bool:
         return False
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
     """Whether a file starts as archives do; whole or not is for its reader to find."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
@@ -120,7 +120,7 @@ def resolve(path: Path) -> Path:
         return archive_of(path)
     pointer = pointer_for(path)
     if _is_file(pointer):  # an archive may have been given that name by hand
-        archives = [pointer.resolve() if _is_archive(pointer) else archive_of(pointer)]
+        archives = [pointer.resolve() if is_archive(pointer) else archive_of(pointer)]
     else:
         archives = _in_default_store(path)
     for archive in archives:

@@ -49,7 +49,11 @@ class RestoreReport:
 
 
 def restore(
-    path: Path, *, output: Path | None = None, weights_only: bool = False, on_progress: OnProgress | None = None
+    path: Path | str,
+    *,
+    output: Path | str | None = None,
+    weights_only: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> RestoreReport:
     """Restore the checkpoint that `path` (an archive, a pointer or a replaced checkpoint) stands for.
 
@@ -58,6 +62,7 @@ def restore(
     nothing then.
     """
     started = time.monotonic()
+    path, output = Path(path), None if output is None else Path(output)
     archive = resolve(path)
     if output is None:
         _recover_store_of(archive)

@@ -48,13 +48,13 @@ class VerifyReport:
         return asdict(self)
 
 
-def verify(path: Path, *, on_progress: OnProgress = lambda _: None) -> VerifyReport:
+def verify(path: Path | str, *, on_progress: OnProgress = lambda _: None) -> VerifyReport:
     """Check an archive (or the pointer or checkpoint path that names one) down to its last byte.
 
     Its chain is decoded from the archives; nothing that is cached is believed. Raises CorruptArchive, MissingReference,
     or VerificationFailed where all bytes are whole and decode to others.
     """
-    (outcome,) = _outcomes([resolve(path)], lambda _: None, on_progress)
+    (outcome,) = _outcomes([resolve(Path(path))], lambda _: None, on_progress)
     if isinstance(outcome, CkzdError):
         raise outcome
     return outcome

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 import ckzd
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.operations.child import error_of
-from ckzd.operations.replace import pointer_for
+from ckzd.operations.replace import pointer_for, replace
+from ckzd.store import Store
 
 RANK = """
 import sys
@@ -136,3 +137,38 @@ def test_a_child_that_dies_without_a_word_is_an_error_too(tmp_path, stderr):
     error = error_of(tmp_path, -9, stderr)
     assert type(error) is CkzdError
     assert "-9" in error.problem
+
+
+@pytest.fixture
+def step(tmp_path):
+    """A directory of a step whose files were replaced one by one, and what they were."""
+    folder = tmp_path / "runs" / "gan" / "step_10"
+    (folder / "deeper").mkdir(parents=True)
+    original = {}
+    for name in ("net.pt", "deeper/optim.pt"):
+        torch.save({"weight": torch.zeros(64, 64)}, folder / name)
+        original[name] = (folder / name).read_bytes()
+        report = ckzd.compress(folder / name, preset="lossless")
+        replace(folder / name, Path(report.archive), Store(Path(report.archive).parents[2]))
+    return folder, original
+
+
+def test_a_directory_is_there_when_nothing_below_it_is_a_pointer(step):
+    folder, original = step
+    assert not (folder / "net.pt").exists()
+    assert ckzd.ensure_restored(str(folder)) == folder
+    assert {name: (folder / name).read_bytes() for name in original} == original
+    assert not list(folder.rglob("*.ckz"))
+
+
+def test_a_directory_is_not_there_when_a_pointer_below_it_leads_nowhere(step):
+    folder, _ = step
+    (folder / "deeper" / "optim.pt.ckz").write_bytes(b"")
+    with pytest.raises(CorruptArchive, match="is no pointer"):
+        ckzd.ensure_restored(folder)
+    assert (folder / "net.pt").exists()
+
+
+def test_a_store_is_never_inside_the_directory_of_a_step(step):
+    folder, _ = step
+    assert [place.parent for place in folder.parents[2].rglob(".ckzd")] == [folder.parent]
