@@ -209,7 +209,9 @@ def _checkpoints_of(path: Path) -> list[Path]:
 def _compress_row(report: "CompressReport") -> tuple[str, ...]:
     sizes = plain_bytes(report.original_bytes), plain_bytes(report.archive_bytes), f"{report.ratio:.1f}x"
     reference = Path(report.reference).name if report.reference else "nothing: a base"
-    remark = "was archived before" if report.already else "replaced" if report.replaced else "original kept"
+    remark = report.kept or (
+        "was archived before" if report.already else "replaced" if report.replaced else "original kept"
+    )
     remark = f"accepted, {remark}" if report.accepted else remark
     return (Path(report.checkpoint).name, *sizes, reference, f"{report.seconds:.1f}", remark)
 
@@ -368,6 +370,8 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
         screen.say(f"to let replacing go on: {facts['replacing_stopped']['acknowledge']}")
     for archive in facts["damaged_archives"]:
         screen.say(f"damaged, or needs what is: {archive}")
+    for left in facts["left_alone"]:
+        screen.say(f"{left['watch']} {left['says']}")
     totals = facts["totals"]
     counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
     screen.say(f"checkpoints: {counts}")

@@ -19,7 +19,7 @@ from ckzd.operations.room import keep_free
 from ckzd.store import Store
 
 
-def write_checkpoint(path: Path, content: str = "", elements: int = 64) -> Path:
+def write_checkpoint(path: Path, content: str = "", elements: int = 2048) -> Path:
     """A safetensors file that parses; different `content` gives different bytes."""
     data = (content or path.name).encode().ljust(4 * elements, b".")[: 4 * elements]
     header = json.dumps({"weight": {"dtype": "F32", "shape": [elements], "data_offsets": [0, len(data)]}}).encode()
@@ -62,7 +62,7 @@ def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -
     return {
         "checkpoint": str(job.checkpoint), "archive": str(archive), "reference": str(reference) if reference else None,
         "preset": job.preset, "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
-        "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2,
+        "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2, "kept_exact": False,
         "second_moment_ratio": 1.01, "update_length_ratio": 1.1,
         "seconds": 1.0, "verified": True, "already": already, "replaced": False,
         "damaged": [str(path) for path in Store.open(job.store).damaged(job.checkpoint.parent)],

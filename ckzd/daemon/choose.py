@@ -123,6 +123,7 @@ class Chooser:
             why |= {row.path: general for row in archived}
             return None
         kept = self._why_kept(run, rows, standing)
+        kept |= plan.gain_too_little(rows, run.order)
         held: dict[Path, str] | None = None
         for members in plan.units(standing, run.order):
             reasons = {row.path: kept[row.path] for row in members if row.path in kept}

@@ -10,6 +10,8 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
+from ckzd.formats import KINDS as LEFT_ALONE
+
 OUTCOMES: Final = ("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped")
 KINDS: Final = ("compress", "replace", "clean")
 STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "other")
@@ -85,6 +87,9 @@ class Metrics:
             "ckzd_queue_oldest_timestamp_seconds", "when the longest waiting one was seen; 0 when none waits"
         )
         self.quarantined = self._gauge("ckzd_quarantined_checkpoints", "checkpoints that are no longer tried")
+        self.left_alone = self._gauge(
+            "ckzd_left_alone_checkpoints", "checkpoints and files of kinds that are not read", kind=LEFT_ALONE
+        )
         self.paused = self._gauge("ckzd_queue_paused", "1 while the file system is too full to go on")
         self.damaged_archives = self._gauge(
             "ckzd_damaged_archives", "archives that cannot be restored from: they, or what they need, are damaged"
@@ -127,6 +132,11 @@ class Metrics:
             self.queue.labels(state).set(counts.get(state, 0))
         self.queue_bytes.set(nbytes)
         self.queue_oldest.set(oldest)
+
+    def set_left_alone(self, watches: Collection[Mapping[str, int]]) -> None:
+        """What is not read, by kind, in all watches."""
+        for kind in LEFT_ALONE:
+            self.left_alone.labels(kind).set(sum(watch.get(kind, 0) for watch in watches))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition that the client asks for, and its content type."""

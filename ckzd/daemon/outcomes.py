@@ -144,6 +144,8 @@ class Outcomes:
         self._heal(job, report["damaged"])
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)
+        if report["kept_exact"]:
+            log.warning("no paired moments: kept exact", extra={"checkpoint": report["checkpoint"]})
 
     def _heal(self, job: Job, damaged: Sequence[str]) -> None:
         """Of the run's archives these cannot be restored from: say so, and archive anew what is left of the originals.

@@ -79,6 +79,7 @@ def _head(status: Mapping[str, Any]) -> str:
 
 def _notes(status: Mapping[str, Any]) -> str:
     notes = [escape(str(reason)) for reason in status["reasons"]]
+    notes += [escape(f"{left['watch']} {left['says']}") for left in status["left_alone"]]
     stop = status["replacing_stopped"]
     if stop:
         notes.append(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ckzd.daemon.states import WAITING, Row, State
 from ckzd.formats.names import step_in_name
+from ckzd.operations.gain import too_little
 
 COMPLETE = frozenset(  # states of a checkpoint that is whole and stands in its place
     {State.SETTLED, State.ENCODING, State.WRITTEN, State.VERIFIED, State.FAILED, State.QUARANTINED, State.SKIPPED}
@@ -59,6 +60,16 @@ def newest(rows: Sequence[Row], order: Mapping[Path, int], count: int) -> set[Pa
         newest_first = list(dict.fromkeys(unit(row) for row in reversed(sorted_rows)))
         kept.update(newest_first[:count])
     return {row.path for row in whole if unit(row) in kept}
+
+
+def gain_too_little(rows: Sequence[Row], order: Mapping[Path, int]) -> dict[Path, str]:
+    """Checkpoints whose archives are not small enough, all files of a step taken together, and why they stay."""
+    archived = [row for row in rows if row.archive is not None and row.state is not State.ROTATED]
+    found = {}
+    for members in units(archived, order):
+        why = too_little(sum(row.original_bytes for row in members), sum(row.archive_bytes for row in members))
+        found.update({row.path: why for row in members} if why else {})
+    return found
 
 
 def may_be_replaced(row: Row, now: float) -> str | None:

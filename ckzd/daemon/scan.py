@@ -70,6 +70,7 @@ class Scanner:
         self._clock = clock
         self._adopt = adopt
         self._once = once
+        self._told: set[tuple[Path, str]] = set()  # watch and kind: what is left alone was logged
         self._said: set[str] = set()  # problems of the last scan
 
     def scan(self) -> Scan:
@@ -83,6 +84,7 @@ class Scanner:
             seen = list(look_below(watch.path))
             result.folders += [contents.path for contents in seen if not contents.is_left_alone]
             result.left_alone[watch.path] = Counter(left.kind for contents in seen for left in contents.left_alone)
+            self._tell_left_alone(watch.path, result.left_alone[watch.path])
             found = {contents.path: contents.checkpoints for contents in seen if contents.is_run}
             known = {run for run in self._journal.runs() if run.is_relative_to(watch.path)}
             for run in (*found, *sorted(known - found.keys())):
@@ -99,6 +101,12 @@ class Scanner:
             log.warning("a watch sees nothing", extra={"why": problem})
         self._said = problems
         return result
+
+    def _tell_left_alone(self, watch: Path, kinds: Counter[str]) -> None:
+        for kind in kinds:
+            if (watch, kind) not in self._told:
+                self._told.add((watch, kind))
+                log.warning("left alone: not read", extra={"watch": str(watch), "holds": formats.KINDS[kind]})
 
     def _scan_run(self, run: Path, watch: WatchSettings, found: Iterable[Path] | None, result: Scan) -> None:
         now = self._clock.time()

@@ -344,6 +344,7 @@ class Service:
             stores=self._stores.facts(),
             damaged=sorted(set().union(*self._outcomes.damaged.values())),
             why=self._chooser.why | self._scan.why,
+            left_alone=self._scan.left_alone,
             runs={run.path: (run.watch, run.store) for run in self._scan.runs},
         )
 

@@ -19,6 +19,7 @@ from ckzd.daemon import journal_file
 from ckzd.daemon.states import ARCHIVED, Row, State
 from ckzd.daemon.stores import measure
 from ckzd.errors import ConfigError
+from ckzd.formats import KINDS
 from ckzd.store import Store
 
 SCHEMA_VERSION = 1
@@ -42,6 +43,7 @@ class Live:
     stores: Sequence[Mapping[str, Any]] = ()
     damaged: Sequence[str] = ()  # archives that cannot be restored from
     why: Mapping[Path, str] = field(default_factory=dict)  # checkpoint -> why it waits or stays
+    left_alone: Mapping[Path, Mapping[str, int]] = field(default_factory=dict)  # watch -> kinds, how many of each
     runs: Mapping[Path, tuple[WatchSettings, Path | None]] = field(default_factory=dict)  # run -> its watch and store
 
 
@@ -64,6 +66,11 @@ def build(rows: Sequence[Row], live: Live, settings: Settings, now: float) -> di
         "damaged_archives": list(live.damaged),
         "totals": totals(rows),
         "space": space(rows, live.stores),
+        "left_alone": [
+            {"watch": str(watch), "kind": kind, "count": count, "says": f"holds {KINDS[kind]}: not read ({count})"}
+            for watch, kinds in live.left_alone.items()
+            for kind, count in sorted(kinds.items())
+        ],
         "jobs": [dict(job) for job in live.jobs],
         "workers": [dict(worker) for worker in live.workers],
         "runs": [_run(run, rows, live) for run in sorted({row.run for row in rows} | set(live.runs))],

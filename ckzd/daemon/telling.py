@@ -66,6 +66,7 @@ class Teller:
         oldest = min((row.first_seen for row in waiting), default=0.0)
         self.metrics.set_queue(counts, sum(row.original_bytes for row in waiting), oldest)
         self.metrics.quarantined.set(sum(row.state is State.QUARANTINED for row in rows))
+        self.metrics.set_left_alone(live.left_alone.values())
         self.metrics.paused.set(live.paused is not None)
         self.metrics.replacing_stopped.set(snapshot["replacing_stopped"] is not None)
         space = snapshot["space"]

@@ -76,16 +76,25 @@ class Watcher:
     def follow(self, directories: Iterable[Path]) -> bool:
         """Watch exactly these. True if one of them was not watched before: what happened there meanwhile is unseen."""
         self._wanted = _newest([path for path in directories if self._gives_events(path)])
+        self._leave_what_is_gone()
         if not self._is_alive():
             if self._observer is not None:
                 log.warning("watching begins anew")
             self._disarm()
             self._arm()
         present = self._present()
-        for path in [path for path, (inode, _) in self._watches.items() if present.get(path) != inode]:
-            self._unwatch(path)
         new = [path for path in present if path not in self._watches]
         return sum(self._watch(path, present[path]) for path in new) > 0
+
+    def _leave_what_is_gone(self) -> None:
+        """The thread of a directory that was deleted has ended: no reason to watch everything anew."""
+        present = self._present()
+        ended = (
+            {emitter.watch for emitter in self._observer.emitters if not emitter.is_alive()} if self._observer else ()
+        )
+        for path, (inode, watch) in list(self._watches.items()):
+            if present.get(path) != inode or watch in ended:
+                self._unwatch(path)
 
     def take_hint(self) -> bool:
         """Whether something happened since the last call."""

@@ -91,3 +91,26 @@ def test_a_refused_replacement_holds_the_whole_step(make_daemon, run):
 
     assert standing(run) == {"G_1.pt", "D_1.pt", "G_2.pt", "D_2.pt"}
     assert sum(job.kind == "replace" for job in daemon.executor.began) == 1
+
+
+def test_what_is_left_alone_is_said(make_daemon, tmp_path, run):
+    daemon = make_daemon(keep_raw=1)
+    write_checkpoint(tmp_path / "runs" / "ds" / "global_step1" / "mp_rank_00_model_states.pt")
+    pairs(run, 1)
+    daemon.service.start()
+    daemon.go(10)
+
+    (left,) = daemon.status()["left_alone"]
+    assert left["says"] == "holds DeepSpeed checkpoints: not read (1)"
+    assert b'ckzd_left_alone_checkpoints{kind="deepspeed"} 1.0' in daemon.service.metrics.render("")[0]
+
+
+def test_what_gains_too_little_stays(make_daemon, run):
+    daemon = make_daemon(keep_raw=1)
+    for step in (1, 2):
+        write_checkpoint(run / f"e_{step}.pt", elements=16)
+    daemon.service.start()
+    daemon.go(60)
+
+    assert standing(run) == {"e_1.pt", "e_2.pt"}
+    assert "too little is gained" in why(daemon, "e_1.pt")

@@ -277,3 +277,17 @@ def test_a_network_file_system_is_left_to_the_scan(root, monkeypatch):
     assert not watcher.follow([root])
     assert watcher.healthy()
     watcher.stop()
+
+
+def test_a_directory_that_goes_does_not_make_watching_begin_anew(root, watcher, caplog):
+    for number in range(3):
+        folder = root / f"run{number}"
+        folder.mkdir()
+        watcher.follow([root, folder])
+        observer = watcher._observer
+        shutil.rmtree(folder)
+        time.sleep(0.3)
+        watcher.follow([root])
+        assert watcher._observer is observer
+    assert "watching begins anew" not in caplog.text
+    assert watcher.healthy()
