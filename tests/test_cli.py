@@ -45,6 +45,7 @@ class FakeReport:
     accepted: bool | None = None
     already: bool = False
     replaced: bool = False
+    kept: str | None = None
     restored_bytes: int = 17_394_081
     files: int = 1
 
@@ -233,6 +234,7 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
         "pid": 7,
         "reasons": [stop["reason"]],
         "replacing_stopped": stop,
+        "left_alone": [],
         "damaged_archives": ["/s/step_0.ckz"],
         "totals": totals,
         "space": {

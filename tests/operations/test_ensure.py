@@ -30,7 +30,7 @@ print("there" if "torch" not in sys.modules else "loaded torch")
 @pytest.fixture(params=["file", "directory"])
 def replaced(request, tmp_path):
     """A checkpoint that was replaced without loss, and what it was: path, archive, bytes by name."""
-    weights = {"weight": torch.randn(64, 64), "bias": torch.randn(64)}
+    weights = {"weight": torch.randn(256, 256), "bias": torch.randn(64)}  # large enough to gain something
     run = tmp_path / "runs" / "gpt"
     if request.param == "file":
         checkpoint = run / "step_100.pt"
