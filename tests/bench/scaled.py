@@ -7,15 +7,15 @@ import sys
 from dataclasses import replace
 
 from ckzd.cli import run
-from ckzd.codec.budget import Budget
 from ckzd.codec.presets import PRESETS, Preset
 
 
 def scaled(preset: Preset, factor: float) -> Preset:
     """All weights coarser by the factor, and allowed to be."""
     steps = {name: factor * getattr(preset, name) for name in ("weight_step", "update_step", "whole_step")}
-    errors = (preset.budget.max_weight_error, preset.budget.max_worst_tensor_error)
-    return replace(preset, budget=Budget(*(factor**2 * error for error in errors)), **steps)
+    bounds = ("max_weight_error", "max_worst_tensor_error", "max_matrix_error", "max_vector_error")
+    budget = replace(preset.budget, **{name: factor**2 * getattr(preset.budget, name) for name in bounds})
+    return replace(preset, budget=budget, **steps)
 
 
 if __name__ == "__main__":
