@@ -90,6 +90,6 @@ def test_one_pass_over_nothing_is_done(make_daemon):
 def test_one_pass_over_a_missing_directory_is_a_mistake(make_daemon, tmp_path):
     daemon = make_daemon(once=True)
     (tmp_path / "runs").rmdir()
-    with daemon.service as service, pytest.raises(ConfigError, match="not a directory"):
+    with daemon.service as service, pytest.raises(ConfigError, match=r"watch\[0\].path: expected a directory"):
         service.run()
     daemon.service = Gone()
