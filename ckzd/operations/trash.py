@@ -20,6 +20,7 @@ from typing import Literal, Self
 from ckzd import durable
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CorruptArchive
+from ckzd.formats.foreign import MAX_JSON_BYTES, json_object, read_small
 from ckzd.operations.originals import Mark
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.store import Store
@@ -71,7 +72,7 @@ class Entry:
     def load(cls, store: Store, root: Path) -> Self:
         """Read back what `begin` wrote."""
         try:
-            fields = json.loads((root / "intent.json").read_bytes())
+            fields = json_object(read_small(root / "intent.json", MAX_JSON_BYTES) or b"")
             for key in ("original", "prepared"):
                 fields[key] = {name: Mark(*mark) for name, mark in fields[key].items()}
             return cls(store, root, Intent(**fields))
