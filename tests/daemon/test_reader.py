@@ -13,7 +13,6 @@ from ckzd.daemon.reader import Reader
 from ckzd.daemon.settle import NotReadYet, Settled, Settler, Unsettled
 from ckzd.errors import BadCheckpoint
 
-
 pytestmark = pytest.mark.slow  # fails behind some other tests in one process, for a reason that is yet to be found
 
 
