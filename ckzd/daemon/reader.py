@@ -107,7 +107,10 @@ class Reader:
         question = self._question
         try:
             if self._pipe.poll(seconds):
-                self._keep(question, json.loads(self._pipe.recv_bytes()))
+                found = json.loads(self._pipe.recv_bytes())
+                if found["last"]:
+                    self._end()
+                self._keep(question, found)
             elif self._clock.seconds() > READ_SECONDS:
                 self._end()
                 problem = f"cannot be read within {READ_SECONDS:.0f} s and {MAX_BYTES} bytes"

@@ -36,22 +36,28 @@ def answer(kind: str, checkpoint: Path) -> dict[str, Any]:
 
 def serve(pipe: Connection) -> None:
     """Answer until nobody asks any more."""
-    while pipe.poll(IDLE_SECONDS):
+    last = False
+    while not last and pipe.poll(IDLE_SECONDS):
         try:
             kind, checkpoint = json.loads(pipe.recv_bytes())
-            pipe.send_bytes(json.dumps(answer(kind, Path(checkpoint))).encode())
+            said = answer(kind, Path(checkpoint))
+            last = _pages()[1] * resource.getpagesize() > GROWN_BYTES
+            pipe.send_bytes(json.dumps({**said, "last": last}).encode())
         except (EOFError, OSError):
             return
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > GROWN_BYTES:
-            return
+
+
+def _pages() -> tuple[int, int]:
+    """Of address space and of memory, now. (`ru_maxrss` would begin with what the service had when it forked.)"""
+    size, resident, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(size), int(resident)
 
 
 def main(descriptor: int) -> None:
     """Set the limit, serve. A terminal's interrupt is for the service."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICE)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    limit = pages * resource.getpagesize() + MAX_BYTES
+    limit = _pages()[0] * resource.getpagesize() + MAX_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     os.set_inheritable(descriptor, False)
     with Connection(descriptor) as pipe:

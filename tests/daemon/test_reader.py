@@ -2,6 +2,7 @@
 
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,8 +13,6 @@ from ckzd.daemon import reader, reading
 from ckzd.daemon.reader import Reader
 from ckzd.daemon.settle import NotReadYet, Settled, Settler, Unsettled
 from ckzd.errors import BadCheckpoint
-
-pytestmark = pytest.mark.slow  # fails behind some other tests in one process, for a reason that is yet to be found
 
 
 @pytest.fixture
@@ -65,6 +64,27 @@ def test_one_process_serves_many_questions(patient, tmp_path):
         patient.parse(path)
         pids.add(patient._process.pid)
     assert len(pids) == 1
+
+
+def test_what_the_service_once_had_in_memory_is_not_counted_as_the_process_s(tmp_path):
+    bytearray(b"x") * (2 * reading.GROWN_BYTES)  # a process starts with the highest mark of who forked it
+    path = write_checkpoint(tmp_path / "step_1.safetensors")
+    with Reader(patient=True) as one:
+        one.completeness(path)
+        first = one._process
+        one.parse(path)
+        assert one._process is first
+
+
+def test_one_that_has_grown_ends_and_nobody_notices(patient, tmp_path):
+    path = write_checkpoint(tmp_path / "step_1.safetensors")
+    slow = slow_pickle(tmp_path / "slow.pt")
+    patient.completeness(path)
+    first = patient._process
+    with suppress(BadCheckpoint):
+        patient.parse(slow)
+    assert patient.parse(path) == 1
+    assert patient._process is not first
 
 
 def test_a_slow_one_holds_nobody_up_and_is_refused_in_the_end(hasty, tmp_path, monkeypatch):
