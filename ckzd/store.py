@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import groupby, takewhile
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ckzd import durable
-from ckzd.access import Access, give
+from ckzd.access import Access, give, plain_mode
 from ckzd.archive import Manifest
 from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, decodable, records_in, sound
 from ckzd.errors import ConfigError, CorruptArchive
@@ -154,7 +153,7 @@ class Store:
         if not directory.exists():
             directory.mkdir(mode=0o700, exist_ok=True)
             status = run.stat()
-            give(directory, Access(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)))
+            give(directory, Access(status.st_uid, status.st_gid, plain_mode(run, status)))
             durable.fsync_dir(directory.parent)
         suffix = f".{checkpoint_sha[:12]}{'.' if again else ''}{again[:8]}{ARCHIVE_SUFFIX}"
         return directory / f"{_fitting(name, len(suffix))}{suffix}"

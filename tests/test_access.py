@@ -2,10 +2,13 @@
 
 import os
 import stat
+import struct
 
 import pytest
+from serving import write_checkpoint
 
 from ckzd.access import Access, access_to, give
+from ckzd.formats import read_checkpoint
 
 ME, OTHER, GROUP = os.geteuid(), 1234, 4321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
@@ -111,3 +114,48 @@ def test_the_group_alone_is_given_where_the_owner_cannot(tmp_path, monkeypatch):
     path = file(tmp_path / "a", 0o600)
     give(path, Access(OTHER, GROUP, 0o640))
     assert (given, mode_of(path)) == ([GROUP], 0o640)
+
+
+@pytest.mark.parametrize(
+    ("mode", "entries", "expected"),
+    [
+        (0o640, {"group::": 0, "user:1234": 4, "mask": 4}, 0o600),  # the bits of the group are the mask
+        (0o644, {"group::": 4, "user:1234": 0, "mask": 4}, 0o600),  # who is shut out may be of the group, or any other
+        (0o644, {"group::": 4, "group:4321": 0, "mask": 4}, 0o640),
+        (0o644, {"group::": 4, "user:1234": 6, "mask": 6}, 0o644),
+        (0o644, {"group::": 6, "user:1234": 6, "mask": 0}, 0o600),
+    ],
+)
+def test_an_access_control_list_keeps_out_whom_it_keeps_out(run, mode, entries, expected):
+    path = file(run / "a", mode)
+    set_list(path, mode, entries)
+    assert access_to([path], place=run.parent / "store").mode == expected
+
+
+def test_a_list_of_a_directory_keeps_out_too(run):
+    path = file(run / "a", 0o644)
+    set_list(run, 0o755, {"group::": 0, "user:1234": 7, "mask": 5})
+    assert access_to([path], place=run.parent / "store").mode == 0o604
+
+
+def test_what_a_restore_gives_back_is_no_more_open_than_the_list_was(run):
+    path = write_checkpoint(run / "step_1.safetensors")
+    set_list(path, 0o640, {"group::": 0, "user:1234": 4, "mask": 4})
+    checkpoint = read_checkpoint(path)
+    checkpoint.source.close()
+    assert checkpoint.files[0].stat.mode == 0o600
+
+
+def set_list(path, mode, entries):
+    """Give a path this list; the owner's and all others' entries are the mode's."""
+    tags = {"user": 0x02, "group": 0x08, "mask": 0x10}
+    nobody = 0xFFFFFFFF
+    words = [(0x01, mode >> 6, nobody), (0x20, mode & 7, nobody)]
+    for name, bits in entries.items():
+        kind, _, who = name.partition(":")
+        words.append((0x04, bits, nobody) if name == "group::" else (tags[kind], bits, int(who or nobody)))
+    packed = b"".join(struct.pack("<HHI", *word) for word in sorted(words))
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + packed)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")

@@ -48,7 +48,7 @@ def serve(pipe: Connection) -> None:
 
 
 def _pages() -> tuple[int, int]:
-    """Of address space and of memory, now. (`ru_maxrss` would begin with what the service had when it forked.)"""
+    """Of address space and of memory, now; `ru_maxrss` would begin with what the service had when it forked."""
     size, resident, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
     return int(size), int(resident)
 

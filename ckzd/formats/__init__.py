@@ -54,7 +54,7 @@ def _read_file(path: Path) -> Checkpoint:
         is_directory=False,
         stat=None,
         step=step_in_name(path.name) if parsed.step is None else parsed.step,
-        files=(FileLayout(path.name, found.st_size, file_stat(found), parsed.holes),),
+        files=(FileLayout(path.name, found.st_size, file_stat(path, found), parsed.holes),),
         tensors=parsed.tensors,
         optimizers=parsed.optimizers,
         source=source,

@@ -121,7 +121,7 @@ def _assemble(listing: Listing, source: FileSource, parsed: Sequence[ParsedFile]
         holes = tuple(replace(hole, tensor=hole.tensor + len(tensors)) for hole in one.holes)
         tensors.extend(replace(tensor, path=(name, *tensor.path)) for tensor in one.tensors)
         optimizers.extend(replace(optimizer, path=(name, *optimizer.path)) for optimizer in one.optimizers)
-        files.append(FileLayout(name, found.st_size, file_stat(found), holes))
+        files.append(FileLayout(name, found.st_size, file_stat(listing.path / name, found), holes))
     verbatim = sum(layout.size for layout in files) - sum(tensor.nbytes for tensor in tensors)
     if not tensors or verbatim > MAX_VERBATIM_BYTES:
         problem = f"{verbatim} bytes besides its tensors, at most {MAX_VERBATIM_BYTES} are read"
@@ -129,7 +129,7 @@ def _assemble(listing: Listing, source: FileSource, parsed: Sequence[ParsedFile]
     return Checkpoint(
         name=listing.path.name,
         is_directory=True,
-        stat=file_stat(listing.stat),
+        stat=file_stat(listing.path, listing.stat),
         step=step_in_name(listing.path.name) if step is None else step,
         files=tuple(files),
         tensors=tuple(tensors),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckzd.access import plain_mode
 from ckzd.checkpoint import FileStat
 from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
 
@@ -26,9 +27,9 @@ def identity(found: os.stat_result) -> Identity:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def file_stat(found: os.stat_result) -> FileStat:
+def file_stat(path: Path, found: os.stat_result) -> FileStat:
     """What a restore gives back."""
-    return FileStat(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns)
+    return FileStat(plain_mode(path, found), found.st_uid, found.st_gid, found.st_mtime_ns)
 
 
 @contextlib.contextmanager
