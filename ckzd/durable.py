@@ -170,9 +170,10 @@ def remove_abandoned(places: Iterable[Path], now: float | None = None) -> list[P
     return removed
 
 
-def sweep_beside(target: Path) -> list[Path]:
-    """Remove what those who died left at `temp_beside` in the directory of `target`."""
-    return remove_abandoned(target.parent.glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}"))
+def sweep_beside(target: Path, *, but_with: str) -> list[Path]:
+    """Remove what those who died left at `temp_beside` in the directory of `target`; no directory with that in it."""
+    left = target.parent.glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}")
+    return remove_abandoned(place for place in left if not (place / but_with).exists())
 
 
 def fsync_file(path: Path) -> None:

@@ -115,7 +115,7 @@ def compress(
     tell("read", 0.0)
     checkpoint = in_slabs(read_checkpoint(path))
     with closing(checkpoint.source):
-        durable.sweep_beside(path)  # of restores that were killed
+        durable.sweep_beside(path, but_with=POINTER_IN_DIRECTORY)  # of restores that were killed
         opened = _opened(root, checkpoint)
         access = _access(path, checkpoint, opened)
         free = min_free if min_free is not None else FREE_CHECKPOINTS * checkpoint.nbytes

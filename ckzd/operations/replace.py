@@ -27,7 +27,15 @@ from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import originals
 from ckzd.operations.pointer import archive_of, large_files, pointer_for, pointer_text, read_pointer, resolve
 from ckzd.operations.trash import Entry, Intent
-from ckzd.operations.undo import forget_prepared, holds_original, optimizer_last, put_back, set_directory_time, stands
+from ckzd.operations.undo import (
+    end_restore,
+    forget_prepared,
+    holds_original,
+    optimizer_last,
+    put_back,
+    set_directory_time,
+    stands,
+)
 from ckzd.store import Store
 
 __all__ = ["empty_trash", "pointer_for", "recover", "replace", "require_replaceable", "resolve"]
@@ -312,6 +320,9 @@ def _recover_entry(store: Store, root: Path) -> str | None:
     entry = Entry.load(store, root)
     if entry.is_verified:
         return None
+    if entry.intent.method == "restore":
+        end_restore(entry)
+        return f"ended the restore of {entry.checkpoint}"
     if entry.is_kept:
         return f"kept {entry.held}: {(root / 'kept').read_text().strip()}"
     if holds_original(entry) and _can_be_finished(entry):

@@ -21,11 +21,12 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
-from ckzd.operations.originals import marks_of
+from ckzd.operations.originals import Mark, marks_of
 from ckzd.operations.pointer import POINTER_IN_DIRECTORY, is_as_archived, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
-from ckzd.operations.replace import recover
-from ckzd.operations.undo import carry_over_what_came_later
+from ckzd.operations.replace import LOCK_SECONDS, recover
+from ckzd.operations.trash import Entry, Intent
+from ckzd.operations.undo import carry_over_what_came_later, end_restore
 from ckzd.operations.weights import write_safetensors
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ def restore(
             else:
                 written = write_files(checkpoint, manifest, archive, staged, tell)
                 files = len(manifest.files)
-                (_publish_file if manifest.kind == "file" else _publish_directory)(staged, target)
+                if manifest.kind == "file":
+                    _publish_file(staged, target)
+                else:
+                    _publish_directory(staged, target, archive)
                 if points_to(pointer := pointer_for(target), archive):
                     durable.remove(pointer)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
@@ -136,7 +140,7 @@ def _staging(archive: Path, target: Path) -> Iterator[Path]:
         store.sweep_temps()  # of those that were killed: a full copy each
         staged = store.new_temp(".restore")
     else:
-        durable.sweep_beside(target)
+        durable.sweep_beside(target, but_with=POINTER_IN_DIRECTORY)
         staged = durable.temp_beside(target)
     try:
         yield staged
@@ -186,7 +190,7 @@ def _publish_file(staged: Path, target: Path) -> None:
         raise ConfigError(target, "appeared while it was restored", hint="nothing was overwritten")
 
 
-def _publish_directory(staged: Path, target: Path) -> None:
+def _publish_directory(staged: Path, target: Path, archive: Path) -> None:
     """Trade places with the directory that holds the pointer, keeping what was put there or changed there since."""
     if not target.exists():
         durable.rename(staged, target)
@@ -197,16 +201,45 @@ def _publish_directory(staged: Path, target: Path) -> None:
             _carry_over(path, staged / path.name)
     os.utime(staged, ns=(status.st_mtime_ns, status.st_mtime_ns))
     durable.fsync_tree(staged)
-    try:
-        durable.exchange(staged, target)
-    except OSError as error:
-        if not durable.exchange_unsupported(error):
-            raise
-        _fill_directory(staged, target)
-        return
-    carry_over_what_came_later(staged, marks, target)
-    durable.remove(staged / POINTER_IN_DIRECTORY)  # now there is nothing left in it that is anybody's
+    with _on_record(staged, target, archive, marks) as ready:
+        try:
+            durable.exchange(ready, target)
+        except OSError as error:
+            if not durable.exchange_unsupported(error):
+                raise
+            _fill_directory(ready, target)
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+@contextmanager
+def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark]) -> Iterator[Path]:
+    """Where the restored directory lies to trade places from; afterwards what came later moves from what made way.
+
+    It is a record in the store's trash, so that this is done after a crash too.
+    """
+    store = store_of(archive)
+    if store is None or staged.parent != store.tmp:
+        yield staged
+        if (staged / POINTER_IN_DIRECTORY).exists():
+            carry_over_what_came_later(staged, marks, target)
+            durable.remove(staged / POINTER_IN_DIRECTORY)  # now there is nothing left in it that is anybody's
+        return
+    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+        intent = Intent(
+            method="restore",
+            checkpoint=os.path.relpath(target, store.root),
+            archive=os.path.relpath(archive, store.root),
+            pointer_text=(target / POINTER_IN_DIRECTORY).read_text(),
+            previous_pointer=None,
+            original=marks,
+            prepared={},
+        )
+        entry = Entry.begin(store, intent)
+        try:
+            durable.rename(staged, entry.held)
+            yield entry.held
+        finally:
+            end_restore(entry)
 
 
 def _carry_over(path: Path, target: Path) -> None:
@@ -220,9 +253,7 @@ def _carry_over(path: Path, target: Path) -> None:
 
 def _fill_directory(staged: Path, target: Path) -> None:
     """Without exchange: the optimizer comes back before the model, the pointer goes last."""
-    status = staged.stat()
     files = [path for path in staged.rglob("*") if path.is_file() and not (target / path.relative_to(staged)).exists()]
     for path in sorted(files, key=lambda path: "optim" not in path.name):
         durable.rename(path, target / path.relative_to(staged))
     durable.remove(target / POINTER_IN_DIRECTORY)
-    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""One replacement on its way: what it intends and what it holds.
+"""One replacement, or restore of a directory, on its way: what it intends and what it holds.
 
     STORE/trash/<id>/intent.json   written before anything moves; says all that undoing needs
     STORE/trash/<id>/held/<name>   the original once it moved (before: the prepared directory that is to take its place)
@@ -30,15 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a replacement is about to do. Paths are relative to the store's root, so that both can move together.
+    """What is about to be done. Paths are relative to the store's root, so that both can move together.
 
     method    "file": it moves to the trash. "exchange": a prepared directory trades places with it. "pieces": its
-              large files move to the trash one by one, where the file system knows no exchange.
+              large files move to the trash one by one, where the file system knows no exchange. "restore": the
+              restored directory trades places with the one that holds the pointer.
     original  the marks of all that is in it ("" is itself) before anything moved
     prepared  those of the prepared directory; empty until it is complete
     """
 
-    method: Literal["file", "exchange", "pieces"]
+    method: Literal["file", "exchange", "pieces", "restore"]
     checkpoint: str
     archive: str
     pointer_text: str

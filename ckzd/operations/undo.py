@@ -1,4 +1,4 @@
-"""Put an original back: after an error, after a crash, or because it turned out to have changed."""
+"""Put an original back: after an error, after a crash, or because it turned out to have changed; end a restore."""
 
 import os
 from collections.abc import Mapping
@@ -25,6 +25,13 @@ def put_back(entry: Entry) -> str | None:
     else:
         entry.set_kept(kept)
     return kept
+
+
+def end_restore(entry: Entry) -> None:
+    """After the restored directory took its place, or did not: what made way may hold what came at the last moment."""
+    if os.path.lexists(entry.held / POINTER_IN_DIRECTORY):  # else it is the restored one, and the pointer still stands
+        carry_over_what_came_later(entry.held, entry.intent.original, entry.checkpoint)
+    entry.discard()
 
 
 def holds_original(entry: Entry) -> bool:
@@ -74,12 +81,19 @@ def carry_over_what_came_later(left: Path, marks: Mapping[str, Mark], place: Pat
     """Of a directory that had to make way, move what was written into it since `marks` were taken to its successor."""
     for name, mark in marks_of(left).items():
         source, target = left / name, place / name
-        if name in ("", POINTER_IN_DIRECTORY) or mark == marks.get(name):
+        if name in ("", POINTER_IN_DIRECTORY) or mark == marks.get(name) or _is_newer(target, mark):
             continue
         if source.is_dir() and not source.is_symlink():
             target.mkdir(exist_ok=True)
         else:
             durable.overwrite(source, target)
+
+
+def _is_newer(path: Path, mark: Mark) -> bool:
+    """Whether it was written after that: the work may be done long after a crash."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return path.lstat().st_mtime_ns > mark.mtime_ns
+    return False
 
 
 def _put_back_pieces(entry: Entry) -> str | None:

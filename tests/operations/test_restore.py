@@ -1,5 +1,6 @@
 """Restoring touches what it was asked for and nothing that is somebody else's."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,10 @@ import ckzd
 from ckzd import durable
 from ckzd.errors import ConfigError
 from ckzd.locks import Process
+from ckzd.operations import undo
 from ckzd.operations.pointer import pointer_for, points_to, resolve
+from ckzd.operations.replace import recover
+from ckzd.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +149,8 @@ def test_a_restore_that_died_before_it_took_its_pointer_is_finished(archived, tm
     assert pointer.read_text() == text
 
 
-def test_what_training_writes_while_a_directory_is_restored_is_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dies", [False, True], ids=["lives", "dies"])
+def test_what_training_writes_while_a_directory_is_restored_is_kept(tmp_path, monkeypatch, dies):
     """Between the last look and the exchange a rank may write a file, or edit one that stayed."""
     place = tmp_path / "run" / "checkpoint-1"
     model = write_checkpoint(place / "model.safetensors")
@@ -161,10 +166,23 @@ def test_what_training_writes_while_a_directory_is_restored_is_kept(tmp_path, mo
         (target / "trainer_state.json").write_text('{"global_step": 1, "note": "edited"}')
         real(staged, target)
 
+    def die(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
     monkeypatch.setattr(durable, "exchange", late)
-    ckzd.restore(place)
+    if dies:
+        with monkeypatch.context() as patched:
+            patched.setattr(undo, "carry_over_what_came_later", die)
+            with pytest.raises(OSError, match="Input/output"):
+                ckzd.restore(place)
+        assert not (place / "late").exists()
+        (place / "scheduler.pt").write_text("later still")
+        assert recover(Store.open(tmp_path / ".ckzd")) == [f"ended the restore of {place}"]
+        assert (place / "scheduler.pt").read_text() == "later still"
+    else:
+        ckzd.restore(place)
     assert model.read_bytes() == content
     assert (place / "late" / "rng_state_1.pth").read_text() == "rank 1"
     assert "edited" in (place / "trainer_state.json").read_text()
     assert not pointer_for(place).exists()
-    assert list((tmp_path / ".ckzd" / "tmp").iterdir()) == []
+    assert [*(tmp_path / ".ckzd" / "tmp").iterdir(), *(tmp_path / ".ckzd" / "trash").iterdir()] == []
