@@ -12,8 +12,9 @@ from ckzd.daemon.jobs import Job
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.metrics import Metrics
 from ckzd.daemon.outcomes import Outcomes
-from ckzd.daemon.protect import protected
+from ckzd.daemon.protect import Protection
 from ckzd.daemon.scan import Run
+from ckzd.daemon.settle import Rule
 from ckzd.daemon.states import ARCHIVED_AND_THERE, Row, State
 from ckzd.daemon.status import replacing_stopped
 from ckzd.daemon.stores import Stores
@@ -33,6 +34,7 @@ class Chooser:
         outcomes: Outcomes,
         metrics: Metrics,
         clock: Clock,
+        rule: Rule,
         once: bool,
     ) -> None:
         self._settings = settings
@@ -42,6 +44,7 @@ class Chooser:
         self._metrics = metrics
         self._clock = clock
         self._once = once
+        self._protection = Protection(rule)
         self._served: dict[Path, float] = {}  # run -> when it last had its turn
         self._why: dict[Path, dict[Path, str]] = {}  # run -> checkpoint -> as its last turn found it
 
@@ -128,7 +131,7 @@ class Chooser:
         for members in plan.units(standing, run.order):
             reasons = {row.path: kept[row.path] for row in members if row.path in kept}
             if not reasons:
-                held = protected(run.watch.path, run.path, run.checkpoints) if held is None else held
+                held = self._protection.held(run.watch.path, run.path, run.checkpoints) if held is None else held
                 told = ((row.path, held.get(row.path) or self._check(row)) for row in members)
                 reasons = {path: reason for path, reason in told if reason}
             if not reasons:

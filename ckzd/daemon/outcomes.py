@@ -25,6 +25,7 @@ from ckzd.errors import (
     StoreLocked,
     VerificationFailed,
 )
+from ckzd.operations.inspect import KEPT_EXACT
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class Outcomes:
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)
         if report["kept_exact"]:
-            log.warning("no paired moments: kept exact", extra={"checkpoint": report["checkpoint"]})
+            log.warning(KEPT_EXACT, extra={"checkpoint": report["checkpoint"]})
 
     def _heal(self, job: Job, damaged: Sequence[str]) -> None:
         """Of the run's archives these cannot be restored from: say so, and archive anew what is left of the originals.

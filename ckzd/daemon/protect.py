@@ -10,30 +10,68 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 
-from ckzd.daemon.identity import Fingerprint
+from ckzd.daemon.identity import Fingerprint, fingerprint
+from ckzd.daemon.settle import NotReadYet, Rule
 from ckzd.errors import CkzdError
-from ckzd.formats import inert_pickle
 from ckzd.formats.foreign import json_file, marker_text
 from ckzd.formats.names import TRAINER_STATE, stem_of, step_in_name
-from ckzd.formats.source import FileSource
-from ckzd.formats.tree import Mapping
-from ckzd.formats.zip_records import read_records
 
 MAX_STEP_DIGITS = 18
-MAX_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and hold no Lightning callbacks
+MAX_SAID = 1000  # what this many checkpoints say of others is remembered
 _MARKED = re.compile(r"(?<![a-z])(?i:best|last|latest)(?![a-z])")  # bestModel too
 _MARKER = re.compile(_MARKED.pattern + r"|^checkpoint$")  # TensorFlow's and Paddle's
 _BETWEEN_WORDS = re.compile(r"[\s\"',:;=<>|()\[\]{}\\]+")
 
 
-def protected(root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
-    """Checkpoint -> who holds it, of a run's checkpoints in order.
+class Protection:
+    """Asks who holds what; what is said inside of checkpoints is read by `rule`, once."""
 
-    Asked of the run and of every directory above it up to `root`, the watched one: what names a directory there holds
-    all that is in it.
-    """
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._said: dict[tuple[Path, Fingerprint], list[str] | None] = {}  # None: it cannot be read
+
+    def held(self, root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]]) -> dict[Path, str]:
+        """Checkpoint -> who holds it, of a run's checkpoints in order.
+
+        Asked of the run and of every directory above it up to `root`, the watched one: what names a directory there
+        holds all that is in it.
+        """
+        paths = [path for path, _ in checkpoints]
+        try:
+            best = set(_named(self._best_of_lightning(paths), paths))
+        except NotReadYet as error:
+            return dict.fromkeys(paths, f"who holds it is not known yet: {error}")
+        return _held(root, run, checkpoints, best)
+
+    def _best_of_lightning(self, paths: Iterable[Path]) -> list[str]:
+        """What the callbacks in the newest readable Lightning checkpoint call their best model."""
+        for path in _newest_first(path for path in paths if path.name.endswith(".ckpt")):
+            with contextlib.suppress(OSError):
+                seen = path, fingerprint(path)
+                if seen not in self._said:
+                    self._said[seen] = self._ask(path)
+                    if len(self._said) > MAX_SAID:
+                        self._said.pop(next(iter(self._said)))
+                said = self._said[seen]
+                if said is not None:
+                    return said
+        return []
+
+    def _ask(self, path: Path) -> list[str] | None:
+        try:
+            return self._rule.best_models(path)
+        except NotReadYet:
+            raise
+        except CkzdError:
+            return None
+
+
+def _held(
+    root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerprint]], best_of_lightning: AbstractSet[Path]
+) -> dict[Path, str]:
     paths = [path for path, _ in checkpoints]
     places = [place for place in (run, *run.parents) if place == run or place.is_relative_to(root)]
     found = _by_themselves(checkpoints)
@@ -41,7 +79,7 @@ def protected(root: Path, run: Path, checkpoints: Sequence[tuple[Path, Fingerpri
         ("a symlink points to it", set(_linked(dict.fromkeys([*places, run.parent, *_folders(run)]), paths))),
         ("a marker file names it", {path for place in places for path in _named_in_markers(place, paths)}),
         ("best_model_checkpoint in trainer_state.json names it", set(_named(_best_of_trainer(run), paths))),
-        ("Lightning's best_model_path names it", set(_named(_best_of_lightning(paths), paths))),
+        ("Lightning's best_model_path names it", best_of_lightning),
     ):
         for path in paths:
             if path in held:
@@ -125,28 +163,6 @@ def _best_of_trainer(run: Path) -> Iterator[str]:
             best = told.get("best_model_checkpoint")
             yield from [Path(best).name] if isinstance(best, str) else []
             return
-
-
-def _best_of_lightning(paths: Iterable[Path]) -> Iterator[str]:
-    """What the callbacks in the newest readable Lightning checkpoint call their best model."""
-    for path in _newest_first(path for path in paths if path.name.endswith(".ckpt")):
-        with contextlib.suppress(CkzdError, OSError):
-            yield from _best_model_paths(path)
-            return
-
-
-def _best_model_paths(file: Path) -> list[str]:
-    """`best_model_path` of every callback in a Lightning checkpoint, as names; CkzdError if it cannot be read."""
-    with contextlib.closing(FileSource([file])) as source:
-        view = source.view(0)
-        pickles = [record for record in read_records(view) if record.name.endswith("/data.pkl")]
-        if len(pickles) != 1 or pickles[0].nbytes > MAX_PICKLE_BYTES:
-            return []
-        root = inert_pickle.load(view.read(pickles[0].offset, pickles[0].nbytes), str(file))
-    callbacks = root.get("callbacks") if isinstance(root, Mapping) else None
-    states = [state for _, state in callbacks.pairs] if isinstance(callbacks, Mapping) else []
-    best = [state.get("best_model_path") for state in states if isinstance(state, Mapping)]
-    return [Path(name).name for name in best if isinstance(name, str) and name]
 
 
 def _entries(place: Path) -> list[os.DirEntry[str]]:

@@ -58,6 +58,10 @@ class Reader:
         found = self._ask("parse", checkpoint)
         return None if found is None else int(found)
 
+    def best_models(self, checkpoint: Path) -> list[str]:
+        """Names of the checkpoints that Lightning's callbacks in it call their best; CkzdError if it is damaged."""
+        return [str(name) for name in self._ask("best_models", checkpoint)]
+
     def _ask(self, kind: str, checkpoint: Path) -> Any:
         try:
             question = kind, checkpoint, fingerprint(checkpoint)

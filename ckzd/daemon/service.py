@@ -29,7 +29,7 @@ from ckzd.daemon.rebuild import rebuild
 from ckzd.daemon.requirements import require_servable
 from ckzd.daemon.rotate import drop_rotated
 from ckzd.daemon.scan import Scan, Scanner
-from ckzd.daemon.settle import Rule, Settler
+from ckzd.daemon.settle import FormatsRule, Rule, Settler
 from ckzd.daemon.states import ARCHIVED, RUNNING
 from ckzd.daemon.stores import Stores
 from ckzd.daemon.telling import Teller
@@ -95,6 +95,7 @@ class Service:
         self._notifier = Notifier(systemd(), clock)
         self._watcher = watcher or Watcher()
         self._outcomes = Outcomes(settings, self.journal, self.metrics, self._stores, clock, self._ask_for_scan)
+        rule = rule or FormatsRule()
         self._scanner = Scanner(settings, self.journal, Settler(clock, rule), clock, self._adopt, once=once)
         self._chooser = Chooser(
             settings=settings,
@@ -103,6 +104,7 @@ class Service:
             outcomes=self._outcomes,
             metrics=self.metrics,
             clock=clock,
+            rule=rule,
             once=once,
         )
         self._adopted: set[Path] = set()

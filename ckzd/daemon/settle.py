@@ -14,6 +14,7 @@ from ckzd import formats
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.errors import CkzdError
+from ckzd.formats.lightning import best_models
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ class Rule(Protocol):
         """Read it to its end and return its step; CkzdError if it is damaged or half-written."""
         ...
 
+    def best_models(self, checkpoint: Path) -> list[str]:
+        """Names of the checkpoints that Lightning's callbacks in it call their best; CkzdError if it is damaged."""
+        ...
+
 
 class FormatsRule:
     """The rules of the frameworks, as `ckzd.formats` knows them."""
@@ -76,13 +81,17 @@ class FormatsRule:
             close()
         return parsed.step
 
+    def best_models(self, checkpoint: Path) -> list[str]:
+        """Names of the checkpoints that Lightning's callbacks in it call their best; CkzdError if it is damaged."""
+        return best_models(checkpoint)
+
 
 class Settler:
     """Remembers how each checkpoint looked the last time."""
 
-    def __init__(self, clock: Clock, rule: Rule | None = None) -> None:
+    def __init__(self, clock: Clock, rule: Rule) -> None:
         self._clock = clock
-        self._rule = rule or FormatsRule()
+        self._rule = rule
         self._looks: dict[Path, _Look] = {}
 
     def look(self, checkpoint: Path, settle_seconds: float) -> Settled | Unsettled:

@@ -10,16 +10,19 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ckzd import __version__
+from ckzd.chains import read_manifest
 from ckzd.config import Settings, WatchSettings
 from ckzd.daemon import journal_file
 from ckzd.daemon.states import ARCHIVED, Row, State
 from ckzd.daemon.stores import measure
-from ckzd.errors import ConfigError
+from ckzd.errors import CkzdError, ConfigError
 from ckzd.formats import KINDS
+from ckzd.operations.inspect import KEPT_EXACT, is_kept_exact
 from ckzd.store import Store
 
 SCHEMA_VERSION = 1
@@ -156,6 +159,14 @@ def _ask(endpoint: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) and status.get("pid") == place["pid"] else None
 
 
+@lru_cache(10_000)
+def _is_kept_exact(archive: Path) -> bool:
+    try:
+        return is_kept_exact(read_manifest(archive))
+    except (CkzdError, OSError):  # said elsewhere
+        return False
+
+
 def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
     watch, store = live.runs.get(run, (None, None))
     known = {"preset": watch.preset, "replace": watch.replace, "keep_raw": watch.keep_raw} if watch else {}
@@ -165,11 +176,15 @@ def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
 
 
 def _checkpoint(row: Row, why: str) -> dict[str, Any]:
+    archive = row.archive if row.state in ARCHIVED else None
+    kept_exact = archive is not None and _is_kept_exact(archive)
+    reasons = (why or row.error, KEPT_EXACT if kept_exact else "")
     return {
         "checkpoint": str(row.path),
         "run": str(row.run),
         "state": row.state.value,
-        "why": why or row.error,
+        "why": "; ".join(reason for reason in reasons if reason),
+        "kept_exact": kept_exact,
         "step": row.step,
         "original_bytes": row.original_bytes,
         "archive_bytes": row.archive_bytes or None,

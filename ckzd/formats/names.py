@@ -21,7 +21,7 @@ _PART = re.compile(
     r"|(optimizer|scheduler|sampler|dl_state_dict)((_\d+)?\.bin|\.pt)|scaler\.pt|training_args\.bin|rng_state(_\d+)?\.pth"
 )
 _SHARD = re.compile(
-    r"(?<![a-z])(?:rank|shard|part|worker|proc|process|node|host|gpu|device|tp|pp|dp|consolidated)[=_.-]?(\d{1,18})(?!\d)",
+    r"(?<![a-z])(?:rank|shard|part|chunk|layer|worker|proc|process|node|host|gpu|device|tp|pp|dp|consolidated)[=_.-]?(\d{1,18})(?!\d)",
     re.IGNORECASE | re.ASCII,
 )
 _OF = re.compile(r"(?<!\d)\d+[-_]of[-_]\d+(?!\d)", re.IGNORECASE | re.ASCII)

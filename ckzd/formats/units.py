@@ -186,7 +186,30 @@ def _kind_of_directory(directory: Path, files: set[str], folders: set[str]) -> s
         return "deepspeed" if any(map(_DEEPSPEED_TAG.fullmatch, folders)) else None
     if _is_tracked(directory):
         return "megatron"
+    if _is_one_of_ranks(directory):
+        return "shards"
     return "several_files" if _is_one_step(directory, files, folders) else None
+
+
+def _is_one_of_ranks(directory: Path) -> bool:
+    """Whether processes wrote their parts of a run into directories of their own: rank_0/step_1.pt, rank_1/step_1.pt.
+
+    There is a first one, and they have names in common: rank_8 and rank_16 are low-rank adapters.
+    """
+    number = shard_number(directory.name)
+    if number is None:
+        return False
+    text, _ = without_numbers(directory.name)
+    alike = [name for name in _names(directory.parent)[1] if without_numbers(name)[0] == text]
+    others = {shard_number(name): name for name in alike}
+    if not {0, 1} <= others.keys():
+        return False
+    beside = directory.parent / others[1 if number == 0 else 0]
+    return not {*map(_plain, _tensor_files(directory))}.isdisjoint(map(_plain, _tensor_files(beside)))
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(POINTER_SUFFIX)
 
 
 def _is_tracked(directory: Path) -> bool:

@@ -11,6 +11,8 @@ from ckzd.operations.pointer import resolve
 
 _EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA})
 
+KEPT_EXACT = "no paired moments: kept exact"
+
 
 def inspect(path: Path | str) -> dict[str, Any]:
     """The manifest's fields and what follows from them: size, ratio, bits a parameter by part, container overhead.
@@ -29,7 +31,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         **{name: value for name, value in fields.items() if name != "parts"},
         "promise": PRESETS[manifest.preset].promise if manifest.preset in PRESETS else None,
         "tightened": is_tightened(manifest),
-        "kept_exact": "no paired moments: kept exact" if is_kept_exact(manifest) else "no",
+        "kept_exact": KEPT_EXACT if is_kept_exact(manifest) else "no",
         "parts": parts,
         "bits_per_parameter": {
             part: 8 * nbytes / manifest.parameters for part, nbytes in parts.items() if manifest.parameters

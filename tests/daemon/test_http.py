@@ -10,11 +10,14 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from serving import settings_for
 
+import ckzd
 from ckzd.daemon import http, page, status
 from ckzd.daemon.clock import SystemClock
 from ckzd.daemon.identity import Identity
@@ -72,6 +75,23 @@ def live(**changes) -> status.Live:
     job = {"kind": "compress", "checkpoint": f"/r/{NASTY}", "stage": "encode", "fraction": 0.4, "seconds": 3.0}
     worker = {"worker": "cpu-0", "up": True, "restarts": 0, "busy": True}
     return status.Live(**({"state": "running", "started": 5.0, "jobs": [job], "workers": [worker]} | changes))
+
+
+def test_what_is_kept_exact_says_so(settings, tmp_path):
+    path = tmp_path / "exact" / "step_1.pt"
+    path.parent.mkdir()
+    torch.save({"weight": torch.randn(64, 64)}, path)
+    archive = Path(ckzd.compress(path).archive)
+    journal = Journal(tmp_path / "exact.sqlite3")
+    number = journal.see(path.parent, path, Identity(1, 2, 3), 10.0).number
+    journal.settled(number, 1, 11.0)
+    journal.encoding(number, 12.0)
+    journal.verified(number, 13.0, archive=archive, reference=None, nbytes=9, seconds=2.0, again=False)
+    live_now = status.Live(why={path: "one of the newest 1"})
+    (found,) = status.build(journal.rows(), live_now, settings, 1.0)["checkpoints"]
+    journal.close()
+
+    assert (found["kept_exact"], found["why"]) == (True, "one of the newest 1; no paired moments: kept exact")
 
 
 def test_metrics_are_those_of_our_own_registry(teller, rows):

@@ -9,7 +9,12 @@ import torch
 from serving import write_checkpoint
 
 from ckzd.daemon.identity import fingerprint
-from ckzd.daemon.protect import protected
+from ckzd.daemon.protect import Protection
+from ckzd.daemon.settle import FormatsRule, NotReadYet
+from ckzd.errors import BadCheckpoint
+
+
+asked = Protection(FormatsRule())
 
 
 @pytest.fixture
@@ -21,7 +26,7 @@ def run(tmp_path) -> Path:
 
 def held(run: Path, *paths: Path) -> dict[str, str]:
     seen = [(path, fingerprint(path)) for path in paths]
-    return {path.name: why for path, why in protected(run.parent, run, seen).items()}
+    return {path.name: why for path, why in asked.held(run.parent, run, seen).items()}
 
 
 def write(run: Path, *names: str) -> list[Path]:
@@ -161,8 +166,8 @@ def test_a_marker_above_holds_all_that_is_in_the_directory_that_it_names(run, le
     (other,) = write(run / "deeper" / "step_20", "other.pt")
     (folder.parents[level - 1] / marker).write_text(text)
 
-    assert protected(run.parent, folder, [(net, fingerprint(net))]) == {net: "a marker file names it"}
-    assert protected(run.parent, other.parent, [(other, fingerprint(other))]) == {}
+    assert asked.held(run.parent, folder, [(net, fingerprint(net))]) == {net: "a marker file names it"}
+    assert asked.held(run.parent, other.parent, [(other, fingerprint(other))]) == {}
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -172,8 +177,8 @@ def test_a_symlink_above_holds_all_that_is_in_the_directory_that_it_leads_to(run
     (other,) = write(run / "deeper" / "step_20", "other.pt")
     (folder.parents[level - 1] / "newest").symlink_to(folder)
 
-    assert protected(run.parent, folder, [(net, fingerprint(net))]) == {net: "a symlink points to it"}
-    assert protected(run.parent, other.parent, [(other, fingerprint(other))]) == {}
+    assert asked.held(run.parent, folder, [(net, fingerprint(net))]) == {net: "a symlink points to it"}
+    assert asked.held(run.parent, other.parent, [(other, fingerprint(other))]) == {}
 
 
 @pytest.mark.parametrize("text", ["/ckpts/gpt/step_1.pt", "gpt/step_1.pt"])
@@ -239,7 +244,7 @@ def test_what_vanishes_meanwhile_is_no_error(run):
     first.unlink()
     run.rmdir()
 
-    assert protected(run.parent, run, seen) == {}
+    assert asked.held(run.parent, run, seen) == {}
 
 
 @pytest.mark.parametrize("odd", ["pipe", "deep", "device", "loop", "directory"])
@@ -259,3 +264,30 @@ def test_an_odd_marker_stops_nothing(run, odd, name):
     assert held(run, *write(run, "step_1.pt"), folder) == {
         "step_1.pt": "best_model_checkpoint in trainer_state.json names it"
     }
+
+
+class Slow(FormatsRule):
+    """Has no answer at first, and refuses files that are called bad."""
+
+    asked = 0
+
+    def best_models(self, checkpoint):
+        self.asked += 1
+        if self.asked == 1:
+            raise NotReadYet(checkpoint, "is being read")
+        if "bad" in checkpoint.name:
+            raise BadCheckpoint(checkpoint, "cannot be read")
+        return super().best_models(checkpoint)
+
+
+def test_until_a_lightning_checkpoint_is_read_everything_is_held_and_it_is_read_once(run):
+    first = write_lightning(run, "epoch=0-step=10.ckpt", "", mtime=1)
+    second = write_lightning(run, "epoch=1-step=20.ckpt", str(first), mtime=2)
+    bad = write_lightning(run, "bad.ckpt", "", mtime=3)
+    paths, rule = [first, second, bad], Slow()
+    protection, seen = Protection(rule), [(path, fingerprint(path)) for path in paths]
+
+    assert [*protection.held(run.parent, run, seen)] == paths
+    for _ in range(3):
+        assert protection.held(run.parent, run, seen) == {first: "Lightning's best_model_path names it"}
+    assert rule.asked == 3

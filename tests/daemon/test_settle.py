@@ -28,6 +28,9 @@ class FakeRule:
             raise self.error
         return 100
 
+    def best_models(self, checkpoint: Path) -> list[str]:
+        raise NotImplementedError
+
 
 @pytest.fixture
 def rule() -> FakeRule:

@@ -124,6 +124,14 @@ WHOLE = {
     ),
     "with the step once more": (["ckpt-20/net_20.bin", "ckpt-20/optim_20.bin"], {"ckpt-20": "several_files"}),
     "deeper": (["run/save_4/model/net.safetensors", "run/save_4/optim/adam.pt"], {"run/save_4": "several_files"}),
+    "in a directory a rank": (
+        ["run/rank_0/step_1.pt", "run/rank_0/step_2.pt", "run/rank_1/step_1.pt", "run/rank_1/step_2.pt"],
+        {"run/rank_0": "shards", "run/rank_1": "shards"},
+    ),
+    "in a directory a rank, one of which was replaced": (
+        ["ckpt/host0/a/net.pt.ckz", "ckpt/host1/a/net.pt"],
+        {"ckpt/host0": "shards", "ckpt/host1": "shards"},
+    ),
     "of which one part was replaced": (["step_2/net.pt.ckz", "step_2/optim.pt"], {"step_2": "several_files"}),
     "of pickles": (["iter_9/net.pkl", "iter_9/optim.pkl"], {"iter_9": "several_files"}),
 }
@@ -152,6 +160,7 @@ FILES = {
     "one of four": ["weights_step3-00001-of-00004.safetensors", "weights_step3-00002-of-00004.safetensors"],
     "Llama's": ["consolidated.00.pth", "consolidated.01.pth"],
     "shards": ["shard-1-step-100.pt", "shard-2-step-100.pt"],
+    "layers": ["layer_00.pt", "layer_01.pt", "layer_02.pt"],
 }
 
 
@@ -188,6 +197,8 @@ def test_what_has_a_part_that_is_left_alone_is_left_alone(tmp_path, names, parts
         ["epoch=9-step=1234.ckpt", "epoch=9-step=1234-v1.ckpt"],
         ["step_1.pt", "step_2.pt", "best.pt"],
         ["lora_rank16_step1.pt", "lora_rank16_step2.pt"],
+        ["rank_8/step_1.pt", "rank_16/step_1.pt"],
+        ["rank_0/a.pt", "rank_1/b.pt"],
         ["resnet50_0.pth", "resnet50_1.pth"],
         ["epoch_1_100.pt", "epoch_2_200.pt"],
         ["epoch=1-loss=0.25.ckpt", "epoch=1-loss=0.31.ckpt"],
