@@ -13,7 +13,6 @@ from ckzd.daemon.protect import Protection
 from ckzd.daemon.settle import FormatsRule, NotReadYet
 from ckzd.errors import BadCheckpoint
 
-
 asked = Protection(FormatsRule())
 
 
