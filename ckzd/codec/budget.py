@@ -21,7 +21,7 @@ _MARGIN = 0.99  # far more than sums in another order differ by
 _LONGER, _FAR_LONGER = 1.25, 3.0  # of restored updates
 _UPDATE = 1.0  # of a gradient that always points one way; shorter ones have room up to it
 MIN_EPS = 2.0**-149  # beside a second moment of 0 an eps of 0 is none
-DEFAULT_EPS = 1e-8  # Adam's, where the checkpoint does not say it
+DEFAULT_EPS, DEFAULT_BETAS = 1e-8, (0.9, 0.999)  # Adam's, where the checkpoint does not say them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,11 @@ def is_overshooting(before: Float64, after: Float64) -> bool:
     longest = max(float(np.abs(before).max(initial=0.0)), _UPDATE)
     together = math.sqrt(float((after**2).sum())) > _LONGER * math.sqrt(float((before**2).sum()))
     return together or float(np.abs(after).max(initial=0.0)) > _FAR_LONGER * longest
+
+
+def is_falling_short(before: Float64, after: Float64) -> bool:
+    """Whether restored updates are far shorter than the original ones, together."""
+    return _LONGER * math.sqrt(float((after**2).sum())) < math.sqrt(float((before**2).sum()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ budget allows is coded in a finer way, at last exactly.
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import Float64, Mask, Plane
-from ckzd.codec.budget import DEFAULT_EPS, MIN_EPS, Pace, is_overshooting
+from ckzd.codec.budget import DEFAULT_BETAS, DEFAULT_EPS, MIN_EPS, Pace, is_falling_short, is_overshooting
 from ckzd.codec.course import Course, rate_of
 from ckzd.codec.dtypes import from_float64, to_float64
 from ckzd.codec.index import Method
@@ -93,7 +94,8 @@ class MomentCoder:
         if not self.preset.budget.keeps_pace(pace):
             return None
         moved = self._with_zeros(triple, self.restored(triple, first), triple.first)
-        if is_overshooting(updated / (np.sqrt(original) + eps), moved / (np.sqrt(again) + eps)):
+        before, after = updated / (np.sqrt(original) + eps), moved / (np.sqrt(again) + eps)
+        if is_overshooting(before, after) or (self.survey.is_young and is_falling_short(before, after)):
             return None
         if first.method is not Method.EXACT or second.method is not Method.EXACT:
             first = self._masked(triple, first, restored)
@@ -212,8 +214,11 @@ class MomentCoder:
         yield Moment(number, Method.EXACT)
 
     def _eps(self, second: int) -> float:
+        """Beside the root of a second moment as it is stored: Adam adds it to the root of one that is filled up."""
         group = self.inputs.group_of(second)
-        return max(group.eps, MIN_EPS) if group is not None and group.eps is not None else DEFAULT_EPS
+        eps = group.eps if group is not None and group.eps is not None else DEFAULT_EPS
+        _, beta2 = group.betas if group is not None and group.betas is not None else DEFAULT_BETAS
+        return max(eps * math.sqrt(moments.filled(beta2, self.inputs.checkpoint.step)), MIN_EPS)
 
     def _fill(self, triple: Triple, second: int) -> Float64:
         return filled(self.survey.scales[triple.weight], self.inputs.tensor(second).dtype)

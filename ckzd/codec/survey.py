@@ -13,6 +13,7 @@ import numpy as np
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec import moments, quantize
 from ckzd.codec.arrays import Float64
+from ckzd.codec.budget import DEFAULT_BETAS
 from ckzd.codec.index import Steps
 from ckzd.codec.inputs import Inputs
 from ckzd.codec.layout import Triple, plane_shape
@@ -75,7 +76,7 @@ class _WorthCoding:
 
     @classmethod
     def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_WorthCoding":
-        beta1, beta2 = max(_betas(inputs, lossy), default=(0.9, 0.999))
+        beta1, beta2 = max(_betas(inputs, lossy), default=DEFAULT_BETAS)
         step = inputs.checkpoint.step or _NEVER_YOUNG
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
         memories = round(step * (1 - beta1), 6)  # 200 steps at 0.9 are 20, not a little less

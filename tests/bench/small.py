@@ -252,7 +252,7 @@ YOUNG = {
     "mlp": SmallJob(mlp, partial(regression, 0)),
     "fine-tune": SmallJob(trained_mlp, partial(regression, 7)),
     "gpt": SmallJob(partial(ByteModel, TEXT), text, batch=8, peak_learning_rate=2e-3, warmup_steps=10),
-    "convnet": SmallJob(partial(ConvNet, 16), lambda size, seed: textures().batch(size, seed), batch=16),
+    "convnet": SmallJob(partial(ConvNet, 16), lambda size, seed: textures().batch(size, seed)),  # 16 were too noisy
     "lstm": SmallJob(ByteLstm, text, batch=8, peak_learning_rate=2e-3),
     "half": SmallJob(mlp, partial(regression, 0), eps=1e-4, half=True),
 }

@@ -13,18 +13,18 @@ from ckzd.codec.index import Method
 SHAPE = (32, 24)
 
 
-def saved_run(run, second, *, dtype=torch.float32, eps=1e-8):
-    """Two late checkpoints of a matrix with these second moments."""
+def saved_run(run, second, *, dtype=torch.float32, eps=1e-8, steps=(50_000, 50_100)):
+    """Two checkpoints, late ones if nobody says when, of a matrix with these second moments."""
     run.mkdir()
     draw = torch.Generator().manual_seed(0)
     weight, update = (scale * torch.randn(SHAPE, generator=draw) for scale in (0.1, 1e-3))
     first = second.double().sqrt() * torch.randn(SHAPE, generator=draw).double()
-    moments = {"step": torch.tensor(5e4), "exp_avg": first.to(dtype), "exp_avg_sq": second.to(dtype)}
+    moments = {"step": torch.tensor(float(steps[0])), "exp_avg": first.to(dtype), "exp_avg_sq": second.to(dtype)}
     group = {"params": [0], "betas": (0.9, 0.999), "eps": eps}
     paths = []
-    for step in (50_000, 50_100):
+    for step in steps:
         paths.append(run / f"step_{step}.pt")
-        model = {"w": (weight + (step > 50_000) * update).to(dtype)}
+        model = {"w": (weight + (step > steps[0]) * update).to(dtype)}
         torch.save(
             {"model": model, "optimizer": {"state": {0: moments}, "param_groups": [group]}, "step": step}, paths[-1]
         )
@@ -66,6 +66,22 @@ def test_sums_and_lengths_stay_within_the_budget(preset, second, dtype, eps, tmp
         quality = archive.encoded.quality
         assert quality["second_moment_ratio"] <= quality["max_second_moment_ratio"] == 2
         assert quality["update_length_ratio"] <= quality["max_update_length_ratio"] == 1.25
+        before = archive
+
+
+@pytest.mark.parametrize("preset", ["resume", "archive"])
+@pytest.mark.parametrize("scale", [1e-3, 1e-1, 1e1])
+def test_a_young_optimizer_s_first_steps_are_as_long_as_they_were(preset, scale, tmp_path):
+    """In float16 most second moments are 0: just those elements move, whose first moments are not."""
+    paths = saved_run(tmp_path / "run", scale * uneven(), dtype=torch.float16, eps=1e-4, steps=(40, 80))
+    before = None
+    for path, archive in zip(paths, compressed_run(paths, preset), strict=True):
+        lengths = []
+        for state in (torch.load(path), restored(archive, before)):
+            moments = state["optimizer"]["state"][0]
+            second = moments["exp_avg_sq"].double() / (1 - 0.999 ** state["step"])
+            lengths.append((moments["exp_avg"].double() / (second.sqrt() + 1e-4)).norm().item())
+        assert 0.8 <= lengths[1] / lengths[0] <= 1.25
         before = archive
 
 
