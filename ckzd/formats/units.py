@@ -147,15 +147,22 @@ def left_alone(path: Path) -> LeftAlone | None:
 
 
 def is_trainer_directory(path: Path) -> bool:
-    """A directory as Hugging Face's Trainer writes it, by its names; not one that was replaced."""
+    """A directory as Hugging Face's Trainer writes it, by its names; not one that was replaced.
+
+    Where only trainer_state.json says so, nothing else that may be a checkpoint stands in it: it may be a whole run's.
+    """
     with contextlib.suppress(OSError, ValueError):
         if not stat.S_ISDIR(os.lstat(path).st_mode) or is_temporary(path.name) or is_replaced(path):
             return False
         if hugging_face_step(path.name) is not None:
             return True
         if os.path.lexists(path / TRAINER_STATE):
-            return not any(hugging_face_step(name) is not None for name in os.listdir(path))  # noqa: PTH208
+            return not any(map(_is_of_a_run, os.listdir(path)))  # noqa: PTH208
     return False
+
+
+def _is_of_a_run(name: str) -> bool:
+    return hugging_face_step(name) is not None or (name.endswith(CHECKPOINT_SUFFIXES) and not is_part(name))
 
 
 def _names(directory: Path) -> tuple[set[str], set[str]]:

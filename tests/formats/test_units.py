@@ -231,6 +231,13 @@ def test_trainer_directories_hold_what_they_know(tmp_path):
     assert left_alone_of(tmp_path / "checkpoint-20").kind == "deepspeed"
 
 
+def test_a_trainer_s_state_beside_checkpoints_makes_no_checkpoint_of_their_run(tmp_path):
+    write(tmp_path, "run/trainer_state.json", "run/step_1.pt", "run/step_2.pt")
+    assert seen(tmp_path) == ({"run/step_1.pt", "run/step_2.pt"}, {})
+    make_directory(tmp_path / "exported", 10)
+    assert seen(tmp_path)[0] >= {"exported"}
+
+
 def test_files_of_other_formats_are_named(tmp_path):
     write(tmp_path, "a.keras", "b.h5", "code.tar.gz", "m.data-00000-of-00001", "train.log", "config.json")
     (tmp_path / "old_3.pth").write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.rest")
