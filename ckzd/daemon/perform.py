@@ -7,24 +7,25 @@ from ckzd.daemon.jobs import Job
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
-from ckzd.operations.room import keep_free
+from ckzd.operations.room import keep_free, kept_free
 from ckzd.store import Store
 
 
 def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     """Do one job; the report as a dict."""
     if job.kind == "compress":
-        report = compress(
-            job.checkpoint,
-            store=job.store,
-            preset=job.preset,
-            stride=job.stride,
-            device=device,
-            accept_command=job.accept_command,
-            accept_seconds=job.accept_seconds,
-            min_free=job.min_free,
-            on_stage=on_stage,
-        )
+        with kept_free(job.store, job.min_free):
+            report = compress(
+                job.checkpoint,
+                store=job.store,
+                preset=job.preset,
+                stride=job.stride,
+                device=device,
+                accept_command=job.accept_command,
+                accept_seconds=job.accept_seconds,
+                min_free=job.min_free,
+                on_stage=on_stage,
+            )
         return report.to_dict()
     store = Store.open(job.store)
     if job.kind == "replace":

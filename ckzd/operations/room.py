@@ -6,14 +6,16 @@ than it has given back. So a run with ckzd takes no more than without, but for i
 """
 
 import os
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckzd import durable
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec.presets import Preset, Scheme
-from ckzd.errors import StoreLocked
+from ckzd.errors import CkzdError, StoreLocked
 from ckzd.operations.originals import allocated_bytes
 from ckzd.operations.pointer import pointer_for, points_to
 from ckzd.operations.replace import empty_trash
@@ -21,6 +23,7 @@ from ckzd.operations.trash import Entry
 from ckzd.store import Store
 
 FREE_CHECKPOINTS = 2  # of the run's size: what stays free if nobody says how much, for the trainer's next ones
+LOOK_SECONDS = 2.0  # between two looks at the disk while something else is done
 _MARGIN = 1.1  # of what the last ones took
 _FIRST_ARCHIVE = 0.5  # of a checkpoint, where nothing is known of the run; a base takes a fifteenth
 _WIDEST = 4.2  # bytes an element of a base's reconstruction: float32, and scales
@@ -49,6 +52,26 @@ def keep_free(store: Store, min_free: int) -> int:
     """Empty the trash and then the cache until so much is free, or both are empty; bytes that this freed."""
     freed = _empty_until_free(store, min_free)
     return freed if durable.free_bytes(store.tmp) >= min_free else freed + store.evict_cache(set(), 0)
+
+
+@contextmanager
+def kept_free(root: Path, min_free: int) -> Iterator[None]:
+    """Meanwhile, empty the trash of the store at `root`, if there is one, whenever less is free: work may take long."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            with suppress(CkzdError, OSError):  # whoever needs the room says so
+                if durable.free_bytes(root.parent) < min_free and Store.is_at(root):
+                    _empty_until_free(Store.open(root), min_free)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _empty_until_free(store: Store, nbytes: int) -> int:

@@ -18,7 +18,7 @@ from ckzd.formats import read_checkpoint
 from ckzd.operations import room
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import replace
-from ckzd.operations.room import added_bytes, keep_free, make_room, space_needed
+from ckzd.operations.room import added_bytes, keep_free, kept_free, make_room, space_needed
 from ckzd.store import RESERVE_BYTES, Store, default_store
 
 
@@ -91,6 +91,19 @@ def test_the_trash_is_emptied_for_space_even_of_other_runs(replaced, tmp_path, f
     other.mkdir()
     free(0)
     make_room(replaced, other, 40_000, 30_000)
+    assert held(replaced) == ["step_3.safetensors"]
+
+
+def test_while_something_else_is_done_the_trash_makes_way_for_the_trainer(replaced, free, monkeypatch):
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.01)
+    free(10**9)
+    with kept_free(replaced.root, 60_000):
+        time.sleep(0.1)
+        assert len(held(replaced)) == 3
+        free(0)
+        deadline = time.monotonic() + 30
+        while len(held(replaced)) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
     assert held(replaced) == ["step_3.safetensors"]
 
 
