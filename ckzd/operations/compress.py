@@ -27,7 +27,7 @@ from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset
 from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.slabs import in_slabs
-from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, SourceChanged, StoreLocked
+from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
@@ -263,10 +263,9 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         fields = {"checkpoint": str(job.path), "archive": str(damaged.path)}
         log.error("the archive, or what it needs, is damaged: the checkpoint is archived anew", extra=fields)
         job = dataclasses.replace(job, preset=PRESETS[damaged.manifest.preset])
-    needed = space_needed(store, run, job.checkpoint, job.preset, restored=job.acceptance is not None)
-    make_room(store, run, needed, job.min_free)
+    has_room = _has_room_for_delta(job)
     with ExitStack() as stack:
-        reference = _usable_reference(job, _reference_record(job, damaged), stack)
+        reference = _usable_reference(job, _reference_record(job, damaged), stack) if has_room else None
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         verify = stack.enter_context(verifier())
         with durable.as_no_space(store.tmp):
@@ -287,6 +286,20 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         _forget_old_reconstructions(store, run, job.stride)
     job.tell("publish", 1.0)
     return ArchiveRecord(target, manifest)
+
+
+def _has_room_for_delta(job: _Job) -> bool:
+    """Make room for a delta; where there is none for the frames that deltas learn, for a base. Raises NoSpace."""
+    needed = partial(space_needed, job.store, job.run, job.checkpoint, job.preset, restored=job.acceptance is not None)
+    try:
+        make_room(job.store, job.run, needed(), job.min_free)
+    except NoSpace:
+        if needed(as_base=True) >= needed():
+            raise
+        make_room(job.store, job.run, needed(as_base=True), job.min_free)
+        log.warning("no room for a delta: the archive becomes a new base", extra={"checkpoint": str(job.path)})
+        return False
+    return True
 
 
 def _place_of(job: _Job, manifest: Manifest) -> Path:

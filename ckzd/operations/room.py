@@ -97,17 +97,24 @@ def added_bytes(store: Store, run: Path) -> int:
     return added
 
 
-def space_needed(store: Store, run: Path, checkpoint: Checkpoint, preset: Preset, *, restored: bool) -> int:
+def space_needed(
+    store: Store, run: Path, checkpoint: Checkpoint, preset: Preset, *, restored: bool, as_base: bool = False
+) -> int:
     """What is written until the archive is there: it, its reconstruction, and the one that the verifier makes itself.
 
     As much as the last archives of this run took, for their checkpoints' sizes; the codec's bounds where there are
-    none. `restored`: the accept command gets a copy.
+    none. `restored`: the accept command gets a copy. `as_base`: without a reference, though the run may have one.
     """
     records = [record for record in store.archives(run) if record.manifest.preset == preset.name]
+    records = [record for record in records if not record.manifest.depth] if as_base else records
     sizes = [record.path.stat().st_size / record.manifest.original_bytes for record in records]
     exact = preset.scheme is Scheme.EXACT
     archive = max(sizes) * checkpoint.nbytes if sizes else checkpoint.nbytes * (1.0 if exact else _FIRST_ARCHIVE)
-    reconstruction = _WIDEST * _kept_elements(checkpoint) * (_FRAMES if records and not exact else 1.0)
+    rest = checkpoint.nbytes if restored else 0
+    reconstruction = _WIDEST * _kept_elements(checkpoint)
+    if as_base:
+        return int(_MARGIN * (archive + 2 * reconstruction)) + rest
+    reconstruction *= _FRAMES if records and not exact else 1.0
     for record in records:  # the newest that is cached
         cache = store.cache_path(record.manifest.reconstruction)
         if cache.exists():
@@ -115,7 +122,7 @@ def space_needed(store: Store, run: Path, checkpoint: Checkpoint, preset: Preset
             reconstruction = frames * cache.stat().st_size * checkpoint.nbytes / record.manifest.original_bytes
     is_decoded = bool(records) and not store.cache_path(records[-1].manifest.reconstruction).exists()
     files = 4 if is_decoded else 2  # the reference's, decoded from its own
-    return int(_MARGIN * (archive + files * reconstruction)) + (checkpoint.nbytes if restored else 0)
+    return int(_MARGIN * (archive + files * reconstruction)) + rest
 
 
 def _kept_elements(checkpoint: Checkpoint) -> int:

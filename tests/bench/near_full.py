@@ -110,7 +110,7 @@ def train(run: Path, count: int, every: float) -> tuple[list[int], int]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     teacher = nn.Linear(512, 512)
-    model = nn.Sequential(nn.Linear(512, 1024), nn.Tanh(), nn.Linear(1024, 704), nn.Tanh(), nn.Linear(704, 512))
+    model = nn.Sequential(nn.Linear(512, 1000), nn.Tanh(), nn.Linear(1000, 600), nn.Tanh(), nn.Linear(600, 512))
     optimizer = torch.optim.AdamW(model.parameters())
     sizes, refused = [], 0
     for number in range(1, count + 1):

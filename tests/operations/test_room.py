@@ -12,6 +12,7 @@ import torch
 from making import store_archive
 from serving import write_checkpoint
 
+from ckzd import durable
 from ckzd.codec.presets import PRESETS
 from ckzd.errors import NoSpace
 from ckzd.formats import read_checkpoint
@@ -211,6 +212,26 @@ def test_a_run_with_its_archives_and_trash_takes_no_more_than_its_originals(tmp_
             peak.ended.set()
             peak.join()
     assert peak.most <= count * size + 2 * RESERVE_BYTES
+
+
+def test_where_a_delta_has_no_room_a_base_may_have_some(run, monkeypatch):
+    paths = [write_training_state(run / f"step_{step}.pt", step) for step in (1, 2)]
+    compress(paths[0], min_free=0)
+    store = Store.open(default_store(run))
+    checkpoint = read_checkpoint(paths[1])
+    checkpoint.source.close()
+    base, delta = (
+        space_needed(store, run, checkpoint, PRESETS["resume"], restored=False, as_base=as_base)
+        for as_base in (True, False)
+    )
+    assert base < delta
+    monkeypatch.setattr(durable, "free_bytes", lambda _: base - 1)
+    with pytest.raises(NoSpace):
+        compress(paths[1], min_free=0)
+    monkeypatch.setattr(durable, "free_bytes", lambda _: base)
+    assert compress(paths[1], min_free=0).reference is None
+    monkeypatch.setattr(durable, "free_bytes", lambda _: 10**9)
+    assert compress(write_training_state(run / "step_3.pt", 3), min_free=0).reference is not None
 
 
 def test_a_replacement_fits_on_a_disk_without_a_free_byte(tmp_path):
