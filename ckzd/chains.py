@@ -16,10 +16,11 @@ from pathlib import Path
 from ckzd import durable
 from ckzd.archive import ArchiveReader, Manifest
 from ckzd.errors import CkzdError, CorruptArchive, MissingReference
+from ckzd.formats.names import POINTER_SUFFIX
 
 log = logging.getLogger(__name__)
 
-ARCHIVE_SUFFIX = ".ckz"
+ARCHIVE_SUFFIX = POINTER_SUFFIX  # a pointer stands for an archive
 READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
 _MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
 

@@ -30,12 +30,17 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from ckzd.daemon import filesystems
+from ckzd.formats.names import POINTER_SUFFIX
+from ckzd.store import STORE_NAME
 
 log = logging.getLogger(__name__)
 
 OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog tells of an overflow
 MAX_WATCHED = 256  # directories; the scan sees the others
-OURS = (".ckzd", ".ckz")  # our directory and temporary names begin with the one, our pointers end with the other
+OURS = (
+    STORE_NAME,
+    POINTER_SUFFIX,
+)  # our directory and temporary names begin with the one, our pointers end with the other
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
     FileMovedEvent,

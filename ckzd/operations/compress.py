@@ -29,11 +29,11 @@ from ckzd.codec.reconstruction import Reconstruction
 from ckzd.codec.slabs import in_slabs
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
+from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
@@ -115,7 +115,7 @@ def compress(
     tell("read", 0.0)
     checkpoint = in_slabs(read_checkpoint(path))
     with closing(checkpoint.source):
-        durable.sweep_beside(path, but_with=POINTER_IN_DIRECTORY)  # of restores that were killed
+        durable.sweep_beside(path, but_with=POINTER_NAME)  # of restores that were killed
         opened = _opened(root, checkpoint)
         access = _access(path, checkpoint, opened)
         free = min_free if min_free is not None else FREE_CHECKPOINTS * checkpoint.nbytes
@@ -146,7 +146,7 @@ def _require_known_whole(path: Path) -> None:
     if found is not None:
         whole = "" if found.path == path else f" it is a part of {found.path}:"
         raise BadCheckpoint(path, f"is not replaced:{whole} {KINDS[found.kind]} are left alone whole", hint=hint)
-    is_known = looks_like_checkpoint(path) or os.path.lexists(path / POINTER_IN_DIRECTORY)
+    is_known = looks_like_checkpoint(path) or os.path.lexists(path / POINTER_NAME)
     if path.is_dir() and not is_known:
         problem = "is not replaced: not a file, nor a directory of Hugging Face's Trainer, and left alone whole"
         raise BadCheckpoint(path, problem, hint=hint)

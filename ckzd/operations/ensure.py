@@ -10,9 +10,10 @@ from pathlib import Path
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CkzdError, StoreLocked
 from ckzd.formats import completeness, is_replaced, read_checkpoint
+from ckzd.formats.names import POINTER_NAME
 from ckzd.locks import LOCKS_UNSUPPORTED
 from ckzd.operations.child import run_module
-from ckzd.operations.pointer import MAX_POINTER_BYTES, POINTER_IN_DIRECTORY, is_archive
+from ckzd.operations.pointer import MAX_POINTER_BYTES, is_archive
 from ckzd.operations.replace import pointer_for, resolve
 from ckzd.store import Store
 
@@ -42,7 +43,7 @@ def _replaced_below(folder: Path) -> list[Path]:
     found = []
     for place, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not Store.is_at(Path(place, name))]
-        found += [Path(place, name) for name in folders if os.path.lexists(Path(place, name, POINTER_IN_DIRECTORY))]
+        found += [Path(place, name) for name in folders if os.path.lexists(Path(place, name, POINTER_NAME))]
         found += [pointer.with_suffix("") for name in files if _stands_alone(pointer := Path(place, name))]
     return found
 

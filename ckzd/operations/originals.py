@@ -14,7 +14,8 @@ from ckzd import durable
 from ckzd.archive import FileModel, Manifest
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import BadCheckpoint, SourceChanged
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY, large_files
+from ckzd.formats.names import POINTER_NAME
+from ckzd.operations.pointer import large_files
 from ckzd.store import MAX_NAME_BYTES
 
 
@@ -93,13 +94,13 @@ def copy_small_files(checkpoint: Path, target: Path, manifest: Manifest) -> None
     """Make `target` a copy of a directory without its large files: same names, bytes, owners, modes, times."""
     left_out = {str(path.relative_to(checkpoint)) for path in large_files(checkpoint, manifest)}
     stays = [(name, status) for name, status in _walk(checkpoint) if name not in left_out]
-    nbytes = sum(status.st_size for name, status in stays if name != POINTER_IN_DIRECTORY)
+    nbytes = sum(status.st_size for name, status in stays if name != POINTER_NAME)
     durable.require_space(target.parent, nbytes)
     with durable.as_no_space(target):
         for name, status in stays:
             if stat.S_ISDIR(status.st_mode):
                 (target / name).mkdir()
-            elif name != POINTER_IN_DIRECTORY:
+            elif name != POINTER_NAME:
                 shutil.copyfile(checkpoint / name, target / name, follow_symlinks=False)
                 copy_stat(checkpoint / name, target / name, status)
 

@@ -13,9 +13,9 @@ from ckzd.archive import FileModel, Manifest
 from ckzd.chains import ARCHIVE_SUFFIX, archive_files, is_pointer, read_manifest
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.formats.foreign import json_object, read_small
+from ckzd.formats.names import POINTER_NAME
 from ckzd.store import STORE_NAME, Store, default_store
 
-POINTER_IN_DIRECTORY = "ckzd.json"
 POINTER_VERSION = 1
 MAX_POINTER_BYTES = 64 * 1024
 MAX_FIELD_CHARACTERS = 4096  # PATH_MAX
@@ -35,7 +35,7 @@ class Pointer:
 def pointer_for(checkpoint: Path) -> Path:
     """Where its pointer is: step_100.pt -> step_100.pt.ckz beside it, checkpoint-100/ -> ckzd.json inside."""
     if checkpoint.is_dir():
-        return checkpoint / POINTER_IN_DIRECTORY
+        return checkpoint / POINTER_NAME
     return checkpoint.with_name(checkpoint.name + ARCHIVE_SUFFIX)
 
 
@@ -116,7 +116,7 @@ def resolve(path: Path) -> Path:
     path = path.absolute()
     if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file():
         return archive_of(path) if is_pointer(path) else path.resolve()
-    if path.name == POINTER_IN_DIRECTORY and path.is_file():
+    if path.name == POINTER_NAME and path.is_file():
         return archive_of(path)
     pointer = pointer_for(path)
     if _is_file(pointer):  # an archive may have been given that name by hand
@@ -142,7 +142,7 @@ def archives_meant(path: Path) -> list[Path | CkzdError]:
     """
     path = path.absolute()
     found: list[Path | CkzdError] = []
-    if path.is_dir() and not _is_file(path / POINTER_IN_DIRECTORY):
+    if path.is_dir() and not _is_file(path / POINTER_NAME):
         stores = [root for root in (path, path / STORE_NAME) if Store.is_at(root)]
         directories = [place for root in stores for place in sorted((root / "archives").iterdir())]
         with suppress(CkzdError):
@@ -167,7 +167,7 @@ def named_below(root: Path) -> set[Path]:
             folders.clear()
             continue
         for name in names:
-            if name.endswith(ARCHIVE_SUFFIX) or name == POINTER_IN_DIRECTORY:
+            if name.endswith(ARCHIVE_SUFFIX) or name == POINTER_NAME:
                 with suppress(CkzdError, FileNotFoundError):
                     named.add(archive_of(Path(place, name)).resolve())
     return named
@@ -175,7 +175,7 @@ def named_below(root: Path) -> set[Path]:
 
 def _pointers_in(run: Path) -> list[Path]:
     """Of the checkpoints that stood in this directory."""
-    pointers = [*run.glob(f"*{ARCHIVE_SUFFIX}"), *run.glob(f"*/{POINTER_IN_DIRECTORY}")]
+    pointers = [*run.glob(f"*{ARCHIVE_SUFFIX}"), *run.glob(f"*/{POINTER_NAME}")]
     return sorted(path for path in pointers if _is_file(path) and is_pointer(path))
 
 

@@ -21,8 +21,9 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
+from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.originals import Mark, marks_of
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY, is_as_archived, pointer_for, points_to, resolve
+from ckzd.operations.pointer import is_as_archived, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import LOCK_SECONDS, recover
 from ckzd.operations.trash import Entry, Intent
@@ -121,12 +122,12 @@ def _target(path: Path, archive: Path, output: Path | None, *, weights_only: boo
         return target
     if weights_only:
         raise ConfigError("--weights-only", "writes a safetensors file and needs its name", hint="add -o FILE")
-    if path.name == POINTER_IN_DIRECTORY:
+    if path.name == POINTER_NAME:
         return path.parent
     if path == archive:
         raise ConfigError(path, "is an archive in a store: the original place is not clear", hint="add -o PATH")
     target = path.with_suffix("") if path == pointer_for(path.with_suffix("")) and path.is_file() else path
-    if os.path.lexists(target) and not (target / POINTER_IN_DIRECTORY).exists():
+    if os.path.lexists(target) and not (target / POINTER_NAME).exists():
         _finish_killed_restore(target, archive)
         raise ConfigError(target, "is there: nothing to restore", hint="use -o PATH to write a copy elsewhere")
     return target
@@ -140,14 +141,14 @@ def _staging(archive: Path, target: Path) -> Iterator[Path]:
         store.sweep_temps()  # of those that were killed: a full copy each
         staged = store.new_temp(".restore")
     else:
-        durable.sweep_beside(target, but_with=POINTER_IN_DIRECTORY)
+        durable.sweep_beside(target, but_with=POINTER_NAME)
         staged = durable.temp_beside(target)
     try:
         yield staged
     finally:
         if not staged.is_dir():
             durable.remove(staged)
-        elif not (staged / POINTER_IN_DIRECTORY).exists():  # else it made way, and not all of it was carried over
+        elif not (staged / POINTER_NAME).exists():  # else it made way, and not all of it was carried over
             durable.remove_tree(staged)
 
 
@@ -197,7 +198,7 @@ def _publish_directory(staged: Path, target: Path, archive: Path) -> None:
         return
     status, marks = staged.stat(), marks_of(target)
     for path in target.iterdir():
-        if path.name != POINTER_IN_DIRECTORY:
+        if path.name != POINTER_NAME:
             _carry_over(path, staged / path.name)
     os.utime(staged, ns=(status.st_mtime_ns, status.st_mtime_ns))
     durable.fsync_tree(staged)
@@ -220,16 +221,16 @@ def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark]
     store = store_of(archive)
     if store is None or staged.parent != store.tmp:
         yield staged
-        if (staged / POINTER_IN_DIRECTORY).exists():
+        if (staged / POINTER_NAME).exists():
             carry_over_what_came_later(staged, marks, target)
-            durable.remove(staged / POINTER_IN_DIRECTORY)  # now there is nothing left in it that is anybody's
+            durable.remove(staged / POINTER_NAME)  # now there is nothing left in it that is anybody's
         return
     with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
         intent = Intent(
             method="restore",
             checkpoint=os.path.relpath(target, store.root),
             archive=os.path.relpath(archive, store.root),
-            pointer_text=(target / POINTER_IN_DIRECTORY).read_text(),
+            pointer_text=(target / POINTER_NAME).read_text(),
             previous_pointer=None,
             original=marks,
             prepared={},
@@ -256,4 +257,4 @@ def _fill_directory(staged: Path, target: Path) -> None:
     files = [path for path in staged.rglob("*") if path.is_file() and not (target / path.relative_to(staged)).exists()]
     for path in sorted(files, key=lambda path: "optim" not in path.name):
         durable.rename(path, target / path.relative_to(staged))
-    durable.remove(target / POINTER_IN_DIRECTORY)
+    durable.remove(target / POINTER_NAME)

@@ -21,8 +21,8 @@ from ckzd import durable
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CorruptArchive
 from ckzd.formats.foreign import MAX_JSON_BYTES, json_object, read_small
+from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.originals import Mark
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.store import Store
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Entry:
         """Where the pointer stands or will stand."""
         if self.intent.method == "file":
             return self.checkpoint.with_name(self.checkpoint.name + ARCHIVE_SUFFIX)
-        return self.checkpoint / POINTER_IN_DIRECTORY
+        return self.checkpoint / POINTER_NAME
 
     @property
     def is_verified(self) -> bool:

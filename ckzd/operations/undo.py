@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.access import access_to, give
+from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.originals import Mark, marks_of
-from ckzd.operations.pointer import POINTER_IN_DIRECTORY
 from ckzd.operations.trash import Entry
 
 
@@ -29,7 +29,7 @@ def put_back(entry: Entry) -> str | None:
 
 def end_restore(entry: Entry) -> None:
     """After the restored directory took its place, or did not: what made way may hold what came at the last moment."""
-    if os.path.lexists(entry.held / POINTER_IN_DIRECTORY):  # else it is the restored one, and the pointer still stands
+    if os.path.lexists(entry.held / POINTER_NAME):  # else it is the restored one, and the pointer still stands
         carry_over_what_came_later(entry.held, entry.intent.original, entry.checkpoint)
     entry.discard()
 
@@ -48,7 +48,7 @@ def is_prepared(entry: Entry, place: Path) -> bool:
         return (
             prepared is not None
             and place.lstat().st_ino == prepared.inode
-            and (place / POINTER_IN_DIRECTORY).read_text() == entry.intent.pointer_text
+            and (place / POINTER_NAME).read_text() == entry.intent.pointer_text
         )
     except (OSError, UnicodeDecodeError):
         return False
@@ -81,7 +81,7 @@ def carry_over_what_came_later(left: Path, marks: Mapping[str, Mark], place: Pat
     """Of a directory that had to make way, move what was written into it since `marks` were taken to its successor."""
     for name, mark in marks_of(left).items():
         source, target = left / name, place / name
-        if name in ("", POINTER_IN_DIRECTORY) or mark == marks.get(name) or _is_newer(target, mark):
+        if name in ("", POINTER_NAME) or mark == marks.get(name) or _is_newer(target, mark):
             continue
         if source.is_dir() and not source.is_symlink():
             target.mkdir(exist_ok=True)
