@@ -21,7 +21,6 @@ STAGES = {
     "read": "reading",
     "encode": "encoding",
     "written": "written",
-    "verify": "verifying",
     "verified": "verified",
     "accept": "asking the accept command",
     "accepted": "accepted",
