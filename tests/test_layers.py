@@ -25,11 +25,11 @@ LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 APART = {"formats", "codec", "archive", "durable"}  # siblings that never import each other
 
 HOMES = {
-    "constriction": ("codec/entropy.py",),
-    "sklearn": ("codec/kmeans.py",),  # apart from quantize.py, which a restore loads
-    "scipy": ("codec/pairing.py",),
+    "constriction": ("codec/entropy/range_coder.py",),
+    "sklearn": ("codec/paper/kmeans.py",),  # apart from quantize.py, which a restore loads
+    "scipy": ("codec/analysis/pairing.py",),
     "threadpoolctl": ("codec/parallel.py",),
-    "torch": ("codec/train.py", "demo_training.py"),
+    "torch": ("codec/paper/train.py", "demo_training.py"),
     "watchdog": ("daemon/watch.py",),
     "prometheus_client": ("daemon/metrics.py",),
     "typer": ("cli.py",),
@@ -43,9 +43,9 @@ HOMES = {
 
 @dataclass(frozen=True)
 class Import:
-    importer: str  # "codec/entropy.py"
+    importer: str  # "codec/entropy/range_coder.py"
     line: int
-    module: str  # "ckzd.codec.tables"
+    module: str  # "ckzd.codec.entropy.tables"
     late: bool
 
     def __str__(self) -> str:
@@ -74,12 +74,12 @@ IMPORTS = [found for path in FILES for found in imports_of(path)]
 
 
 def part_of(importer: str) -> str:
-    """codec/entropy.py is of the part codec, store.py of the part store."""
+    """codec/entropy/range_coder.py is of the part codec, store.py of the part store."""
     return importer.split("/", maxsplit=1)[0].removesuffix(".py")
 
 
 def inner_part(module: str) -> str | None:
-    """ckzd.codec.tables is of the part codec; a name of the package itself (ckzd.__version__) is of none."""
+    """ckzd.codec.entropy.tables is of the part codec; a name of the package itself (ckzd.__version__) is of none."""
     parts = module.split(".")
     return parts[1] if parts[0] == "ckzd" and len(parts) > 1 and parts[1] in LEVEL_OF else None
 
@@ -124,11 +124,11 @@ def test_every_foreign_package_stays_in_its_home():
 
 
 LATE = {  # seconds of every command that `resume` and `archive` do without
-    ("codec/fitting.py", "ckzd.codec"): "torch",
-    ("operations/compress.py", "ckzd.codec"): "torch",
-    ("codec/transform.py", "ckzd.codec"): "scikit-learn",
-    ("codec/moment_coder.py", "ckzd.codec"): "scikit-learn",
-    ("codec/pairing.py", "scipy.optimize"): "scipy",
+    ("codec/entropy/fitting.py", "ckzd.codec.paper"): "torch",
+    ("operations/compress.py", "ckzd.codec.paper"): "torch",
+    ("codec/choose.py", "ckzd.codec.paper"): "scikit-learn",
+    ("codec/choose_moments.py", "ckzd.codec.paper"): "scikit-learn",
+    ("codec/analysis/pairing.py", "scipy.optimize"): "scipy",
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ckzd.checkpoint import ParamGroup
 from ckzd.codec.arrays import Float64
-from ckzd.codec.moments import filled
+from ckzd.codec.scales import filled
 
 _UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what three restores had chosen on the ruler
 _HALVINGS = 30  # of the interval that a share is looked for in

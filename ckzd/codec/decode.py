@@ -15,22 +15,19 @@ from dataclasses import replace
 from typing import Self
 
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
-from ckzd.codec import moments, quantize, wide
+from ckzd.codec import scales as moments
 from ckzd.codec.arrays import Mask, Plane
-from ckzd.codec.context import FIRST, SECOND, WEIGHTS, Guide
 from ckzd.codec.dtypes import from_float64, stored_array
-from ckzd.codec.exact import decode_exact
-from ckzd.codec.factors import Factors, Head
-from ckzd.codec.frames import Frame
-from ckzd.codec.index import Code, Index, Method, StreamRef
-from ckzd.codec.layout import MAX_BYTES, Layout, Triple, plane_shape
-from ckzd.codec.lstm import LstmModel, LstmWeights
-from ckzd.codec.models import Models, RefinedModel, TableModel
-from ckzd.codec.moments import Scales, checked_scales
+from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.entropy.models import Models, RefinedModel, TableModel
+from ckzd.codec.entropy.planes import decode_plane
+from ckzd.codec.lossless.exact import decode_exact
+from ckzd.codec.paper.lstm import LstmModel, LstmWeights
 from ckzd.codec.parallel import in_batches
-from ckzd.codec.planes import decode_plane
-from ckzd.codec.quantize import Codebook, KmeansCode, ScalarCode
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.index import Code, Index, Method, StreamRef
+from ckzd.codec.records.layout import MAX_BYTES, Layout, Triple, plane_shape
+from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.side import decode_lstm, decode_scales
 from ckzd.codec.restoring import (
     Kept,
     add_residual,
@@ -57,7 +54,11 @@ from ckzd.codec.restoring import (
     trend_kept,
     weight_guide,
 )
-from ckzd.codec.side import decode_lstm, decode_scales
+from ckzd.codec.scales import Scales, checked_scales
+from ckzd.codec.transform import quantize, wide
+from ckzd.codec.transform.adaptive_basis import Frame
+from ckzd.codec.transform.factors import Factors, Head
+from ckzd.codec.transform.quantize import Codebook, KmeansCode, ScalarCode
 from ckzd.codec.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
 
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)

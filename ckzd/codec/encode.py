@@ -18,22 +18,22 @@ from typing import BinaryIO
 
 from ckzd.checkpoint import Bytes, Checkpoint, assemble
 from ckzd.codec import zstd
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.survey import survey
 from ckzd.codec.budget import EXACT, Pace
-from ckzd.codec.exact import encode_exact
-from ckzd.codec.fitting import Fitted, fit_models, histograms_over
-from ckzd.codec.index import Code, Index, Method, StreamRef
-from ckzd.codec.inputs import Inputs
-from ckzd.codec.layout import Layout, plane_shape
-from ckzd.codec.moments import REACH
+from ckzd.codec.choose import PlaneToCode, Transform, within_budget
+from ckzd.codec.entropy.fitting import Fitted, fit_models, histograms_over
+from ckzd.codec.entropy.planes import Coder, encode_plane
+from ckzd.codec.lossless.exact import encode_exact
 from ckzd.codec.parallel import in_order, one_blas_thread
-from ckzd.codec.planes import Coder, encode_plane
 from ckzd.codec.presets import Preset
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.index import Code, Index, Method, StreamRef
+from ckzd.codec.records.layout import Layout, plane_shape
+from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.side import encode_lstm, encode_scales
+from ckzd.codec.records.skeleton import skeleton_of
 from ckzd.codec.restoring import itemsize_of, seal
-from ckzd.codec.side import encode_lstm, encode_scales
-from ckzd.codec.skeleton import skeleton_of
-from ckzd.codec.survey import survey
-from ckzd.codec.transform import PlaneToCode, Transform, within_budget
+from ckzd.codec.scales import REACH
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
-from ckzd.codec import moments, quantize
+from ckzd.codec import scales as moments
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
-from ckzd.codec.context import Guide
 from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64, is_finite, to_float64
-from ckzd.codec.factors import Factors
-from ckzd.codec.frames import FINE_BITS, Basis, Coded, Frame, learned_frames
-from ckzd.codec.index import Steps
-from ckzd.codec.layout import Triple, layer_before, plane_shape
-from ckzd.codec.moments import Scales
-from ckzd.codec.quantize import KmeansCode, ScalarCode
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.entropy.context import Guide
+from ckzd.codec.records.index import Steps
+from ckzd.codec.records.layout import Triple, layer_before, plane_shape
+from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.scales import Scales
+from ckzd.codec.transform import quantize
+from ckzd.codec.transform.adaptive_basis import FINE_BITS, Basis, Coded, Frame, learned_frames
+from ckzd.codec.transform.factors import Factors
+from ckzd.codec.transform.quantize import KmeansCode, ScalarCode
 
 # Guides: what a plane's contexts see of other planes
 

@@ -23,10 +23,10 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
+from ckzd.codec.analysis.tiles import in_slabs
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset
-from ckzd.codec.reconstruction import Reconstruction
-from ckzd.codec.slabs import in_slabs
+from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.operations.accept import Acceptance, require_accepted
@@ -405,7 +405,7 @@ def _device(name: str, preset: Preset) -> str:
     """Where the preset's LSTM is trained, if it has one; ConfigError for a device that is not there."""
     if not preset.lstm_cold_steps and name in {"auto", "cpu"}:
         return "cpu"
-    from ckzd.codec import train  # noqa: PLC0415  # a second of torch, for the one preset that trains, or a named GPU
+    from ckzd.codec.paper import train  # noqa: PLC0415  # a second of torch, for the one preset that trains, or a named GPU
 
     return train.pick_device(name)
 

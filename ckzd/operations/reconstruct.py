@@ -19,12 +19,12 @@ from ckzd.chains import chain
 from ckzd.checkpoint import Bytes, assemble
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
-from ckzd.codec.index import MAX_INDEX_BYTES
-from ckzd.codec.layout import Layout
 from ckzd.codec.parallel import in_order
-from ckzd.codec.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.codec.records.index import MAX_INDEX_BYTES
+from ckzd.codec.records.layout import Layout
+from ckzd.codec.records.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.codec.records.skeleton import skeleton_bytes, split_skeleton
 from ckzd.codec.restoring import seal
-from ckzd.codec.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
 from ckzd.store import Store
 

@@ -5,12 +5,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.survey import survey
+from ckzd.codec.choose import Transform
 from ckzd.codec.encode import Encoder
-from ckzd.codec.inputs import Inputs
 from ckzd.codec.presets import Preset
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
-from ckzd.codec.survey import survey
-from ckzd.codec.transform import Transform
+from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.formats import read_checkpoint
 
 

@@ -18,18 +18,18 @@ import numpy.typing as npt
 from closed_loop import chain_of, run_parser, transform_of
 from machine import machine
 
-from ckzd.codec import context
-from ckzd.codec import transform as transforming
+from ckzd.codec import choose as transforming
 from ckzd.codec.arrays import Float64
-from ckzd.codec.context import WEIGHTS
-from ckzd.codec.frames import Basis
-from ckzd.codec.index import Method
-from ckzd.codec.lstm import ALPHABET
-from ckzd.codec.moments import value_of
-from ckzd.codec.planes import to_symbols
+from ckzd.codec.choose import PlaneToCode, Transform
+from ckzd.codec.entropy import context
+from ckzd.codec.entropy.context import WEIGHTS
+from ckzd.codec.entropy.planes import to_symbols
+from ckzd.codec.paper.lstm import ALPHABET
 from ckzd.codec.presets import PRESETS
+from ckzd.codec.records.index import Method
 from ckzd.codec.restoring import frame_kept
-from ckzd.codec.transform import PlaneToCode, Transform
+from ckzd.codec.scales import value_of
+from ckzd.codec.transform.adaptive_basis import Basis
 
 SECOND_CLASSES = 24
 FIELDS = (*context.FIELDS, ("second moment", SECOND_CLASSES))

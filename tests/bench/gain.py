@@ -14,16 +14,17 @@ import torch
 from closed_loop import chain_of, run_parser, transform_of
 from machine import machine
 
-from ckzd.codec import train, zstd
+from ckzd.codec import zstd
 from ckzd.codec.arrays import Float64
-from ckzd.codec.context import GRID
-from ckzd.codec.entropy import Rows
-from ckzd.codec.fitting import Counted, MeanPrediction, fit_tables, histograms_over
-from ckzd.codec.lstm import ALPHABET, LstmModel, shapes_of
-from ckzd.codec.models import COARSE, Histograms, Models, RefinedModel, TableModel, smoothed
-from ckzd.codec.planes import encode_plane, histograms_of
+from ckzd.codec.choose import PlaneToCode
+from ckzd.codec.entropy.context import GRID
+from ckzd.codec.entropy.fitting import Counted, MeanPrediction, fit_tables, histograms_over
+from ckzd.codec.entropy.models import COARSE, Histograms, Models, RefinedModel, TableModel, smoothed
+from ckzd.codec.entropy.planes import encode_plane, histograms_of
+from ckzd.codec.entropy.range_coder import Rows
+from ckzd.codec.paper import train
+from ckzd.codec.paper.lstm import ALPHABET, LstmModel, shapes_of
 from ckzd.codec.presets import PRESETS
-from ckzd.codec.transform import PlaneToCode
 
 SIZES = ((4, 8), (8, 16), (12, 24), (16, 48), (24, 96))  # of embedding and hidden state
 

@@ -24,9 +24,9 @@ import zstandard
 from clock import Clock
 from machine import machine
 
-from ckzd.codec.exact import decode_exact, encode_exact
-from ckzd.codec.inputs import Inputs
-from ckzd.codec.layout import plane_shape
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.lossless.exact import decode_exact, encode_exact
+from ckzd.codec.records.layout import plane_shape
 from ckzd.codec.restoring import itemsize_of
 from ckzd.formats import read_checkpoint
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from contexts import NAMES, SIZES, adaptive_bytes, along, counted
 
-from ckzd.codec.context import Guide
-from ckzd.codec.frames import Basis
-from ckzd.codec.lstm import ALPHABET
-from ckzd.codec.planes import to_symbols
-from ckzd.codec.transform import PlaneToCode
+from ckzd.codec.choose import PlaneToCode
+from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.planes import to_symbols
+from ckzd.codec.paper.lstm import ALPHABET
+from ckzd.codec.transform.adaptive_basis import Basis
 
 PLACE = math.prod(SIZES[1:])  # of one class of the first field
 

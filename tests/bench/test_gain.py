@@ -3,11 +3,11 @@
 import numpy as np
 from gain import AdaptiveTables, coded_bytes
 
-from ckzd.codec.context import GRID, Guide
-from ckzd.codec.lstm import ALPHABET
-from ckzd.codec.models import Models
-from ckzd.codec.planes import histograms_of
-from ckzd.codec.transform import PlaneToCode
+from ckzd.codec.choose import PlaneToCode
+from ckzd.codec.entropy.context import GRID, Guide
+from ckzd.codec.entropy.models import Models
+from ckzd.codec.entropy.planes import histograms_of
+from ckzd.codec.paper.lstm import ALPHABET
 
 
 def plane(seed):

@@ -23,17 +23,17 @@ from closed_loop import chain_of, run_parser, transform_of
 from machine import machine
 from scipy.special import ndtr
 
-from ckzd.codec import transform
+from ckzd.codec import choose as transform
 from ckzd.codec.arrays import Float64
-from ckzd.codec.context import WEIGHTS, Guide
-from ckzd.codec.fitting import fit_tables, histograms_over
-from ckzd.codec.index import Method
-from ckzd.codec.models import Models
-from ckzd.codec.planes import encode_plane
+from ckzd.codec.choose import PlaneToCode, Transform
+from ckzd.codec.entropy.context import WEIGHTS, Guide
+from ckzd.codec.entropy.fitting import fit_tables, histograms_over
+from ckzd.codec.entropy.models import Models
+from ckzd.codec.entropy.planes import encode_plane
 from ckzd.codec.presets import PRESETS
-from ckzd.codec.quantize import dequantize_scalar, quantize_scalar, weigher_of
+from ckzd.codec.records.index import Method
 from ckzd.codec.restoring import levels_for_context, trend_kept
-from ckzd.codec.transform import PlaneToCode, Transform
+from ckzd.codec.transform.quantize import dequantize_scalar, quantize_scalar, weigher_of
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # or all that there are
 DEVIATION_BYTES = 1  # of each component, beside its entries

@@ -13,11 +13,11 @@ import time
 import numpy as np
 from machine import machine
 
-from ckzd.codec import quantize
-from ckzd.codec.frames import Frame
-from ckzd.codec.moments import Scales
 from ckzd.codec.parallel import one_blas_thread
 from ckzd.codec.restoring import learned, restore_framed
+from ckzd.codec.scales import Scales
+from ckzd.codec.transform import quantize
+from ckzd.codec.transform.adaptive_basis import Frame
 
 PARAMETERS = 1 << 24  # the widest that is measured, once
 RANK, STEP = 16, 1.0

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from plain_decoder import PlainArchive
 
 import ckzd
-from ckzd.codec import quantize
 from ckzd.codec.budget import Budget, Loss, too_much
-from ckzd.codec.index import Method
 from ckzd.codec.presets import PRESETS
+from ckzd.codec.records.index import Method
+from ckzd.codec.transform import quantize
 
 WEIGHTS = 24
 SHAPE = (24, 32)

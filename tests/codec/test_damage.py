@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
-from ckzd.codec.index import Method
-from ckzd.codec.lstm import LSTM_BYTES
-from ckzd.codec.reconstruction import ReconstructionWriter
+from ckzd.codec.paper.lstm import LSTM_BYTES
+from ckzd.codec.records.index import Method
+from ckzd.codec.records.reconstruction import ReconstructionWriter
 
 PRESETS = ("resume", "paper", "lossless")
 MEGABYTE = 1 << 20

@@ -5,24 +5,17 @@ import re
 from pathlib import Path
 
 import ckzd.archive
-from ckzd.codec import (
-    context,
-    escapes,
-    frames,
-    index,
-    layout,
-    lstm,
-    moments,
-    orthogonal,
-    planes,
-    quantize,
-    restoring,
-    wide,
-)
-from ckzd.codec.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
-from ckzd.codec.index import Method
-from ckzd.codec.layout import Layout
-from ckzd.codec.planes import Coder
+from ckzd.codec import restoring
+from ckzd.codec import scales as moments
+from ckzd.codec.entropy import context, escapes, planes
+from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
+from ckzd.codec.entropy.planes import Coder
+from ckzd.codec.paper import lstm
+from ckzd.codec.records import index, layout
+from ckzd.codec.records.index import Method
+from ckzd.codec.records.layout import Layout
+from ckzd.codec.transform import adaptive_basis as frames
+from ckzd.codec.transform import orthogonal, quantize, wide
 
 PAGE = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
 FLAT = " ".join(PAGE.split())

@@ -15,11 +15,11 @@ from plain_decoder import PlainArchive
 from torch import nn
 
 import ckzd
-from ckzd.codec import moments
+from ckzd.codec import scales as moments
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.dtypes import from_float64
-from ckzd.codec.index import Method
-from ckzd.codec.inputs import Inputs
-from ckzd.codec.pairing import pair
+from ckzd.codec.records.index import Method
 from ckzd.codec.restoring import restore_momentum
 from ckzd.formats import read_checkpoint
 

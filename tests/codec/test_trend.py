@@ -7,7 +7,7 @@ from codec.chains import Archive, encode, restored
 from torch import nn
 
 from ckzd.codec.decode import MALFORMED, Decoder
-from ckzd.codec.index import Method
+from ckzd.codec.records.index import Method
 
 DEAD_ROWS = 4
 EIGHTH_OF_AN_OCTAVE = 2 ** (1 / 8) - 1  # the archive tells lengths to the nearest

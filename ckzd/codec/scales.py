@@ -1,0 +1,193 @@
+"""Optimizers' moments: the rank-1 fill of the second, the first in units of its own update.
+
+Row and column means of exp_avg_sq are stored as integers, eight to an octave; they also weigh the weights' residuals
+(`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only
+where both original moments were 0 throughout the row or column, else at least the smallest number that its dtype has
+(before format 6 the smallest normal one, which in float16 is more than most second moments are): a zero there would
+make the first resumed steps several times too long.
+
+Where an optimizer keeps a momentum and no second moment (SGD, Lion, Muon), the scales are those of its square: but for
+a factor, a mean of gradients has their energy.
+
+# R = rows, C = columns
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckzd.checkpoint import RawArray
+from ckzd.codec.arrays import Float64, HalfOctaves, Plane, Scale
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64
+from ckzd.codec.entropy.tables import OCTAVE
+
+ZERO = np.int16(-32768)
+MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
+_STEPS_AN_OCTAVE = 8
+_MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
+_MIDDLES = (_MANTISSAS + np.append(_MANTISSAS[1:], 2.0)) / 2
+BELOW_ALL = -16  # what a row that is all 0 weighs: two octaves below the smallest other
+REACH = 64  # eighths of an octave: no row or column weighs less than one so far below the mean, a quarter in steps
+MAX_LEVEL = 32767
+_FITS = 8  # of rows and columns in turn, where a mask leaves gaps
+_LEAST_SUM = 2.0**-500
+_MOST_HALF_OCTAVES = 400  # of a second moment from its fill
+_DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
+_PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
+_SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have at least, if it has any
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,).
+
+    `reach` bounds what a row or column weighs from below, see `REACH`; None before format 6, as `fill` knows.
+    """
+
+    rows: Scale
+    columns: Scale
+    reach: int | None = REACH
+
+
+def checked_scales(rows: RawArray, columns: RawArray, reach: int | None) -> Scales:
+    """Scales whose codes are possible; ValueError for others."""
+    for codes in (rows, columns):
+        if codes.dtype != np.int16 or np.any((np.abs(codes.astype(np.int32)) > MAX_CODE) & (codes != ZERO)):
+            raise ValueError(f"a scale outside -{MAX_CODE}..{MAX_CODE}")
+    return Scales(rows.astype(np.int16), columns.astype(np.int16), reach)
+
+
+def code_of(means: Float64) -> Scale:
+    """Nearest eighth of an octave; ZERO for 0."""
+    positive = means > 0
+    logs = np.log2(np.where(positive, means, 1.0))
+    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -MAX_CODE, MAX_CODE).astype(np.int16)
+    return np.where(positive, codes, ZERO)
+
+
+def nearest_code(values: Float64) -> Scale:
+    """Nearest eighth of an octave of positive values, exactly the same on every machine: nothing but comparisons."""
+    mantissas, exponents = np.frexp(values)
+    octaves = _STEPS_AN_OCTAVE * (exponents - 1)
+    codes: Scale = (octaves + np.searchsorted(_MIDDLES, 2 * mantissas, side="right")).astype(np.int16)
+    return codes
+
+
+def value_of(codes: Scale) -> Float64:
+    """2**(code / 8) from committed mantissas, exactly the same on every machine; 0 for ZERO."""
+    wide = codes.astype(np.int32)
+    values = np.ldexp(_MANTISSAS[wide & 7], wide >> 3)
+    return np.where(codes == ZERO, 0.0, values)
+
+
+def scales_of(second: Float64, first: Float64, dtype: str) -> Scales:
+    """Scales of a second moment (R, C), given the first, from where one of them is not 0; a row without is zero.
+
+    A row of which `dtype` could hold nothing but 0 counts as a quarter of the smallest number that it has.
+    """
+    alive = ((second != 0) | (first != 0)).astype(np.float64)
+    rows = second.sum(1) / np.maximum(alive.sum(1), 1)
+    columns = np.ones(second.shape[1])
+    for _ in range(1 if alive.all() else _FITS):  # to the sums of rows and columns; without gaps the first is it
+        columns = second.sum(0) / np.maximum(alive.T @ rows, _LEAST_SUM)
+        rows = second.sum(1) / np.maximum(alive @ columns, _LEAST_SUM)
+    rows, columns = np.maximum(rows, SMALLEST[dtype] / 4), np.maximum(columns, 2.0**-40)
+    if not second.any():
+        columns = np.ones(second.shape[1])
+    return Scales(code_of(np.where(alive.any(1), rows, 0.0)), code_of(np.where(alive.any(0), columns, 0.0)))
+
+
+def scales_beside(other: Scales, rows: int) -> Scales:
+    """Of rows whose moments are all 0, given those of others of their tensor: they weigh as much as in one piece."""
+    used = other.rows[other.rows != ZERO]
+    weight = max(int(used.min()) + BELOW_ALL, int(used.mean(dtype=np.float64)) - REACH) if used.size else 0
+    moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_CODE, MAX_CODE)
+    columns: Scale = np.where(other.columns == ZERO, ZERO, moved).astype(np.int16)
+    return Scales(np.full(rows, ZERO, np.int16), columns)
+
+
+def scales_of_momentum(momentum: Float64) -> Scales:
+    """Scales of a momentum's square (R, C). A few values tell little of a gradient: short rows lean on the mean."""
+    energy = momentum**2
+    mean = energy.mean() if energy.any() else 1.0
+    return Scales(code_of(mean * _relative_means(energy, mean, axis=1)), code_of(_relative_means(energy, mean, axis=0)))
+
+
+def _relative_means(energy: Float64, mean: float, axis: int) -> Float64:
+    """Means of rows (axis 1) or columns (axis 0) over the mean of all, drawn towards it; 0 where all is 0."""
+    count = energy.shape[axis]
+    share = count / (count + _PRIOR_ELEMENTS) if count > 1 else 0.0
+    relative = energy.sum(axis) / (max(count, 1) * mean)
+    drawn: Float64 = np.where(relative > 0, np.maximum(relative, _SMALLEST_SHARE) ** share, 0.0)
+    return drawn
+
+
+def product_of(scales: Scales) -> Float64:
+    """Row times column (R, C): the energy that a momentum's levels are relative to."""
+    return value_of(scales.rows)[:, None] * value_of(scales.columns)
+
+
+def typical_root(scales: Scales) -> float:
+    """Fourth root of the typical energy of a moment, from the means of its codes (rounded down): a unit of its own."""
+    used = [codes[codes != ZERO] for codes in (scales.rows, scales.columns)]
+    code = sum(int(codes.sum(dtype=np.int64)) // max(codes.size, 1) for codes in used)
+    return float(np.sqrt(np.sqrt(value_of(np.array(code, np.int16)))))
+
+
+def half_octaves(scales: Scales) -> HalfOctaves:
+    """Row times column (R, C) over the mean of the rows, in half octaves: what moments' contexts see."""
+    used = scales.rows[scales.rows != ZERO]
+    middle = _mean_code(used) if used.size else 0
+    codes = scales.rows.astype(np.int32)[:, None] + scales.columns.astype(np.int32)
+    near: HalfOctaves = np.clip((codes - (middle - 2)) >> 2, -64, 63).astype(np.int8)
+    return near
+
+
+def _mean_code(codes: Scale) -> int:
+    """Code of the mean of values, by a sum of integers."""
+    largest = int(codes.max())
+    total = np.floor(value_of(codes - codes.max()) * 2.0**30).astype(np.int64).sum()
+    return largest + int(nearest_code(np.array(int(total) / codes.size * 2.0**-30)))
+
+
+def filled(beta2: float, step: int | None) -> float:
+    """How much of exp_avg_sq, which starts at 0, has filled up; a step of None or 0 is not known and counts as late."""
+    return 1 - beta2**step if step else 1.0
+
+
+def fill(scales: Scales, dtype: str) -> RawArray:
+    """The restored second moment (R, C) in its stored dtype."""
+    product, floor = product_of(scales), (SMALLEST_NORMAL if scales.reach is None else SMALLEST)[dtype]
+    return from_float64(np.where(product > 0, np.maximum(product, floor), 0.0), dtype)
+
+
+def quantize_second(second: Float64, filled: Float64) -> Plane:
+    """Half octaves of a second moment (R, C) over the fill; 0 where the fill is 0, as little as can be where it is."""
+    used = (filled > 0) & (second > 0)
+    octaves = np.log2(np.where(used, second, 1.0) / np.where(used, filled, 1.0))
+    levels = np.where(used, np.rint(2 * octaves), np.where(filled > 0, -_MOST_HALF_OCTAVES, 0))
+    return np.clip(levels, -_MOST_HALF_OCTAVES, _MOST_HALF_OCTAVES).astype(np.int16)
+
+
+def restore_second(levels: Plane, filled: Float64, smallest: float) -> Float64:
+    """The inverse of `quantize_second` up to its loss, and at least `smallest` where the fill is not 0.
+
+    ValueError for a level that it does not write.
+    """
+    if np.abs(levels.astype(np.int32)).max(initial=0) > _MOST_HALF_OCTAVES:
+        raise ValueError(f"a second moment more than {_MOST_HALF_OCTAVES} half octaves from its fill")
+    return np.where(filled > 0, np.maximum(filled * value_of(4 * levels), smallest), 0.0)
+
+
+def quantize_first(first: Float64, second: Float64, step: float) -> Plane:
+    """exp_avg / sqrt(restored exp_avg_sq) in units of `step`, with a dead zone; 0 where the second moment is 0."""
+    unit = np.sqrt(second) * step
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(unit > 0, first / unit, 0.0)
+    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - _DEAD_ZONE)), MAX_LEVEL)
+    return np.copysign(magnitude, relative).astype(np.int16)
+
+
+def restore_first(levels: Plane, second: Float64, step: float) -> Float64:
+    """The inverse of `quantize_first` up to its loss."""
+    return levels.astype(np.float64) * (np.sqrt(second) * step)
