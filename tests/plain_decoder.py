@@ -17,7 +17,7 @@ import numpy as np
 import zstandard
 from plain_range_decoder import PlainRangeDecoder
 
-from ckzd.codec.tables import EXP2_NEGATIVE, FREQUENCY, OCTAVE, SIGMOID
+from ckzd.codec.entropy.tables import EXP2_NEGATIVE, FREQUENCY, OCTAVE, SIGMOID
 
 DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}

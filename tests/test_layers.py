@@ -25,11 +25,11 @@ LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 APART = {"formats", "codec", "archive", "durable"}  # siblings that never import each other
 
 HOMES = {
-    "constriction": ("codec/entropy.py",),
-    "sklearn": ("codec/kmeans.py",),  # apart from quantize.py, which a restore loads
-    "scipy": ("codec/pairing.py",),
+    "constriction": ("codec/entropy/range_coder.py",),
+    "sklearn": ("codec/paper/kmeans.py",),  # apart from quantize.py, which a restore loads
+    "scipy": ("codec/analysis/pairing.py",),
     "threadpoolctl": ("codec/parallel.py",),
-    "torch": ("codec/train.py", "demo_training.py"),
+    "torch": ("codec/paper/train.py", "demo_training.py"),
     "watchdog": ("daemon/watch.py",),
     "prometheus_client": ("daemon/metrics.py",),
     "typer": ("cli.py",),
@@ -43,9 +43,9 @@ HOMES = {
 
 @dataclass(frozen=True)
 class Import:
-    importer: str  # "codec/entropy.py"
+    importer: str  # "codec/entropy/range_coder.py"
     line: int
-    module: str  # "ckzd.codec.tables"
+    module: str  # "ckzd.codec.entropy.tables"
     late: bool
 
     def __str__(self) -> str:
@@ -71,15 +71,21 @@ def imports_of(path: Path) -> list[Import]:
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 IMPORTS = [found for path in FILES for found in imports_of(path)]
+CODEC_IMPORTS = [
+    found
+    for path in FILES
+    for found in (imports_of(path) if path.is_relative_to(PACKAGE / "codec") else [])
+    if found.module.startswith("ckzd.codec.")
+]
 
 
 def part_of(importer: str) -> str:
-    """codec/entropy.py is of the part codec, store.py of the part store."""
+    """codec/entropy/range_coder.py is of the part codec, store.py of the part store."""
     return importer.split("/", maxsplit=1)[0].removesuffix(".py")
 
 
 def inner_part(module: str) -> str | None:
-    """ckzd.codec.tables is of the part codec; a name of the package itself (ckzd.__version__) is of none."""
+    """ckzd.codec.entropy.tables is of the part codec; a name of the package itself (ckzd.__version__) is of none."""
     parts = module.split(".")
     return parts[1] if parts[0] == "ckzd" and len(parts) > 1 and parts[1] in LEVEL_OF else None
 
@@ -124,11 +130,10 @@ def test_every_foreign_package_stays_in_its_home():
 
 
 LATE = {  # seconds of every command that `resume` and `archive` do without
-    ("codec/fitting.py", "ckzd.codec"): "torch",
-    ("operations/compress.py", "ckzd.codec"): "torch",
-    ("codec/transform.py", "ckzd.codec"): "scikit-learn",
-    ("codec/moment_coder.py", "ckzd.codec"): "scikit-learn",
-    ("codec/pairing.py", "scipy.optimize"): "scipy",
+    ("codec/encode.py", "ckzd.codec.paper"): "torch",
+    ("operations/compress.py", "ckzd.codec.paper"): "torch",
+    ("codec/methods/codebook.py", "ckzd.codec.paper"): "scikit-learn",
+    ("codec/analysis/pairing.py", "scipy.optimize"): "scipy",
 }
 
 
@@ -136,6 +141,38 @@ def test_only_the_command_line_and_what_is_slow_to_load_is_imported_late():
     late = {(found.importer, found.module): str(found) for found in IMPORTS if found.late}
     assert [said for key, said in late.items() if key[0] != "cli.py" and key not in LATE] == []
     assert set(late) >= set(LATE)
+
+
+CODEC = (  # the codec's rooms: each imports those before it, and what stands beside them as it likes
+    ("arrays", "dtypes", "parsing", "zstd", "parallel", "presets", "budget"),
+    ("entropy", "scales"),
+    ("transform", "lossless"),
+    ("records",),
+    ("analysis", "paper"),
+    ("methods",),
+    ("choose_weights", "choose_moments", "choose"),
+    ("encode", "decode"),
+)
+ROOM_OF = {room: level for level, rooms in enumerate(CODEC) for room in rooms}
+
+
+def test_the_codecs_rooms_are_in_order():
+    rooms = {path.name.removesuffix(".py") for path in (PACKAGE / "codec").iterdir()} - {"__init__", "__pycache__"}
+    assert rooms == set(ROOM_OF)
+    backward = [
+        str(found)
+        for found in CODEC_IMPORTS
+        if ROOM_OF[found.module.split(".")[2]] > ROOM_OF[found.importer.split("/")[1].removesuffix(".py")]
+    ]
+    assert backward == []
+
+
+PAPER = {"encode.py", "decode.py", "methods/codebook.py"}  # models, their stored bytes, and the one method of codebooks
+
+
+def test_only_the_preset_paper_knows_what_it_alone_needs():
+    inside = [found for found in CODEC_IMPORTS if found.module.startswith("ckzd.codec.paper")]
+    assert {i.importer.removeprefix("codec/") for i in inside if not i.importer.startswith("codec/paper/")} == PAPER
 
 
 def calls_of(path: Path) -> set[str]:

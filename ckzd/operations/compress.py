@@ -23,10 +23,10 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
+from ckzd.codec.analysis.tiles import in_slabs
 from ckzd.codec.encode import Encoded, Encoder
-from ckzd.codec.presets import PRESETS, Preset
-from ckzd.codec.reconstruction import Reconstruction
-from ckzd.codec.slabs import in_slabs
+from ckzd.codec.presets import PRESETS, Preset, Scheme
+from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME
@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
 
-_TOOLS = ("numpy", "torch", "scikit-learn", "constriction", "zstandard")
+_TOOLS = ("numpy", "constriction", "zstandard")
+_PAPER_TOOLS = ("torch", "scikit-learn")  # of codebooks and the LSTM, which other presets have not
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,16 +410,21 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         parts=encoded.parts,
         coders=encoded.coders,
         quality=encoded.quality,
-        tools={"ckzd": __version__} | {name: version(name) for name in _TOOLS},
+        tools={"ckzd": __version__} | {name: version(name) for name in _tools(job.preset)},
         files=files,
     )
+
+
+def _tools(preset: Preset) -> tuple[str, ...]:
+    """What takes part in an archive of this preset."""
+    return (*_TOOLS, *(_PAPER_TOOLS if preset.scheme is Scheme.KMEANS else ()))
 
 
 def _device(name: str, preset: Preset) -> str:
     """Where the preset's LSTM is trained, if it has one; ConfigError for a device that is not there."""
     if not preset.lstm_cold_steps and name in {"auto", "cpu"}:
         return "cpu"
-    from ckzd.codec import train  # noqa: PLC0415  # a second of torch, for the one preset that trains, or a named GPU
+    from ckzd.codec.paper import train  # noqa: PLC0415  # a second of torch, for the one preset that trains, or a named GPU
 
     return train.pick_device(name)
 

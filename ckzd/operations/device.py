@@ -2,7 +2,7 @@
 
 import sys
 
-from ckzd.codec.train import pick_device
+from ckzd.codec.paper.train import pick_device
 from ckzd.errors import CkzdError
 from ckzd.operations.child import error_line
 

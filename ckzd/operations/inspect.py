@@ -5,8 +5,8 @@ from typing import Any
 
 from ckzd.archive import Manifest
 from ckzd.chains import read_manifest
-from ckzd.codec.index import Method
 from ckzd.codec.presets import PRESETS, Scheme
+from ckzd.codec.records.index import Method
 from ckzd.operations.pointer import resolve
 
 _EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA})

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from ckzd import durable
 from ckzd.archive import ArchiveReader
 from ckzd.chains import chain, decodable, records_in, references_in
-from ckzd.codec.reconstruction import Reconstruction
+from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
 from ckzd.operations.pointer import archives_meant, resolve

@@ -5,12 +5,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.survey import survey
+from ckzd.codec.choose import Chooser
 from ckzd.codec.encode import Encoder
-from ckzd.codec.inputs import Inputs
 from ckzd.codec.presets import Preset
-from ckzd.codec.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
-from ckzd.codec.survey import survey
-from ckzd.codec.transform import Transform
+from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.formats import read_checkpoint
 
 
@@ -45,10 +45,10 @@ def chain_of(paths: Sequence[Path], preset: Preset) -> Reconstruction | None:
     return reference
 
 
-def transform_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Transform:
+def choices_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Chooser:
     """One checkpoint's levels, not yet coded."""
     inputs = Inputs(read_checkpoint(path), reference)
-    kept, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
-    transform = Transform(inputs, survey(inputs, preset), preset, kept, scratch)
-    transform.run()
-    return transform
+    reconstruction, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
+    chooser = Chooser(inputs, survey(inputs, preset), preset, reconstruction, scratch)
+    chooser.run()
+    return chooser

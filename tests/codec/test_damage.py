@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
-from ckzd.codec.index import Method
-from ckzd.codec.lstm import LSTM_BYTES
-from ckzd.codec.reconstruction import ReconstructionWriter
+from ckzd.codec.paper.lstm import LSTM_BYTES
+from ckzd.codec.records.index import Method
+from ckzd.codec.records.reconstruction import ReconstructionWriter
 
 PRESETS = ("resume", "paper", "lossless")
 MEGABYTE = 1 << 20
@@ -56,7 +56,7 @@ def everything(archive: Archive, reference: Archive | None) -> None:
     before = reference.reconstruction if reference is not None else None
     decoder = Decoder.from_reference(archive.entry, lambda ref: archive.streams[ref], before)
     writer = ReconstructionWriter(io.BytesIO())
-    decoder.decode_kept(writer)
+    decoder.decode_reference_tensors(writer)
     for number, tensor in enumerate(decoder.index.layout.tensors):
         assert len(decoder.payload(number, writer)) == tensor.nbytes
 

@@ -8,7 +8,7 @@ import torch
 from codec.chains import compressed_run, restored
 
 from ckzd.codec.budget import Budget, Pace
-from ckzd.codec.index import Method
+from ckzd.codec.records.index import Method
 
 SHAPE = (32, 24)
 

@@ -7,8 +7,8 @@ import pytest
 from codec.chains import Zoo, compressed_run, decode
 
 from ckzd.codec import parallel
+from ckzd.codec.analysis.tiles import MAX_ELEMENTS
 from ckzd.codec.parallel import in_order, threads
-from ckzd.codec.slabs import MAX_ELEMENTS
 
 
 @pytest.fixture(params=[1, 2, 5])

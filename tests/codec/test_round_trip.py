@@ -8,8 +8,8 @@ import pytest
 import torch
 from codec.chains import Zoo, compressed_run, decode, encode, lstm_everywhere, restored, same_tensor
 
-from ckzd.codec.index import Method
 from ckzd.codec.presets import PRESETS, Scheme
+from ckzd.codec.records.index import Method
 
 BROKEN = 1  # the checkpoint with values that are not finite
 CHECKPOINTS = 3

@@ -62,7 +62,7 @@ def chain(tmp_path_factory):
 RESTORE = """
 import hashlib, sys
 from pathlib import Path
-from ckzd.codec import entropy
+from ckzd.codec.entropy import range_coder as entropy
 archive, target, chunk = sys.argv[1:]
 entropy._CHUNK = int(chunk)
 from ckzd.operations.restore import restore

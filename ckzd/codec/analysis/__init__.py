@@ -1,0 +1,1 @@
+"""What a checkpoint holds, before anything is coded."""

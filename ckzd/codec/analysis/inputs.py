@@ -1,0 +1,106 @@
+"""A checkpoint and its reference's reconstruction, tensor by tensor, as the encoder looks at them.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
+from ckzd.codec.arrays import Float64
+from ckzd.codec.dtypes import is_finite, stored_array, to_float64
+from ckzd.codec.records.layout import plane_shape
+from ckzd.codec.records.reconstruction import Reconstruction
+from ckzd.codec.records.reference_tensors import finite_reference, reference_values
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What there is before anything is decided."""
+
+    checkpoint: Checkpoint
+    reference: Reconstruction | None
+
+    @cached_property
+    def reference_tensors(self) -> tuple[int, ...]:
+        """Numbers of the tensors that dependents may refer to: floats that are no optimizer state."""
+        paths = [optimizer.path for optimizer in self.checkpoint.optimizers]
+        return tuple(
+            number
+            for number, tensor in enumerate(self.checkpoint.tensors)
+            if tensor.dtype in STORED_AS and not any(tensor.path[: len(path)] == path for path in paths)
+        )
+
+    @cached_property
+    def slabs(self) -> dict[int, list[int]]:
+        """Numbers of the slabs of each tensor, by that of the first."""
+        return storages(self.checkpoint.files)
+
+    @cached_property
+    def first_slab(self) -> dict[int, int]:
+        """What `slabs` knows a slab's tensor by, for each slab."""
+        return {slab: first for first, slabs in self.slabs.items() for slab in slabs}
+
+    @cached_property
+    def _groups(self) -> dict[tuple[str, ...], ParamGroup]:
+        """By the path of each parameter's state."""
+        return {
+            (*optimizer.path, "state", key): group
+            for optimizer in self.checkpoint.optimizers
+            for group in optimizer.groups
+            for key in group.ids
+        }
+
+    def group_of(self, moment: int) -> ParamGroup | None:
+        """The optimizer's group that a tensor of its state belongs to."""
+        path = self.tensor(moment).path
+        found = (self._groups.get(path[:depth]) for depth in range(len(path)))
+        return next((group for group in found if group is not None), None)
+
+    def whole_shape(self, number: int) -> tuple[int, ...]:
+        """Of all of a tensor, by the number of its first slab."""
+        return whole([self.tensor(slab) for slab in self.slabs[number]]).shape
+
+    def tensor(self, number: int) -> TensorSpec:
+        """Its path, dtype and shape."""
+        return self.checkpoint.tensors[number]
+
+    def payload(self, number: int) -> Bytes:
+        """Its original bytes."""
+        return self.checkpoint.payload(number)
+
+    def stored(self, number: int) -> RawArray:
+        """Its values in their stored dtype and own shape."""
+        tensor = self.tensor(number)
+        return stored_array(self.payload(number), tensor.dtype, tensor.shape)
+
+    def matrix(self, number: int) -> Float64:
+        """Its values, (R, C)."""
+        tensor = self.tensor(number)
+        return to_float64(self.stored(number), tensor.dtype).reshape(self._shape(number))
+
+    def is_finite(self, number: int) -> bool:
+        """Whether it holds neither an infinity nor a NaN."""
+        return is_finite(self.stored(number), self.tensor(number).dtype)
+
+    def before(self, number: int) -> RawArray | None:
+        """The reference's values of it, if it has them in the same dtype and shape."""
+        return reference_values(self.tensor(number), self.reference)
+
+    def finite_before(self, number: int) -> RawArray | None:
+        """The same, if all of it is finite: no residual can be taken against what is not."""
+        return finite_reference(self.tensor(number), self.reference)
+
+    def residual(self, number: int) -> Float64 | None:
+        """Its values less the reference's, (R, C); None where there are none to be taken."""
+        before = self.finite_before(number)
+        if before is None:
+            return None
+        return self.matrix(number) - to_float64(before, self.tensor(number).dtype).reshape(self._shape(number))
+
+    def _shape(self, number: int) -> tuple[int, int]:
+        return plane_shape(self.tensor(number).shape)
+
+    def reference_blob(self, field: str) -> bytes:
+        """What the reference holds under a field alone; empty without a reference."""
+        return self.reference.blob(field) if self.reference is not None else b""

@@ -1,0 +1,235 @@
+"""Which optimizer state belongs to which weight: a hint that the archive stores; a wrong one costs bytes, never data.
+
+A state is read as Adam's (exp_avg and exp_avg_sq, whatever is beside them) or as a lone momentum: SGD's and Muon's
+momentum_buffer, Lion's exp_avg, with nothing beside it but single numbers.
+
+States name their weight only when the optimizer was built with names. Else the order of ids is held against the order
+of the weights (module order, decay first by Hugging Face's rule or by rank, no-decay first; of all weights, of those
+that changed, of one state dict of several), and accepted if every shape agrees. Matrices of one shape are then checked
+against the evidence: Adam moves a weight by about -exp_avg / sqrt(exp_avg_sq), Lion by about -sign(exp_avg), the others
+along -momentum_buffer, so the change since the reference correlates with its own state and with no other.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ckzd.checkpoint import CODED_FLOATS, Optimizer
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.arrays import Float64
+from ckzd.codec.dtypes import to_float64
+from ckzd.codec.records.layout import Triple
+
+MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
+_SAMPLE = 1 << 16  # elements of a matrix that the evidence looks at
+_LONE = ("momentum_buffer", "exp_avg")  # what a momentum is called that has no second moment beside it
+_BUFFER = re.compile(r"(?:^|\.)running_(?:mean|var)$")  # batch norm's: float tensors of a model that nobody optimizes
+_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:\.|$)|_norm(?:\.|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    id: str
+    name: str | None
+    first: int
+    second: int | None
+    signed: bool  # moves its weight by the sign of its momentum alone, as Lion does
+
+
+Found = dict[_State, int]  # state -> number of its weight
+
+
+def pair(inputs: Inputs) -> tuple[Triple, ...]:
+    """All weights with the moments that can be told, ascending by weight; a weight is in one triple at most."""
+    states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
+    weights = [n for n in inputs.reference_tensors if n in inputs.slabs and _is_coded(inputs, n)]
+    found = _by_name(inputs, states, weights)
+    if found is None:
+        found = _by_order(inputs, states, weights)
+        if inputs.reference is not None:
+            found = _by_evidence(inputs, found, states, weights)
+    triples = {
+        triple.weight: triple
+        for state, weight in found.items()
+        if inputs.whole_shape(weight) == inputs.whole_shape(state.first)
+        for triple in _by_slab(inputs, (weight, state.first, *([] if state.second is None else [state.second])))
+    }
+    return tuple(triples[weight] for weight in sorted(triples))
+
+
+def _by_slab(inputs: Inputs, firsts: Sequence[int]) -> list[Triple]:
+    """A weight and its moments, slab by slab; tensors of one shape are cut alike."""
+    return [Triple(*slabs) for slabs in zip(*(inputs.slabs[number] for number in firsts), strict=True)]
+
+
+def _is_coded(inputs: Inputs, number: int) -> bool:
+    tensor = inputs.tensor(number)
+    return tensor.dtype in CODED_FLOATS and tensor.elements >= MIN_ELEMENTS
+
+
+def _states(inputs: Inputs, optimizer: Optimizer) -> Iterator[_State]:
+    """States of an optimizer in the order of its groups, largest tensors only."""
+    depth = len(optimizer.path) + 2
+    tensors: dict[tuple[str, ...], dict[tuple[str, ...], int]] = defaultdict(dict)
+    for number in inputs.slabs:
+        tensor = inputs.tensor(number)
+        tensors[tensor.path[:depth]][tensor.path[depth:]] = number
+    for group in optimizer.groups:
+        for position, key in enumerate(group.ids):
+            moments = _moments(inputs, tensors.get((*optimizer.path, "state", key), {}))
+            if moments and all(_is_coded(inputs, number) for number in moments):
+                name = group.names[position] if group.names is not None else None
+                first, second = moments[0], moments[1] if len(moments) > 1 else None
+                yield _State(key, name, first, second, signed=second is None and group.betas is not None)
+
+
+def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[int, ...]:
+    """Adam's two, of one shape; or a lone momentum; else nothing."""
+    first, second = state.get(("exp_avg",)), state.get(("exp_avg_sq",))
+    if first is not None and second is not None:
+        return (first, second) if inputs.whole_shape(first) == inputs.whole_shape(second) else ()
+    large = [(name, number) for name, number in state.items() if inputs.tensor(number).elements > 1]
+    return tuple(number for name, number in large if len(large) == 1 and len(name) == 1 and name[0] in _LONE)
+
+
+def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found | None:
+    """By parameter name, if every state has one that is a weight's; of two weights of one name, the first."""
+    number = {inputs.tensor(n).path[-1]: n for n in reversed(weights)}
+    found = {state: number.get(state.name or state.id) for state in states}
+    named = {state: weight for state, weight in found.items() if weight is not None}
+    return named if len(named) == len(states) else None
+
+
+def _by_order(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found:
+    """The first order whose shapes all agree, else the order within each shape where the counts agree."""
+    shapes = [inputs.whole_shape(state.first) for state in states]
+    for candidates in _candidates(inputs, weights):
+        for order in _orders(inputs, candidates):
+            if [inputs.whole_shape(n) for n in order] == shapes:
+                return dict(zip(states, order, strict=True))
+    found: Found = {}
+    for candidates in _candidates(inputs, weights):
+        for some_states, some_weights in _shape_classes(inputs, states, candidates):
+            if len(some_states) == len(some_weights) and some_states[0] not in found:
+                found |= zip(some_states, some_weights, strict=True)
+    return found
+
+
+def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
+    """The weights that an optimizer may hold: all, all but buffers, those not frozen, those of one state dict."""
+    yield list(weights)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    trained = [number for number in weights if _BUFFER.search(inputs.tensor(number).path[-1]) is None]
+    for number in trained:
+        groups[inputs.tensor(number).path[:-1]].append(number)
+    for group in [trained, *groups.values()]:
+        if len(group) < len(weights):
+            yield group
+        moved = [number for number in group if _has_moved(inputs, number)]
+        if moved and len(moved) < len(group):
+            yield moved
+
+
+def _has_moved(inputs: Inputs, number: int) -> bool:
+    befores = [(slab, inputs.before(slab)) for slab in inputs.slabs[number]]
+    return any(before is not None and before.tobytes() != inputs.payload(slab) for slab, before in befores)
+
+
+def _orders(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
+    rules: tuple[Callable[[int], bool], ...] = (
+        lambda _: True,
+        lambda n: _NO_DECAY.search(inputs.tensor(n).path[-1]) is None,
+        lambda n: len(inputs.tensor(n).shape) >= 2,
+        lambda n: len(inputs.tensor(n).shape) < 2,
+    )
+    natural = sorted(weights, key=lambda n: [_natural(part) for part in inputs.tensor(n).path])
+    for order in (list(weights), natural):
+        for rule in rules:
+            yield [n for n in order if rule(n)] + [n for n in order if not rule(n)]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(run), "") if run.isdecimal() else (-1, run) for run in re.split(r"(\d+)", text)]
+
+
+def _best_assignment(evidence: Float64) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the largest sum, each taken once."""
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415  # half a second, hardly ever needed
+
+    rows, columns = linear_sum_assignment(-evidence)
+    return rows, columns
+
+
+def _shape_classes(
+    inputs: Inputs, states: Sequence[_State], weights: Sequence[int]
+) -> list[tuple[list[_State], list[int]]]:
+    classes: dict[tuple[int, ...], tuple[list[_State], list[int]]] = defaultdict(lambda: ([], []))
+    for state in states:
+        classes[inputs.whole_shape(state.first)][0].append(state)
+    for number in weights:
+        classes[inputs.whole_shape(number)][1].append(number)
+    return [both for both in classes.values() if both[0] and both[1]]
+
+
+def _by_evidence(inputs: Inputs, found: Found, states: Sequence[_State], weights: Sequence[int]) -> Found:
+    """Re-match the matrices of one shape where their changes correlate better with other states."""
+    chosen = dict(found)
+    for some_states, some_weights in _shape_classes(inputs, states, weights):
+        shape = inputs.whole_shape(some_weights[0])
+        if len(shape) < 2 or len(some_states) == len(some_weights) == 1:
+            continue
+        evidence = _correlations(inputs, some_states, some_weights)
+        column = {weight: position for position, weight in enumerate(some_weights)}
+        if [column.get(chosen.get(state, -1)) for state in some_states] == evidence.argmax(1).tolist():
+            continue  # nothing correlates better
+        rows, columns = _best_assignment(evidence)
+        by_order = sum(evidence[i, column[chosen[s]]] for i, s in enumerate(some_states) if chosen.get(s) in column)
+        noise = 1.0 / np.sqrt(min(_SAMPLE, inputs.tensor(some_weights[0]).elements))
+        if evidence[rows, columns].sum() > by_order + 3 * noise * np.sqrt(len(rows)):
+            for state in some_states:
+                chosen.pop(state, None)
+            sure = -np.inf if len(some_states) == len(some_weights) else 3 * noise
+            matches = zip(rows, columns, strict=True)
+            chosen |= {some_states[i]: some_weights[j] for i, j in matches if evidence[i, j] > sure}
+    return chosen
+
+
+def _correlations(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Float64:
+    """Correlation of each state's update direction (row) with each weight's change (column)."""
+    updates = np.stack([_update(inputs, state) for state in states])
+    changes = np.stack([_change(inputs, number) for number in weights])
+    return _normalized(updates) @ _normalized(changes).T
+
+
+def _normalized(rows: Float64) -> Float64:
+    centred = rows - rows.mean(1, keepdims=True)
+    length = np.sqrt((centred**2).sum(1, keepdims=True))
+    return np.asarray(centred / np.maximum(length, 1e-300), np.float64)
+
+
+def _update(inputs: Inputs, state: _State) -> Float64:
+    first = _sampled(inputs, state.first)
+    if state.second is None:
+        return np.where(np.isfinite(first), -np.sign(first) if state.signed else -first, 0.0)
+    second = _sampled(inputs, state.second)
+    return np.where(np.isfinite(first) & np.isfinite(second), -first / (np.sqrt(np.abs(second)) + 1e-12), 0.0)
+
+
+def _change(inputs: Inputs, number: int) -> Float64:
+    now, before = _sampled(inputs, number), inputs.before(number)
+    if before is None:
+        return np.zeros_like(now)
+    then = _sample(to_float64(before.ravel(), inputs.tensor(number).dtype))
+    return np.where(np.isfinite(now) & np.isfinite(then), now - then, 0.0)
+
+
+def _sampled(inputs: Inputs, number: int) -> Float64:
+    return _sample(inputs.matrix(number).ravel())
+
+
+def _sample(values: Float64) -> Float64:
+    return values[:: -(-values.size // _SAMPLE)]

@@ -1,0 +1,281 @@
+"""What is read before anything is coded: damage, repeated bytes, which tensors may lose precision, and their steps."""
+
+import hashlib
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ckzd.checkpoint import Checkpoint
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.pairing import pair
+from ckzd.codec.arrays import Float64
+from ckzd.codec.budget import DEFAULT_BETAS, filled_up
+from ckzd.codec.parallel import in_order
+from ckzd.codec.presets import Preset, Scheme
+from ckzd.codec.records.index import Steps
+from ckzd.codec.records.layout import Triple, plane_shape
+from ckzd.codec.scales import (
+    ZERO,
+    Scales,
+    fisher_weighting,
+    product_of,
+    scales_beside,
+    scales_of,
+    scales_of_momentum,
+    typical_root,
+)
+from ckzd.codec.transform.adaptive_basis import has_basis
+from ckzd.errors import BadCheckpoint
+
+_STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
+_YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
+_FRESH_MEMORIES = 20  # before, even beside a trend: the gradient turns faster than checkpoints are written
+_LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
+_REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
+_NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is known of a checkpoint before its first symbol."""
+
+    copies: dict[int, int]  # number of a tensor -> of the first one with the same bytes
+    same: frozenset[int]  # tensors whose bytes the reference has
+    lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
+    scales: dict[int, Scales]  # of each lossy weight, by its number
+    weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
+    update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
+    update_signal: float  # mean of exp_avg**2 / exp_avg_sq
+    is_young: bool  # first moments are coded even where weights have a trend, which they else follow
+    steps: Steps
+
+
+@dataclass(slots=True)
+class _Energy:
+    """A sum of squares."""
+
+    total: float = 0.0
+    elements: int = 0
+
+    def add(self, values: Float64) -> None:
+        self.total += float((values**2).sum())
+        self.elements += values.size
+
+    def include(self, other: "_Energy") -> None:
+        self.total += other.total
+        self.elements += other.elements
+
+    @property
+    def rms(self) -> float:
+        return (self.total / self.elements) ** 0.5 if self.elements else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _WorthCoding:
+    """Which first moments are worth their bits."""
+
+    beside_trend: bool  # of weights that have a trend; else they follow one that agrees with them
+    without_trend: bool  # of all others; else they restore as 0
+
+    @classmethod
+    def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_WorthCoding":
+        beta1, beta2 = max(_betas(inputs, lossy), default=DEFAULT_BETAS)
+        step = inputs.checkpoint.step or _NEVER_YOUNG
+        noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
+        memories = round(step * (1 - beta1), 6)  # 200 steps at 0.9 are 20, not a little less
+        is_signal = beta1 > _LONG_MEMORY or signal * filled_up(beta2, step) > _STEADY_SIGNAL * noise
+        return cls(
+            beside_trend=is_signal or memories < _FRESH_MEMORIES,
+            without_trend=is_signal or memories < _YOUNG_MEMORIES,
+        )
+
+
+_ByTensor = defaultdict[int, _Energy]  # by the number of a tensor's first slab
+
+
+def _by_tensor() -> _ByTensor:
+    return defaultdict(_Energy)
+
+
+@dataclass(slots=True)
+class _Energies:
+    """What steps are relative to."""
+
+    weights: _Energy = field(default_factory=_Energy)  # all lossy weights
+    matrices: _ByTensor = field(default_factory=_by_tensor)  # rows and columns with moments of what may have a frame
+    residuals: _ByTensor = field(default_factory=_by_tensor)  # the same of what has one
+    updates: _Energy = field(default_factory=_Energy)  # exp_avg / sqrt(exp_avg_sq)
+    momenta: _Energy = field(default_factory=_Energy)  # the same of lone momenta
+    framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as it is seen in frames
+    framed_momenta: _Energy = field(default_factory=_Energy)
+
+    def include(self, other: "_Energies") -> None:
+        for name in ("weights", "updates", "momenta", "framed_updates", "framed_momenta"):
+            getattr(self, name).include(getattr(other, name))
+        for mine, others in ((self.matrices, other.matrices), (self.residuals, other.residuals)):
+            for tensor, energy in others.items():
+                mine[tensor].include(energy)
+
+
+def survey(inputs: Inputs, preset: Preset) -> Survey:
+    """Read everything once or twice; raises BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
+    check_damage(inputs.checkpoint)
+    copies, same = _repeats(inputs)
+    triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
+    sound = [t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t)]
+    alive = [t for t in sound if _has_moments(inputs, t)]
+    scales, energies = {}, _Energies()
+    measured = in_order(partial(_measure, inputs), alive, lambda triple: inputs.tensor(triple.weight).elements)
+    for triple, (own, energy) in zip(alive, measured, strict=True):
+        scales[triple.weight] = own
+        energies.include(energy)
+    for triple, own in list(_quiet(inputs, sound, scales)):
+        scales[triple.weight] = own
+        energies.include(_energies(inputs, triple, own))
+    lossy = tuple(t for t in sound if t.weight in scales)
+    typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
+    return Survey(
+        copies=copies,
+        same=same,
+        lossy=lossy,
+        scales=scales,
+        weight_energy=energies.weights.total,
+        update_energy=typical.total,
+        update_signal=energies.updates.rms**2,
+        is_young=worth.beside_trend,
+        steps=_steps(preset, energies, worth),
+    )
+
+
+def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
+    """The scales of one weight, and its energies."""
+    first = inputs.matrix(triple.first)
+    if triple.second is None:
+        scales = scales_of_momentum(first)
+    else:
+        scales = scales_of(inputs.matrix(triple.second), first, inputs.tensor(triple.second).dtype)
+    return scales, _energies(inputs, triple, scales)
+
+
+def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scales]) -> Iterator[tuple[Triple, Scales]]:
+    """Slabs without moments, as of tokens that never occurred, beside others of their tensor that have some."""
+    for triple in triples:
+        beside = inputs.slabs[inputs.first_slab[triple.weight]]
+        known = [scales[slab] for slab in beside if slab in scales]
+        if known and triple.weight not in scales and not any(inputs.matrix(n).any() for n in triple.moments):
+            rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
+            yield triple, scales_beside(known[0], rows)
+
+
+def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
+    energies, first, tensor = _Energies(), inputs.matrix(triple.first), inputs.first_slab[triple.weight]
+    if triple.second is None:
+        second, plain, framed = product_of(scales), energies.momenta, energies.framed_momenta
+    else:
+        second, plain, framed = inputs.matrix(triple.second), energies.updates, energies.framed_updates
+    plain.add(first[second > 0] / np.sqrt(second[second > 0]))
+    weighting = fisher_weighting(scales)
+    framed.add(weighting.unweigh(first) / (typical_root(scales) if triple.second is None else 1.0))
+    weighted = weighting.weigh(inputs.matrix(triple.weight))
+    energies.weights.add(weighted)
+    if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
+        energies.matrices[tensor].add(_trained(weighted, scales))
+    residual = inputs.residual(triple.weight)
+    if residual is not None:
+        energies.residuals[tensor].add(_trained(weighting.weigh(residual), scales))
+    return energies
+
+
+def _trained(values: Float64, scales: Scales) -> Float64:
+    """Rows and columns (of R, C) that have moments."""
+    rows, columns = scales.rows != ZERO, scales.columns != ZERO
+    return values if rows.all() and columns.all() else values[np.ix_(rows, columns)]
+
+
+def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> Steps:
+    momentum_step = preset.momentum_step * energies.momenta.rms
+    if preset.scheme is not Scheme.UNIFORM:
+        return Steps(momentum_step=momentum_step)  # codebooks are for two moments
+    weight = _typical_rms(energies.matrices.values() or [energies.weights])
+    update = _typical(energies.residuals.values()).rms
+    moment_step = preset.fresh_moment_step if worth.beside_trend else preset.moment_step * worth.without_trend
+    return Steps(
+        step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
+        whole_step=float(np.float32(preset.whole_step * weight)),
+        moment_step=moment_step * energies.updates.rms,
+        momentum_step=momentum_step,
+        framed_moment_step=moment_step * energies.framed_updates.rms,
+        framed_momentum_step=preset.momentum_step * energies.framed_momenta.rms,
+    )
+
+
+def _typical_rms(weights: Collection[_Energy]) -> float:
+    """Rms of the typical weight: a geometric mean, so that one tensor of another scale does not set everybody's."""
+    used = [energy for energy in weights if energy.total]
+    elements = sum(energy.elements for energy in used)
+    return math.exp(sum(energy.elements / elements * math.log(energy.rms) for energy in used)) if used else 0.0
+
+
+def _typical(residuals: Collection[_Energy]) -> _Energy:
+    """All of them together, without those of tensors that were replaced rather than trained on."""
+    means = sorted(energy.rms**2 for energy in residuals if energy.total)
+    limit = _REPLACED * means[(len(means) - 1) // 2] if means else 0.0
+    typical = [energy for energy in residuals if 0 < energy.rms**2 <= limit]
+    return _Energy(sum(energy.total for energy in typical), sum(energy.elements for energy in typical))
+
+
+def check_damage(checkpoint: Checkpoint) -> None:
+    """Hold every tensor against the CRC-32 that its file gives for it."""
+    for number, layout in enumerate(checkpoint.files):
+        crc, first, given = 0, 0, any(hole.crc_offsets for hole in layout.holes)
+        for hole in layout.holes if given else ():
+            first = first if hole.continues else hole.tensor
+            crc = zlib.crc32(checkpoint.payload(hole.tensor), crc if hole.continues else 0)
+            stored = {bytes(checkpoint.source.read(number, offset, 4)) for offset in hole.crc_offsets}
+            if stored and stored != {crc.to_bytes(4, "little")}:
+                path = "/".join(checkpoint.tensors[first].path)
+                raise BadCheckpoint(
+                    f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,
+                    f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
+                    hint="the file is damaged; restore it from another copy",
+                )
+
+
+def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
+    """Tensors that have the bytes of an earlier one, and those that have the reference's."""
+    copies, same = {}, set()
+    seen: dict[tuple[bytes, str], int] = {}
+    for number in inputs.reference_tensors:
+        payload = inputs.payload(number)
+        first = seen.setdefault((hashlib.sha256(payload).digest(), inputs.tensor(number).dtype), number)
+        if first != number:
+            copies[number] = first
+        before = inputs.before(number)
+        if before is not None and before.tobytes() == payload:
+            same.add(number)
+    return copies, frozenset(same)
+
+
+def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
+    """Finite, and no second moment below 0."""
+    if not all(inputs.is_finite(number) for number in (triple.weight, *triple.moments)):
+        return False
+    return triple.second is None or not bool((inputs.matrix(triple.second) < 0).any())
+
+
+def _has_moments(inputs: Inputs, triple: Triple) -> bool:
+    """A second moment that is not all 0; without one, a momentum."""
+    return bool(inputs.matrix(triple.first if triple.second is None else triple.second).any())
+
+
+def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:
+    """Of every group that holds a weight with two moments: Lion's betas mean something else."""
+    for triple in lossy:
+        group = inputs.group_of(triple.second) if triple.second is not None else None
+        if group is not None and group.betas is not None:
+            yield group.betas

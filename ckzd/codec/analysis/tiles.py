@@ -1,0 +1,59 @@
+"""Large tensors in slabs of rows, each coded as a tensor of its own: memory and the work of one thread have a bound.
+
+What looks at whole tensors (pairing, CRC-32s, slabs without moments of their own) asks which slabs lie in one storage;
+all else takes slabs for tensors. The first slab keeps the tensor's path; those after it have their number behind it.
+Where a tensor is cut follows from its shape alone, so that a weight and its moments, and one checkpoint and the next,
+are cut alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
+
+from ckzd.checkpoint import Checkpoint, FileLayout, Hole, TensorSpec
+from ckzd.codec.records.layout import plane_shape
+from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS
+
+MAX_ELEMENTS = 1 << 22  # of a slab of more than 256 rows: some 90 bytes each while it is worked on
+
+
+def in_slabs(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint with its large tensors cut.
+
+    It is left as it is if a file gives a CRC-32 before the bytes it is of, or a slab would have another tensor's path.
+    """
+    if any(offset < hole.offset for file in checkpoint.files for hole in file.holes for offset in hole.crc_offsets):
+        return checkpoint
+    slabs = [tuple(_slabs(tensor)) for tensor in checkpoint.tensors]
+    firsts = list(accumulate(map(len, slabs), initial=0))
+    tensors = tuple(chain.from_iterable(slabs))
+    if len({tensor.path for tensor in tensors}) < len(tensors):
+        return checkpoint
+    return replace(checkpoint, files=tuple(_cut(file, slabs, firsts) for file in checkpoint.files), tensors=tensors)
+
+
+def _cut(file: FileLayout, slabs: Sequence[Sequence[TensorSpec]], firsts: Sequence[int]) -> FileLayout:
+    """A file with a hole for each slab; `firsts` are the numbers of each tensor's first one."""
+    holes: list[Hole] = []
+    for hole in file.holes:
+        offset = hole.offset
+        for number, slab in enumerate(slabs[hole.tensor], firsts[hole.tensor]):
+            holes.append(Hole(number, offset, slab.nbytes, continues=offset > hole.offset))
+            offset += slab.nbytes
+        holes[-1] = replace(holes[-1], crc_offsets=hole.crc_offsets)
+    return replace(file, holes=tuple(holes))
+
+
+def _slabs(tensor: TensorSpec) -> Iterator[TensorSpec]:
+    """A tensor's rows in slabs as even as whole blocks of a frame allow: fewer than 256 rows would lose their frame."""
+    rows, columns = plane_shape(tensor.shape)
+    blocks = -(-rows // MAX_DIRECTIONS)
+    count = -(-blocks // max(1, MAX_ELEMENTS // (MAX_DIRECTIONS * max(columns, 1))))
+    if count <= 1:
+        yield tensor
+        return
+    cuts = [min(rows, blocks * number // count * MAX_DIRECTIONS) for number in range(count + 1)]
+    for number, (start, stop) in enumerate(pairwise(cuts)):
+        path = (*tensor.path, f"[{number}]") if number else tensor.path
+        shape, nbytes = (stop - start, *tensor.shape[1:]), tensor.nbytes // rows * (stop - start)
+        yield replace(tensor, path=path, shape=shape, nbytes=nbytes)

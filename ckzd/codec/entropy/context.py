@@ -1,0 +1,175 @@
+"""Which decoded symbols predict the next one: one function of decoded integers, shared by both directions.
+
+A plane (levels of one tensor, R x C) is coded in four passes over a diagonal lattice, (i + j) mod 8 = 0 | 4 | 2, 6 |
+odd, so that later passes see the energy of their row and column and their direct neighbours, and every pass is one
+vectorised step. A context is a tuple of small classes; its number inside (plane kind, pass, density) is its grid id.
+
+# R = rows, C = columns, N = elements of a pass, G = grid size
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ckzd.codec.arrays import ContextLevels, HalfOctaves
+
+Magnitudes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int16]
+Classes = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+
+ALPHABET = 18  # zigzag levels -8..8 and an escape
+KINDS = 3
+WEIGHTS, FIRST, SECOND = range(KINDS)
+PASSES = 4
+DENSITIES = 8
+_ENERGY_CLASSES = 24
+FIELDS = (("guide", 5), ("energy", _ENERGY_CLASSES), ("around", 4), ("neighbours", 4), ("previous", 3))
+GRID = 5 * 24 * 4 * 4 * 3
+_GUIDE_PLACE, _ENERGY_PLACE, _AROUND_PLACE, _NEIGHBOUR_PLACE = (np.int16(n) for n in (24 * 48, 48, 12, 3))
+
+_PASS_OF_DIAGONAL = np.array([0, 3, 2, 3, 1, 3, 2, 3], np.uint8)
+_KNOWN_NEIGHBOURS = (0, 0, 2, 4)  # of the eight, in each pass
+_DENSITY_STEPS = np.array([4, 11, 28, 64, 128, 256, 512], np.int64)  # mean magnitude in 1/256
+_MEAN_SECOND = np.int16(12)  # class of a second moment as large as the mean of its plane, half octaves apart
+_SURROUND_STEPS = (141, 226, 333)  # sum over neighbours relative to what the mean would give, in 1/256
+_MAGNITUDE_LIMIT = 15  # a single outlier must not colour its whole row
+_PRIOR_ELEMENTS = 8  # a row is taken for average until it has shown about this many elements
+_ONE = 1 << 12  # energies are relative to the plane's, in 1/4096
+
+# 24 classes of (row energy x column energy), 1/4 octave apart around 1: 4096 * 2**(k / 4), k = -14 .. 8
+_ENERGY_STEPS = (
+    362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889, 8192, 9742,
+    11585, 13777, 16384,
+)  # fmt: skip
+_ENERGY_CLASS = np.searchsorted(_ENERGY_STEPS, np.arange(_ENERGY_STEPS[-1] + 1), side="right").astype(np.int16)
+
+# 0 for 0, then +, - up to 2, then +, - beyond; of an int8 seen as uint8
+_SIGNED_CLASS = np.array([0, 1, 1] + [3] * 125 + [4] * 126 + [2, 2], np.int16)
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """Levels known before the plane is decoded; both (R, C) or absent.
+
+    `levels`: for weights the reference's residual, for factors how large they may be, for moments the levels of what
+    they were pruned with.
+    `previous`: the reference's residual of the same matrix one layer earlier.
+    `second`: for moments, half octaves of the second moment over its mean, as its scales tell.
+    """
+
+    levels: ContextLevels | None = None
+    previous: ContextLevels | None = None
+    second: HalfOctaves | None = None
+
+
+def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
+    """|level|, cut off at 15."""
+    near = np.clip(levels, -_MAGNITUDE_LIMIT, _MAGNITUDE_LIMIT)
+    return np.asarray(np.abs(near), np.uint8)
+
+
+def density_class(total: int, elements: int) -> int:
+    """0..7: the plane's mean magnitude, from the total that its header carries."""
+    return int(np.searchsorted(_DENSITY_STEPS, total * 256 // max(elements, 1), side="right"))
+
+
+def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The pass in which each element is coded; (R, C)."""
+    rows, columns = shape
+    eight = _PASS_OF_DIAGONAL[(np.arange(8)[:, None] + np.arange(columns)) & 7]
+    return np.tile(eight, (-(-rows // 8), 1))[:rows]
+
+
+def passes(kind: int, guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Places, Ids]]:
+    """Yield (pass, places (N,), grid ids (N,)) in coding order; places count the elements of the plane row by row.
+
+    `known` holds the magnitudes coded so far, 0 elsewhere, C-contiguous; the caller fills those at `places` before it
+    asks for the next pass. `total` is the sum of all magnitudes of the plane.
+    """
+    _, columns = known.shape
+    pass_of = lattice(known.shape).ravel()
+    fixed = _fixed_part(guide, known.shape).ravel()
+    lines = _Lines.of(guide, known.shape)
+    for number, neighbours in enumerate(_KNOWN_NEIGHBOURS):
+        places = np.flatnonzero(pass_of == number)
+        row = places // max(columns, 1)
+        by_row = lines.relative_energy(known, number, total, axis=1)
+        by_column = lines.relative_energy(known, number, total, axis=0)
+        relative = by_row[row] * by_column[places - row * columns] >> 12
+        energy = _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
+        if guide.second is not None:
+            energy = _with_second(kind, energy, guide.second.ravel()[places])
+        ids = fixed[places] + _ENERGY_PLACE * energy
+        if neighbours:
+            ids += _NEIGHBOUR_PLACE * _surround_classes(known, neighbours, total).ravel()[places]
+        yield number, places, ids
+
+
+def _with_second(kind: int, energy: Ids, second: HalfOctaves) -> Ids:
+    """A first moment is as large as its second moment lets it be; the second is what its own scales say, no more."""
+    classes: Ids = np.clip(second + (_MEAN_SECOND if kind == SECOND else energy), 0, _ENERGY_CLASSES - 1)
+    return classes
+
+
+def _fixed_part(guide: Guide, shape: tuple[int, int]) -> Ids:
+    """What guide, around and previous add to the grid id: the same in all passes; int16 (R, C)."""
+    fixed = np.zeros(shape, np.int16)
+    if guide.levels is not None:
+        magnitude = magnitudes(guide.levels)
+        fixed += _GUIDE_PLACE * _SIGNED_CLASS[guide.levels.view(np.uint8)]
+        fixed += _AROUND_PLACE * _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
+    if guide.previous is not None:
+        fixed += np.minimum(magnitudes(guide.previous), 2)
+    return fixed
+
+
+def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classes:
+    """How the sum over the eight neighbours compares with `counted` average ones: 0..3, uint8 (R, C)."""
+    padded = np.pad(magnitude, 1)
+    three = padded[:-2] + padded[1:-1] + padded[2:]
+    around = three[:, :-2] + three[:, 1:-1] + three[:, 2:] - magnitude
+    classes = np.zeros(magnitude.shape, np.uint8)
+    for step in _SURROUND_STEPS:
+        classes += around > step * counted * total // max(256 * magnitude.size, 1)
+    return classes
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Energies of rows (axis 1) and columns (axis 0), and what the guide's levels add to each, by axis."""
+
+    shares: tuple[Counts | int, Counts | int]
+    weights: tuple[int, int]  # elements that the guide counts for
+
+    @classmethod
+    def of(cls, guide: Guide, shape: tuple[int, int]) -> "_Lines":
+        """The reference's row counts half: it has moved since."""
+        if guide.levels is None or not guide.levels.any():
+            return cls((0, 0), (0, 0))
+        magnitude = magnitudes(guide.levels)
+        whole = int(magnitude.sum(dtype=np.int64))
+        columns, rows = (_shares(magnitude, whole, axis) // 2 for axis in (0, 1))
+        return cls((columns, rows), (shape[0] // 2, shape[1] // 2))
+
+    def relative_energy(self, known: Magnitudes, number: int, total: int, *, axis: int) -> Counts:
+        """Mean magnitude of each row or column before a pass relative to the plane's, in 1/4096; int64."""
+        energy = _shares(known, total, axis) + self.shares[axis]
+        weight = _coded_before(number, known.shape[1 - axis], known.shape[axis]) + self.weights[axis]
+        relative: Counts = (energy + _ONE * _PRIOR_ELEMENTS) // (weight + _PRIOR_ELEMENTS)
+        return relative
+
+
+def _coded_before(number: int, lines: int, length: int) -> Counts:
+    """How many elements of each row or column were coded before a pass: (lines,); every eighth is alike."""
+    return np.resize((lattice((8, length)) < number).sum(1, dtype=np.int64), lines)
+
+
+def _shares(magnitude: Magnitudes, total: int, axis: int) -> Counts:
+    """Sum of each row or column over the plane's mean, in 1/4096, rounded down twice: no product exceeds 2**63."""
+    mean_of_one = (magnitude.size << 30) // max(total, 1)
+    shares: Counts = (magnitude.sum(axis, dtype=np.int64) * mean_of_one) >> 18
+    return shares

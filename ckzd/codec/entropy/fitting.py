@@ -1,0 +1,132 @@
+"""Symbols of all planes -> the models that an archive carries.
+
+A plane corrects the shared frequencies by a factor for each symbol (`BiasedModel`). Tables are fitted to what the
+planes share beside that, in turns with the factors.
+
+# P = planes of one kind and density, D = contexts that the tables tell apart, A = alphabet
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ckzd.codec.arrays import Codes, Float64
+from ckzd.codec.entropy.context import ALPHABET, GRID
+from ckzd.codec.entropy.models import (
+    Counts,
+    Histogram,
+    Histograms,
+    Models,
+    TableModel,
+    frequency_codes,
+    smoothed,
+)
+from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
+from ckzd.codec.parallel import in_order
+
+_TURNS = 12  # of factors and tables: from 9 on they gain less than 0.01 %
+_PRIOR_COUNT = 0.5  # of a symbol in a plane, seen or not
+_ROUNDED_COUNT = 20_000  # a cell seen so often keeps its code; each quarter doubles the step (6000, 60000: worse)
+_MAX_STEP_LOG = 6
+
+
+@dataclass(frozen=True, slots=True)
+class CountedPlane:
+    """What one plane adds to the sums over all."""
+
+    kind: int
+    density: int
+    coarse: Counts  # (D, A): how often each symbol follows each context of the tables
+    totals: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]  # pass -> its contexts, how often each
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """All planes' symbols together, and what tells the planes apart."""
+
+    histograms: Histograms
+    planes: tuple[CountedPlane, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Models, and the bytes of the LSTM in them (none: tables alone)."""
+
+    models: Models
+    lstm: bytes = b""
+
+
+def histograms_over(planes: Iterable[PlaneToCode]) -> Counted:
+    """Count the symbols of all planes that are not empty: those are not coded."""
+    grids: dict[tuple[int, int, int], Counts] = {}
+    found = []
+    for own in in_order(_histograms, planes, lambda plane: plane.levels.size):
+        if not own:
+            continue
+        for key, histogram in own.items():
+            grid = grids.setdefault(key, np.zeros((GRID, ALPHABET), np.int64))
+            grid[histogram.used] += histogram.counts
+        ((kind, _, density), _), *_ = own.items()  # the same in all passes
+        totals = {number: (each.used, each.counts.sum(1)) for (_, number, _), each in own.items()}
+        found.append(CountedPlane(kind, density, np.sum([each.coarse() for each in own.values()], axis=0), totals))
+    return Counted({key: Histogram.of_grid(grid) for key, grid in grids.items()}, tuple(found))
+
+
+def _histograms(plane: PlaneToCode) -> Histograms:
+    return histograms_of(plane.levels, plane.kind, plane.guide) if plane.levels.any() else {}
+
+
+def fit_tables(counted: Counted) -> TableModel:
+    """Tables that fit all planes, each plane corrected by factors of its own."""
+    groups: dict[tuple[int, int], list[CountedPlane]] = {}
+    for plane in counted.planes:
+        groups.setdefault((plane.kind, plane.density), []).append(plane)
+    return TableModel({key: _cheap_codes(group) for key, group in groups.items()})
+
+
+def _cheap_codes(planes: list[CountedPlane]) -> Codes:
+    """Frequency codes (D, A) of the shared table, rounded to powers of two: the coarser, the less a cell was seen."""
+    counts = sum(plane.coarse for plane in planes)
+    steps = np.exp2(np.clip(np.floor(np.log2(_ROUNDED_COUNT / np.maximum(counts, 0.5)) / 2), 0, _MAX_STEP_LOG))
+    codes = frequency_codes(_shared(planes))
+    rounded: Codes = np.minimum(np.rint(codes / steps) * steps, codes.max()).astype(np.uint8)
+    return rounded
+
+
+def _shared(planes: list[CountedPlane]) -> Float64:
+    """Table (D, A): in turns each plane's factors and the table meet the counts (iterative scaling)."""
+    counts = np.stack([plane.coarse for plane in planes]).astype(np.float64)  # (P, D, A)
+    actual = smoothed(counts.sum(0))
+    table: Float64 = actual / actual.sum(1, keepdims=True)
+    factors = np.ones((len(planes), 1, ALPHABET))
+    for _ in range(_TURNS):
+        factors *= _correction(counts, _expected(counts, table, factors))
+        missing = actual - counts.sum(0)  # what smoothing adds to both
+        table *= actual / (_expected(counts, table, factors).sum(0) + missing)
+        table /= table.sum(1, keepdims=True)
+    return table
+
+
+def _expected(counts: Float64, table: Float64, factors: Float64) -> Float64:
+    """Counts that the table predicts for each plane, (P, D, A)."""
+    predicted: Float64 = table * factors
+    predicted *= counts.sum(2, keepdims=True) / predicted.sum(2, keepdims=True)
+    return predicted
+
+
+def _correction(counts: Float64, expected: Float64) -> Float64:
+    """What brings each plane's expected symbol counts to the actual ones, (P, 1, A)."""
+    actual, predicted = (each.sum(1, keepdims=True) + _PRIOR_COUNT for each in (counts, expected))
+    correction: Float64 = actual / predicted
+    return correction
+
+
+def factors_of(plane: CountedPlane, tables: TableModel) -> Float64:
+    """The plane's corrections (A,) of tables that are given."""
+    counts = plane.coarse[None].astype(np.float64)
+    table, factors = tables.coarse_rows(plane.kind, plane.density), np.ones((1, 1, ALPHABET))
+    for _ in range(_TURNS):
+        factors *= _correction(counts, _expected(counts, table, factors))
+    return factors.ravel()

@@ -1,0 +1,1 @@
+"""Exact coding: what loses nothing."""

@@ -1,0 +1,182 @@
+"""The index of an archive: its files' layouts, its tensors, and how each tensor is coded.
+
+Two JSON documents, each compressed: `layout` (files, tensors, triples), which hardly changes over a run and is coded
+against the reference's, and `codes`. FORMAT.md gives every field. Here they are taken apart; that every tensor is coded
+in a way that fits it is for `methods/registry.py` to say.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from ckzd.codec import zstd
+from ckzd.codec.parsing import read_json
+from ckzd.codec.records.layout import MAX_BYTES, Layout
+
+MAX_INDEX_BYTES = 1 << 30
+MOST_COMPRESSED = 1024  # a layout without a reference's: 10 to 40, names of a thousand characters 150
+_FEW_BYTES, _FEW_VALUES = 1 << 16, 64
+_BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, length, and its halvings
+MAX_STEP = 2.0**128
+MAX_STEP_EXPONENT = 64
+MAX_REACH = 4000
+_LENGTHS = struct.Struct("<II")
+
+StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
+
+
+class Method(StrEnum):
+    """How one tensor is coded."""
+
+    COPY = "copy"  # the bytes of another tensor, named by number
+    SAME = "same"  # the reference's bytes
+    EXACT = "exact"  # on its own, exactly
+    DELTA = "delta"  # against the reference, exactly
+    SCALAR = "scalar"  # weight: reference + Fisher-weighted scalar residual
+    FRAMED = "framed"  # weight: reference + residual in its frame; first moment or momentum: in its weight's frame
+    FACTORED = "factored"  # weight: reference + residual as a sum of few outer products
+    WHOLE = "whole"  # weight without a reference: levels of its own
+    KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
+    FILL = "fill"  # second moment: rank 1
+    TREND = "trend"  # first moment: what moves the weight as it moved since the reference
+    SCALED = "scaled"  # first moment or momentum: levels times the root of the fill; second: half octaves of the fill
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A tensor's method and its stream; `other` is the copied tensor's number, else -1."""
+
+    method: Method
+    stream: StreamRef | None = None
+    other: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What one level is worth, by what is coded; 0 where nothing is."""
+
+    step: float = 0.0  # weights' residuals, Fisher-weighted
+    whole_step: float = 0.0  # weights without a reference, likewise
+    moment_step: float = 0.0  # exp_avg / sqrt(exp_avg_sq)
+    momentum_step: float = 0.0  # the same of a momentum without a second moment
+    framed_moment_step: float = 0.0  # exp_avg in its weight's frame
+    framed_momentum_step: float = 0.0  # a lone momentum likewise, over the fourth root of its typical energy
+
+
+STEPS = tuple(f.name for f in fields(Steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Everything but the streams themselves.
+
+    A weight in `step_exponents` has the step of all weights times 2 to the minus so many.
+    `zeros` are the tensors with a mask of exact zeros, by number: a weight, or a first moment for all that is kept of
+    its weight. None is a mask that is as expected. `reach` is that of all `scales.Scales`.
+    """
+
+    layout: Layout
+    codes: tuple[Code, ...]
+    steps: Steps
+    step_exponents: Mapping[int, int] = field(default_factory=dict)
+    zeros: Mapping[int, StreamRef | None] = field(default_factory=dict)
+    reach: int | None = None
+
+    def to_bytes(self, reference_layout: bytes) -> bytes:
+        """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
+        codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
+        zeros = [[number, *(stream or ())] for number, stream in self.zeros.items()]
+        lists = {"halvings": list(self.step_exponents.items()), "zeros": zeros, "reach": self.reach}
+        document = {"codes": codes, **asdict(self.steps), **lists}
+        blocks = (
+            zstd.compress_against(self.layout.to_json(), reference_layout),
+            zstd.compress(json.dumps(document, separators=(",", ":")).encode()),
+        )
+        return _LENGTHS.pack(*map(len, blocks)) + b"".join(blocks)
+
+    @staticmethod
+    def from_bytes(data: bytes, reference_layout: bytes, checkpoint_bytes: int = MAX_BYTES) -> "Index":
+        """The inverse of `to_bytes`; ValueError, TypeError or KeyError if it is malformed.
+
+        What it may become follows from its own bytes, the reference's layout and the size of the checkpoint.
+        """
+        block, _ = _blocks(data)
+        limit = _FEW_BYTES + 2 * len(reference_layout) + MOST_COMPRESSED * len(block)
+        layout = zstd.decompress(block, min(limit, MAX_INDEX_BYTES), reference_layout)
+        return Index.with_layout(data, Layout.from_json(layout, checkpoint_bytes))
+
+    @staticmethod
+    def with_layout(data: bytes, layout: Layout) -> "Index":
+        """The same where the layout is already known: no reference is needed."""
+        _, block = _blocks(data)
+        tensors = len(layout.tensors)
+        limit = min(_FEW_BYTES + _BYTES_A_CODE * tensors, MAX_INDEX_BYTES)
+        document = read_json(zstd.decompress(block, limit), _FEW_VALUES + _VALUES_A_CODE * tensors)
+        codes = tuple(_code(*entry) for entry in document["codes"])
+        steps = Steps(**{name: _step(document.get(name, 0)) for name in STEPS})  # format 1 knows two of them
+        halvings, zeros = document.get("halvings", []), document.get("zeros", [])
+        reach = _reach(document.get("reach"))
+        return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach)
+
+
+def _blocks(data: bytes) -> tuple[bytes, bytes]:
+    first, second = _LENGTHS.unpack_from(data)
+    if _LENGTHS.size + first + second != len(data):
+        raise ValueError(f"expected blocks of {first} and {second} bytes, got {len(data)} bytes in all")
+    return data[_LENGTHS.size : _LENGTHS.size + first], data[_LENGTHS.size + first :]
+
+
+def _code(name: str, *place: str | int) -> Code:
+    method = Method(name)
+    match place:
+        case ():
+            return Code(method)
+        case (int(other),) if other >= 0:
+            return Code(method, other=other)
+        case (str(), int(), int()):
+            return Code(method, _place(place))
+    raise ValueError(f"a tensor coded as {method} at {place!r:.60}")
+
+
+def _step(value: object) -> float:
+    if not isinstance(value, float | int) or not 0 <= value <= MAX_STEP:
+        raise ValueError(f"expected a step of 0..2**128, got {value!r:.40}")
+    return float(value)
+
+
+def _step_exponents(pairs: list[list[int]]) -> dict[int, int]:
+    """Ascending [number of a weight with a step, count] -> count by number."""
+    before = -1
+    for number, count in pairs:
+        if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_STEP_EXPONENT):
+            raise ValueError(f"expected halvings of 1 to {MAX_STEP_EXPONENT}, ascending by tensor, got {pairs!r:.60}")
+        before = number
+    return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told
+
+
+def _zeros(entries: list[list[Any]]) -> dict[int, StreamRef | None]:
+    """Ascending [number] or [number, entry, offset, nbytes] -> where the mask is coded, by number."""
+    found: dict[int, StreamRef | None] = {}
+    before = -1
+    for number, *place in entries:
+        if type(number) is not int or number <= before:
+            raise ValueError(f"a mask of tensor {number!r:.20}, expected an ascending order")
+        before = number
+        found[number] = _place(place) if place else None
+    return found
+
+
+def _place(place: Sequence[Any]) -> StreamRef:
+    match place:
+        case (str(entry), int(offset), int(nbytes)):
+            return entry, offset, nbytes
+    raise ValueError(f"a stream at {place!r:.60}")
+
+
+def _reach(value: object) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_REACH):
+        raise ValueError(f"expected a reach of 0..{MAX_REACH}, got {value!r:.40}")
+    return value

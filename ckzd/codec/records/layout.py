@@ -1,0 +1,212 @@
+"""Where the tensors of a checkpoint lie in its files: what hardly changes over a run.
+
+A layout read from an archive is believed only if it is one that a reader of checkpoints could have found: tensors fill
+the holes of their files exactly, no two overlap, and what refers to a tensor refers to one that is there.
+"""
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec, storages
+from ckzd.codec.parsing import read_json
+
+MAX_BYTES = 1 << 48  # of one file; more is a lie
+_FEW_VALUES = 1 << 17  # 10,000 files without tensors are 50,000
+_BYTES_A_VALUE = 4  # of 256 bytes a tensor: three times what its entries take
+_UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
+_LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
+
+
+class Role(Enum):
+    """What a tensor is to the codec."""
+
+    STATE = "state"  # nothing is coded against it, nor with it
+    REFERENCE = "reference"  # dependents refer to it; it has no moments that can be told
+    WEIGHT = "weight"
+    FIRST = "first moment"
+    SECOND = "second moment"
+    MOMENTUM = "momentum"  # a first moment without a second
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """Tensor numbers of a weight, of its first moment or momentum, and of its second moment if there is one."""
+
+    weight: int
+    first: int
+    second: int | None = None
+
+    @property
+    def moments(self) -> tuple[int, ...]:
+        """Tensor numbers of what its optimizer keeps of it."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    def role_of(self, number: int) -> Role:
+        """What one of its tensors is."""
+        if number == self.weight:
+            return Role.WEIGHT
+        if number == self.second:
+            return Role.SECOND
+        return Role.MOMENTUM if self.second is None else Role.FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of an index stays the same from one checkpoint to the next."""
+
+    files: tuple[FileLayout, ...]
+    tensors: tuple[TensorSpec, ...]
+    reference_tensors: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
+    triples: tuple[Triple, ...]
+
+    def roles(self) -> dict[int, Role]:
+        """What each tensor is to the codec, by number."""
+        roles = dict.fromkeys(range(len(self.tensors)), Role.STATE)
+        roles |= dict.fromkeys(self.reference_tensors, Role.REFERENCE)
+        return roles | {number: t.role_of(number) for t in self.triples for number in (t.weight, *t.moments)}
+
+    def to_json(self) -> bytes:
+        """Canonical JSON."""
+        document = {
+            "files": [_file_entry(file) for file in self.files],
+            "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
+            "kept": list(self.reference_tensors),
+            "triples": [[t.weight, *t.moments] for t in self.triples],
+        }
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes, checkpoint_bytes: int = MAX_BYTES) -> "Layout":
+        """The inverse of `to_json`; ValueError, TypeError or KeyError unless the layout is possible.
+
+        Of a checkpoint of so many bytes: a tensor takes some 20 values, and readers keep the smallest verbatim.
+        """
+        document = read_json(data, _FEW_VALUES + checkpoint_bytes // _BYTES_A_VALUE)
+        layout = Layout(
+            files=tuple(_file(*entry) for entry in document["files"]),
+            tensors=tuple(_tensor(*entry) for entry in document["tensors"]),
+            reference_tensors=_counts(document["kept"]),
+            triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
+        )
+        _check_holes(layout)
+        _check_slabs(layout)
+        _check_roles(layout)
+        return layout
+
+
+def _file_entry(file: FileLayout) -> list[object]:
+    holes = [[hole.tensor, hole.offset, hole.nbytes, *hole.crc_offsets] for hole in file.holes]
+    continuing = [hole.tensor for hole in file.holes if hole.continues]
+    return [file.name, file.size, holes, *([continuing] if continuing else [])]
+
+
+def _file(name: str, size: int, holes: list[list[int]], continuing: Sequence[int] = ()) -> FileLayout:
+    numbers, carried = (_counts(hole) for hole in holes), frozenset(_counts(continuing))
+    found = tuple(
+        Hole(tensor, offset, nbytes, tuple(crcs), continues=tensor in carried)
+        for tensor, offset, nbytes, *crcs in numbers
+    )
+    if len(carried) != sum(hole.continues for hole in found):
+        raise ValueError(f"file {name!r}: a tensor continues that is not in it")
+    return FileLayout(_text(name), _count(size), _UNKNOWN_STAT, found)
+
+
+def _tensor(path: list[str], dtype: str, shape: list[int], nbytes: int) -> TensorSpec:
+    tensor = TensorSpec(tuple(_text(part) for part in path), _text(dtype), _counts(shape), _count(nbytes))
+    itemsize = STORED_AS[dtype].itemsize if dtype in STORED_AS else 1
+    if math.prod(tensor.shape) * itemsize != nbytes:
+        raise ValueError(f"tensor {tensor.path}: {nbytes} bytes for {dtype} {tensor.shape}")
+    return tensor
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_BYTES:
+        raise ValueError(f"expected a number of 0..{MAX_BYTES}, got {value!r:.40}")
+    return value
+
+
+def _counts(values: Iterable[object]) -> tuple[int, ...]:
+    return tuple(_count(value) for value in values)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}")
+    return value
+
+
+def _check_holes(layout: Layout) -> None:
+    """Every tensor fills one hole; holes ascend, and CRC fields lie beside them where `assemble` finds them."""
+    for file in layout.files:
+        for start, stop in file.verbatim_ranges():
+            if start > stop:
+                raise ValueError(f"file {file.name!r}: its tensors overlap or reach beyond its end")
+        starts = [0, *(hole.offset + hole.nbytes for hole in file.holes)]
+        ranges = list(file.verbatim_ranges())
+        for position, hole in enumerate(file.holes):
+            if hole.nbytes != layout.tensors[hole.tensor].nbytes:
+                raise ValueError(f"tensor {hole.tensor}: a hole of {hole.nbytes} bytes is not its size")
+            for offset in hole.crc_offsets:
+                piece = bisect_right(starts, offset) - 1
+                if piece < position or offset + 4 > ranges[piece][1]:
+                    raise ValueError(f"file {file.name!r}: a CRC-32 at byte {offset} lies inside a tensor or before it")
+    numbers = sorted(hole.tensor for file in layout.files for hole in file.holes)
+    if numbers != list(range(len(layout.tensors))):
+        raise ValueError("expected every tensor in one hole of one file")
+
+
+def _check_slabs(layout: Layout) -> None:
+    """What continues a tensor has the rows behind it, and the path behind its own."""
+    for file in layout.files:
+        if file.holes and file.holes[0].continues:
+            raise ValueError(f"file {file.name!r}: its first tensor cannot continue another")
+        for before, hole in pairwise(file.holes):
+            if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
+                raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
+    kept = frozenset(layout.reference_tensors)
+    for first, *others in storages(layout.files).values():
+        whole = layout.tensors[first]
+        for number, other in enumerate(others, 1):
+            slab = layout.tensors[other]
+            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], first in kept)
+            if not whole.shape or (slab.path, slab.dtype, slab.shape[1:], other in kept) != expected or not slab.shape:
+                raise ValueError(f"tensor {slab.path}: it cannot continue tensor {whole.path}")
+
+
+def _check_roles(layout: Layout) -> None:
+    """Names are unique; weights are kept, moments are not, and both are floats of one shape."""
+    kept, weights = set(layout.reference_tensors), [triple.weight for triple in layout.triples]
+    if len({tensor.path for tensor in layout.tensors}) != len(layout.tensors):
+        raise ValueError("two tensors have one path")
+    if len({file.name for file in layout.files}) != len(layout.files):
+        raise ValueError("two files have one name")
+    if not all(a < b for numbers in (layout.reference_tensors, weights) for a, b in pairwise(numbers)):
+        raise ValueError("expected kept tensors and triples in ascending order")
+    if not all(layout.tensors[number].dtype in STORED_AS for number in kept):
+        raise ValueError("a kept tensor is not of floats")
+    moments = [number for triple in layout.triples for number in triple.moments]
+    if not kept.issuperset(weights) or not kept.isdisjoint(moments) or len(set(moments)) != len(moments):
+        raise ValueError("a triple does not name a kept weight and moments of its own")
+    for triple in layout.triples:
+        members = [layout.tensors[number] for number in (triple.weight, *triple.moments)]
+        if len({tensor.shape for tensor in members}) != 1 or not all(t.dtype in CODED_FLOATS for t in members):
+            raise ValueError(f"tensor {members[0].path}: its moments are not floats of its shape")
+
+
+def plane_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor as a matrix: first dimension by all others; a vector is one column."""
+    return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+def layer_before(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The path of the same tensor one layer earlier: the first all-digit part of the name, less one."""
+    match = _LAYER.search(path[-1]) if path else None
+    if match is None or int(match[1]) == 0:
+        return None
+    return (*path[:-1], path[-1][: match.start()] + str(int(match[1]) - 1) + path[-1][match.end() :])

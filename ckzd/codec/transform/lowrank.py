@@ -1,0 +1,66 @@
+"""Finds factors of a weighted residual, and tells whether they are worth it; only the encoder comes here.
+
+A component is worth what it takes from the squared error, less lambda times the bits that its entries cost. Every entry
+of `U S` and of `V S` is quantized with the step (reverse water-filling).
+
+# R = rows, C = columns of a tensor seen as a matrix, K = components
+"""
+
+import numpy as np
+
+from ckzd.codec.arrays import MAX_LEVEL, Float64
+from ckzd.codec.scales import nearest_code
+from ckzd.codec.transform.adaptive_basis import FINE_BITS, MAX_COEFFICIENT
+from ckzd.codec.transform.factors import FACTOR_BITS, MAX_FACTOR_CODE, Factors, unit_of
+from ckzd.codec.transform.rate_distortion import LAMBDA, RateDistortion, estimated
+
+_SKETCH = 128  # components that are looked for, at most
+_MORE = 8  # directions of the sketch beside them
+_ROUNDS = 2  # of subspace iteration
+_FURTHEST = MAX_COEFFICIENT / 2**FINE_BITS
+
+
+def fitted(residual: Float64) -> tuple[Factors, RateDistortion] | None:
+    """Factors of a residual (R, C) in steps, as many as pay; None if none do, or if it is beyond the format."""
+    if not np.abs(residual).max(initial=0.0) <= _FURTHEST:  # float32 would not reach much further either
+        return None
+    left, sizes, right = _leading(residual)
+    codes = np.clip(nearest_code(np.maximum(sizes, 1.0)), 0, MAX_FACTOR_CODE)
+    lengths = np.sqrt(np.ldexp(sizes, FACTOR_BITS) / unit_of(codes))  # of each vector of integers
+    count = _paying(residual.shape, sizes, lengths)
+    sides = [np.rint(vectors[:, :count] * lengths[:count]) for vectors in (left, right)]
+    if not count or max(np.abs(side).max() for side in sides) > MAX_LEVEL:
+        return None
+    factors = Factors(sides[0].astype(np.int16), sides[1].astype(np.int16), codes[:count])
+    try:
+        lost = residual - np.ldexp(factors.fixed(), -FINE_BITS)
+    except ValueError:  # further than the format reaches
+        return None
+    head, plane = factors.split
+    return factors, estimated(lost, plane, 8 * len(head))
+
+
+def _leading(matrix: Float64) -> tuple[Float64, Float64, Float64]:
+    """About the leading singular vectors and values, (R, K), (K,) descending, (C, K): randomized SVD (Halko 2011)."""
+    if matrix.shape[0] < matrix.shape[1]:
+        right, sizes, left = _leading(matrix.T)
+        return left, sizes, right
+    count = min(_SKETCH + _MORE, matrix.shape[1])
+    working = matrix.astype(np.float32)
+    basis = np.random.default_rng(0).standard_normal((matrix.shape[1], count), np.float32)
+    for _ in range(_ROUNDS):  # on the shorter side
+        basis, _ = np.linalg.qr(working.T @ (working @ basis))
+    seen = (working @ basis).astype(np.float64)
+    squares, turn = np.linalg.eigh(seen.T @ seen)
+    sizes, turn = np.sqrt(np.maximum(squares[::-1], 0.0))[:_SKETCH], turn[:, ::-1][:, :_SKETCH]
+    return seen @ (turn / np.maximum(sizes, 1e-30)), sizes, basis.astype(np.float64) @ turn
+
+
+def _paying(shape: tuple[int, ...], sizes: Float64, lengths: Float64) -> int:
+    """How many of the leading components, in vectors of integers so long, save more than they cost."""
+    bits, noise = np.zeros(sizes.size), np.zeros(sizes.size)
+    for entries in shape:
+        bits += entries / 2 * np.log2(1 + 2 * np.pi * np.e * lengths**2 / entries)  # Gaussian
+        noise += np.minimum(entries / 12, lengths**2) * (sizes / np.maximum(lengths, 1.0)) ** 2
+    saved = np.cumsum(sizes**2 - noise - LAMBDA * bits)
+    return int(np.argmax(saved)) + 1 if saved.max(initial=0.0) > 0 else 0

@@ -1,0 +1,451 @@
+"""Layouts and indexes come back; what no encoder writes is refused before anything is decoded."""
+
+import copy
+import dataclasses
+import json
+import struct
+import tracemalloc
+
+import pytest
+from codec.chains import Zoo, encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec
+from ckzd.codec import zstd
+from ckzd.codec.decode import MALFORMED
+from ckzd.codec.methods.registry import checked, weight_method
+from ckzd.codec.records.index import STEPS, Code, Index, Method, Steps
+from ckzd.codec.records.layout import Layout, Triple, layer_before, plane_shape
+from ckzd.codec.records.skeleton import split_skeleton
+from ckzd.formats import read_checkpoint
+
+STAT = FileStat(0, 0, 0, 0)
+FLOATS = ("float32", (2, 3), 24)
+LAYOUT = Layout(
+    files=(
+        FileLayout("a.pt", 200, STAT, (Hole(0, 10, 24, (40, 150)), Hole(1, 50, 24), Hole(2, 74, 24))),
+        FileLayout("b/c", 40, STAT, (Hole(3, 0, 5), Hole(4, 8, 24, (36,)))),
+        FileLayout("empty", 0, STAT, ()),
+    ),
+    tensors=(
+        TensorSpec(("model", "w"), *FLOATS),
+        TensorSpec(("opt", "state", "0", "exp_avg"), *FLOATS),
+        TensorSpec(("opt", "state", "0", "exp_avg_sq"), *FLOATS),
+        TensorSpec(("bytes",), "int64", (5,), 5),
+        TensorSpec(("model", "v"), *FLOATS),
+    ),
+    reference_tensors=(0, 4),
+    triples=(Triple(0, 1, 2),),
+)
+LONE = dataclasses.replace(LAYOUT, triples=(Triple(0, 1),))
+CODES = (
+    Code(Method.SCALAR, ("weights/0", 0, 9)),
+    Code(Method.SCALED, ("first_moment/0", 3, 4)),
+    Code(Method.FILL),
+    Code(Method.EXACT, ("state/0", 0, 1)),
+    Code(Method.COPY, other=0),
+)
+DOCUMENT = json.loads(LAYOUT.to_json())
+
+
+def test_a_layout_and_an_index_come_back():
+    index = Index(LAYOUT, CODES, Steps(0.5, 0.125, 2.0**-30, 0.25, 2.0**-7, 3.0), {0: 3})
+    for reference in (b"", LAYOUT.to_json()):
+        assert Index.from_bytes(index.to_bytes(reference), reference) == index
+    assert Index.with_layout(index.to_bytes(b"abc"), LAYOUT) == index
+    assert len(index.to_bytes(LAYOUT.to_json())) < 300
+
+
+def test_a_lone_momentum_comes_back():
+    assert Layout.from_json(LONE.to_json()) == LONE
+    codes = (*CODES[:2], Code(Method.EXACT, ("state/1", 0, 1)), *CODES[3:])
+    index = Index(LONE, codes, Steps(step=0.5, momentum_step=2.0**-7))
+    assert Index.from_bytes(index.to_bytes(b""), b"") == index
+
+
+@pytest.mark.parametrize("method", [m for m in Method if m not in (Method.SCALED, Method.FRAMED, Method.EXACT)])
+def test_a_lone_momentum_is_scaled_or_framed_or_exact_and_nothing_else(method):
+    """Nor does the tensor that would be its second moment count as one."""
+    code = [method.value, 0] if method is Method.COPY else [method.value, "f/0", 0, 1]
+    for wrong in (code, [method.value]):
+        with pytest.raises(MALFORMED):
+            read(index_bytes([GOOD[0], wrong, GOOD[3], *GOOD[3:]], layout=LONE))
+    with pytest.raises(MALFORMED):
+        read(index_bytes(GOOD, layout=LONE))
+
+
+def test_an_index_of_format_1_has_two_steps():
+    old = Index.from_bytes(index_bytes(momentum_step=None), b"")
+    assert old.steps == Steps(step=0.5, moment_step=0.0)
+
+
+@pytest.mark.parametrize("method", [Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.WHOLE])
+def test_a_weight_with_levels_may_have_a_finer_step(method):
+    code = Code(method, ("weights/0", 0, 9))
+    index = Index(LAYOUT, (code, *CODES[1:]), Steps(step=0.5, whole_step=3.0), {0: 2})
+    again = read(index.to_bytes(b""))
+    assert again.step_exponents == {0: 2}
+    assert weight_method(method).step(again.steps) == (3.0 if method is Method.WHOLE else 0.5)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None, 1e300, 10**400])
+def test_a_step_that_is_none_is_malformed(name, value):
+    with pytest.raises(MALFORMED):
+        Index.from_bytes(index_bytes(others={name: value}), b"")
+
+
+def test_the_layout_of_a_real_checkpoint_comes_back(tmp_path):
+    zoo = Zoo()
+    zoo.advance(1)
+    checkpoint = read_checkpoint(zoo.save(tmp_path / "step_1.pt"))
+    archive = encode(checkpoint)
+    layout = archive.index().layout
+    assert layout.tensors == checkpoint.tensors
+    assert [f.holes for f in layout.files] == [f.holes for f in checkpoint.files]
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def changed(*path_and_value):
+    """The layout document with one place changed."""
+    *path, last, value = path_and_value
+    document = copy.deepcopy(DOCUMENT)
+    place = document
+    for step in path:
+        place = place[step]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(document).encode()
+
+
+HOSTILE = {
+    "no JSON": b"{",
+    "a list": b"[]",
+    "nested too deeply": b"[" * 200_000,
+    "a huge number": changed("files", 0, 1, 10**400),
+    "files missing": changed("files", KeyError),
+    "files null": changed("files", None),
+    "a file of two fields": changed("files", 0, ["a", 1]),
+    "a name that is no text": changed("files", 0, 0, 7),
+    "two files of one name": changed("files", 1, 0, "a.pt"),
+    "a negative size": changed("files", 0, 1, -1),
+    "a size of an exabyte": changed("files", 0, 1, 1 << 60),
+    "a fraction": changed("files", 0, 1, 200.0),
+    "a truth": changed("files", 0, 1, True),
+    "a hole beyond the end": changed("files", 0, 1, 97),
+    "holes that overlap": changed("files", 0, 2, 1, 1, 20),
+    "holes in another order": changed("files", 0, 2, DOCUMENT["files"][0][2][::-1]),
+    "a hole of another size": changed("files", 0, 2, 0, 2, 20),
+    "a hole of three fields": changed("files", 0, 2, 0, [0, 10]),
+    "a hole for no tensor": changed("files", 0, 2, 0, 0, 9),
+    "a negative tensor": changed("files", 0, 2, 0, 0, -1),
+    "a tensor in two holes": changed("files", 0, 2, 0, 0, 1),
+    "a tensor in no hole": changed("files", 0, 2, DOCUMENT["files"][0][2][:2]),
+    "a CRC inside a tensor": changed("files", 0, 2, 0, 3, 60),
+    "a CRC across a tensor's start": changed("files", 0, 2, 0, 3, 48),
+    "a CRC before its tensor": changed("files", 1, 2, 1, 3, 1),
+    "a CRC beyond the end": changed("files", 0, 2, 0, 3, 198),
+    "a continued tensor that is not there": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [3]]),
+    "a file that starts with what continues": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [0]]),
+    "a gap before what continues": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [1]]),
+    "a path that continues no other": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [2]]),
+    "continued tensors that are no list": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], 2]),
+    "a file of five fields": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], []]),
+    "a path of numbers": changed("tensors", 0, 0, [1, 2]),
+    "two tensors of one path": changed("tensors", 0, 0, ["model", "v"]),
+    "a dtype that is no text": changed("tensors", 0, 1, ["float32"]),
+    "bytes that are not its shape's": changed("tensors", 0, 2, [2, 4]),
+    "a shape that overflows": changed("tensors", 0, 2, [1 << 32, 1 << 32]),
+    "a negative shape": changed("tensors", 0, 2, [-2, -3]),
+    "a shape of text": changed("tensors", 0, 2, ["2", 3]),
+    "a kept tensor that is not there": changed("kept", [0, 9]),
+    "a kept tensor of integers": changed("kept", [0, 3, 4]),
+    "kept tensors out of order": changed("kept", [4, 0]),
+    "a kept tensor twice": changed("kept", [0, 0, 4]),
+    "a triple of a weight that is not kept": changed("kept", [4]),
+    "a kept moment": changed("kept", [0, 1, 4]),
+    "a triple of no moment": changed("triples", 0, [0]),
+    "a triple of three moments": changed("triples", 0, [0, 1, 2, 3]),
+    "a triple of one moment twice": changed("triples", 0, [0, 1, 1]),
+    "a triple of null": changed("triples", 0, [0, 1, None]),
+    "a lone momentum of another shape": changed("triples", 0, [0, 3]),
+    "a lone momentum that is kept": changed("triples", 0, [0, 4]),
+    "a weight that is its own momentum": changed("triples", 0, [0, 0]),
+    "a momentum in two triples": changed("triples", [[0, 1], [4, 1]]),
+    "a triple of other shapes": changed("triples", 0, [0, 1, 3]),
+    "a triple beyond the end": changed("triples", 0, [0, 1, 7]),
+    "a weight in two triples": changed("triples", [[0, 1, 2], [0, 1, 2]]),
+}
+
+
+SLABS = dataclasses.replace(
+    LAYOUT,
+    files=(
+        dataclasses.replace(LAYOUT.files[0], holes=(*LAYOUT.files[0].holes[:2], Hole(2, 74, 24, continues=True))),
+        *LAYOUT.files[1:],
+    ),
+    tensors=(*LAYOUT.tensors[:2], TensorSpec((*LAYOUT.tensors[1].path, "[1]"), *FLOATS), *LAYOUT.tensors[3:]),
+    triples=(),
+)
+NO_SLABS = {
+    "of another dtype": TensorSpec(SLABS.tensors[2].path, "bfloat16", (4, 3), 24),
+    "of other columns": TensorSpec(SLABS.tensors[2].path, "float32", (3, 2), 24),
+    "of another number": TensorSpec((*LAYOUT.tensors[1].path, "[2]"), *FLOATS),
+}
+
+
+def test_a_layout_with_slabs_comes_back():
+    assert Layout.from_json(SLABS.to_json()) == SLABS
+    assert Layout.from_json(LAYOUT.to_json()).files[0].holes[2].continues is False
+
+
+@pytest.mark.parametrize("name", NO_SLABS)
+def test_a_slab_that_is_none_is_malformed(name):
+    wrong = dataclasses.replace(SLABS, tensors=(*SLABS.tensors[:2], NO_SLABS[name], *SLABS.tensors[3:]))
+    with pytest.raises(MALFORMED, match="cannot continue"):
+        Layout.from_json(wrong.to_json())
+
+
+def test_slabs_without_rows_are_malformed():
+    """Two single numbers cannot be rows of one tensor."""
+    single = [TensorSpec(("a",), "float32", (), 4), TensorSpec(("a", "[1]"), "float32", (), 4)]
+    file = FileLayout("a.pt", 8, STAT, (Hole(0, 0, 4), Hole(1, 4, 4, continues=True)))
+    with pytest.raises(MALFORMED, match="cannot continue"):
+        Layout.from_json(Layout((file,), tuple(single), (0, 1), ()).to_json())
+
+
+def test_a_storage_is_kept_whole_or_not():
+    with pytest.raises(MALFORMED, match="cannot continue"):
+        Layout.from_json(dataclasses.replace(SLABS, reference_tensors=(0, 2, 4)).to_json())
+
+
+def test_a_crc_of_half_a_storage_is_malformed():
+    holes = (SLABS.files[0].holes[0], Hole(1, 50, 24, (150,)), SLABS.files[0].holes[2])
+    wrong = dataclasses.replace(SLABS, files=(dataclasses.replace(SLABS.files[0], holes=holes), *SLABS.files[1:]))
+    with pytest.raises(MALFORMED, match="does not go on"):
+        Layout.from_json(wrong.to_json())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_layout_is_malformed(name):
+    with pytest.raises(MALFORMED):
+        Layout.from_json(HOSTILE[name])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_place_of_a_layout_may_hold_anything(data):
+    """Either it is still a layout, or it is malformed; nothing else happens."""
+    document = copy.deepcopy(DOCUMENT)
+    place, step = document, data.draw(st.sampled_from(list(DOCUMENT)))
+    while isinstance(place[step], list) and place[step] and data.draw(st.booleans()):
+        place, step = place[step], data.draw(st.integers(0, len(place[step]) - 1))
+    place[step] = data.draw(json_values)
+    try:
+        layout = Layout.from_json(json.dumps(document).encode())
+    except MALFORMED:
+        return
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def read(data, layout=b""):
+    """An index as the decoder takes it."""
+    return checked(Index.from_bytes(data, layout))
+
+
+def index_bytes(codes=None, step=0.5, moment_step=0.0, momentum_step=0.0, *, halvings=None, others=None, layout=LAYOUT):
+    document = {"codes": json.loads(json.dumps(codes)) if codes is not None else GOOD, "step": step}
+    document |= {"moment_step": moment_step} | ({} if momentum_step is None else {"momentum_step": momentum_step})
+    document |= ({} if halvings is None else {"halvings": halvings}) | (others or {})
+    blocks = zstd.compress_against(layout.to_json(), b""), zstd.compress(json.dumps(document).encode())
+    return struct.pack("<II", *map(len, blocks)) + b"".join(blocks)
+
+
+GOOD = [["scalar", "w/0", 0, 9], ["scaled", "f/0", 3, 4], ["fill"], ["exact", "s/0", 0, 1], ["copy", 0]]
+
+
+def with_code(number, code):
+    return index_bytes([code if k == number else good for k, good in enumerate(GOOD)])
+
+
+HOSTILE_INDEX = {
+    "no bytes": b"",
+    "half a header": b"\1\0\0\0",
+    "blocks longer than it": struct.pack("<II", 1 << 31, 1 << 31),
+    "no frames": struct.pack("<II", 2, 2) + b"abcd",
+    "a code too few": index_bytes(GOOD[:4]),
+    "a code too many": index_bytes([*GOOD, ["fill"]]),
+    "codes that are no list": index_bytes({"a": 1}),
+    "an empty code": with_code(0, []),
+    "an unknown method": with_code(0, ["magic"]),
+    "a method that is no text": with_code(0, [["copy"]]),
+    "a stream of two": with_code(0, ["exact", "w", 0]),
+    "a stream of no entry": with_code(0, ["exact", 1, 0, 9]),
+    "a stream of text": with_code(0, ["exact", "w", "0", "9"]),
+    "no stream": with_code(3, ["exact"]),
+    "a fill with a stream": with_code(2, ["fill", "s", 0, 1]),
+    "a copy of itself": with_code(4, ["copy", 4]),
+    "a copy of a later one": with_code(0, ["copy", 4]),
+    "a copy of a moment": with_code(4, ["copy", 1]),
+    "a copy of other bytes": with_code(4, ["copy", 3]),
+    "a copy of nothing": with_code(4, ["copy", -1]),
+    "a moment that is a copy": with_code(1, ["copy", 0]),
+    "a filled weight": with_code(0, ["fill"]),
+    "a second moment that follows": with_code(2, ["trend", "s", 0, 1]),
+    "a codebook for one moment": with_code(1, ["kmeans", "s", 0, 1]),
+    "a delta of state": with_code(3, ["delta", "s", 0, 1]),
+    "levels without scales": with_code(4, ["scalar", "s", 0, 1]),
+    "a frame without scales": with_code(4, ["framed", "s", 0, 1]),
+    "levels of its own without scales": with_code(4, ["whole", "s", 0, 1]),
+    "a first moment without a reference": with_code(1, ["whole", "s", 0, 1]),
+    "a second moment in a frame": with_code(2, ["framed", "s", 0, 1]),
+    "a frame without a stream": with_code(0, ["framed"]),
+    "a negative step": index_bytes(step=-1.0),
+    "a step of NaN": index_bytes(step=float("nan")),
+    "an infinite step": index_bytes(step=float("inf")),
+    "a step of text": index_bytes(step="1"),
+    "a huge step": index_bytes(moment_step=1e300),
+    "a momentum's step of text": index_bytes(momentum_step="1"),
+    "a negative step of momenta": index_bytes(momentum_step=-1.0),
+    "a huge step of moments": index_bytes(moment_step=10**400),
+    "halvings that are no pairs": index_bytes(halvings=[[0, 1, 2]]),
+    "halvings of a number": index_bytes(halvings=7),
+    "a weight halved by text": index_bytes(halvings=[[0, "1"]]),
+    "a weight halved by a fraction": index_bytes(halvings=[[0, 1.5]]),
+    "a weight halved by true": index_bytes(halvings=[[0, True]]),
+    "a weight halved too often": index_bytes(halvings=[[0, 65]]),
+    "a weight not halved": index_bytes(halvings=[[0, 0]]),
+    "a weight halved twice": index_bytes(halvings=[[0, 1], [0, 2]]),
+    "a moment halved": index_bytes(halvings=[[1, 1]]),
+    "a tensor halved that is not there": index_bytes(halvings=[[99, 1]]),
+    "masks that are no list": index_bytes(others={"zeros": 7}),
+    "a mask of text": index_bytes(others={"zeros": [["0"]]}),
+    "a mask of true": index_bytes(others={"zeros": [[True]]}),
+    "a mask of a copy": index_bytes(others={"zeros": [[4]]}),
+    "a mask of a second moment": index_bytes(others={"zeros": [[2]]}),
+    "a mask twice": index_bytes(others={"zeros": [[0], [0]]}),
+    "a mask that is not there": index_bytes(others={"zeros": [[99]]}),
+    "a mask with half a stream": index_bytes(others={"zeros": [[0, "zeros/0", 1]]}),
+    "a reach of text": index_bytes(others={"reach": "1"}),
+    "a reach of true": index_bytes(others={"reach": True}),
+    "a negative reach": index_bytes(others={"reach": -1}),
+    "a huge reach": index_bytes(others={"reach": 4001}),
+}
+
+
+def test_the_good_index_is_good():
+    assert read(index_bytes()).codes[4] == Code(Method.COPY, other=0)
+
+
+@pytest.mark.parametrize("name", HOSTILE_INDEX)
+def test_a_hostile_index_is_malformed(name):
+    with pytest.raises(MALFORMED):
+        read(HOSTILE_INDEX[name])
+
+
+@given(st.data())
+def test_any_code_may_hold_anything(data):
+    codes = copy.deepcopy(GOOD)
+    number = data.draw(st.integers(0, len(codes) - 1))
+    codes[number] = data.draw(st.lists(json_values | st.sampled_from([m.value for m in Method]), max_size=4))
+    try:
+        read(index_bytes(codes))
+    except MALFORMED:
+        return
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), max_size=4), st.integers(-3, 3))
+def test_a_skeleton_is_split_exactly(lengths, surplus):
+    """Pieces between holes of one byte each; a byte too many or too few is refused."""
+    files, bytes_ = [], []
+    for number, pieces in enumerate(lengths):
+        holes, position = [], 0
+        for piece in pieces[:-1]:
+            holes.append(Hole(0, position + piece, 1))
+            position += piece + 1
+        files.append(FileLayout(f"f{number}", position + pieces[-1], STAT, tuple(holes)))
+        bytes_.append([bytes([number]) * piece for piece in pieces])
+    skeleton = b"".join(piece for pieces in bytes_ for piece in pieces)
+    assert split_skeleton(skeleton, files) == bytes_
+    if surplus:
+        wrong = skeleton + bytes(surplus) if surplus > 0 else skeleton[:surplus]
+        if len(wrong) != len(skeleton):
+            with pytest.raises(ValueError, match="expected a skeleton"):
+                split_skeleton(wrong, files)
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("layers.3.mlp.weight", "layers.2.mlp.weight"),
+        ("3.weight", "2.weight"),
+        ("a.10.b.4.w", "a.9.b.4.w"),
+        ("layers.0.w", None),
+        ("layers.w", None),
+        ("w.3", None),
+        ("w3.x", None),
+        ("", None),
+    ],
+)
+def test_the_layer_before(name, before):
+    assert layer_before(("model", name)) == (None if before is None else ("model", before))
+    assert layer_before(()) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "plane"),
+    [((), (1, 1)), ((5,), (5, 1)), ((2, 3), (2, 3)), ((2, 3, 4), (2, 12)), ((0, 3), (0, 3)), ((3, 0, 2), (3, 0))],
+)
+def test_a_tensor_as_a_matrix(shape, plane):
+    assert plane_shape(shape) == plane
+
+
+def with_blocks(layout: bytes, codes: bytes) -> bytes:
+    blocks = zstd.compress(layout, zstd.FAST), zstd.compress(codes, zstd.FAST)
+    return struct.pack("<II", *map(len, blocks)) + b"".join(blocks)
+
+
+def empty_files(count: int) -> bytes:
+    return b'{"files":[' + b"[]," * count + b'[]],"tensors":[],"kept":[],"triples":[]}'
+
+
+BOMBS = {
+    "layout": (empty_files(4_000_000), b"{}"),
+    "layout that its size allows": (empty_files(200_000), b"{}"),
+    "codes": (LAYOUT.to_json(), b'{"codes":[' + b"[]," * 4_000_000 + b"[]]}"),
+    "codes that their size allows": (LAYOUT.to_json(), b'{"codes":[' + b"[]," * 2_000 + b"[]]}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_an_index_cannot_become_more_than_its_bytes_and_its_checkpoint_allow(name):
+    bomb = with_blocks(*BOMBS[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="at most"):
+            Index.from_bytes(bomb, b"", 10_000)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["w", "model." + "x" * 4000])
+def test_many_tensors_alike_are_no_bomb(name):
+    count, nbytes = 500, 256
+    tensors = tuple(TensorSpec((f"{name}.{n}",), "float32", (64,), nbytes) for n in range(count))
+    holes = tuple(Hole(n, n * nbytes, nbytes) for n in range(count))
+    layout = Layout((FileLayout("a", count * nbytes, STAT, holes),), tensors, tuple(range(count)), ())
+    index = Index(layout, (Code(Method.SAME),) * count, Steps())
+    reference = layout.to_json()
+    for before in (b"", reference):
+        assert Index.from_bytes(index.to_bytes(before), before, count * nbytes) == index
