@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ class FileSource:
     """Exact reads of numbered files, in any order and from any thread.
 
     What the files are is fixed when the source is made. Each read raises SourceChanged if the file at the path is
-    another one by now, was written to or cut, or is gone. Few files are kept open; `close()` closes them.
+    another one by now, was written to or cut, or is gone. Few files are kept open; `close()` closes them. No read
+    waits for another one.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -72,12 +74,12 @@ class FileSource:
         self.stats = tuple(regular_file(path) for path in self.paths)
         self._lock = threading.Lock()
         self._open: dict[int, int] = {}  # owner: whoever holds the lock; file number -> descriptor, oldest use first
+        self._readers: Counter[int] = Counter()  # owner: likewise; those at work in a file, which stays open for them
 
     def read(self, file: int, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes of file number `file`."""
         path = self.paths[file]
-        with self._lock, as_ckzd_errors(path):
-            descriptor = self._descriptor(file)
+        with as_ckzd_errors(path), self._opened(file) as descriptor:
             self._check(file, descriptor)
             data = read_exactly(descriptor, offset, nbytes)
             self._check(file, descriptor)
@@ -90,23 +92,34 @@ class FileSource:
         return FileView(self, file, str(self.paths[file]), self.paths[file].name, self.stats[file].st_size)
 
     def close(self) -> None:
-        """Close what is open; a later read opens it again."""
+        """Close what is open and not being read; a later read opens it again."""
         with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1])
+            self._close_all_but(0)
 
     def __del__(self) -> None:
         if hasattr(self, "_lock"):
             self.close()
 
-    def _descriptor(self, file: int) -> int:
-        descriptor = self._open.pop(file, None)
-        if descriptor is None:
-            if len(self._open) >= MAX_OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            descriptor = os.open(self.paths[file], OPEN_FLAGS)
-        self._open[file] = descriptor
-        return descriptor
+    @contextlib.contextmanager
+    def _opened(self, file: int) -> Iterator[int]:
+        with self._lock:
+            descriptor = self._open.pop(file, None)
+            if descriptor is None:
+                self._close_all_but(MAX_OPEN_FILES - 1)
+                descriptor = os.open(self.paths[file], OPEN_FLAGS)
+            self._open[file] = descriptor
+            self._readers[file] += 1
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._readers[file] -= 1
+
+    def _close_all_but(self, count: int) -> None:
+        """Of the files that nobody reads, those that were used longest ago."""
+        unread = [file for file in self._open if not self._readers[file]]
+        for file in unread[: max(0, len(self._open) - count)]:
+            os.close(self._open.pop(file))
 
     def _check(self, file: int, descriptor: int) -> None:
         was = identity(self.stats[file])

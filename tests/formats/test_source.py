@@ -162,3 +162,29 @@ def test_reads_beyond_one_system_call_are_joined(path, monkeypatch):
     files = FileSource([path])
     assert files.read(0, 3, 50) == bytes(range(3, 53))
     files.close()
+
+
+def test_no_read_waits_for_another_one_and_what_is_read_stays_open(path, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.write_bytes(bytes(10))
+    files, real, entered, go_on = FileSource([path, other]), source.read_exactly, threading.Event(), threading.Event()
+
+    def slow(descriptor, offset, nbytes):
+        if nbytes == 7:
+            entered.set()
+            assert go_on.wait(10)
+        return real(descriptor, offset, nbytes)
+
+    monkeypatch.setattr(source, "read_exactly", slow)
+    monkeypatch.setattr(source, "MAX_OPEN_FILES", 1)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(files.read(0, 10, 7)))
+    reader.start()
+    assert entered.wait(10)
+    assert files.read(0, 1, 2) == b"\1\2"
+    assert files.read(1, 0, 3) == bytes(3)
+    files.close()
+    go_on.set()
+    reader.join()
+    assert found == [bytes(range(10, 17))]
+    files.close()
