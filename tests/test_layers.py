@@ -71,6 +71,12 @@ def imports_of(path: Path) -> list[Import]:
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 IMPORTS = [found for path in FILES for found in imports_of(path)]
+CODEC_IMPORTS = [
+    found
+    for path in FILES
+    for found in (imports_of(path) if path.is_relative_to(PACKAGE / "codec") else [])
+    if found.module.startswith("ckzd.codec.")
+]
 
 
 def part_of(importer: str) -> str:
@@ -124,10 +130,9 @@ def test_every_foreign_package_stays_in_its_home():
 
 
 LATE = {  # seconds of every command that `resume` and `archive` do without
-    ("codec/entropy/fitting.py", "ckzd.codec.paper"): "torch",
+    ("codec/encode.py", "ckzd.codec.paper"): "torch",
     ("operations/compress.py", "ckzd.codec.paper"): "torch",
-    ("codec/choose.py", "ckzd.codec.paper"): "scikit-learn",
-    ("codec/choose_moments.py", "ckzd.codec.paper"): "scikit-learn",
+    ("codec/methods/codebook.py", "ckzd.codec.paper"): "scikit-learn",
     ("codec/analysis/pairing.py", "scipy.optimize"): "scipy",
 }
 
@@ -136,6 +141,38 @@ def test_only_the_command_line_and_what_is_slow_to_load_is_imported_late():
     late = {(found.importer, found.module): str(found) for found in IMPORTS if found.late}
     assert [said for key, said in late.items() if key[0] != "cli.py" and key not in LATE] == []
     assert set(late) >= set(LATE)
+
+
+CODEC = (  # the codec's rooms: each imports those before it, and what stands beside them as it likes
+    ("arrays", "dtypes", "parsing", "zstd", "parallel", "presets", "budget"),
+    ("entropy", "scales"),
+    ("transform", "lossless"),
+    ("records",),
+    ("analysis", "paper"),
+    ("methods",),
+    ("choose_weights", "choose_moments", "choose"),
+    ("encode", "decode"),
+)
+ROOM_OF = {room: level for level, rooms in enumerate(CODEC) for room in rooms}
+
+
+def test_the_codecs_rooms_are_in_order():
+    rooms = {path.name.removesuffix(".py") for path in (PACKAGE / "codec").iterdir()} - {"__init__", "__pycache__"}
+    assert rooms == set(ROOM_OF)
+    backward = [
+        str(found)
+        for found in CODEC_IMPORTS
+        if ROOM_OF[found.module.split(".")[2]] > ROOM_OF[found.importer.split("/")[1].removesuffix(".py")]
+    ]
+    assert backward == []
+
+
+PAPER = {"encode.py", "decode.py", "methods/codebook.py"}  # models, their stored bytes, and the one method of codebooks
+
+
+def test_only_the_preset_paper_knows_what_it_alone_needs():
+    inside = [found for found in CODEC_IMPORTS if found.module.startswith("ckzd.codec.paper")]
+    assert {i.importer.removeprefix("codec/") for i in inside if not i.importer.startswith("codec/paper/")} == PAPER
 
 
 def calls_of(path: Path) -> set[str]:

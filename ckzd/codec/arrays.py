@@ -11,3 +11,5 @@ HalfOctaves = npt.NDArray[np.int8]  # (R, C) second moments over their mean, cut
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]  # indices into tables.FREQUENCY
 Scale = npt.NDArray[np.int16]  # codes of row or column means, eight to an octave
+
+MAX_LEVEL = 32767  # of a plane

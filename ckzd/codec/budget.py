@@ -101,6 +101,11 @@ class Pace:
         return _factor(self.total), max(_factor(self.median), _factor(self.norm))
 
 
+def filled_up(beta2: float, step: int | None) -> float:
+    """How much of exp_avg_sq, which starts at 0, has filled up; a step of None or 0 is not known and counts as late."""
+    return 1 - beta2**step if step else 1.0
+
+
 def is_overshooting(before: Float64, after: Float64) -> bool:
     """Whether restored updates are longer than the original ones, together or any one of them far longer than all."""
     longest = max(float(np.abs(before).max(initial=0.0)), _UPDATE)
@@ -136,7 +141,7 @@ class Loss:
         """The same, unweighted."""
         return self.own_error / self.own_energy if self.own_energy else 0.0
 
-    def halvings_for(self, over: float, step: float) -> int:
+    def exponents_for(self, over: float, step: float) -> int:
         """How often `step` should be halved, at the least, where the error is so many times too large."""
         if not math.isfinite(over) or not self.energy:
             return EXACT

@@ -1,7 +1,7 @@
 """A checkpoint + its reference's reconstruction -> streams, in a few passes that each hold one tensor at a time.
 
     survey      read everything once: damage, copies, scales, the energy that sets the quantizer's step
-    transform   tensors -> levels; decoded weights go to the reconstruction, levels to scratch
+    choose      tensors -> levels; decoded weights go to the reconstruction, levels to scratch
     fit         histograms of all contexts -> tables and LSTM
     code        levels -> streams
     seal        index, skeleton, LSTM, scales; the reconstruction's id
@@ -21,22 +21,26 @@ from ckzd.codec import zstd
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.survey import survey
 from ckzd.codec.budget import EXACT, Pace
-from ckzd.codec.choose import PlaneToCode, Transform, within_budget
-from ckzd.codec.entropy.fitting import Fitted, fit_models, histograms_over
-from ckzd.codec.entropy.planes import Coder, encode_plane
-from ckzd.codec.lossless.exact import encode_exact
+from ckzd.codec.choose import Chooser, within_budget
+from ckzd.codec.entropy.fitting import Counted, Fitted, fit_tables, histograms_over
+from ckzd.codec.entropy.models import Models
+from ckzd.codec.entropy.planes import Coder, PlaneToCode, encode_plane
+from ckzd.codec.methods.method import Streams
+from ckzd.codec.methods.registry import METHODS, verbatim
+from ckzd.codec.paper.lstm import encode_lstm
 from ckzd.codec.parallel import in_order, one_blas_thread
 from ckzd.codec.presets import Preset
 from ckzd.codec.records.index import Code, Index, Method, StreamRef
-from ckzd.codec.records.layout import Layout, plane_shape
+from ckzd.codec.records.layout import Layout
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
-from ckzd.codec.records.side import encode_lstm, encode_scales
+from ckzd.codec.records.reference_tensors import seal
+from ckzd.codec.records.side import encode_scales
 from ckzd.codec.records.skeleton import skeleton_of
-from ckzd.codec.restoring import itemsize_of, seal
 from ckzd.codec.scales import REACH
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane
+_STREAMS = {method.name: method.streams for method in METHODS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,16 @@ class Encoded:
     parts: dict[str, int]  # bytes by part
     coders: dict[str, int]  # tensors by coder
     quality: dict[str, float]
+
+
+def fit_models(counted: Counted, reference: Reconstruction | None, preset: Preset, device: str) -> Fitted:
+    """Tables for all contexts, and for a preset that trains one an LSTM that refines them."""
+    tables = fit_tables(counted)
+    if not counted.histograms or not preset.lstm_cold_steps:
+        return Fitted(Models(tables))
+    from ckzd.codec.paper import fitting  # noqa: PLC0415  # a second of torch, for the one preset that trains
+
+    return fitting.refined(counted, tables, reference, preset, device)
 
 
 class Encoder:
@@ -70,7 +84,7 @@ class Encoder:
     ) -> None:
         self._inputs, self._preset = Inputs(checkpoint, reference), preset
         self._put_stream, self._add_entry = put, add
-        self._kept, self._scratch = ReconstructionWriter(reconstruction), ArrayFile(scratch)
+        self._reconstruction, self._scratch = ReconstructionWriter(reconstruction), ArrayFile(scratch)
         self._device, self._progress = device, progress
         self._codes: dict[int, Code] = {}
         self._parts: Counter[str] = Counter()
@@ -84,55 +98,52 @@ class Encoder:
     def _encode(self) -> Encoded:
         surveyed = survey(self._inputs, self._preset)
         self._progress(0.15)
-        transform = within_budget(self._inputs, surveyed, self._preset, self._kept, self._scratch)
+        chooser = within_budget(self._inputs, surveyed, self._preset, self._reconstruction, self._scratch)
         self._progress(0.4)
-        fitted = fit_models(histograms_over(transform.planes()), self._inputs.reference, self._preset, self._device)
+        counted = histograms_over(chooser.planes())
+        fitted = fit_models(counted, self._inputs.reference, self._preset, self._device)
         self._progress(0.7)
-        self._code_planes(transform, fitted)
-        self._code_exactly(transform)
-        zeros = {number: self._put_zeros(data) for number, data in sorted(transform.zeros.items())}
+        self._code_planes(chooser, fitted)
+        self._code_without_planes(chooser)
+        zeros = {number: self._put_zeros(data) for number, data in sorted(chooser.zeros.items())}
         self._progress(0.9)
         return Encoded(
-            reconstruction=self._seal(transform, fitted, zeros),
-            parameters=sum(self._inputs.tensor(number).elements for number in self._inputs.kept),
+            reconstruction=self._seal(chooser, fitted, zeros),
+            parameters=sum(self._inputs.tensor(number).elements for number in self._inputs.reference_tensors),
             original_sha256=self._inputs.checkpoint.sha256(),
-            restored_sha256=tuple(self._digests(transform)),
+            restored_sha256=tuple(self._digests(chooser)),
             parts=dict(self._parts),
             coders=dict(self._coders),
-            quality=_quality(transform, self._preset),
+            quality=_quality(chooser, self._preset),
         )
 
-    def _code_planes(self, transform: Transform, fitted: Fitted) -> None:
+    def _code_planes(self, chooser: Chooser, fitted: Fitted) -> None:
         def coded(plane: PlaneToCode) -> tuple[PlaneToCode, bytes, Coder]:
             return plane, *encode_plane(plane.levels, plane.kind, plane.guide, fitted.models)
 
-        for plane, data, coder in in_order(coded, transform.planes(), lambda plane: plane.levels.size):
+        for plane, data, coder in in_order(coded, chooser.planes(), lambda plane: plane.levels.size):
             self._coders[coder.name.lower()] += 1
-            prefix = transform.prefixes.get(plane.number, b"")
-            self._put(plane.number, transform.methods[plane.number], _PARTS[plane.kind], prefix + data)
+            head = chooser.heads[plane.number]
+            self._put(plane.number, chooser.methods[plane.number], _PARTS[plane.kind], head + data)
 
-    def _code_exactly(self, transform: Transform) -> None:
-        """Everything that has no plane."""
-        kept = frozenset(self._inputs.kept)
+    def _code_without_planes(self, chooser: Chooser) -> None:
+        """Everything that has no plane: exact tensors, and moments that follow from little or nothing."""
+        reference_tensors = frozenset(self._inputs.reference_tensors)
         for number, tensor in enumerate(self._inputs.checkpoint.tensors):
             if number in self._codes:
                 continue
-            method = transform.methods[number]
+            method = chooser.methods[number]
             self._coders[method.value] += 1
             if method is Method.COPY:
-                self._codes[number] = Code(method, other=transform.survey.copies[number])
-            elif method in (Method.SAME, Method.FILL):
+                self._codes[number] = Code(method, other=chooser.survey.copies[number])
+            elif _STREAMS[method] is Streams.NONE:
                 self._codes[number] = Code(method)
-            elif method is Method.TREND:
-                self._put(number, method, "first_moment", transform.prefixes[number])
+            elif number in chooser.heads:
+                self._put(number, method, "first_moment", chooser.heads[number])
             else:
-                before = self._inputs.before(number) if method is Method.DELTA else None
-                reference = before.tobytes() if before is not None else None
-                _, columns = plane_shape(tensor.shape)
-                data = encode_exact(self._inputs.payload(number), itemsize_of(tensor), reference, columns)
+                data = verbatim(method).encoded(self._inputs.payload(number), tensor, self._inputs.before(number))
                 moment = next((_MOMENTS[part] for part in tensor.path if part in _MOMENTS), "state")
-                part = "weights" if number in kept else moment
-                self._put(number, method, part, data)
+                self._put(number, method, "weights" if number in reference_tensors else moment, data)
 
     def _put(self, number: int, method: Method, part: str, data: bytes) -> None:
         self._parts[part] += len(data)
@@ -142,14 +153,14 @@ class Encoder:
         self._parts["zeros"] += len(data)
         return self._put_stream("zeros", data) if data else None
 
-    def _seal(self, transform: Transform, fitted: Fitted, zeros: Mapping[int, StreamRef | None]) -> str:
-        checkpoint, surveyed = self._inputs.checkpoint, transform.survey
-        layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.kept, surveyed.lossy)
+    def _seal(self, chooser: Chooser, fitted: Fitted, zeros: Mapping[int, StreamRef | None]) -> str:
+        checkpoint, surveyed = self._inputs.checkpoint, chooser.survey
+        layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.reference_tensors, surveyed.lossy)
         codes = tuple(self._codes[number] for number in range(len(checkpoint.tensors)))
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(layout, codes, surveyed.steps, transform.finer(), zeros, REACH).to_bytes(
+            "index": Index(layout, codes, surveyed.steps, chooser.finer, zeros, REACH).to_bytes(
                 self._inputs.reference_blob("layout")
             ),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
@@ -161,16 +172,16 @@ class Encoder:
             self._parts[name] += len(data)
             if data:
                 self._add_entry(name, data)
-        return seal(self._kept, lstm, skeleton, layout.to_json())
+        return seal(self._reconstruction, lstm, skeleton, layout.to_json())
 
-    def _digests(self, transform: Transform) -> Iterator[str]:
+    def _digests(self, chooser: Chooser) -> Iterator[str]:
         """Sha256 of every file as a restore will write it."""
-        triple_of = {n: t for t in transform.survey.lossy for n in t.moments}
+        triple_of = {n: t for t in chooser.survey.lossy for n in t.moments}
 
         def restored(number: int) -> Bytes:
             if number in triple_of:
-                return transform.restored_moment(number, triple_of[number]).tobytes()
-            values = self._kept.get(self._inputs.tensor(number).path, "weights")
+                return chooser.restored_moment(number, triple_of[number]).tobytes()
+            values = self._reconstruction.get(self._inputs.tensor(number).path, "weights")
             return self._inputs.payload(number) if values is None else values.tobytes()
 
         for number, layout in enumerate(self._inputs.checkpoint.files):
@@ -181,20 +192,20 @@ class Encoder:
             yield digest.hexdigest()
 
 
-def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
+def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
     """What the daemon can see of the loss: errors relative to the weights, and to what they moved.
 
     With it what they may be at most, and how many weights were coded finer or exactly to keep them there.
     """
-    surveyed, losses = transform.survey, list(transform.losses.values())
+    surveyed, losses = chooser.survey, list(chooser.losses.values())
     error = sum(loss.error for loss in losses)
     own = {
         vectors: max((loss.own_relative for loss in losses if loss.is_vector == vectors), default=0.0)
         for vectors in (False, True)
     }
-    paces = [pace.worst for pace in transform.paces.values()] or [Pace.kept().worst]
+    paces = [pace.worst for pace in chooser.paces.values()] or [Pace.kept().worst]
     gradients_known = any(triple.second is not None for triple in surveyed.lossy)
-    first_order = {"first_order_loss": transform.first_order_loss, "regained": transform.regained}
+    first_order = {"first_order_loss": chooser.first_order_loss, "regained": chooser.regained}
     return {
         **preset.budget.stated(),
         "weight_error": error / (surveyed.weight_energy or 1.0),
@@ -204,10 +215,10 @@ def _quality(transform: Transform, preset: Preset) -> dict[str, float]:
         "lost_progress": max((loss.lost_progress for loss in losses), default=0.0),
         "second_moment_ratio": max(total for total, _ in paces),
         "update_length_ratio": max(length for _, length in paces),
-        "exact_second_moments": sum(transform.methods[number] is Method.EXACT for number in transform.paces),
+        "exact_second_moments": sum(chooser.methods[number] is Method.EXACT for number in chooser.paces),
         "update_error": error / (surveyed.update_energy or 1.0),
-        "tightened_tensors": len(transform.finer()),
-        "exact_tensors": sum(halvings == EXACT for halvings in transform.halvings.values()),
+        "tightened_tensors": len(chooser.finer),
+        "exact_tensors": sum(exponent == EXACT for exponent in chooser.step_exponents.values()),
         **(first_order if gradients_known else {}),
         "update_signal": surveyed.update_signal,
         **asdict(surveyed.steps),

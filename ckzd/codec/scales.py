@@ -1,10 +1,7 @@
-"""Optimizers' moments: the rank-1 fill of the second, the first in units of its own update.
+"""Scales: integer codes of the row and column means of a second moment, and the Fisher weighting that they give.
 
-Row and column means of exp_avg_sq are stored as integers, eight to an octave; they also weigh the weights' residuals
-(`quantize.weigher_of`), which therefore never depend on a moment. A restored second moment is `row x column`, 0 only
-where both original moments were 0 throughout the row or column, else at least the smallest number that its dtype has
-(before format 6 the smallest normal one, which in float16 is more than most second moments are): a zero there would
-make the first resumed steps several times too long.
+The means of exp_avg_sq are stored as logarithms, eight to an octave. They are the rank-1 fill of the second moment, and
+they weigh the weights' residuals, which therefore never depend on a moment.
 
 Where an optimizer keeps a momentum and no second moment (SGD, Lion, Muon), the scales are those of its square: but for
 a factor, a mean of gradients has their energy.
@@ -17,22 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.arrays import Float64, HalfOctaves, Plane, Scale
-from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64
+from ckzd.codec.arrays import Float64, HalfOctaves, Scale
+from ckzd.codec.dtypes import SMALLEST
 from ckzd.codec.entropy.tables import OCTAVE
 
 ZERO = np.int16(-32768)
-MAX_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
+MAX_SCALE_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
 _STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 _MIDDLES = (_MANTISSAS + np.append(_MANTISSAS[1:], 2.0)) / 2
 BELOW_ALL = -16  # what a row that is all 0 weighs: two octaves below the smallest other
 REACH = 64  # eighths of an octave: no row or column weighs less than one so far below the mean, a quarter in steps
-MAX_LEVEL = 32767
 _FITS = 8  # of rows and columns in turn, where a mask leaves gaps
 _LEAST_SUM = 2.0**-500
-_MOST_HALF_OCTAVES = 400  # of a second moment from its fill
-_DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
 _PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
 _SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have at least, if it has any
 
@@ -41,7 +35,7 @@ _SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have 
 class Scales:
     """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,).
 
-    `reach` bounds what a row or column weighs from below, see `REACH`; None before format 6, as `fill` knows.
+    `reach` bounds what a row or column weighs from below, see `REACH`; None before format 6, as `rank1.fill` knows.
     """
 
     rows: Scale
@@ -52,8 +46,8 @@ class Scales:
 def checked_scales(rows: RawArray, columns: RawArray, reach: int | None) -> Scales:
     """Scales whose codes are possible; ValueError for others."""
     for codes in (rows, columns):
-        if codes.dtype != np.int16 or np.any((np.abs(codes.astype(np.int32)) > MAX_CODE) & (codes != ZERO)):
-            raise ValueError(f"a scale outside -{MAX_CODE}..{MAX_CODE}")
+        if codes.dtype != np.int16 or np.any((np.abs(codes.astype(np.int32)) > MAX_SCALE_CODE) & (codes != ZERO)):
+            raise ValueError(f"a scale outside -{MAX_SCALE_CODE}..{MAX_SCALE_CODE}")
     return Scales(rows.astype(np.int16), columns.astype(np.int16), reach)
 
 
@@ -61,7 +55,7 @@ def code_of(means: Float64) -> Scale:
     """Nearest eighth of an octave; ZERO for 0."""
     positive = means > 0
     logs = np.log2(np.where(positive, means, 1.0))
-    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -MAX_CODE, MAX_CODE).astype(np.int16)
+    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -MAX_SCALE_CODE, MAX_SCALE_CODE).astype(np.int16)
     return np.where(positive, codes, ZERO)
 
 
@@ -101,7 +95,7 @@ def scales_beside(other: Scales, rows: int) -> Scales:
     """Of rows whose moments are all 0, given those of others of their tensor: they weigh as much as in one piece."""
     used = other.rows[other.rows != ZERO]
     weight = max(int(used.min()) + BELOW_ALL, int(used.mean(dtype=np.float64)) - REACH) if used.size else 0
-    moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_CODE, MAX_CODE)
+    moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_SCALE_CODE, MAX_SCALE_CODE)
     columns: Scale = np.where(other.columns == ZERO, ZERO, moved).astype(np.int16)
     return Scales(np.full(rows, ZERO, np.int16), columns)
 
@@ -150,44 +144,37 @@ def _mean_code(codes: Scale) -> int:
     return largest + int(nearest_code(np.array(int(total) / codes.size * 2.0**-30)))
 
 
-def filled(beta2: float, step: int | None) -> float:
-    """How much of exp_avg_sq, which starts at 0, has filled up; a step of None or 0 is not known and counts as late."""
-    return 1 - beta2**step if step else 1.0
+@dataclass(frozen=True, slots=True)
+class FisherWeighting:
+    """What multiplies a residual before it is quantized: fourth roots of the second moment's row and column means.
 
-
-def fill(scales: Scales, dtype: str) -> RawArray:
-    """The restored second moment (R, C) in its stored dtype."""
-    product, floor = product_of(scales), (SMALLEST_NORMAL if scales.reach is None else SMALLEST)[dtype]
-    return from_float64(np.where(product > 0, np.maximum(product, floor), 0.0), dtype)
-
-
-def quantize_second(second: Float64, filled: Float64) -> Plane:
-    """Half octaves of a second moment (R, C) over the fill; 0 where the fill is 0, as little as can be where it is."""
-    used = (filled > 0) & (second > 0)
-    octaves = np.log2(np.where(used, second, 1.0) / np.where(used, filled, 1.0))
-    levels = np.where(used, np.rint(2 * octaves), np.where(filled > 0, -_MOST_HALF_OCTAVES, 0))
-    return np.clip(levels, -_MOST_HALF_OCTAVES, _MOST_HALF_OCTAVES).astype(np.int16)
-
-
-def restore_second(levels: Plane, filled: Float64, smallest: float) -> Float64:
-    """The inverse of `quantize_second` up to its loss, and at least `smallest` where the fill is not 0.
-
-    ValueError for a level that it does not write.
+    A second moment is about the diagonal of the Fisher information, so that its root says how much an error of a weight
+    costs; here the square root of that is split between row and column.
     """
-    if np.abs(levels.astype(np.int32)).max(initial=0) > _MOST_HALF_OCTAVES:
-        raise ValueError(f"a second moment more than {_MOST_HALF_OCTAVES} half octaves from its fill")
-    return np.where(filled > 0, np.maximum(filled * value_of(4 * levels), smallest), 0.0)
+
+    rows: Float64  # (R, 1)
+    columns: Float64  # (1, C)
+
+    def weigh(self, residual: Float64) -> Float64:
+        """Into the domain in which every unit of error costs about the same; (R, C)."""
+        return residual * self.rows * self.columns
+
+    def unweigh(self, weighted: Float64) -> Float64:
+        """Back; this order of divisions is the format's. (R, C)."""
+        return (weighted / self.rows) / self.columns
 
 
-def quantize_first(first: Float64, second: Float64, step: float) -> Plane:
-    """exp_avg / sqrt(restored exp_avg_sq) in units of `step`, with a dead zone; 0 where the second moment is 0."""
-    unit = np.sqrt(second) * step
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(unit > 0, first / unit, 0.0)
-    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - _DEAD_ZONE)), MAX_LEVEL)
-    return np.copysign(magnitude, relative).astype(np.int16)
+def fisher_weighting(scales: Scales) -> FisherWeighting:
+    """Fourth roots by two square roots. A row that is all zero weighs as if two octaves below the smallest other."""
+    rows, columns = (_fourth_root(codes, scales.reach) for codes in (scales.rows, scales.columns))
+    return FisherWeighting(rows[:, None], columns[None, :])
 
 
-def restore_first(levels: Plane, second: Float64, step: float) -> Float64:
-    """The inverse of `quantize_first` up to its loss."""
-    return levels.astype(np.float64) * (np.sqrt(second) * step)
+def _fourth_root(codes: Scale, reach: int | None) -> Float64:
+    """Within `reach` below the mean code (rounded down): what never had a gradient must not move by half its size."""
+    used = codes[codes != ZERO].astype(np.int64)
+    floor = int(used.min()) + BELOW_ALL if used.size else 0
+    weighed = np.where(codes == ZERO, floor, codes.astype(np.int64))
+    if reach is not None and used.size:
+        weighed = np.maximum(weighed, int(used.sum()) // used.size - reach)
+    return np.sqrt(np.sqrt(value_of(weighed.astype(np.int16))))

@@ -23,8 +23,8 @@ from ckzd.codec.parallel import in_order
 from ckzd.codec.records.index import MAX_INDEX_BYTES
 from ckzd.codec.records.layout import Layout
 from ckzd.codec.records.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.skeleton import skeleton_bytes, split_skeleton
-from ckzd.codec.restoring import seal
 from ckzd.errors import CkzdError, CorruptArchive
 from ckzd.store import Store
 
@@ -143,7 +143,7 @@ def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: B
         decoder = decoder_from_reference(reader, reference)
         _check_files(reader, decoder.index.layout)
         writer = ReconstructionWriter(file)
-        decoder.decode_kept(writer)
+        decoder.decode_reference_tensors(writer)
         limit = min(MAX_INDEX_BYTES, skeleton_bytes(decoder.index.layout.files))
         skeleton = zstd.decompress(reader.read("skeleton"), limit, _blob(reference, "skeleton"))
         identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())

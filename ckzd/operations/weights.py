@@ -39,7 +39,7 @@ def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, list[int], Tenso
     """Name, numbers of the slabs and form of each. A name that is taken gets the tensor's number behind it."""
     taken, tensors = {"__metadata__"}, checkpoint.layout.tensors
     slabs = storages(checkpoint.layout.files)
-    for number in checkpoint.layout.kept:
+    for number in checkpoint.layout.reference_tensors:
         if number not in slabs:
             continue
         name = ".".join(tensors[number].path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.survey import survey
-from ckzd.codec.choose import Transform
+from ckzd.codec.choose import Chooser
 from ckzd.codec.encode import Encoder
 from ckzd.codec.presets import Preset
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -45,10 +45,10 @@ def chain_of(paths: Sequence[Path], preset: Preset) -> Reconstruction | None:
     return reference
 
 
-def transform_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Transform:
+def choices_of(path: Path, reference: Reconstruction | None, preset: Preset) -> Chooser:
     """One checkpoint's levels, not yet coded."""
     inputs = Inputs(read_checkpoint(path), reference)
-    kept, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
-    transform = Transform(inputs, survey(inputs, preset), preset, kept, scratch)
-    transform.run()
-    return transform
+    reconstruction, scratch = ReconstructionWriter(io.BytesIO()), ArrayFile(io.BytesIO())
+    chooser = Chooser(inputs, survey(inputs, preset), preset, reconstruction, scratch)
+    chooser.run()
+    return chooser

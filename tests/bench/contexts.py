@@ -15,21 +15,20 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from closed_loop import chain_of, run_parser, transform_of
+from closed_loop import chain_of, choices_of, run_parser
 from machine import machine
 
-from ckzd.codec import choose as transforming
 from ckzd.codec.arrays import Float64
-from ckzd.codec.choose import PlaneToCode, Transform
+from ckzd.codec.choose import Chooser
 from ckzd.codec.entropy import context
-from ckzd.codec.entropy.context import WEIGHTS
-from ckzd.codec.entropy.planes import to_symbols
-from ckzd.codec.paper.lstm import ALPHABET
+from ckzd.codec.entropy.context import ALPHABET, WEIGHTS
+from ckzd.codec.entropy.planes import PlaneToCode, to_symbols
+from ckzd.codec.methods import factored
 from ckzd.codec.presets import PRESETS
 from ckzd.codec.records.index import Method
-from ckzd.codec.restoring import frame_kept
+from ckzd.codec.records.reference_tensors import basis_of
 from ckzd.codec.scales import value_of
-from ckzd.codec.transform.adaptive_basis import Basis
+from ckzd.codec.transform.adaptive_basis import BasisSide
 
 SECOND_CLASSES = 24
 FIELDS = (*context.FIELDS, ("second moment", SECOND_CLASSES))
@@ -67,23 +66,23 @@ def second_classes(second: Float64) -> Counts:
     return np.clip(np.floor(4 * relative) + SECOND_CLASSES // 2, 0, SECOND_CLASSES - 1).astype(np.int64)
 
 
-def planes_with_second(transform: Transform) -> Iterator[tuple[PlaneToCode, Float64]]:
+def planes_with_second(chooser: Chooser) -> Iterator[tuple[PlaneToCode, Float64]]:
     """All planes that are coded, with the second moment at each place: of elements, or of a frame's directions."""
-    weight_of = {n: t.weight for t in transform.survey.lossy for n in (t.weight, *t.moments)}
-    for plane in transform.planes():
+    weight_of = {n: t.weight for t in chooser.survey.lossy for n in (t.weight, *t.moments)}
+    for plane in chooser.planes():
         weight = weight_of[plane.number]
-        scales, framed_by = transform.survey.scales[weight], transform.inputs.reference
+        scales, framed_by = chooser.survey.scales[weight], chooser.inputs.reference
         if plane.kind != WEIGHTS:
-            framed_by = transform.kept
+            framed_by = chooser.reconstruction
         rows, columns = value_of(scales.rows), value_of(scales.columns)
-        frame = frame_kept(transform.inputs.tensor(weight), framed_by)
-        if transform.methods[plane.number] is Method.FRAMED and frame is not None:
+        frame = basis_of(chooser.inputs.tensor(weight), framed_by)
+        if chooser.methods[plane.number] is Method.FRAMED and frame is not None:
             rows, columns = along(frame.left, rows), along(frame.right, columns)
         if plane.levels.any():
             yield plane, np.outer(rows, columns)
 
 
-def along(basis: Basis, moments: Float64) -> Float64:
+def along(basis: BasisSide, moments: Float64) -> Float64:
     """A side's second moments (N,) as its directions see them."""
     seen = np.empty(len(moments))
     for place, vectors in basis.blocks():
@@ -124,8 +123,8 @@ def main() -> None:
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)
-    with mock.patch.object(transforming, "fitted", return_value=None):  # frames for all: factors have no such places
-        planes = list(planes_with_second(transform_of(current, reference, preset)))
+    with mock.patch.object(factored, "fitted", return_value=None):  # frames for all: factors have no such places
+        planes = list(planes_with_second(choices_of(current, reference, preset)))
     cells = counted(planes)
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
     order0 = adaptive_bytes(cells, (), density=False)

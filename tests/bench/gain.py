@@ -11,19 +11,20 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from closed_loop import chain_of, run_parser, transform_of
+from closed_loop import chain_of, choices_of, run_parser
 from machine import machine
 
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Float64
-from ckzd.codec.choose import PlaneToCode
-from ckzd.codec.entropy.context import GRID
-from ckzd.codec.entropy.fitting import Counted, MeanPrediction, fit_tables, histograms_over
-from ckzd.codec.entropy.models import COARSE, Histograms, Models, RefinedModel, TableModel, smoothed
-from ckzd.codec.entropy.planes import encode_plane, histograms_of
+from ckzd.codec.entropy.context import ALPHABET, GRID
+from ckzd.codec.entropy.fitting import Counted, fit_tables, histograms_over
+from ckzd.codec.entropy.models import COARSE, Histograms, Models, TableModel, smoothed
+from ckzd.codec.entropy.planes import PlaneToCode, encode_plane, histograms_of
 from ckzd.codec.entropy.range_coder import Rows
 from ckzd.codec.paper import train
-from ckzd.codec.paper.lstm import ALPHABET, LstmModel, shapes_of
+from ckzd.codec.paper.fitting import MeanPrediction
+from ckzd.codec.paper.lstm import LstmModel, shapes_of
+from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.presets import PRESETS
 
 SIZES = ((4, 8), (8, 16), (12, 24), (16, 48), (24, 96))  # of embedding and hidden state
@@ -85,7 +86,7 @@ def main() -> None:
     preset = PRESETS[options.preset]
     torch.set_num_threads(1)
     *earlier, current = options.checkpoints
-    planes = list(transform_of(current, chain_of(earlier, preset), preset).planes())
+    planes = list(choices_of(current, chain_of(earlier, preset), preset).planes())
     counted = histograms_over(planes)
     tables = fit_tables(counted)
     table_bytes = len(tables.to_bytes())

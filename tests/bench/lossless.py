@@ -24,10 +24,10 @@ import zstandard
 from clock import Clock
 from machine import machine
 
+from ckzd.checkpoint import STORED_AS
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.lossless.exact import decode_exact, encode_exact
 from ckzd.codec.records.layout import plane_shape
-from ckzd.codec.restoring import itemsize_of
 from ckzd.formats import read_checkpoint
 
 Words = npt.NDArray[np.uint32]
@@ -93,7 +93,8 @@ class ExactStreams:
             before.payload(known[tensor.path]) if before and number in kept and tensor.path in known else None
             for number, tensor in enumerate(now.tensors)
         ]
-        forms = [(itemsize_of(tensor), plane_shape(tensor.shape)[1]) for tensor in now.tensors]
+        itemsizes = {dtype: stored.itemsize for dtype, stored in STORED_AS.items()}
+        forms = [(itemsizes.get(tensor.dtype, 1), plane_shape(tensor.shape)[1]) for tensor in now.tensors]
 
         def compress(_: bytes) -> list[bytes]:
             each = zip(payloads, references, forms, strict=True)

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from machine import machine
 
-from ckzd.codec.choose import PlaneToCode
 from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, Guide
-from ckzd.codec.entropy.fitting import MeanPrediction, fit_tables, histograms_over
-from ckzd.codec.entropy.models import Models, RefinedModel
-from ckzd.codec.entropy.planes import decode_plane, encode_plane
+from ckzd.codec.entropy.fitting import fit_tables, histograms_over
+from ckzd.codec.entropy.models import Models
+from ckzd.codec.entropy.planes import PlaneToCode, decode_plane, encode_plane
 from ckzd.codec.paper import train
-from ckzd.codec.paper.lstm import LstmModel
-from ckzd.codec.records.side import encode_lstm
+from ckzd.codec.paper.fitting import MeanPrediction
+from ckzd.codec.paper.lstm import LstmModel, encode_lstm
+from ckzd.codec.paper.refined import RefinedModel
 
 INDICES = 16
 

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from contexts import NAMES, SIZES, adaptive_bytes, along, counted
 
-from ckzd.codec.choose import PlaneToCode
-from ckzd.codec.entropy.context import Guide
-from ckzd.codec.entropy.planes import to_symbols
-from ckzd.codec.paper.lstm import ALPHABET
-from ckzd.codec.transform.adaptive_basis import Basis
+from ckzd.codec.entropy.context import ALPHABET, Guide
+from ckzd.codec.entropy.planes import PlaneToCode, to_symbols
+from ckzd.codec.transform.adaptive_basis import BasisSide
 
 PLACE = math.prod(SIZES[1:])  # of one class of the first field
 
@@ -49,4 +47,4 @@ def test_every_symbol_is_counted_once_and_the_second_moment_tells_classes_apart(
 
 def test_directions_that_are_coordinates_see_the_moments_as_they_are():
     moments = np.linspace(1, 3, 300)
-    assert along(Basis.identity(300), moments) == pytest.approx(moments)
+    assert along(BasisSide.identity(300), moments) == pytest.approx(moments)

@@ -3,11 +3,9 @@
 import numpy as np
 from gain import AdaptiveTables, coded_bytes
 
-from ckzd.codec.choose import PlaneToCode
-from ckzd.codec.entropy.context import GRID, Guide
+from ckzd.codec.entropy.context import ALPHABET, GRID, Guide
 from ckzd.codec.entropy.models import Models
-from ckzd.codec.entropy.planes import histograms_of
-from ckzd.codec.paper.lstm import ALPHABET
+from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
 
 
 def plane(seed):

@@ -19,21 +19,22 @@ from functools import partial
 from unittest import mock
 
 import numpy as np
-from closed_loop import chain_of, run_parser, transform_of
+from closed_loop import chain_of, choices_of, run_parser
 from machine import machine
 from scipy.special import ndtr
 
-from ckzd.codec import choose as transform
 from ckzd.codec.arrays import Float64
-from ckzd.codec.choose import PlaneToCode, Transform
+from ckzd.codec.choose import Chooser
 from ckzd.codec.entropy.context import WEIGHTS, Guide
 from ckzd.codec.entropy.fitting import fit_tables, histograms_over
 from ckzd.codec.entropy.models import Models
-from ckzd.codec.entropy.planes import encode_plane
+from ckzd.codec.entropy.planes import PlaneToCode, encode_plane
+from ckzd.codec.methods import factored
 from ckzd.codec.presets import PRESETS
 from ckzd.codec.records.index import Method
-from ckzd.codec.restoring import levels_for_context, trend_kept
-from ckzd.codec.transform.quantize import dequantize_scalar, quantize_scalar, weigher_of
+from ckzd.codec.records.reference_tensors import levels_for_context, trend_of
+from ckzd.codec.scales import fisher_weighting
+from ckzd.codec.transform.quantize import dequantize_scalar, quantize_scalar
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # or all that there are
 DEVIATION_BYTES = 1  # of each component, beside its entries
@@ -135,7 +136,7 @@ def at_error(coder: Coder, matrix: Matrix) -> Coded | None:
     return found
 
 
-def framed_matrices(found: Transform) -> Iterator[tuple[Matrix, PlaneToCode]]:
+def framed_matrices(found: Chooser) -> Iterator[tuple[Matrix, PlaneToCode]]:
     """All of a checkpoint, and their levels in frames."""
     reference, step = found.inputs.reference, found.survey.steps.step
     for plane in found.planes():
@@ -144,8 +145,8 @@ def framed_matrices(found: Transform) -> Iterator[tuple[Matrix, PlaneToCode]]:
         tensor = found.inputs.tensor(plane.number)
         residual = found.inputs.residual(plane.number)
         assert residual is not None, "it was coded against a reference"
-        weighted = weigher_of(found.survey.scales[plane.number]).weigh(residual)
-        trend = trend_kept(tensor, reference) if reference is not None else None
+        weighted = fisher_weighting(found.survey.scales[plane.number]).weigh(residual)
+        trend = trend_of(tensor, reference) if reference is not None else None
         before = np.zeros(weighted.shape) if trend is None else trend * (step / TREND_UNITS)
         yield Matrix("/".join(map(str, tensor.path)), weighted, before, found.losses[plane.number].error), plane
 
@@ -206,8 +207,8 @@ def main() -> None:
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)
-    with mock.patch.object(transform, "fitted", return_value=None):  # no factors: frames for all
-        found = list(framed_matrices(transform_of(current, reference, preset)))
+    with mock.patch.object(factored, "fitted", return_value=None):  # no factors: frames for all
+        found = list(framed_matrices(choices_of(current, reference, preset)))
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
     frames = tables_of(plane for _, plane in found)
     plain = [at_error(with_levels(without_factors, matrix, preset.dead_zone), matrix) for matrix, _ in found]

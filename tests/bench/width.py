@@ -1,8 +1,8 @@
 """What a parameter costs in wide and narrow layers: square matrices of growing width.
 
 usage: width.py [--widths 256 512 1024 2048 4096]
-For each width the CPU seconds a million parameters, on one thread, of what could grow with a matrix: into the frame,
-levels, back, and the frame's learning (of a second residual: it has learned before). Bar: at most linear in the width.
+For each width the CPU seconds a million parameters, on one thread, of what could grow with a matrix: into the basis,
+levels, back, and the basis's learning (of a second residual: it has learned before). Bar: at most linear in the width.
 """
 
 import argparse
@@ -13,11 +13,14 @@ import time
 import numpy as np
 from machine import machine
 
+from ckzd.checkpoint import TensorSpec
+from ckzd.codec.methods.basis import BasisWeight
+from ckzd.codec.methods.method import Coded, KnownWeight
 from ckzd.codec.parallel import one_blas_thread
-from ckzd.codec.restoring import learned, restore_framed
+from ckzd.codec.records.reference_tensors import with_tracked_bases
 from ckzd.codec.scales import Scales
 from ckzd.codec.transform import quantize
-from ckzd.codec.transform.adaptive_basis import Frame
+from ckzd.codec.transform.adaptive_basis import AdaptiveBasis
 
 PARAMETERS = 1 << 24  # the widest that is measured, once
 RANK, STEP = 16, 1.0
@@ -35,16 +38,19 @@ def seconds(width: int) -> float:
     none = np.zeros(width, np.int16)
     scales, before = Scales(none, none), np.zeros((width, width), np.float32)
 
-    def coded(frame: Frame, weighted: np.ndarray) -> Frame:
-        code = quantize.quantize_scalar(frame.coefficients(weighted) * frame.gains, STEP, 0.5)
-        (kept,) = learned([restore_framed(before, code, frame, scales, step=STEP, dtype="float32")])
-        assert kept is not None
-        assert kept.frame is not None
-        return kept.frame
+    def coded(basis: AdaptiveBasis, weighted: np.ndarray) -> AdaptiveBasis:
+        known = KnownWeight(TensorSpec(("w",), "float32", (width, width), before.nbytes), None, scales)
+        vars(known).update(before=before, basis=basis)  # as if a reference held them
+        code = quantize.quantize_scalar(basis.coefficients(weighted) * basis.gains, STEP, 0.5)
+        restored = BasisWeight().restored(Coded(code.centres, code.levels), known, STEP)
+        (tensor,) = with_tracked_bases([restored])
+        assert tensor is not None
+        assert tensor.basis is not None
+        return tensor.basis
 
-    frame, second = coded(Frame.unknown(width, width), residual(width, 0)), residual(width, 1)
+    basis, second = coded(AdaptiveBasis.unknown(width, width), residual(width, 0)), residual(width, 1)
     started = time.process_time()
-    coded(frame, second)
+    coded(basis, second)
     return time.process_time() - started
 
 

@@ -19,13 +19,14 @@ from ckzd.codec.decode import Decoder
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.entropy import planes
 from ckzd.codec.entropy.fitting import Counted, Fitted, fit_tables
-from ckzd.codec.entropy.models import Models, RefinedModel
+from ckzd.codec.entropy.models import Models
 from ckzd.codec.paper.lstm import LSTM_BYTES, LstmModel, LstmWeights
+from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.presets import PRESETS
 from ckzd.codec.records.index import Index, Method
 from ckzd.codec.records.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.skeleton import split_skeleton
-from ckzd.codec.restoring import seal
 from ckzd.formats import read_checkpoint
 
 
@@ -89,7 +90,7 @@ def decode(archive: Archive, reference: Archive | None = None, *, own: bool = Fa
     decoder = Decoder.from_reference(archive.entry, archive.streams.__getitem__, before)
     file = io.BytesIO()
     writer = ReconstructionWriter(file)
-    decoder.decode_kept(writer)
+    decoder.decode_reference_tensors(writer)
     known = before.blob("skeleton") if before is not None else b""
     skeleton = zstd.decompress(archive.entries["skeleton"], 1 << 30, known)
     identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())

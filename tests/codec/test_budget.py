@@ -76,8 +76,8 @@ def test_an_adverse_checkpoint_keeps_to_the_budget_and_says_so(preset, tmp_path)
     assert 0 < quality["worst_tensor_error"] <= allowed.max_worst_tensor_error
     found = errors(paths[1], restored(second, first))
     assert max(found.values()) == pytest.approx(quality["worst_tensor_error"], rel=0.01)
-    halvings = second.index(first).halvings
-    assert quality["tightened_tensors"] == len(halvings) > 0
+    exponents = second.index(first).step_exponents
+    assert quality["tightened_tensors"] == len(exponents) > 0
     assert quality["exact_tensors"] == 0
 
 
@@ -85,7 +85,7 @@ def test_an_ordinary_checkpoint_costs_no_further_bits(tmp_path):
     first, second = compressed_run(saved_run(tmp_path, lambda *_: None))
     quality = second.encoded.quality
     assert (quality["tightened_tensors"], quality["exact_tensors"]) == (0, 0)
-    assert second.index(first).halvings == {}
+    assert second.index(first).step_exponents == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -121,7 +121,7 @@ def test_finer_steps_cost_the_weights_that_have_them_and_no_others(tmp_path):
     paths = saved_run(tmp_path, small)
     with mock.patch.dict(PRESETS, {"resume": dataclasses.replace(PRESETS["resume"], budget=Budget(0.001, 0.1))}):
         first, second = compressed_run(paths)
-    assert list(second.index(first).halvings) == [2]
+    assert list(second.index(first).step_exponents) == [2]
     index = second.index(first)
     nbytes = [code.stream[2] for code in index.codes[:WEIGHTS]]
     others = sorted(nbytes[:2] + nbytes[3:])

@@ -56,7 +56,7 @@ def everything(archive: Archive, reference: Archive | None) -> None:
     before = reference.reconstruction if reference is not None else None
     decoder = Decoder.from_reference(archive.entry, lambda ref: archive.streams[ref], before)
     writer = ReconstructionWriter(io.BytesIO())
-    decoder.decode_kept(writer)
+    decoder.decode_reference_tensors(writer)
     for number, tensor in enumerate(decoder.index.layout.tensors):
         assert len(decoder.payload(number, writer)) == tensor.nbytes
 

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 import ckzd.archive
-from ckzd.codec import restoring
-from ckzd.codec import scales as moments
+from ckzd.codec import scales
 from ckzd.codec.entropy import context, escapes, planes
 from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
 from ckzd.codec.entropy.planes import Coder
@@ -14,8 +13,7 @@ from ckzd.codec.paper import lstm
 from ckzd.codec.records import index, layout
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Layout
-from ckzd.codec.transform import adaptive_basis as frames
-from ckzd.codec.transform import orthogonal, quantize, wide
+from ckzd.codec.transform import adaptive_basis, orthogonal, quantize, wide
 
 PAGE = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
 FLAT = " ".join(PAGE.split())
@@ -34,25 +32,25 @@ def test_every_method_has_a_row():
     assert re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", section("Index"), re.MULTILINE) == [m.value for m in Method]
 
 
-def test_frames():
-    assert f"at least {restoring.MIN_SIDE}." in FLAT
+def test_adaptive_bases():
+    assert f"at least {adaptive_basis.MIN_SIDE}." in FLAT
     assert f"k = N / {orthogonal.MAX_DIRECTIONS}," in FLAT
-    assert f"units of 2^-{frames._VECTOR_BITS}, one a column" in FLAT
-    assert f"eighths of an octave, -{frames._MAX_ENERGY}..{frames._MAX_ENERGY}." in FLAT
-    assert f"`f = round((x / gain) * 2^{frames.FINE_BITS})`; one beyond 2^26 is refused" in FLAT
-    assert frames.MAX_COEFFICIENT == 2.0**26
-    assert f"`round(f * 2^-{frames.FINE_BITS - frames._LEARNING_BITS})` clipped" in FLAT
-    assert f"`{1 - frames._KEPT} * (K * q)`" in FLAT
-    assert f"`{frames._KEPT} * value(code i) + 2^-4`" in FLAT
-    assert frames._REGULAR == 2.0**-4
-    assert f"`round(E * 2^{frames._ENERGY_BITS})`" in FLAT
-    assert f"in units of 2^-{orthogonal.UNIT_BITS}, as below" in FLAT
-    assert f"times 2^-{orthogonal.UNIT_BITS + frames._ENERGY_BITS}, at least" in FLAT
-    assert f"nearest code of e, at least {frames._FLOOR}." in FLAT
+    assert f"units of 2^-{adaptive_basis._VECTOR_BITS}, one a column" in FLAT
+    assert f"eighths of an octave, -{adaptive_basis._MAX_ENERGY}..{adaptive_basis._MAX_ENERGY}." in FLAT
+    assert f"`f = round((x / gain) * 2^{adaptive_basis.FINE_BITS})`; one beyond 2^26 is refused" in FLAT
+    assert adaptive_basis.MAX_COEFFICIENT == 2.0**26
+    assert f"`round(f * 2^-{adaptive_basis.FINE_BITS - adaptive_basis._LEARNING_BITS})` clipped" in FLAT
+    assert f"`{1 - adaptive_basis._KEPT} * (K * q)`" in FLAT
+    assert f"`{adaptive_basis._KEPT} * value(code i) + 2^-4`" in FLAT
+    assert adaptive_basis._REGULAR == 2.0**-4
+    assert f"`round(E * 2^{adaptive_basis._ENERGY_BITS})`" in FLAT
+    assert f"in units of 2^-{orthogonal.ROW_BITS}, as below" in FLAT
+    assert f"times 2^-{orthogonal.ROW_BITS + adaptive_basis._ENERGY_BITS}, at least" in FLAT
+    assert f"nearest code of e, at least {adaptive_basis._FLOOR}." in FLAT
     assert f"taken in panels of {orthogonal._PANEL}," in FLAT
     assert f"2^({orthogonal._WORK_BITS} - k)" in FLAT
     assert "A new one learns in three" in FLAT
-    assert frames._COLD_PASSES == 3
+    assert adaptive_basis._COLD_PASSES == 3
 
 
 def test_every_entry_has_a_row():
@@ -99,13 +97,13 @@ def test_contexts():
 
 
 def test_symbols():
-    assert f"up to {planes.MAX_LEVEL} and -{planes.MAX_LEVEL}" in FLAT
+    assert f"up to {planes.MAX_SYMBOL_LEVEL} and -{planes.MAX_SYMBOL_LEVEL}" in FLAT
     assert f"symbol {planes.ESCAPE} is an escape" in FLAT
     assert f"plus {planes._HAS_CODES} if symbol codes follow, plus {planes._PACKED} if" in FLAT
     assert f"of magnitude {escapes.LEAST} + e" in FLAT
     assert f"k, at most {escapes._MAX_ORDER}" in FLAT
-    assert f"n = {lstm.ALPHABET} frequencies" in FLAT
-    assert f"for m = 1..{quantize._CENTRED_LEVELS}" in FLAT
+    assert f"n = {context.ALPHABET} frequencies" in FLAT
+    assert f"for m = 1..{quantize.CENTRED_LEVELS}" in FLAT
     assert f"/ {quantize._CENTRE_UNITS}" in FLAT
 
 
@@ -122,11 +120,11 @@ def test_the_lstm():
 
 
 def test_limits():
-    assert f"-{moments.MAX_CODE}..{moments.MAX_CODE} stands for" in FLAT
-    assert f"{int(moments.ZERO)} stands for 0" in FLAT
+    assert f"-{scales.MAX_SCALE_CODE}..{scales.MAX_SCALE_CODE} stands for" in FLAT
+    assert f"{int(scales.ZERO)} stands for 0" in FLAT
     assert layout.MAX_BYTES == 2**48
     assert "No number is above 2^48" in FLAT
-    assert f"a count being 1 to {index.MAX_HALVINGS}." in FLAT
+    assert f"a count being 1 to {index.MAX_STEP_EXPONENT}." in FLAT
     assert f"u8 n, at most {wide.MAX_LOW_BITS}," in FLAT
     assert index.MAX_STEP == 2.0**128
     assert index.MAX_INDEX_BYTES == 2**30

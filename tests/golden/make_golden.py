@@ -19,7 +19,7 @@ import ckzd
 from ckzd.archive.manifest import FORMAT_VERSION
 from ckzd.chains import read_manifest
 from ckzd.codec.analysis import tiles as slabs
-from ckzd.codec.entropy import fitting
+from ckzd.codec.paper import fitting
 from ckzd.codec.presets import PRESETS
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -11,7 +11,7 @@ from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import is_finite, stored_array, to_float64
 from ckzd.codec.records.layout import plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
-from ckzd.codec.restoring import finite_reference, reference_values
+from ckzd.codec.records.reference_tensors import finite_reference, reference_values
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Inputs:
     reference: Reconstruction | None
 
     @cached_property
-    def kept(self) -> tuple[int, ...]:
+    def reference_tensors(self) -> tuple[int, ...]:
         """Numbers of the tensors that dependents may refer to: floats that are no optimizer state."""
         paths = [optimizer.path for optimizer in self.checkpoint.optimizers]
         return tuple(

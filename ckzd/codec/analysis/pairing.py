@@ -46,7 +46,7 @@ Found = dict[_State, int]  # state -> number of its weight
 def pair(inputs: Inputs) -> tuple[Triple, ...]:
     """All weights with the moments that can be told, ascending by weight; a weight is in one triple at most."""
     states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
-    weights = [n for n in inputs.kept if n in inputs.slabs and _is_coded(inputs, n)]
+    weights = [n for n in inputs.reference_tensors if n in inputs.slabs and _is_coded(inputs, n)]
     found = _by_name(inputs, states, weights)
     if found is None:
         found = _by_order(inputs, states, weights)

@@ -11,18 +11,25 @@ from functools import partial
 import numpy as np
 
 from ckzd.checkpoint import Checkpoint
-from ckzd.codec import scales as moments
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.arrays import Float64
-from ckzd.codec.budget import DEFAULT_BETAS
+from ckzd.codec.budget import DEFAULT_BETAS, filled_up
 from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Steps
 from ckzd.codec.records.layout import Triple, plane_shape
-from ckzd.codec.restoring import has_frame
-from ckzd.codec.scales import ZERO, Scales
-from ckzd.codec.transform import quantize
+from ckzd.codec.scales import (
+    ZERO,
+    Scales,
+    fisher_weighting,
+    product_of,
+    scales_beside,
+    scales_of,
+    scales_of_momentum,
+    typical_root,
+)
+from ckzd.codec.transform.adaptive_basis import has_basis
 from ckzd.errors import BadCheckpoint
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
@@ -81,7 +88,7 @@ class _WorthCoding:
         step = inputs.checkpoint.step or _NEVER_YOUNG
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
         memories = round(step * (1 - beta1), 6)  # 200 steps at 0.9 are 20, not a little less
-        is_signal = beta1 > _LONG_MEMORY or signal * moments.filled(beta2, step) > _STEADY_SIGNAL * noise
+        is_signal = beta1 > _LONG_MEMORY or signal * filled_up(beta2, step) > _STEADY_SIGNAL * noise
         return cls(
             beside_trend=is_signal or memories < _FRESH_MEMORIES,
             without_trend=is_signal or memories < _YOUNG_MEMORIES,
@@ -149,9 +156,9 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
     """The scales of one weight, and its energies."""
     first = inputs.matrix(triple.first)
     if triple.second is None:
-        scales = moments.scales_of_momentum(first)
+        scales = scales_of_momentum(first)
     else:
-        scales = moments.scales_of(inputs.matrix(triple.second), first, inputs.tensor(triple.second).dtype)
+        scales = scales_of(inputs.matrix(triple.second), first, inputs.tensor(triple.second).dtype)
     return scales, _energies(inputs, triple, scales)
 
 
@@ -162,25 +169,25 @@ def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scale
         known = [scales[slab] for slab in beside if slab in scales]
         if known and triple.weight not in scales and not any(inputs.matrix(n).any() for n in triple.moments):
             rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
-            yield triple, moments.scales_beside(known[0], rows)
+            yield triple, scales_beside(known[0], rows)
 
 
 def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
     energies, first, tensor = _Energies(), inputs.matrix(triple.first), inputs.first_slab[triple.weight]
     if triple.second is None:
-        second, plain, framed = moments.product_of(scales), energies.momenta, energies.framed_momenta
+        second, plain, framed = product_of(scales), energies.momenta, energies.framed_momenta
     else:
         second, plain, framed = inputs.matrix(triple.second), energies.updates, energies.framed_updates
     plain.add(first[second > 0] / np.sqrt(second[second > 0]))
-    weigher = quantize.weigher_of(scales)
-    framed.add(weigher.unweigh(first) / (moments.typical_root(scales) if triple.second is None else 1.0))
-    weighted = weigher.weigh(inputs.matrix(triple.weight))
+    weighting = fisher_weighting(scales)
+    framed.add(weighting.unweigh(first) / (typical_root(scales) if triple.second is None else 1.0))
+    weighted = weighting.weigh(inputs.matrix(triple.weight))
     energies.weights.add(weighted)
-    if has_frame(inputs.tensor(triple.weight)):
+    if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
         energies.matrices[tensor].add(_trained(weighted, scales))
     residual = inputs.residual(triple.weight)
     if residual is not None:
-        energies.residuals[tensor].add(_trained(weigher.weigh(residual), scales))
+        energies.residuals[tensor].add(_trained(weighting.weigh(residual), scales))
     return energies
 
 
@@ -243,7 +250,7 @@ def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
     """Tensors that have the bytes of an earlier one, and those that have the reference's."""
     copies, same = {}, set()
     seen: dict[tuple[bytes, str], int] = {}
-    for number in inputs.kept:
+    for number in inputs.reference_tensors:
         payload = inputs.payload(number)
         first = seen.setdefault((hashlib.sha256(payload).digest(), inputs.tensor(number).dtype), number)
         if first != number:

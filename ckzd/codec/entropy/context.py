@@ -21,6 +21,7 @@ Ids = npt.NDArray[np.int16]
 Classes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
 
+ALPHABET = 18  # zigzag levels -8..8 and an escape
 KINDS = 3
 WEIGHTS, FIRST, SECOND = range(KINDS)
 PASSES = 4

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import Plane
-from ckzd.codec.paper.lstm import ALPHABET
-from ckzd.codec.records.parsing import read_leb, write_leb
+from ckzd.codec.entropy.context import ALPHABET
+from ckzd.codec.parsing import read_leb, write_leb
 
 LEAST = ALPHABET // 2  # the smallest magnitude that has no symbol
 _MAX_ORDER = 14

@@ -1,4 +1,4 @@
-"""What gives a context its symbol frequencies: tables, the LSTM that refines them, and a plane's own correction.
+"""What gives a context its symbol frequencies: tables, and a plane's own correction.
 
 All frequencies are integer-valued float64, at least 1; products of them stay far below 2**53, so that they are exact.
 
@@ -15,10 +15,9 @@ import numpy.typing as npt
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Codes, Float64
 from ckzd.codec.entropy import context
-from ckzd.codec.entropy.context import GRID
+from ckzd.codec.entropy.context import ALPHABET, GRID
 from ckzd.codec.entropy.range_coder import Ids, Rows
 from ckzd.codec.entropy.tables import FREQUENCY
-from ckzd.codec.paper.lstm import ALPHABET, LstmModel
 
 Counts = npt.NDArray[np.int64]
 
@@ -130,24 +129,9 @@ def frequency_codes(counts: Float64) -> Codes:
     return _rounded_codes(16 * (15 + np.log2(np.maximum(relative, 2.0**-15))))
 
 
-def _product(frequencies: Rows, factors: Float64) -> Rows:
+def product(frequencies: Rows, factors: Float64) -> Rows:
     """Frequencies times factors in 1/256, rounded down, at least 1."""
     return np.asarray(np.floor(frequencies * factors / _NEUTRAL_FACTOR) + 1, np.float64)
-
-
-class RefinedModel:
-    """The tables' frequencies, multiplied by what the LSTM makes of the whole context."""
-
-    def __init__(self, tables: Model, lstm: LstmModel) -> None:
-        self._tables, self._lstm = tables, lstm
-        self._rows: dict[tuple[int, int, int], Rows] = {}
-
-    def rows(self, kind: int, number: int, density: int) -> Rows:
-        """Frequencies (GRID, A)."""
-        key = (kind, number, density)
-        if key not in self._rows:
-            self._rows[key] = _product(self._tables.rows(*key), self._lstm.rows(*key))
-        return self._rows[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +139,7 @@ class Models:
     """What an archive carries to code its planes with."""
 
     tables: TableModel = field(default_factory=lambda: TableModel({}))
-    lstm: RefinedModel | None = None
+    lstm: Model | None = None  # the tables, refined: of the preset `paper`
 
 
 Seen = list[tuple[Float64, Rows]]  # of each context that occurs: symbol counts and the model's frequencies, (U, A) each
@@ -177,7 +161,7 @@ def cost_bits(what: Seen) -> float:
 
 def biased(what: Seen, codes: Codes) -> Seen:
     """The same under `BiasedModel(model, codes)`."""
-    return [(counts, _product(rows, _FREQUENCIES[codes])) for counts, rows in what]
+    return [(counts, product(rows, _FREQUENCIES[codes])) for counts, rows in what]
 
 
 class UniformModel:
@@ -200,7 +184,7 @@ class BiasedModel:
 
     def rows(self, kind: int, number: int, density: int) -> Rows:
         """Frequencies (GRID, A) with the plane's own correction."""
-        return _product(self._model.rows(kind, number, density), self._factors)
+        return product(self._model.rows(kind, number, density), self._factors)
 
 
 def fit_bias(what: Seen) -> Codes:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Codes, Plane
 from ckzd.codec.entropy import context, escapes
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import ALPHABET, Guide
 from ckzd.codec.entropy.models import (
     BiasedModel,
     Histogram,
@@ -36,11 +36,10 @@ from ckzd.codec.entropy.models import (
     symbol_counts,
 )
 from ckzd.codec.entropy.range_coder import SymbolDecoder, SymbolEncoder
-from ckzd.codec.paper.lstm import ALPHABET
-from ckzd.codec.records.parsing import read_leb, write_leb
+from ckzd.codec.parsing import read_leb, write_leb
 
 ESCAPE = ALPHABET - 1
-MAX_LEVEL = (ALPHABET - 2) // 2  # 8
+MAX_SYMBOL_LEVEL = (ALPHABET - 2) // 2  # 8
 _HAS_CODES, _PACKED, _SEES_SECOND = 128, 64, 32
 _SMALL_BYTES = 1 << 18  # of escapes: on megabytes, zstd at its highest level took more time than all else
 
@@ -55,9 +54,19 @@ class Coder(IntEnum):
     LSTM = 4
 
 
+@dataclass(frozen=True, slots=True)
+class PlaneToCode:
+    """A tensor's levels and what their contexts may see."""
+
+    number: int  # of the tensor
+    kind: int  # WEIGHTS, FIRST or SECOND
+    levels: Plane
+    guide: Guide
+
+
 def to_symbols(levels: Plane) -> npt.NDArray[np.uint8]:
     """Zigzag: 0, 1, -1, 2, -2, ... 8, -8 -> 0..16; everything beyond is the escape."""
-    near = np.clip(levels, -MAX_LEVEL - 1, MAX_LEVEL + 1)
+    near = np.clip(levels, -MAX_SYMBOL_LEVEL - 1, MAX_SYMBOL_LEVEL + 1)
     return np.minimum(np.where(near > 0, 2 * near - 1, -2 * near), ESCAPE).astype(np.uint8)
 
 
@@ -205,7 +214,7 @@ def decode_plane(data: bytes, shape: tuple[int, int], kind: int, guide: Guide, m
 def _escapes_of(levels: Plane) -> Plane:
     """The levels beyond -8..8 in coding order."""
     pass_of = context.lattice(levels.shape)
-    beyond = np.abs(levels.astype(np.int32)) > MAX_LEVEL
+    beyond = np.abs(levels.astype(np.int32)) > MAX_SYMBOL_LEVEL
     return np.concatenate([levels[(pass_of == number) & beyond] for number in range(context.PASSES)])
 
 

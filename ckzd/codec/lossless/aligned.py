@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec import zstd
-from ckzd.codec.records.parsing import read_leb, write_leb
+from ckzd.codec.parsing import read_leb, write_leb
 
 Unsigned = npt.NDArray[np.unsignedinteger]  # (N,)
 Classes = npt.NDArray[np.uint8]  # (N,)

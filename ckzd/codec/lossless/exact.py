@@ -14,7 +14,7 @@ from ckzd.checkpoint import Bytes
 from ckzd.codec import zstd
 from ckzd.codec.lossless.aligned import Classes, decode_aligned, encode_aligned
 from ckzd.codec.lossless.prediction import Prediction, fit_prediction
-from ckzd.codec.records.parsing import read_leb, write_leb
+from ckzd.codec.parsing import read_leb, write_leb
 
 _LEVEL = 3
 _ALIGNED = b"\x80\x00"  # no length of planes begins so: a 0 in two bytes

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec import zstd
-from ckzd.codec.records.parsing import read_leb, write_leb
+from ckzd.codec.parsing import read_leb, write_leb
 
 Unsigned = npt.NDArray[np.unsignedinteger]
 Float32 = npt.NDArray[np.float32]

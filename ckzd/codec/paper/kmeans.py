@@ -1,4 +1,4 @@
-"""ExCP's pruning and its k-means codebooks: the encoder's half; decoding is a look-up in `quantize`.
+"""ExCP's pruning and its k-means codebooks: the encoder's half; decoding is a look-up in `codebook`.
 
 The masks follow the published formulas; the codebook is an exact 1-D k-means on a fine weighted histogram with float32
 centres, where the public script samples 3,840 points and stores float16 (second moments then underflow to 0).
@@ -11,9 +11,9 @@ import numpy.typing as npt
 from sklearn.cluster import KMeans
 
 from ckzd.codec.arrays import Float64, Mask
+from ckzd.codec.paper.codebook import Codebook, KmeansCode
 from ckzd.codec.parallel import one_blas_thread
 from ckzd.codec.presets import EXCP_ALPHA, EXCP_BETA, EXCP_CAP, EXCP_CENTRES
-from ckzd.codec.transform.quantize import Codebook, KmeansCode
 
 _HISTOGRAM_BINS = 8192  # k-means sees weighted bin means: exact to 1e-4 of the range, and fast at any size
 _COARSE_BINS = 128

@@ -13,14 +13,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec.entropy.context import DENSITIES, FIELDS, KINDS, PASSES
+from ckzd.codec import zstd
+from ckzd.codec.entropy.context import ALPHABET, DENSITIES, FIELDS, KINDS, PASSES
 from ckzd.codec.entropy.range_coder import Rows
 from ckzd.codec.entropy.tables import EXP2_NEGATIVE, SIGMOID
+from ckzd.codec.records.reconstruction import Reconstruction
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 
-ALPHABET = 18  # zigzag levels -8..8 and an escape
 EMBEDDING, HIDDEN = 12, 24
 WEIGHT_BITS, HIDDEN_BITS, TABLE_STEP_BITS = 5, 7, 5
 GATE_BITS = WEIGHT_BITS + HIDDEN_BITS
@@ -143,3 +144,25 @@ def _frequencies(logits: Int32) -> Rows:
     below = logits.max(axis=1, keepdims=True) - logits
     scaled = _EXP2[(below >> 6) & 63] >> np.minimum(below >> GATE_BITS, 30)
     return np.asarray(scaled + 1, np.float64)
+
+
+# Stored as differences to the reference's
+
+
+def encode_lstm(weights: bytes, reference: Reconstruction | None) -> bytes:
+    """Zstd of the int8 differences to the reference's LSTM."""
+    difference = np.frombuffer(weights, np.uint8) - _lstm_before(reference)
+    return zstd.compress(difference.tobytes())
+
+
+def decode_lstm(data: bytes, reference: Reconstruction | None) -> bytes:
+    """The inverse of `encode_lstm`; nothing if there is nothing."""
+    if not data:
+        return b""
+    plain = zstd.decompress_exactly(data, LSTM_BYTES)
+    return (np.frombuffer(plain, np.uint8) + _lstm_before(reference)).tobytes()
+
+
+def _lstm_before(reference: Reconstruction | None) -> npt.NDArray[np.uint8]:
+    before = reference.blob("lstm") if reference is not None else b""
+    return np.frombuffer(before, np.uint8) if len(before) == LSTM_BYTES else np.zeros(LSTM_BYTES, np.uint8)

@@ -1,7 +1,8 @@
 """The index of an archive: its files' layouts, its tensors, and how each tensor is coded.
 
 Two JSON documents, each compressed: `layout` (files, tensors, triples), which hardly changes over a run and is coded
-against the reference's, and `codes`. FORMAT.md gives every field.
+against the reference's, and `codes`. FORMAT.md gives every field. Here they are taken apart; that every tensor is coded
+in a way that fits it is for `methods/registry.py` to say.
 """
 
 import json
@@ -12,15 +13,15 @@ from enum import StrEnum
 from typing import Any
 
 from ckzd.codec import zstd
+from ckzd.codec.parsing import read_json
 from ckzd.codec.records.layout import MAX_BYTES, Layout
-from ckzd.codec.records.parsing import read_json
 
 MAX_INDEX_BYTES = 1 << 30
 MOST_COMPRESSED = 1024  # a layout without a reference's: 10 to 40, names of a thousand characters 150
 _FEW_BYTES, _FEW_VALUES = 1 << 16, 64
 _BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, length, and its halvings
 MAX_STEP = 2.0**128
-MAX_HALVINGS = 64
+MAX_STEP_EXPONENT = 64
 MAX_REACH = 4000
 _LENGTHS = struct.Struct("<II")
 
@@ -42,14 +43,6 @@ class Method(StrEnum):
     FILL = "fill"  # second moment: rank 1
     TREND = "trend"  # first moment: what moves the weight as it moved since the reference
     SCALED = "scaled"  # first moment or momentum: levels times the root of the fill; second: half octaves of the fill
-
-
-_WITHOUT_STREAM = (Method.SAME, Method.FILL)
-_WEIGHTS = (Method.EXACT, Method.DELTA, Method.SAME, Method.COPY)
-_STEPPED = (Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.WHOLE)
-_TRIPLED_WEIGHTS = (*_WEIGHTS, *_STEPPED, Method.KMEANS)
-_MOMENTA = (Method.SCALED, Method.FRAMED)
-_FIRST_MOMENTS = (*_MOMENTA, Method.TREND, Method.EXACT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +71,25 @@ STEPS = tuple(f.name for f in fields(Steps))
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Everything but the streams themselves. The step of a weight in `halvings` is so often halved.
+    """Everything but the streams themselves.
 
+    A weight in `step_exponents` has the step of all weights times 2 to the minus so many.
     `zeros` are the tensors with a mask of exact zeros, by number: a weight, or a first moment for all that is kept of
-    its weight. None is a mask that is as expected. `reach` is that of all `moments.Scales`.
+    its weight. None is a mask that is as expected. `reach` is that of all `scales.Scales`.
     """
 
     layout: Layout
     codes: tuple[Code, ...]
     steps: Steps
-    halvings: Mapping[int, int] = field(default_factory=dict)
+    step_exponents: Mapping[int, int] = field(default_factory=dict)
     zeros: Mapping[int, StreamRef | None] = field(default_factory=dict)
     reach: int | None = None
-
-    def step_of(self, number: int) -> float:
-        """The step of one weight's levels."""
-        whole = self.codes[number].method is Method.WHOLE
-        return (self.steps.whole_step if whole else self.steps.step) * 2.0 ** -self.halvings.get(number, 0)
 
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
         codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
         zeros = [[number, *(stream or ())] for number, stream in self.zeros.items()]
-        lists = {"halvings": list(self.halvings.items()), "zeros": zeros, "reach": self.reach}
+        lists = {"halvings": list(self.step_exponents.items()), "zeros": zeros, "reach": self.reach}
         document = {"codes": codes, **asdict(self.steps), **lists}
         blocks = (
             zstd.compress_against(self.layout.to_json(), reference_layout),
@@ -127,11 +116,10 @@ class Index:
         limit = min(_FEW_BYTES + _BYTES_A_CODE * tensors, MAX_INDEX_BYTES)
         document = read_json(zstd.decompress(block, limit), _FEW_VALUES + _VALUES_A_CODE * tensors)
         codes = tuple(_code(*entry) for entry in document["codes"])
-        _check_codes(codes, layout)
         steps = Steps(**{name: _step(document.get(name, 0)) for name in STEPS})  # format 1 knows two of them
         halvings, zeros = document.get("halvings", []), document.get("zeros", [])
         reach = _reach(document.get("reach"))
-        return Index(layout, codes, steps, _halvings(halvings, codes), _zeros(zeros, codes, layout), reach)
+        return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach)
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -144,11 +132,11 @@ def _blocks(data: bytes) -> tuple[bytes, bytes]:
 def _code(name: str, *place: str | int) -> Code:
     method = Method(name)
     match place:
-        case () if method in _WITHOUT_STREAM:
+        case ():
             return Code(method)
-        case (int(other),) if method is Method.COPY:
+        case (int(other),) if other >= 0:
             return Code(method, other=other)
-        case (str(), int(), int()) if method is not Method.COPY and method not in _WITHOUT_STREAM:
+        case (str(), int(), int()):
             return Code(method, _place(place))
     raise ValueError(f"a tensor coded as {method} at {place!r:.60}")
 
@@ -159,27 +147,23 @@ def _step(value: object) -> float:
     return float(value)
 
 
-def _halvings(pairs: list[list[int]], codes: tuple[Code, ...]) -> dict[int, int]:
+def _step_exponents(pairs: list[list[int]]) -> dict[int, int]:
     """Ascending [number of a weight with a step, count] -> count by number."""
     before = -1
     for number, count in pairs:
-        if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_HALVINGS):
-            raise ValueError(f"expected halvings of 1 to {MAX_HALVINGS}, ascending by tensor, got {pairs!r:.60}")
-        if codes[number].method not in _STEPPED:
-            raise ValueError(f"a halved step of tensor {number}, which has none")
+        if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_STEP_EXPONENT):
+            raise ValueError(f"expected halvings of 1 to {MAX_STEP_EXPONENT}, ascending by tensor, got {pairs!r:.60}")
         before = number
     return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told
 
 
-def _zeros(entries: list[list[Any]], codes: tuple[Code, ...], layout: Layout) -> dict[int, StreamRef | None]:
+def _zeros(entries: list[list[Any]]) -> dict[int, StreamRef | None]:
     """Ascending [number] or [number, entry, offset, nbytes] -> where the mask is coded, by number."""
-    maskable = {t.weight for t in layout.triples if codes[t.weight].method not in _WEIGHTS}
-    maskable |= {t.first for t in layout.triples if any(codes[n].method is not Method.EXACT for n in t.moments)}
     found: dict[int, StreamRef | None] = {}
     before = -1
     for number, *place in entries:
-        if type(number) is not int or number not in maskable or number <= before:
-            raise ValueError(f"a mask of tensor {number!r:.20}, expected lossy ones in ascending order")
+        if type(number) is not int or number <= before:
+            raise ValueError(f"a mask of tensor {number!r:.20}, expected an ascending order")
         before = number
         found[number] = _place(place) if place else None
     return found
@@ -196,25 +180,3 @@ def _reach(value: object) -> int | None:
     if value is not None and (type(value) is not int or not 0 <= value <= MAX_REACH):
         raise ValueError(f"expected a reach of 0..{MAX_REACH}, got {value!r:.40}")
     return value
-
-
-def _check_codes(codes: tuple[Code, ...], layout: Layout) -> None:
-    """Every tensor is coded in a way that fits its role; a copy is one of an earlier kept tensor of the same bytes."""
-    if len(codes) != len(layout.tensors):
-        raise ValueError(f"expected {len(layout.tensors)} codes, got {len(codes)}")
-    possible: dict[int, tuple[Method, ...]] = dict.fromkeys(layout.kept, _WEIGHTS)
-    kept = set(layout.kept)
-    for triple in layout.triples:
-        possible[triple.weight] = _TRIPLED_WEIGHTS
-        possible[triple.first] = (*_MOMENTA, Method.EXACT)
-        if triple.second is not None:
-            kmeans = codes[triple.first].method is Method.KMEANS
-            possible[triple.first] = (Method.KMEANS,) if kmeans else _FIRST_MOMENTS
-            possible[triple.second] = (Method.KMEANS if kmeans else Method.FILL, Method.SCALED, Method.EXACT)
-    for number, (code, tensor) in enumerate(zip(codes, layout.tensors, strict=True)):
-        if code.method not in possible.get(number, (Method.EXACT,)):
-            raise ValueError(f"tensor {tensor.path}: it cannot be coded as {code.method}")
-        if code.method is Method.COPY:
-            copied = layout.tensors[code.other] if code.other in kept and code.other < number else None
-            if copied is None or codes[code.other].method is Method.COPY or copied.nbytes != tensor.nbytes:
-                raise ValueError(f"tensor {tensor.path}: a copy of tensor {code.other}")

@@ -10,16 +10,28 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 
 from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec, storages
-from ckzd.codec.records.parsing import read_json
+from ckzd.codec.parsing import read_json
 
 MAX_BYTES = 1 << 48  # of one file; more is a lie
 _FEW_VALUES = 1 << 17  # 10,000 files without tensors are 50,000
 _BYTES_A_VALUE = 4  # of 256 bytes a tensor: three times what its entries take
 _UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
 _LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
+
+
+class Role(Enum):
+    """What a tensor is to the codec."""
+
+    STATE = "state"  # nothing is coded against it, nor with it
+    REFERENCE = "reference"  # dependents refer to it; it has no moments that can be told
+    WEIGHT = "weight"
+    FIRST = "first moment"
+    SECOND = "second moment"
+    MOMENTUM = "momentum"  # a first moment without a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,14 @@ class Triple:
         """Tensor numbers of what its optimizer keeps of it."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
+    def role_of(self, number: int) -> Role:
+        """What one of its tensors is."""
+        if number == self.weight:
+            return Role.WEIGHT
+        if number == self.second:
+            return Role.SECOND
+        return Role.MOMENTUM if self.second is None else Role.FIRST
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -42,15 +62,21 @@ class Layout:
 
     files: tuple[FileLayout, ...]
     tensors: tuple[TensorSpec, ...]
-    kept: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
+    reference_tensors: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
     triples: tuple[Triple, ...]
+
+    def roles(self) -> dict[int, Role]:
+        """What each tensor is to the codec, by number."""
+        roles = dict.fromkeys(range(len(self.tensors)), Role.STATE)
+        roles |= dict.fromkeys(self.reference_tensors, Role.REFERENCE)
+        return roles | {number: t.role_of(number) for t in self.triples for number in (t.weight, *t.moments)}
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
         document = {
             "files": [_file_entry(file) for file in self.files],
             "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
-            "kept": list(self.kept),
+            "kept": list(self.reference_tensors),
             "triples": [[t.weight, *t.moments] for t in self.triples],
         }
         return json.dumps(document, separators=(",", ":")).encode()
@@ -65,7 +91,7 @@ class Layout:
         layout = Layout(
             files=tuple(_file(*entry) for entry in document["files"]),
             tensors=tuple(_tensor(*entry) for entry in document["tensors"]),
-            kept=_counts(document["kept"]),
+            reference_tensors=_counts(document["kept"]),
             triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
         )
         _check_holes(layout)
@@ -143,7 +169,7 @@ def _check_slabs(layout: Layout) -> None:
         for before, hole in pairwise(file.holes):
             if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
-    kept = frozenset(layout.kept)
+    kept = frozenset(layout.reference_tensors)
     for first, *others in storages(layout.files).values():
         whole = layout.tensors[first]
         for number, other in enumerate(others, 1):
@@ -155,12 +181,12 @@ def _check_slabs(layout: Layout) -> None:
 
 def _check_roles(layout: Layout) -> None:
     """Names are unique; weights are kept, moments are not, and both are floats of one shape."""
-    kept, weights = set(layout.kept), [triple.weight for triple in layout.triples]
+    kept, weights = set(layout.reference_tensors), [triple.weight for triple in layout.triples]
     if len({tensor.path for tensor in layout.tensors}) != len(layout.tensors):
         raise ValueError("two tensors have one path")
     if len({file.name for file in layout.files}) != len(layout.files):
         raise ValueError("two files have one name")
-    if not all(a < b for numbers in (layout.kept, weights) for a, b in pairwise(numbers)):
+    if not all(a < b for numbers in (layout.reference_tensors, weights) for a, b in pairwise(numbers)):
         raise ValueError("expected kept tensors and triples in ascending order")
     if not all(layout.tensors[number].dtype in STORED_AS for number in kept):
         raise ValueError("a kept tensor is not of floats")

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.records.parsing import read_json
+from ckzd.codec.parsing import read_json
 
 _MAGIC = b"CKZREC1\n"
 _LENGTH = struct.Struct("<Q")

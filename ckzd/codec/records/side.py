@@ -1,16 +1,13 @@
-"""Side information that is coded as differences to the reference's: the scales of all weights, the LSTM's weights."""
+"""The scales of all weights, coded as differences to the reference's: the side information of every quantizer."""
 
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
-from ckzd.codec import zstd
 from ckzd.codec.arrays import Scale
 from ckzd.codec.entropy.context import WEIGHTS, Guide
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import decode_plane, encode_plane
-from ckzd.codec.paper.lstm import LSTM_BYTES
 from ckzd.codec.records.layout import Layout, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.scales import Scales, checked_scales
@@ -57,22 +54,3 @@ def _scales_before(layout: Layout, number: int, reference: Reconstruction | None
         return found.astype(np.int16) if found is not None and usable else np.zeros(length, np.int16)
 
     return Scales(before("rows", rows), before("columns", columns))
-
-
-def encode_lstm(weights: bytes, reference: Reconstruction | None) -> bytes:
-    """Zstd of the int8 differences to the reference's LSTM."""
-    difference = np.frombuffer(weights, np.uint8) - _lstm_before(reference)
-    return zstd.compress(difference.tobytes())
-
-
-def decode_lstm(data: bytes, reference: Reconstruction | None) -> bytes:
-    """The inverse of `encode_lstm`; nothing if there is nothing."""
-    if not data:
-        return b""
-    plain = zstd.decompress_exactly(data, LSTM_BYTES)
-    return (np.frombuffer(plain, np.uint8) + _lstm_before(reference)).tobytes()
-
-
-def _lstm_before(reference: Reconstruction | None) -> npt.NDArray[np.uint8]:
-    before = reference.blob("lstm") if reference is not None else b""
-    return np.frombuffer(before, np.uint8) if len(before) == LSTM_BYTES else np.zeros(LSTM_BYTES, np.uint8)

@@ -1,12 +1,13 @@
-"""Frames: in which directions a tensor moves, learned from its decoded residuals, so that no byte is spent on them.
+"""Adaptive bases: in which directions a tensor moves, learned from its decoded residuals, so that they cost no byte.
 
-The residuals of one matrix keep their leading directions from checkpoint to checkpoint (activations and gradients of a
-layer span few), on both sides. In a frame that both directions of the codec know, most of a residual's energy falls on
-few coefficients, and the directions that carry it are the ones the loss feels: they get finer steps. A side longer than
-256 is cut into even blocks, each with directions of its own, so that the cost an element does not grow with the matrix.
+A two-sided KLT (Karhunen-Loeve transform) that is tracked: the residuals of one matrix keep their leading directions
+from checkpoint to checkpoint (activations and gradients of a layer span few), on both sides. In a basis that both
+directions of the codec know, most of a residual's energy falls on few coefficients, and the directions that carry it
+are the ones the loss feels: they get finer steps. A side longer than 256 is cut into even blocks, each with directions
+of its own, so that the cost an element does not grow with the matrix.
 
-Each archive turns the frame of its reference by one step of orthogonal iteration on what it decoded: all in integers
-(`orthogonal`), because a frame decides which value every level stands for.
+Each archive turns the basis of its reference by one step of orthogonal iteration on what it decoded: all in integers
+(`orthogonal`), because a basis decides which value every level stands for.
 
 # R = rows, C = columns of a tensor seen as a matrix, N = length of a side, B = width of its widest block
 """
@@ -23,25 +24,26 @@ import numpy.typing as npt
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, Plane, Scale
 from ckzd.codec.scales import nearest_code, value_of
-from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS, UNIT_BITS, orthonormal, refined, shifted
+from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS, ROW_BITS, orthonormal, refined, shifted
 
 Vectors = npt.NDArray[np.int16]
 
+MIN_SIDE = 16  # of a matrix that has a basis: directions of fewer numbers say little
 FINE_BITS = 12  # of a coefficient in units of the quantizer's step, before it is turned back
 MAX_COEFFICIENT = 2.0**26  # in 2**-12 steps: sums over 256 directions stay exact
 _VECTOR_BITS = 14
 _ENERGY_BITS = 14
-_LEARNING_BITS = 6  # of a coefficient in units of the step, when the frame learns from it
+_LEARNING_BITS = 6  # of a coefficient in units of the step, when the basis learns from it
 _MAX_ENERGY = 80  # eighths of an octave: 256 directions share what they have
 _FLOOR = -45  # eighths of an octave: no direction counts as weaker than 1/50 of the mean one
 _REGULAR = 2.0**-4  # of the mean energy, added to every direction's: keeps the iteration well conditioned
-_KEPT = 0.25  # what the frame remembers of the energies it had
+_KEPT = 0.25  # what a basis remembers of the variances it had
 _TOGETHER = 16  # blocks that are turned at once: more are no faster and take memory
-_COLD_PASSES = 3  # a frame that has seen no residual yet turns further
+_COLD_PASSES = 3  # a basis that has seen no residual yet turns further
 
 
 @dataclass(frozen=True, slots=True)
-class Basis:
+class BasisSide:
     """Directions of one side: vectors (N, B) in 2**-14, block under block, and codes (N,) of their energies.
 
     A code is in eighths of an octave relative to the block's mean; directions of a block descend by energy.
@@ -90,17 +92,17 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Frame:
+class AdaptiveBasis:
     """Both sides' directions of one matrix. `settled`: it has learned from a residual before."""
 
-    left: Basis
-    right: Basis
+    left: BasisSide
+    right: BasisSide
     settled: bool = True
 
     @classmethod
     def unknown(cls, rows: int, columns: int) -> Self:
         """That of a matrix whose residuals nobody has seen."""
-        return cls(Basis.identity(rows), Basis.identity(columns), settled=False)
+        return cls(BasisSide.identity(rows), BasisSide.identity(columns), settled=False)
 
     @cached_property
     def gains(self) -> Float64:
@@ -108,11 +110,11 @@ class Frame:
         return self.left.gains[:, None] * self.right.gains
 
     def coefficients(self, weighted: Float64) -> Float64:
-        """A weighted residual (R, C) in this frame; only the encoder asks, so float rounding is free."""
+        """A weighted residual (R, C) in this basis; only the encoder asks, so float rounding is free."""
         return _both(weighted, self, lambda vectors, part: np.ldexp(vectors.T @ part, -_VECTOR_BITS))
 
     def turned(self, fixed: Float64) -> Float64:
-        """Of a residual (R, C) in 2**-12 steps that was not coded in this frame, exactly: what it learns from."""
+        """Of a residual (R, C) in 2**-12 steps that was not coded in this basis, exactly: what it learns from."""
         return _both(fixed, self, lambda vectors, part: shifted(vectors.T @ part, -_VECTOR_BITS))
 
     def reaches(self, levels: Plane) -> bool:
@@ -134,46 +136,51 @@ class Frame:
         return np.ldexp(_both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)), -FINE_BITS)
 
 
-def _both(matrix: Float64, frame: Frame, apply: Callable[[Float64, Float64], Float64]) -> Float64:
+def has_basis(shape: tuple[int, int]) -> bool:
+    """Whether both sides are long enough for directions to be learned."""
+    return min(shape) >= MIN_SIDE
+
+
+def _both(matrix: Float64, basis: AdaptiveBasis, apply: Callable[[Float64, Float64], Float64]) -> Float64:
     """Apply to all blocks of the left side, then of the right."""
     half, whole = np.empty_like(matrix), np.empty_like(matrix)
-    for place, vectors in frame.left.blocks():
+    for place, vectors in basis.left.blocks():
         half[place] = apply(vectors, matrix[place])
-    for place, vectors in frame.right.blocks():
+    for place, vectors in basis.right.blocks():
         whole[:, place] = apply(vectors, half[:, place].T).T
     return whole
 
 
-# Learning
+# Tracking
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
-    """A frame, and the coefficients (R, C) in 2**-12 steps of the last residual as seen in it."""
+class Observed:
+    """A basis, and the coefficients (R, C) in 2**-12 steps of the last residual as seen in it."""
 
-    frame: Frame
+    basis: AdaptiveBasis
     fixed: Float64
 
 
-def learned_frames(coded: Iterable[Coded]) -> list[Frame]:
-    """The frames for the next residuals. Blocks of all of them are turned together: see `_turn`."""
-    frames: list[Frame] = []
+def tracked(observed: Iterable[Observed]) -> list[AdaptiveBasis]:
+    """The bases for the next residuals, in order. Blocks of all of them are turned together: see `_turn`."""
+    bases: list[AdaptiveBasis] = []
     alike: dict[tuple[int, int], list[_Block]] = {}  # by passes and width
-    for each in coded:
-        frame = Frame(each.frame.left.copied(), each.frame.right.copied())
+    for each in observed:
+        basis = AdaptiveBasis(each.basis.left.copied(), each.basis.right.copied())
         limit = float(min(2**17, math.isqrt(2**44 // max(each.fixed.shape))))  # squares of a row sum to at most 2**44
         seen = np.clip(shifted(each.fixed, _LEARNING_BITS - FINE_BITS), -limit, limit)
-        passes = 1 if each.frame.settled else _COLD_PASSES
-        for basis, coefficients in ((frame.left, seen), (frame.right, seen.T)):
-            for start, stop in _blocks(len(basis.codes)):
-                vectors, codes = basis.vectors[start:stop, : stop - start], basis.codes[start:stop]
+        passes = 1 if each.basis.settled else _COLD_PASSES
+        for side, coefficients in ((basis.left, seen), (basis.right, seen.T)):
+            for start, stop in _blocks(len(side.codes)):
+                vectors, codes = side.vectors[start:stop, : stop - start], side.codes[start:stop]
                 block = _Block(vectors, codes, coefficients[start:stop])
                 alike.setdefault((passes, stop - start), []).append(block)
-        frames.append(frame)
+        bases.append(basis)
     for (passes, _), blocks in alike.items():
         for first in range(0, len(blocks), _TOGETHER):
             _turn(blocks[first : first + _TOGETHER], passes)
-    return frames
+    return bases
 
 
 @dataclass(slots=True)
@@ -193,10 +200,10 @@ class _Block:
 
     def turn(self, energy: Float64, rows: Float64) -> None:
         """Turn the directions by orthonormal rows (B, B), those of the highest energy first."""
-        along = (rows * shifted(rows @ energy, -UNIT_BITS)).sum(1)
-        energies = np.maximum(np.ldexp(along, -UNIT_BITS - _ENERGY_BITS), 2.0**-10)
+        along = (rows * shifted(rows @ energy, -ROW_BITS)).sum(1)
+        energies = np.maximum(np.ldexp(along, -ROW_BITS - _ENERGY_BITS), 2.0**-10)
         order = np.argsort(-energies, kind="stable")
-        turned = shifted(self.vectors.astype(np.float64) @ rows[order].T, -UNIT_BITS)
+        turned = shifted(self.vectors.astype(np.float64) @ rows[order].T, -ROW_BITS)
         turned, near = refined(turned, _VECTOR_BITS)
         if near and self.seen.any():  # else a direction got lost and would never be coded again, or nothing was seen
             self.vectors[...] = np.clip(turned, -32767, 32767)

@@ -1,6 +1,6 @@
 """Factors: a weighted residual as a sum of few outer products of integer vectors.
 
-Where no frame has been learned yet, or a few directions carry nearly all, two thin matrices of levels are smaller than
+Where no basis has been learned yet, or a few directions carry nearly all, two thin matrices of levels are smaller than
 levels of every coefficient. Component k of a matrix is `left[:, k] right[:, k]' * 2**(-code / 8)` in units of the step;
 all sums are of integers, so that every machine restores the same.
 
@@ -22,8 +22,8 @@ from ckzd.codec.transform import wide
 from ckzd.codec.transform.adaptive_basis import FINE_BITS, MAX_COEFFICIENT
 from ckzd.codec.transform.orthogonal import shifted
 
-MAX_CODE = 160
-UNIT_BITS = 20  # of what a code stands for
+MAX_FACTOR_CODE = 160
+FACTOR_BITS = 20  # of what a code stands for
 _MAX_SUM = 2.0**52
 _GUIDE_UNITS = 4.0  # a guide of so much is a deviation of 1
 
@@ -41,7 +41,7 @@ class Factors:
         left, right = self.left.astype(np.float64), self.right.astype(np.float64) * unit_of(self.codes)
         if (np.abs(left).max(0, initial=0.0) * np.abs(right).max(0, initial=0.0)).sum() > _MAX_SUM:
             raise ValueError(f"a sum of factors beyond {_MAX_SUM:g}")
-        fixed = shifted(left @ right.T, FINE_BITS - UNIT_BITS)
+        fixed = shifted(left @ right.T, FINE_BITS - FACTOR_BITS)
         if np.abs(fixed).max(initial=0.0) > MAX_COEFFICIENT:
             raise ValueError(f"a residual beyond {MAX_COEFFICIENT:g} / 4096 steps")
         return fixed
@@ -69,7 +69,7 @@ class Head:
     def of(cls, data: bytes, shape: tuple[int, int]) -> "Head":
         """ValueError or IndexError for bytes that no encoder writes."""
         codes = np.frombuffer(data, np.uint8, data[0], 1).astype(np.int16)
-        if not 0 < codes.size <= min(shape) or codes.max() > MAX_CODE:
+        if not 0 < codes.size <= min(shape) or codes.max() > MAX_FACTOR_CODE:
             raise ValueError(f"{codes.size} factors of a matrix of {shape}, codes up to {codes.max(initial=0)}")
         start, low = 1 + codes.size, []
         for _ in codes:
@@ -104,4 +104,4 @@ class Head:
 
 def unit_of(codes: Scale) -> Float64:
     """What the product of two levels stands for, in 2**-20 steps: integers, at least 1."""
-    return np.floor(np.ldexp(value_of(-codes), UNIT_BITS))
+    return np.floor(np.ldexp(value_of(-codes), FACTOR_BITS))

@@ -12,7 +12,7 @@ import numpy as np
 from ckzd.codec.arrays import Float64
 
 MAX_DIRECTIONS = 256
-UNIT_BITS = 18  # of the vectors that `orthonormal` returns
+ROW_BITS = 18  # of the vectors that `orthonormal` returns
 _WORK_BITS = 22  # of a row on its way there: 256 squares stay under 2**53
 _PANEL = 16  # rows that are made orthogonal one by one; against earlier panels they are projected together
 
@@ -34,8 +34,8 @@ def orthonormal(rows: Float64) -> Float64:
     for start in range(0, rows.shape[1], _PANEL):
         panel, before = _scaled(rows[:, start : start + _PANEL]), done[:, :start]
         for _ in range(2):
-            shares = shifted(panel @ before.swapaxes(1, 2), -UNIT_BITS)
-            panel = _gram_schmidt(_scaled(panel - shifted(shares @ before, -UNIT_BITS)), start)
+            shares = shifted(panel @ before.swapaxes(1, 2), -ROW_BITS)
+            panel = _gram_schmidt(_scaled(panel - shifted(shares @ before, -ROW_BITS)), start)
         done[:, start : start + _PANEL] = panel
     return done
 
@@ -59,10 +59,10 @@ def _gram_schmidt(panel: Float64, start: int) -> Float64:
         if not energy.all():
             row[energy[:, 0] == 0, start + number] = 1.0
             energy = np.maximum(energy, 1.0)
-        row *= 2.0**UNIT_BITS / np.sqrt(energy)
+        row *= 2.0**ROW_BITS / np.sqrt(energy)
         np.rint(row, out=row)
-        shares = shifted(rest.swapaxes(0, 1) @ row[..., None], -UNIT_BITS)[..., 0]
-        np.einsum("kr,kn->rkn", 2.0**-UNIT_BITS * shares, row, out=along)  # broadcasting takes twice as long
+        shares = shifted(rest.swapaxes(0, 1) @ row[..., None], -ROW_BITS)[..., 0]
+        np.einsum("kr,kn->rkn", 2.0**-ROW_BITS * shares, row, out=along)  # broadcasting takes twice as long
         rest -= np.rint(along, out=along)
     return rows.swapaxes(0, 1)
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from codec.counted_tables import counted_tables
 
-from ckzd.codec.choose import PlaneToCode
+from ckzd.codec.encode import fit_models
 from ckzd.codec.entropy.context import GRID, Guide
-from ckzd.codec.entropy.fitting import Counted, MeanPrediction, fit_models, fit_tables, histograms_over
+from ckzd.codec.entropy.fitting import Counted, fit_tables, histograms_over
 from ckzd.codec.entropy.models import TableModel, biased, cost_bits, fit_bias, seen
-from ckzd.codec.entropy.planes import histograms_of
+from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
+from ckzd.codec.paper.fitting import MeanPrediction
 from ckzd.codec.presets import PRESETS
 
 

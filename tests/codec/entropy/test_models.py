@@ -9,11 +9,10 @@ from hypothesis.extra.numpy import arrays
 
 from ckzd.codec import zstd
 from ckzd.codec.entropy import models
-from ckzd.codec.entropy.context import DENSITIES, GRID, KINDS
+from ckzd.codec.entropy.context import ALPHABET, DENSITIES, GRID, KINDS
 from ckzd.codec.entropy.models import (
     BiasedModel,
     Histogram,
-    RefinedModel,
     TableModel,
     UniformModel,
     biased,
@@ -23,7 +22,8 @@ from ckzd.codec.entropy.models import (
     seen,
 )
 from ckzd.codec.entropy.tables import FREQUENCY
-from ckzd.codec.paper.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
+from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
+from ckzd.codec.paper.refined import RefinedModel
 
 KEY = (0, 1, 3)
 largest_tables = TableModel({(k, d): np.full((120, ALPHABET), 255, np.uint8) for k in range(KINDS) for d in range(8)})

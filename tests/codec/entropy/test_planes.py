@@ -9,10 +9,11 @@ from hypothesis.extra.numpy import arrays
 from plain_range_decoder import PlainRangeDecoder
 
 from ckzd.codec.entropy import planes
-from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, Guide
-from ckzd.codec.entropy.models import Models, RefinedModel
+from ckzd.codec.entropy.context import ALPHABET, FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import Coder, decode_plane, encode_plane, histograms_of
-from ckzd.codec.paper.lstm import ALPHABET, SHAPES, LstmModel, LstmWeights
+from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
+from ckzd.codec.paper.refined import RefinedModel
 
 shapes = st.tuples(st.integers(0, 14), st.integers(0, 14))
 levels = st.one_of(st.just(0), st.integers(-2, 2), st.integers(-9, 9), st.integers(-32768, 32767))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ckzd.codec.lossless import aligned
 from ckzd.codec.lossless.aligned import decode_aligned, encode_aligned
-from ckzd.codec.records.parsing import read_leb
+from ckzd.codec.parsing import read_leb
 
 WIDTHS = (2, 4, 8)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ckzd.codec import zstd
 from ckzd.codec.lossless.prediction import MAX_FACTORS, Prediction, fit_prediction
-from ckzd.codec.records.parsing import write_leb
+from ckzd.codec.parsing import write_leb
 
 WIDTHS = (2, 4, 8)
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ckzd.codec.paper import kmeans
+from ckzd.codec.paper.codebook import dequantize_kmeans
 from ckzd.codec.presets import EXCP_ALPHA, EXCP_BETA, EXCP_CAP, EXCP_CENTRES
-from ckzd.codec.transform import quantize
 
 
 def test_masks_follow_the_formulas():
@@ -34,7 +34,7 @@ def test_every_kept_value_gets_its_nearest_centre(data):
     assert (np.diff(centres) >= 0).all()
     assert np.array_equal(code.levels != 0, kept)
     assert np.abs(code.levels).max(initial=0) <= 8  # what the symbol alphabet holds without an escape
-    restored = quantize.dequantize_kmeans(code)
+    restored = dequantize_kmeans(code)
     distances = np.abs(values[kept][:, None] - centres).min(1, initial=np.inf)
     assert np.allclose(np.abs(restored - values)[kept], distances, atol=1e-6)
 
@@ -42,7 +42,7 @@ def test_every_kept_value_gets_its_nearest_centre(data):
 def test_few_values_are_kept_exactly():
     values = np.array([[0.5, -0.25, 0.5], [3.0, 0.0, 1e-30]])
     code = kmeans.quantize_kmeans(values, np.ones((2, 3), np.bool_))
-    assert np.array_equal(quantize.dequantize_kmeans(code), values.astype(np.float32).astype(np.float64))
+    assert np.array_equal(dequantize_kmeans(code), values.astype(np.float32).astype(np.float64))
 
 
 @pytest.mark.parametrize("spread", ["normal", "laplace", "positive"])
@@ -52,7 +52,7 @@ def test_the_codebook_is_about_as_good_as_any(spread):
     ways = {"normal": draw.standard_normal, "laplace": draw.laplace, "positive": lambda size: draw.random(size) ** 3}
     values = ways[spread](size=1500).reshape(30, 50)
     code = kmeans.quantize_kmeans(values, np.ones(values.shape, np.bool_))
-    error = ((quantize.dequantize_kmeans(code) - values) ** 2).mean()
+    error = ((dequantize_kmeans(code) - values) ** 2).mean()
     assert error < 1.15 * best_error(np.sort(values.ravel()))
 
 

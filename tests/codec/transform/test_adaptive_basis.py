@@ -1,4 +1,4 @@
-"""Frames: exact on every machine, orthonormal after any residuals, and where the energy of structured ones falls."""
+"""Adaptive bases: exact on every machine, orthonormal after any residuals, and structured ones concentrate."""
 
 import io
 from unittest import mock
@@ -12,15 +12,15 @@ from codec.exactness import largest_sum, watched
 from threadpoolctl import ThreadpoolController
 
 from ckzd.checkpoint import TensorSpec
-from ckzd.codec import restoring
+from ckzd.codec.records import reference_tensors
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.reconstruction import ArrayFile
-from ckzd.codec.restoring import Kept, frame_kept, put_kept
+from ckzd.codec.records.reference_tensors import ReferenceTensor, basis_of, put_reference_tensor
 from ckzd.codec.transform import quantize
-from ckzd.codec.transform.adaptive_basis import MAX_COEFFICIENT, Basis, Coded, Frame, learned_frames
+from ckzd.codec.transform.adaptive_basis import MAX_COEFFICIENT, AdaptiveBasis, BasisSide, Observed, tracked
 
 ONE = 2.0**14
-FRAME = ("left", "left_energy", "right", "right_energy")
+FIELDS = ("left", "left_energy", "right", "right_energy")
 
 
 def residuals(rows, columns, count, *, rank=3, seed=0):
@@ -32,23 +32,23 @@ def residuals(rows, columns, count, *, rank=3, seed=0):
     ]
 
 
-def turned(frame, residual, step=1.0):
-    """The frame after a residual was coded in it, and what was restored of it."""
-    code = quantize.quantize_scalar(frame.coefficients(residual) * frame.gains, step, 0.5)
-    fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
-    return learned(frame, fixed), frame.residual(fixed) * step
+def turned(basis, residual, step=1.0):
+    """The basis after a residual was coded in it, and what was restored of it."""
+    code = quantize.quantize_scalar(basis.coefficients(residual) * basis.gains, step, 0.5)
+    fixed = basis.fixed(quantize.dequantize_scalar(code, 1.0))
+    return learned(basis, fixed), basis.residual(fixed) * step
 
 
-def learned(frame, fixed):
-    (found,) = learned_frames([Coded(frame, fixed)])
+def learned(basis, fixed):
+    (found,) = tracked([Observed(basis, fixed)])
     return found
 
 
-def off(frame):
+def off(basis):
     """How far the products of any two directions are from what they should be."""
     found = []
-    for basis in (frame.left, frame.right):
-        for _, vectors in basis.blocks():
+    for side in (basis.left, basis.right):
+        for _, vectors in side.blocks():
             found.append(np.abs(vectors.T @ vectors / ONE**2 - np.eye(len(vectors))).max())
     return max(found)
 
@@ -77,53 +77,53 @@ def hard_residuals():
 def test_directions_stay_orthonormal_and_none_is_lost(name):
     """Ten turns by residuals without full rank, then one that has it: a lost direction would never be coded again."""
     residual = hard_residuals()[name]
-    frame, draw = Frame.unknown(*residual.shape), np.random.default_rng(2)
+    basis, draw = AdaptiveBasis.unknown(*residual.shape), np.random.default_rng(2)
     for _ in range(10):
-        frame, _ = turned(frame, residual * draw.choice([-1.0, 0.5, 2.0]))
-        frame = Frame(frame.left, frame.right)
-        assert off(frame) < 0.002
-        for basis in (frame.left, frame.right):
-            Basis.checked(basis.vectors, basis.codes)
+        basis, _ = turned(basis, residual * draw.choice([-1.0, 0.5, 2.0]))
+        basis = AdaptiveBasis(basis.left, basis.right)
+        assert off(basis) < 0.002
+        for side in (basis.left, basis.right):
+            BasisSide.checked(side.vectors, side.codes)
     other = draw.normal(0, 20, residual.shape)
-    _, found = turned(frame, other, step=0.5)
+    _, found = turned(basis, other, step=0.5)
     assert np.linalg.norm(found - other) < 0.2 * np.linalg.norm(other)
 
 
-def test_a_frame_concentrates_what_stays():
+def test_a_basis_concentrates_what_stays():
     """The directions of all residuals but the last are where the last one's energy falls."""
     *seen, last = residuals(48, 64, 6)
-    frame = Frame.unknown(48, 64)
+    basis = AdaptiveBasis.unknown(48, 64)
     for residual in seen:
-        frame, _ = turned(frame, residual)
-        frame = Frame(frame.left, frame.right)
-    coefficients = frame.coefficients(last)
+        basis, _ = turned(basis, residual)
+        basis = AdaptiveBasis(basis.left, basis.right)
+    coefficients = basis.coefficients(last)
     assert (coefficients[:3, :3] ** 2).sum() > 0.9 * (last**2).sum()
     assert (coefficients**2).sum() == pytest.approx((last**2).sum(), rel=0.01)
-    assert np.all(np.diff(frame.left.codes) <= 0)
-    assert frame.left.codes[0] > 20
-    assert frame.left.codes[-1] < 0
+    assert np.all(np.diff(basis.left.codes) <= 0)
+    assert basis.left.codes[0] > 20
+    assert basis.left.codes[-1] < 0
     coded, before = (quantize.quantize_scalar(f.coefficients(last) * f.gains, 4.0, 0.5).levels for f in
-                     (frame, Frame.unknown(48, 64)))  # fmt: skip
+                     (basis, AdaptiveBasis.unknown(48, 64)))  # fmt: skip
     assert np.count_nonzero(coded) < 0.5 * np.count_nonzero(before)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (20, 300), (257, 17)])
 def test_the_page_says_the_same(shape):
-    """A frame that is new, and what it is after one turn and after two, coefficient by coefficient."""
-    kept, frame = plain_decoder.Reconstruction(), Frame.unknown(*shape)
+    """A basis that is new, and what it is after one turn and after two, coefficient by coefficient."""
+    kept, basis = plain_decoder.Reconstruction(), AdaptiveBasis.unknown(*shape)
     for residual in residuals(*shape, 2):
         plain = plain_decoder.Frame(("w",), shape, kept)
-        code = quantize.quantize_scalar(frame.coefficients(residual) * frame.gains, 0.5, 0.5)
-        fixed = frame.fixed(quantize.dequantize_scalar(code, 1.0))
+        code = quantize.quantize_scalar(basis.coefficients(residual) * basis.gains, 0.5, 0.5)
+        fixed = basis.fixed(quantize.dequantize_scalar(code, 1.0))
         assert np.array_equal(plain.coefficients(plain_decoder.fractions(code.centres, code.levels)), fixed)
-        assert np.array_equal(plain.residual(fixed.astype(np.int64)), frame.residual(fixed))
+        assert np.array_equal(plain.residual(fixed.astype(np.int64)), basis.residual(fixed))
         plain.learn(fixed.astype(np.int64))
-        frame = learned(frame, fixed)
-        frame = Frame(frame.left, frame.right)
-        for name, side, basis in (("left", plain.left, frame.left), ("right", plain.right, frame.right)):
-            vectors, codes = side.stored()
-            assert np.array_equal(vectors, basis.vectors)
-            assert np.array_equal(codes, basis.codes)
+        basis = learned(basis, fixed)
+        basis = AdaptiveBasis(basis.left, basis.right)
+        for name, plain_side, side in (("left", plain.left, basis.left), ("right", plain.right, basis.right)):
+            vectors, codes = plain_side.stored()
+            assert np.array_equal(vectors, side.vectors)
+            assert np.array_equal(codes, side.codes)
             kept.put(("w",), name, vectors)
             kept.put(("w",), f"{name}_energy", codes)
 
@@ -138,11 +138,11 @@ def extreme_coefficients(rows, columns, kind):
 @pytest.mark.parametrize("shape", [(256, 256), (256, 3000)])
 def test_no_sum_reaches_53_bits(shape, kind):
     """256 directions, the largest coefficients there may be, a wide side: no order of summation can matter."""
-    frame, fixed = Frame.unknown(*shape), watched(extreme_coefficients(*shape, kind))
+    basis, fixed = AdaptiveBasis.unknown(*shape), watched(extreme_coefficients(*shape, kind))
     with largest_sum() as found:
         for _ in range(2):  # three passes, then one
-            frame = learned(frame, fixed)
-            frame.residual(fixed)
+            basis = learned(basis, fixed)
+            basis.residual(fixed)
     assert 2.0**40 < found[0] < 2.0**53
 
 
@@ -150,7 +150,7 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_order():
     first, second = [np.rint(residual * 2**12) for residual in residuals(256, 40, 2)]
 
     def after_both(look=np.asarray):
-        return learned(learned(Frame.unknown(256, 40), look(first)), look(second))
+        return learned(learned(AdaptiveBasis.unknown(256, 40), look(first)), look(second))
 
     plain = after_both()
     for threads in (1, 2):
@@ -163,40 +163,40 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_order():
 
 
 def test_the_same_bits_whatever_else_is_learned_beside():
-    """Blocks of one width turn in stacks; frames that are new turn further."""
+    """Blocks of one width turn in stacks; bases that are new turn further."""
     shapes = [(16, 40), (40, 16), (40, 40), (600, 20), (16, 16), (256, 300), (40, 300)]
-    news = [Frame.unknown(*shape) for shape in shapes]
+    news = [AdaptiveBasis.unknown(*shape) for shape in shapes]
     fixed = [np.rint(residuals(*shape, 1)[0] * 2**12) for shape in shapes]
-    alone = [learned(frame, seen) for frame, seen in zip(news, fixed, strict=True)]
-    coded = [Coded(frame, seen) for known in (news, alone, news) for frame, seen in zip(known, fixed, strict=True)]
-    again = [learned(frame, seen) for frame, seen in zip(alone, fixed, strict=True)]
-    for frame, expected in zip(learned_frames(coded), [*alone, *again, *alone], strict=True):
-        assert same(frame, expected)
-    assert all(frame.settled for frame in again)
-    assert not any(frame.left.codes.any() for frame in news), "they are not learned in place"
+    alone = [learned(basis, seen) for basis, seen in zip(news, fixed, strict=True)]
+    coded = [Observed(basis, seen) for known in (news, alone, news) for basis, seen in zip(known, fixed, strict=True)]
+    again = [learned(basis, seen) for basis, seen in zip(alone, fixed, strict=True)]
+    for basis, expected in zip(tracked(coded), [*alone, *again, *alone], strict=True):
+        assert same(basis, expected)
+    assert all(basis.settled for basis in again)
+    assert not any(basis.left.codes.any() for basis in news), "they are not learned in place"
 
 
 def test_no_zero_is_negative():
     """Its sign would be in the bytes of a moment, and whether sums of -0 are -0 is up to the BLAS."""
-    frame, _ = turned(Frame.unknown(20, 30), residuals(20, 30, 1)[0])
+    basis, _ = turned(AdaptiveBasis.unknown(20, 30), residuals(20, 30, 1)[0])
     coefficients = np.full((20, 30), -0.0)
     for _ in range(20):
-        found = frame.residual(coefficients)
+        found = basis.residual(coefficients)
         assert not np.signbit(found[found == 0]).any()
         coefficients.flat[np.random.default_rng(3).integers(600)] -= 1
     assert (found == 0).any()
 
 
 def test_coefficients_no_encoder_writes_are_refused():
-    frame, largest = Frame.unknown(16, 16), MAX_COEFFICIENT / 2**12
-    assert frame.fixed(np.full((16, 16), largest)).max() == MAX_COEFFICIENT
+    basis, largest = AdaptiveBasis.unknown(16, 16), MAX_COEFFICIENT / 2**12
+    assert basis.fixed(np.full((16, 16), largest)).max() == MAX_COEFFICIENT
     for beyond in (largest + 1, -largest - 1):
         with pytest.raises(ValueError, match="a coefficient beyond"):
-            frame.fixed(np.where(np.eye(16) > 0, beyond, 0.0))
+            basis.fixed(np.where(np.eye(16) > 0, beyond, 0.0))
     levels = np.zeros((16, 16), np.int16)
-    assert frame.reaches(levels)
+    assert basis.reaches(levels)
     levels[3, 4] = 32767
-    assert not frame.reaches(levels)
+    assert not basis.reaches(levels)
 
 
 # In a reconstruction
@@ -205,22 +205,22 @@ SPEC = TensorSpec(("model", "w"), "float32", (20, 300), 24000)
 
 
 def kept_with(**changed):
-    """A file that holds a frame of a (20, 300) tensor, some arrays of it changed."""
-    frame, _ = turned(Frame.unknown(20, 300), residuals(20, 300, 1)[0])
+    """A file that holds a basis of a (20, 300) tensor, some arrays of it changed."""
+    basis, _ = turned(AdaptiveBasis.unknown(20, 300), residuals(20, 300, 1)[0])
     file = ArrayFile(io.BytesIO())
-    put_kept(file, SPEC, Kept(np.zeros((20, 300), np.float32), None, frame), None)
+    put_reference_tensor(file, SPEC, ReferenceTensor(np.zeros((20, 300), np.float32), None, basis), None)
     for name, change in changed.items():
         array = change(file.get(SPEC.path, name).copy())
         file.put(SPEC.path, name, array)
-    return frame, file
+    return basis, file
 
 
-def test_a_frame_comes_back_from_a_reconstruction():
-    frame, file = kept_with()
-    assert same(frame_kept(SPEC, file), frame)
-    assert frame_kept(TensorSpec(SPEC.path, "float32", (300, 20), 24000), file) is None
-    assert frame_kept(TensorSpec(("model", "v"), "float32", (20, 300), 24000), file) is None
-    assert list(file._table) == ["model\0w\0" + name for name in ("weights", *FRAME)]
+def test_a_basis_comes_back_from_a_reconstruction():
+    basis, file = kept_with()
+    assert same(basis_of(SPEC, file), basis)
+    assert basis_of(TensorSpec(SPEC.path, "float32", (300, 20), 24000), file) is None
+    assert basis_of(TensorSpec(("model", "v"), "float32", (20, 300), 24000), file) is None
+    assert list(file._table) == ["model\0w\0" + name for name in ("weights", *FIELDS)]
 
 
 def put(value):
@@ -245,10 +245,10 @@ def put(value):
     ],
     ids=["a row less", "a column less", "wider numbers", "flat", "fractions", "too much energy", "too little"],
 )
-def test_a_damaged_frame_is_refused(side, field, change):
+def test_a_damaged_basis_is_refused(side, field, change):
     _, file = kept_with(**{side + field: change})
     with pytest.raises(ValueError, match=r"expected vectors|a direction's energy"):
-        frame_kept(SPEC, file)
+        basis_of(SPEC, file)
 
 
 # In chains
@@ -299,27 +299,27 @@ def healed(weight):
     return torch.nan_to_num(weight)
 
 
-def frame_of(archive):
-    arrays = [archive.reconstruction.get(("model", "w"), name) for name in FRAME]
+def stored_basis(archive):
+    arrays = [archive.reconstruction.get(("model", "w"), name) for name in FIELDS]
     return [array.tobytes() for array in arrays if array is not None]
 
 
 @pytest.mark.parametrize(("move", "first"), [(everywhere, Method.FRAMED), (moving, Method.FACTORED)])
-def test_a_frame_is_learned_from_the_first_residual_and_turns_with_each(tmp_path, move, first):
-    """Of few directions that stay: factors once, and then the frame that has learned from them."""
+def test_a_basis_is_learned_from_the_first_residual_and_turns_with_each(tmp_path, move, first):
+    """Of few directions that stay: factors once, and then the basis that has learned from them."""
     archives = compressed_run(run_of(tmp_path, [move] * 4))
     methods = [archive.methods(before)["model.w"] for archive, before in zip(archives, [None, *archives], strict=False)]
     assert methods == [Method.WHOLE, first, Method.FRAMED, Method.FRAMED]
-    found = [frame_of(archive) for archive in archives]
+    found = [stored_basis(archive) for archive in archives]
     assert [len(arrays) for arrays in found] == [0, 4, 4, 4]
     assert found[1] != found[2] != found[3]
     for archive, before in zip(archives[1:], archives, strict=False):
-        restored(archive, before)  # which holds the decoder's reconstruction, with its frame, against the encoder's
+        restored(archive, before)  # which holds the decoder's reconstruction, with its basis, against the encoder's
 
 
 @pytest.mark.parametrize("preset", ["paper", "lossless"])
 @pytest.mark.parametrize("between", ["same", "delta", "kmeans"])
-def test_a_frame_survives_a_link_that_does_not_use_it(tmp_path, between, preset):
+def test_a_basis_survives_a_link_that_does_not_use_it(tmp_path, between, preset):
     """What was learned is not lost where a tensor stands still, breaks, or is coded by another preset for once."""
     moves = {"same": [staying, moving], "delta": [broken, healed, moving], "kmeans": [moving, moving]}[between]
     paths = run_of(tmp_path, [moving, moving, *moves])
@@ -339,20 +339,20 @@ def test_a_frame_survives_a_link_that_does_not_use_it(tmp_path, between, preset)
     }[between]
     assert methods == [*expected, Method.FRAMED]
     for link in archives[2:-1]:
-        assert frame_of(link) == frame_of(archives[1]) != []
-    assert frame_of(archives[-1]) != frame_of(archives[1])
+        assert stored_basis(link) == stored_basis(archives[1]) != []
+    assert stored_basis(archives[-1]) != stored_basis(archives[1])
     for archive, before in zip(archives, [None, *archives], strict=False):
         restored(archive, before)
 
 
-def test_a_tensor_that_the_reference_lacks_has_no_frame_and_one_of_another_shape_starts_anew(tmp_path):
+def test_a_tensor_that_the_reference_lacks_has_no_basis_and_one_of_another_shape_starts_anew(tmp_path):
     (tmp_path / "other").mkdir()
     _, second = compressed_run(run_of(tmp_path, [moving, moving]))
     paths = run_of(tmp_path / "other", [staying, lambda weight: weight + 0.1], shape=(24, 20))
     third = encode(paths[0], second)
     fourth = encode(paths[1], third)
     assert third.methods(second)["model.w"] is Method.WHOLE
-    assert frame_of(third) == []
+    assert stored_basis(third) == []
     assert fourth.methods(third)["model.w"] is Method.FACTORED
     assert fourth.reconstruction.get(("model", "w"), "left_energy").size == 24
     restored(third, second)
@@ -360,16 +360,16 @@ def test_a_tensor_that_the_reference_lacks_has_no_frame_and_one_of_another_shape
 
 
 def test_decoders_learn_what_encoders_learned(tmp_path):
-    """One frame more or less, and every level of the next archive would stand for another value."""
+    """One basis more or less, and every level of the next archive would stand for another value."""
     archives = compressed_run(run_of(tmp_path, [moving] * 3))
     decode(archives[2], archives[1])
-    unchanged = mock.patch.object(restoring, "learned_frames", lambda coded: [each.frame for each in coded])
+    unchanged = mock.patch.object(reference_tensors, "tracked", lambda observed: [each.basis for each in observed])
     with unchanged, pytest.raises(AssertionError):
         decode(archives[2], archives[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_frames_and_factors_of_half_precision(tmp_path, dtype):
+def test_bases_and_factors_of_half_precision(tmp_path, dtype):
     archives = compressed_run(run_of(tmp_path, [moving] * 3, dtype=dtype))
     methods = [Method.FACTORED, Method.FRAMED]
     for archive, before, method in zip(archives[1:], archives[:2], methods, strict=True):

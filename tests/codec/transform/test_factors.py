@@ -14,7 +14,7 @@ from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import encode_plane
 from ckzd.codec.entropy.tables import OCTAVE
 from ckzd.codec.transform import factors as module
-from ckzd.codec.transform.factors import MAX_CODE, Factors, Head, unit_of
+from ckzd.codec.transform.factors import MAX_FACTOR_CODE, Factors, Head, unit_of
 
 
 @st.composite
@@ -23,7 +23,7 @@ def factors_of(draw, largest=30):
     count = draw(st.integers(1, min(rows, columns)))
     level = st.integers(-largest, largest)
     left, right = (draw(arrays(np.int16, (length, count), elements=level)) for length in (rows, columns))
-    return Factors(left, right, draw(arrays(np.int16, count, elements=st.integers(0, MAX_CODE))))
+    return Factors(left, right, draw(arrays(np.int16, count, elements=st.integers(0, MAX_FACTOR_CODE))))
 
 
 def stream_of(factors):
@@ -62,9 +62,9 @@ def test_the_page_says_the_same(factors):
 
 
 def test_units_are_whole_and_halve_every_octave():
-    units = unit_of(np.arange(MAX_CODE + 1, dtype=np.int16))
+    units = unit_of(np.arange(MAX_FACTOR_CODE + 1, dtype=np.int16))
     assert (units == np.rint(units)).all()
-    assert units[[0, 8, MAX_CODE]].tolist() == [2**20, 2**19, 1]
+    assert units[[0, 8, MAX_FACTOR_CODE]].tolist() == [2**20, 2**19, 1]
 
 
 @pytest.mark.parametrize("order", ["backwards", "sevens"])

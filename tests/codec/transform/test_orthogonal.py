@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
 from ckzd.codec.transform import orthogonal
-from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS, UNIT_BITS
+from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS, ROW_BITS
 
-ONE = 2.0**UNIT_BITS
+ONE = 2.0**ROW_BITS
 draw = np.random.default_rng(0)
 
 
@@ -24,7 +24,7 @@ def orthonormal(rows):
 
 def refined(vectors):
     """Likewise; in 2**-18."""
-    found, _ = orthogonal.refined(vectors, UNIT_BITS)
+    found, _ = orthogonal.refined(vectors, ROW_BITS)
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_step_of_refinement_brings_columns_closer():
     vectors = orthonormal(integers(60, 60)).T + integers(60, 60, bits=10)
     off = [np.abs(v.T @ v / ONE**2 - np.eye(60)).max() for v in (vectors, refined(vectors))]
     assert off[1] < 0.2 * off[0] < 0.02
-    assert np.array_equal(refined(vectors), plain_decoder.refined(vectors.astype(np.int64), UNIT_BITS))
+    assert np.array_equal(refined(vectors), plain_decoder.refined(vectors.astype(np.int64), ROW_BITS))
 
 
 @pytest.mark.parametrize("spoil", [0.0, 0.03, 0.12])
@@ -93,7 +93,7 @@ def test_what_is_nearly_orthonormal_is_told_from_what_is_not(spoil):
     vectors = orthonormal(integers(20, 20)).T
     vectors[:, 3] += np.rint(spoil * vectors[:, 7])
     lost = np.where(np.arange(20) == 5, 0, vectors)
-    assert [orthogonal.refined(each, UNIT_BITS)[1] for each in (vectors, lost)] == [spoil < 1 / 16, False]
+    assert [orthogonal.refined(each, ROW_BITS)[1] for each in (vectors, lost)] == [spoil < 1 / 16, False]
 
 
 def test_matrices_do_not_know_of_each_other():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from plain_decoder import low_bits
 
-from ckzd.codec.scales import MAX_LEVEL
+from ckzd.codec.arrays import MAX_LEVEL
 from ckzd.codec.transform import wide
 
 levels_of = arrays(

@@ -8,39 +8,39 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckzd.checkpoint import ParamGroup
-from ckzd.codec.course import Course, rate_of, share_for
+from ckzd.codec.methods.momentum_scale import MomentumScale, rate_of, share_for
 
 RATE = 2.0
 positive = st.floats(1e-3, 1e3)
 
 
-def course(seed=0, agreement=0.3, rate=RATE, spread=1.0):
+def scale(seed=0, agreement=0.3, rate=RATE, spread=1.0):
     """Of a gradient that a weight has moved against for so much of its length; scales of rows differ by so much."""
     draw = np.random.default_rng(seed)
     root = np.exp(spread * draw.standard_normal((20, 1))) * np.ones((20, 30))
     update, noise = draw.standard_normal((2, 20, 30))
-    return Course.of(update * root, root, noise + agreement * update, rate)
+    return MomentumScale.of(update * root, root, noise + agreement * update, rate)
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0.05, 3)), min_size=1, max_size=5), positive)
 def test_what_is_lost_is_regained_until_all_are_as_long_as_the_originals(drawn, lost):
-    courses = [each for seed, agreement in drawn if (each := course(seed, agreement)) is not None]
-    share = share_for(lost, courses)
-    within_reach = sum((1 - each.along) * each.reach for each in courses)
-    assert sum(each.regained(share) for each in courses) == pytest.approx(min(lost, within_reach), rel=1e-4, abs=1e-4)
-    assert all(each.along <= each.length(share) <= 1 for each in courses)
+    scales = [each for seed, agreement in drawn if (each := scale(seed, agreement)) is not None]
+    share = share_for(lost, scales)
+    within_reach = sum((1 - each.along) * each.reach for each in scales)
+    assert sum(each.regained(share) for each in scales) == pytest.approx(min(lost, within_reach), rel=1e-4, abs=1e-4)
+    assert all(each.along <= each.length(share) <= 1 for each in scales)
 
 
 @given(st.integers(0, 200), st.floats(0, 0.2), st.floats(0, 4))
-def test_no_course_raises_the_loss(seed, agreement, spread):
+def test_no_length_raises_the_loss(seed, agreement, spread):
     """Update and gradient may disagree on it where rows are of very different scales."""
-    following = course(seed, agreement, spread=spread)
+    following = scale(seed, agreement, spread=spread)
     assert following is None or (following.reach > 0 and following.along > 0)
 
 
 @pytest.mark.parametrize("lost", [0.0, -3.0])
 def test_where_nothing_is_lost_it_keeps_what_the_original_had_along_the_trend(lost):
-    following = course()
+    following = scale()
     length = following.length(share_for(lost, [following]))
     assert length == pytest.approx(following.along) == pytest.approx(0.3, abs=0.1)
 
@@ -49,21 +49,21 @@ def test_the_full_length_is_the_originals_and_its_reach_the_first_order_fall_of_
     draw = np.random.default_rng(1)
     first, noise = draw.standard_normal((2, 8, 9))
     moving = noise + 0.5 * first
-    following = Course.of(first, np.full((8, 9), 2.0), moving, RATE)
+    following = MomentumScale.of(first, np.full((8, 9), 2.0), moving, RATE)
     update = following.unit * moving
     assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(first / 2))
     assert following.reach == pytest.approx(RATE * (first * update).sum())
 
 
-def test_a_weight_that_moved_along_its_gradient_has_no_course():
-    assert course(agreement=-0.3) is None
-    assert Course.of(np.ones((4, 4)), np.ones((4, 4)), np.zeros((4, 4)), RATE) is None
-    assert Course.of(np.zeros((4, 4)), np.ones((4, 4)), np.ones((4, 4)), RATE) is None
-    assert Course.of(np.zeros(0), np.ones(0), np.ones(0), RATE) is None
+def test_a_weight_that_moved_along_its_gradient_does_not_follow():
+    assert scale(agreement=-0.3) is None
+    assert MomentumScale.of(np.ones((4, 4)), np.ones((4, 4)), np.zeros((4, 4)), RATE) is None
+    assert MomentumScale.of(np.zeros((4, 4)), np.ones((4, 4)), np.ones((4, 4)), RATE) is None
+    assert MomentumScale.of(np.zeros(0), np.ones(0), np.ones(0), RATE) is None
 
 
 def test_without_a_learning_rate_it_is_half_as_long_or_what_the_original_had_along_the_trend():
-    unknown, straight = course(rate=None), course(rate=None, agreement=3.0)
+    unknown, straight = scale(rate=None), scale(rate=None, agreement=3.0)
     assert unknown.length(share_for(1.0, [unknown])) == 0.5
     assert straight.length(1.0) == straight.along > 0.9
     assert unknown.regained(1.0) == straight.regained(1.0) == 0

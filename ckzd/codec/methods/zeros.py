@@ -12,8 +12,10 @@ import numpy as np
 
 from ckzd.checkpoint import RawArray
 from ckzd.codec import zstd
-from ckzd.codec.arrays import Float64, Mask
+from ckzd.codec.arrays import Mask
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
+from ckzd.codec.methods.method import KnownMoments
+from ckzd.codec.scales import product_of
 
 _MINUS_ZERO = 0x8000  # of bfloat16
 
@@ -40,9 +42,10 @@ def expected_in_weight(before: RawArray | None, shape: tuple[int, int]) -> Mask:
     return np.zeros(shape, np.bool_) if before is None else is_zero(before).reshape(shape)
 
 
-def expected_in_moments(weight: RawArray, second: RawArray | Float64) -> Mask:
-    """(R, C): where the restored weight is 0, or the restored second moment (a lone momentum's energy)."""
-    return is_zero(weight).reshape(second.shape) | is_zero(second)
+def expected_in_moments(known: KnownMoments, second: RawArray | None) -> Mask:
+    """(R, C): where the restored weight is 0, or the restored second moment, or a lone momentum's rank-1 energy."""
+    variance = product_of(known.scales) if second is None else second
+    return is_zero(known.restored_weight).reshape(variance.shape) | is_zero(variance)
 
 
 def encode_zeros(zeros: Mask, expected: Mask) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from bench.lion import Lion
 from codec.chains import compressed_run, decode, encode, restored, same_tensor
+from codec.known import known_moments
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -18,9 +19,11 @@ import ckzd
 from ckzd.codec import scales as moments
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
+from ckzd.codec.arrays import MAX_LEVEL
 from ckzd.codec.dtypes import from_float64
+from ckzd.codec.methods import scaled
+from ckzd.codec.methods.method import Coded
 from ckzd.codec.records.index import Method
-from ckzd.codec.restoring import restore_momentum
 from ckzd.formats import read_checkpoint
 
 WIDTH = 128  # batch norm's vectors are then as long as coded tensors
@@ -365,13 +368,15 @@ def test_momenta_come_back_within_their_step(momentum, step):
     moments.checked_scales(scales.rows, scales.columns, scales.reach)
     alive = momentum != 0
     assert np.array_equal(energy > 0, alive.any(1)[:, None] & alive.any(0))
-    levels = moments.quantize_first(momentum, energy, step)
-    exact = moments.restore_first(levels, energy, step)
-    inside = np.abs(levels) < moments.MAX_LEVEL
-    limit = moments._DEAD_ZONE * step * np.sqrt(energy) * (1 + 1e-9)
+    levels = scaled.quantize_first(momentum, energy, step)
+    exact = scaled.restore_first(levels, energy, step)
+    inside = np.abs(levels) < MAX_LEVEL
+    limit = scaled._DEAD_ZONE * step * np.sqrt(energy) * (1 + 1e-9)
     assert (np.abs(exact - momentum)[inside] <= limit[inside]).all()
     for dtype in ("float32", "bfloat16", "float16"):
-        assert np.array_equal(restore_momentum(levels, scales, step, dtype), from_float64(exact, dtype))
+        known = known_moments(scales, dtype, lone=True, momentum_step=step)
+        restored = scaled.ScaledMomentum().restored(Coded(levels=levels), known)
+        assert np.array_equal(restored, from_float64(exact, dtype))
 
 
 def test_a_rank_one_momentum_is_measured_by_its_rows_and_columns():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ckzd.checkpoint import STORED_AS
-from ckzd.codec.zeros import decode_zeros, encode_zeros, expected_in_weight, is_zero, masked_weight, without
+from ckzd.codec.methods.zeros import decode_zeros, encode_zeros, expected_in_weight, is_zero, masked_weight, without
 
 masks = array_shapes(min_dims=2, max_dims=2, max_side=40)
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from ckzd.checkpoint import ParamGroup
 from ckzd.codec.arrays import Float64
-from ckzd.codec.scales import filled
+from ckzd.codec.budget import filled_up
 
 _UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what three restores had chosen on the ruler
 _HALVINGS = 30  # of the interval that a share is looked for in
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class MomentumScale:
     """A first moment that may follow its weight. Lengths are of updates, exp_avg / sqrt(exp_avg_sq)."""
 
     # times the trend: as long as the original
@@ -32,7 +32,7 @@ class Course:
     reach: float | None
 
     @classmethod
-    def of(cls, first: Float64, root: Float64, moving: Float64, rate: float | None) -> "Course | None":
+    def of(cls, first: Float64, root: Float64, moving: Float64, rate: float | None) -> "MomentumScale | None":
         """None where trend and exp_avg do not agree that the weight moved down the loss.
 
         exp_avg, the root of exp_avg_sq as restored, all > 0, and the update by a first moment that is the trend, of one
@@ -54,12 +54,12 @@ class Course:
         return 0.0 if self.reach is None else (self.length(share) - self.along) * self.reach
 
 
-def share_for(lost: float, courses: Collection[Course]) -> float:
+def share_for(lost: float, scales: Collection[MomentumScale]) -> float:
     """The smallest share, of 1 at most, that makes up for `lost`; both are in units of the loss."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if sum(course.regained(middle) for course in courses) < lost:
+        if sum(scale.regained(middle) for scale in scales) < lost:
             low = middle
         else:
             high = middle
@@ -73,4 +73,4 @@ def rate_of(group: ParamGroup | None, step: int | None) -> float | None:
     beta1, beta2 = group.betas
     if max(beta1, beta2) >= 1:
         return None
-    return group.learning_rate * beta1 / (1 - beta1) * math.sqrt(filled(beta2, step))
+    return group.learning_rate * beta1 / (1 - beta1) * math.sqrt(filled_up(beta2, step))

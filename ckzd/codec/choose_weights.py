@@ -1,0 +1,138 @@
+"""How a weight is coded: by the cheapest method that is its case, with a step as fine as the budget asks.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.survey import Survey
+from ckzd.codec.arrays import Float64
+from ckzd.codec.budget import EXACT, Loss
+from ckzd.codec.dtypes import to_float64
+from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
+from ckzd.codec.methods.registry import weight_methods
+from ckzd.codec.methods.zeros import encode_zeros, expected_in_weight, masked_weight
+from ckzd.codec.presets import Preset
+from ckzd.codec.records.index import Method
+from ckzd.codec.records.layout import Triple
+from ckzd.codec.records.reference_tensors import ReferenceTensor
+from ckzd.codec.scales import product_of
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenWeight:
+    """A weight as it is coded, what it restores to, and what that loses."""
+
+    method: Method
+    coded: Coded
+    restored: ReferenceTensor
+    loss: Loss
+    zeros: bytes | None = None  # its mask, if it has one
+
+
+@dataclass(frozen=True, slots=True)
+class _Cheapest:
+    """What costs least with a step, and which step of its method that is (None: it knows no step)."""
+
+    method: Method
+    step: float | None
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class WeightChooser:
+    """Codes weights one by one. `step_exponents` says how often the step of each is halved; `chosen` adds to it."""
+
+    inputs: Inputs
+    survey: Survey
+    preset: Preset
+    step_exponents: dict[int, int]
+
+    def chosen(self, triple: Triple) -> ChosenWeight | None:
+        """A weight within the budget; None if it must be coded exactly."""
+        number = triple.weight
+        is_incomparable = self.inputs.before(number) is not None and self.inputs.finite_before(number) is None
+        if number in self.survey.same or is_incomparable:
+            return None
+        weight = self._to_code(triple)
+        ways = [(way, at) for way in weight_methods(self.preset.scheme) if (at := way.quantizer(weight)) is not None]
+        while self.step_exponents.get(number, 0) < EXACT:
+            cheapest = self._cheapest(ways, self.step_exponents.get(number, 0))
+            if cheapest is None:
+                return None
+            found = self._restored(triple, weight, cheapest)
+            over = self.preset.budget.excess(found.loss)
+            if over <= 1:
+                return found
+            more = EXACT if cheapest.step is None else found.loss.exponents_for(over, cheapest.step)
+            self.step_exponents[number] = min(EXACT, self.step_exponents.get(number, 0) + more)
+        return None
+
+    def known(self, number: int) -> KnownWeight:
+        """What a decoder knows of a weight before its stream."""
+        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, self.survey.scales[number])
+
+    def _to_code(self, triple: Triple) -> WeightToCode:
+        values, residual = self.inputs.matrix(triple.weight), self.inputs.residual(triple.weight)
+        return WeightToCode(
+            known=self.known(triple.weight),
+            values=values,
+            # nothing is coded where the weight is 0, whatever it was before: its mask says so
+            residual=None if residual is None else np.where(values == 0, 0.0, residual),
+            second=partial(self._second, triple),
+            dead_zone=self.preset.dead_zone,
+        )
+
+    def _second(self, triple: Triple) -> Float64:
+        if triple.second is None:
+            return product_of(self.survey.scales[triple.weight])
+        return self.inputs.matrix(triple.second)
+
+    def _cheapest(self, ways: Sequence[tuple[WeightMethod, Quantizer]], exponent: int) -> _Cheapest | None:
+        """The way that costs least, the first of several; None if none reaches."""
+        found: list[_Cheapest] = []
+        for method, at in ways:
+            step = method.step(self.survey.steps)
+            if step == 0:
+                continue  # nothing was learned yet that a step could be relative to
+            if step is not None:
+                step *= 2.0**-exponent
+            candidate = at(step or 0.0)
+            if candidate is not None:
+                found.append(_Cheapest(method.name, step, candidate))
+        return min(found, key=lambda way: way.candidate.cost, default=None)
+
+    def _restored(self, triple: Triple, weight: WeightToCode, cheapest: _Cheapest) -> ChosenWeight:
+        """With its exact zeros, if it has any, and what it loses."""
+        restored, zeros = cheapest.candidate.restored(), weight.values == 0
+        data = None
+        if zeros.any():
+            data = encode_zeros(zeros, expected_in_weight(self.inputs.before(triple.weight), weight.values.shape))
+            restored = replace(restored, values=masked_weight(restored.values, zeros, weight.known.tensor.dtype))
+        loss = self._loss(triple, weight, restored)
+        return ChosenWeight(cheapest.method, cheapest.candidate.coded, restored, loss, data)
+
+    def _loss(self, triple: Triple, weight: WeightToCode, restored: ReferenceTensor) -> Loss:
+        """What a weight loses if this is what it restores to."""
+        values, weighting = weight.values, weight.known.weighting
+        error = to_float64(restored.values, weight.known.tensor.dtype).reshape(values.shape) - values
+        first, residual = self.inputs.matrix(triple.first), self.inputs.residual(triple.weight)
+        first_order, progress = float((first * error).sum()), 0.0
+        if residual is not None and self.survey.is_young:
+            progress = -float((first * residual).sum())
+        lost, energy = (float((weighting.weigh(each) ** 2).sum()) for each in (error, values))
+        return Loss(
+            error=lost,
+            energy=energy,
+            elements=values.size,
+            first_order=0.0 if triple.second is None else first_order,  # a lone momentum has no unit of the loss
+            lost_progress=first_order / progress if progress > 0 else 0.0,
+            own_error=float((error**2).sum()),
+            own_energy=float((values**2).sum()),
+            is_vector=min(values.shape) == 1,
+        )

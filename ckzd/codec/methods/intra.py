@@ -1,0 +1,58 @@
+"""Intra: a weight by levels of its own, without a reference.
+
+Stream: the low bits of all levels (`wide`), and the plane of the rest.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+import math
+from functools import partial
+
+import numpy as np
+
+from ckzd.codec.arrays import MAX_LEVEL, Plane
+from ckzd.codec.dtypes import from_float64
+from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
+from ckzd.codec.records.index import Method, Steps
+from ckzd.codec.records.reference_tensors import ReferenceTensor
+from ckzd.codec.transform import wide
+
+
+class Intra(WeightMethod):
+    """Fisher-weighted values in steps."""
+
+    name = Method.WHOLE
+
+    def step(self, steps: Steps) -> float:
+        """The step of weights without a reference, which is finer than a residual's."""
+        return steps.whole_step
+
+    def quantizer(self, weight: WeightToCode) -> Quantizer | None:
+        """For a weight that has no reference."""
+        if weight.residual is not None:
+            return None
+        weighted = weight.known.weighting.weigh(weight.values)
+
+        def at(step: float) -> Candidate | None:
+            exactly = np.rint(weighted / step)
+            if np.abs(exactly).max() >= MAX_LEVEL:
+                return None
+            levels = exactly.astype(np.int16)
+            low, high = wide.split(levels)
+            return Candidate(Coded(low, high), partial(_restored, levels, weight.known, step))
+
+        return at
+
+    def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:
+        """The low bits."""
+        return wide.packed_bytes(data, math.prod(shape))
+
+    def restored(self, coded: Coded, known: KnownWeight, step: float) -> ReferenceTensor:
+        """Values alone: there is no residual that a dependent could learn from."""
+        assert coded.levels is not None, "it has a plane"
+        return _restored(wide.joined(coded.head, coded.levels), known, step)
+
+
+def _restored(levels: Plane, known: KnownWeight, step: float) -> ReferenceTensor:
+    values = known.weighting.unweigh(levels.astype(np.float64) * step)
+    return ReferenceTensor(from_float64(values, known.tensor.dtype))

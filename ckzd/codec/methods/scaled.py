@@ -1,0 +1,115 @@
+"""Scaled: a moment relative to what scales tell of its size.
+
+A first moment is in units of its own update, a second one in half octaves of its fill.
+Stream: the plane alone.
+
+# R = rows, C = columns of a tensor seen as a matrix
+"""
+
+import numpy as np
+
+from ckzd.checkpoint import RawArray
+from ckzd.codec.arrays import MAX_LEVEL, Float64, Plane
+from ckzd.codec.dtypes import SMALLEST, from_float64
+from ckzd.codec.entropy.context import Guide
+from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
+from ckzd.codec.methods.rank1 import fill_of
+from ckzd.codec.presets import Scheme
+from ckzd.codec.records.index import Method
+from ckzd.codec.records.layout import Role
+from ckzd.codec.scales import product_of, value_of
+
+_MOST_HALF_OCTAVES = 400  # of a second moment from its fill
+_DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
+
+
+class ScaledFirst(MomentMethod):
+    """exp_avg / sqrt(filled exp_avg_sq) in steps."""
+
+    name = Method.SCALED
+    roles = frozenset({Role.FIRST})
+
+    def coded(self, moments: MomentsToCode) -> Coded:
+        """Any; with a step of 0 all levels are 0."""
+        if not (step := moments.known.steps.moment_step):
+            return Coded(levels=np.zeros(moments.first.shape, np.int16))
+        return Coded(levels=quantize_first(moments.first, fill_of(moments.known), step))
+
+    def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
+        """Levels times the root of the fill."""
+        assert coded.levels is not None, "it has a plane"
+        return from_float64(restore_first(coded.levels, fill_of(known), known.steps.moment_step), known.first.dtype)
+
+
+class ScaledMomentum(MomentMethod):
+    """A momentum without a second moment, in units of the root of its own rank-1 energy."""
+
+    name = Method.SCALED
+    roles = frozenset({Role.MOMENTUM})
+    schemes = frozenset({Scheme.UNIFORM, Scheme.KMEANS})  # codebooks are for two moments
+
+    def coded(self, moments: MomentsToCode) -> Coded:
+        """Any."""
+        known = moments.known
+        return Coded(levels=quantize_first(moments.first, product_of(known.scales), known.steps.momentum_step))
+
+    def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
+        """Levels times the root of the energy."""
+        assert coded.levels is not None, "it has a plane"
+        values = restore_first(coded.levels, product_of(known.scales), known.steps.momentum_step)
+        return from_float64(values, known.first.dtype)
+
+
+class ScaledSecond(MomentMethod):
+    """A second moment that the fill does not meet."""
+
+    name = Method.SCALED
+    roles = frozenset({Role.SECOND})
+
+    def coded(self, moments: MomentsToCode) -> Coded:
+        """Any."""
+        assert moments.second is not None, "it is of the second moment"
+        return Coded(levels=quantize_second(moments.second, fill_of(moments.known)))
+
+    def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
+        """The fill times a power of the root of 2."""
+        assert known.second is not None, "it is of the second moment"
+        assert coded.levels is not None, "it has a plane"
+        dtype = known.second.dtype
+        return from_float64(restore_second(coded.levels, fill_of(known), SMALLEST[dtype]), dtype)
+
+    def side_information(self, known: KnownMoments) -> Guide:  # noqa: ARG002  # levels are what nothing foretells
+        """None."""
+        return Guide()
+
+
+def quantize_first(first: Float64, second: Float64, step: float) -> Plane:
+    """exp_avg / sqrt(restored exp_avg_sq) in units of `step`, with a dead zone; 0 where the second moment is 0."""
+    unit = np.sqrt(second) * step
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(unit > 0, first / unit, 0.0)
+    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - _DEAD_ZONE)), MAX_LEVEL)
+    return np.copysign(magnitude, relative).astype(np.int16)
+
+
+def restore_first(levels: Plane, second: Float64, step: float) -> Float64:
+    """The inverse of `quantize_first` up to its loss, (R, C)."""
+    return levels.astype(np.float64) * (np.sqrt(second) * step)
+
+
+def quantize_second(second: Float64, filled: Float64) -> Plane:
+    """Half octaves of a second moment (R, C) over the fill; 0 where the fill is 0, as little as can be where it is."""
+    used = (filled > 0) & (second > 0)
+    octaves = np.log2(np.where(used, second, 1.0) / np.where(used, filled, 1.0))
+    levels = np.where(used, np.rint(2 * octaves), np.where(filled > 0, -_MOST_HALF_OCTAVES, 0))
+    return np.clip(levels, -_MOST_HALF_OCTAVES, _MOST_HALF_OCTAVES).astype(np.int16)
+
+
+def restore_second(levels: Plane, filled: Float64, smallest: float) -> Float64:
+    """The inverse of `quantize_second` up to its loss (R, C), and at least `smallest` where the fill is not 0.
+
+    ValueError for a level that it does not write.
+    """
+    if np.abs(levels.astype(np.int32)).max(initial=0) > _MOST_HALF_OCTAVES:
+        raise ValueError(f"a second moment more than {_MOST_HALF_OCTAVES} half octaves from its fill")
+    return np.where(filled > 0, np.maximum(filled * value_of(4 * levels), smallest), 0.0)

@@ -1,0 +1,49 @@
+"""What a way to code a residual costs, distortion and rate together; only the encoder asks.
+
+All ways to code a matrix have the same quantization step, so an error weighs as much against a bit in each.
+
+# R = rows, C = columns of a plane
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckzd.codec.arrays import Float64, Plane
+
+LAMBDA = 0.13  # squared steps of error that a bit less costs, measured where levels are coefficients in bases
+_NEAR, _CLASSES = 9, 48  # magnitudes and classes that the estimate tells apart
+_ESCAPE_BITS = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class RateDistortion:
+    """What is lost of a residual in squared steps, and about how many bits its code takes."""
+
+    distortion: float
+    bits: float
+
+    @property
+    def cost(self) -> float:
+        """Both together, in squared steps."""
+        return self.distortion + LAMBDA * self.bits
+
+
+def estimated(lost: Float64, levels: Plane, more_bits: int = 0) -> RateDistortion:
+    """Of what is lost, in steps, levels that are coded as a plane, and bits beside them."""
+    return RateDistortion(float((lost**2).sum()), more_bits + _estimated_bits(levels))
+
+
+def _estimated_bits(levels: Plane) -> float:
+    """About what levels take in contexts that tell how large their row and their column are."""
+    near = np.minimum(np.abs(levels.astype(np.int64)), _NEAR)
+    mean = near.mean()
+    if not mean:
+        return 0.0
+    rows, columns = (np.log2(np.maximum(near.mean(axis), mean / 64)) for axis in (1, 0))
+    classes = np.floor(4 * (np.add.outer(rows, columns) - np.log2(mean))) + _CLASSES // 2
+    cells = np.clip(classes, 0, _CLASSES - 1).astype(np.int64) * (_NEAR + 1) + near
+    counts = np.bincount(cells.ravel(), minlength=_CLASSES * (_NEAR + 1)).reshape(_CLASSES, -1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    magnitudes = -float((counts * np.log2(np.maximum(shares, 1e-12))).sum())
+    return magnitudes + np.count_nonzero(near) + _ESCAPE_BITS * float(counts[:, _NEAR].sum())

@@ -1,0 +1,57 @@
+"""The fill is 0 only where both moments were, else at least the smallest number; and near what it stands for."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from ckzd.codec.arrays import Float64
+from ckzd.codec.dtypes import SMALLEST, from_float64, to_float64
+from ckzd.codec.methods.rank1 import fill
+from ckzd.codec.scales import checked_scales, scales_of
+
+DTYPES = ["float32", "bfloat16", "float16"]
+positive = st.one_of(st.just(0.0), st.floats(2.0**-149, 2.0**120, width=32), st.floats(2.0**-46, 2.0**-7, width=32))
+signed = st.one_of(st.just(0.0), st.floats(-(2.0**100), 2.0**100, width=32))
+matrices = array_shapes(min_dims=2, max_dims=2, max_side=6)
+
+
+def stored(values: Float64, dtype: str) -> Float64:
+    return to_float64(from_float64(values, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_restored_second_moments_are_zero_only_where_both_were(dtype, data):
+    shape = data.draw(matrices)
+    second = stored(data.draw(arrays(np.float64, shape, elements=positive)), dtype)
+    first = stored(data.draw(arrays(np.float64, shape, elements=signed)), dtype)
+    scales = scales_of(second, first, dtype)
+    restored = to_float64(fill(scales, dtype), dtype)
+    assert restored.shape == shape
+    assert np.isfinite(restored).all()
+    assert not ((restored == 0) & ((second != 0) | (first != 0))).any()
+    assert ((restored == 0) | (restored >= SMALLEST[dtype])).all()
+    dead = (second == 0) & (first == 0)
+    assert (restored[dead.all(1)] == 0).all()
+    assert (restored[:, dead.all(0)] == 0).all()
+    checked_scales(scales.rows, scales.columns, scales.reach)
+
+
+def test_a_rank_one_second_moment_comes_back_to_a_sixteenth_of_an_octave_a_side():
+    rows, columns = np.geomspace(1e-12, 1e-4, 40)[:, None], np.geomspace(0.01, 100, 30)[None, :]
+    second = rows * columns
+    restored = to_float64(fill(scales_of(second, second, "float32"), "float32"), "float32")
+    assert np.abs(np.log2(restored / second)).max() < 2 / 16 + 1e-6
+
+
+def test_masked_elements_do_not_make_the_others_smaller():
+    """Of a tensor of which half never had a gradient, the other half comes back as if it were alone."""
+    draw = np.random.default_rng(0)
+    second = np.where(
+        draw.random((64, 48)) < 0.5, 0.0, np.outer(np.geomspace(1e-8, 1e-4, 64), np.geomspace(0.1, 10, 48))
+    )
+    restored = to_float64(fill(scales_of(second, second, "float32"), "float32"), "float32")
+    alive = second > 0
+    assert np.abs(np.log2(restored[alive] / second[alive])).max() < 0.5
