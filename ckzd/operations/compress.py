@@ -25,7 +25,7 @@ from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, refere
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.analysis.tiles import in_slabs
 from ckzd.codec.encode import Encoded, Encoder
-from ckzd.codec.presets import PRESETS, Preset
+from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float], None]
 
-_TOOLS = ("numpy", "torch", "scikit-learn", "constriction", "zstandard")
+_TOOLS = ("numpy", "constriction", "zstandard")
+_PAPER_TOOLS = ("torch", "scikit-learn")  # of codebooks and the LSTM, which other presets have not
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,9 +397,14 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         parts=encoded.parts,
         coders=encoded.coders,
         quality=encoded.quality,
-        tools={"ckzd": __version__} | {name: version(name) for name in _TOOLS},
+        tools={"ckzd": __version__} | {name: version(name) for name in _tools(job.preset)},
         files=files,
     )
+
+
+def _tools(preset: Preset) -> tuple[str, ...]:
+    """What takes part in an archive of this preset."""
+    return (*_TOOLS, *(_PAPER_TOOLS if preset.scheme is Scheme.KMEANS else ()))
 
 
 def _device(name: str, preset: Preset) -> str:

@@ -9,6 +9,7 @@ from serving import write_checkpoint
 
 import ckzd
 from ckzd import durable
+from ckzd.chains import read_manifest
 from ckzd.errors import NoSpace
 from ckzd.store import Store
 
@@ -37,3 +38,11 @@ def test_a_full_disk_gets_no_store(tmp_path, monkeypatch):
     with pytest.raises(NoSpace):
         ckzd.compress(checkpoint)
     assert not (tmp_path / ".ckzd").exists()
+
+
+@pytest.mark.parametrize("preset", ["resume", "archive", "paper", "lossless"])
+def test_an_archive_names_the_versions_of_what_took_part_in_it(tmp_path, preset):
+    checkpoint = write_checkpoint(tmp_path / "run" / "step_1.safetensors")
+    tools = read_manifest(Path(ckzd.compress(checkpoint, preset=preset).archive)).tools
+    assert {"ckzd", "numpy", "constriction", "zstandard"} <= set(tools)
+    assert ({"torch", "scikit-learn"} <= set(tools)) == (preset == "paper")
