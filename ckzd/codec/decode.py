@@ -17,10 +17,10 @@ from typing import Self
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
 from ckzd.codec.arrays import Mask, Plane
 from ckzd.codec.dtypes import stored_array
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.models import Models, TableModel
 from ckzd.codec.entropy.planes import decode_plane
-from ckzd.codec.methods.method import KINDS, Coded, KnownMoments, KnownWeight, LossyMethod, WeightMethod
+from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments, KnownWeight, LossyMethod, WeightMethod
 from ckzd.codec.methods.registry import checked, is_lossy, moment_method, verbatim, weight_method
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
@@ -192,16 +192,16 @@ class Decoder:
     def _is_lossy(self, number: int) -> bool:
         return is_lossy(self.index.codes[number].method, self._roles[number])
 
-    def _coded(self, number: int, method: LossyMethod, side_information: Callable[[bytes], Guide]) -> Coded:
+    def _coded(self, number: int, method: LossyMethod, side_information: Callable[[bytes], SideInformation]) -> Coded:
         """A stream taken apart, its plane decoded. What contexts see may depend on the head before it."""
         code, shape = self.index.codes[number], plane_shape(self._tensor(number).shape)
         data = b"" if code.stream is None else self._stream(code.stream)
         if not method.has_plane:
             return Coded(data)
         start = method.head_bytes(data, shape)
-        head, kind = data[:start], KINDS[self._roles[number]]
-        guide = side_information(head)
-        return Coded(head, decode_plane(data[start:], method.form(head, shape), kind, guide, self._models))
+        head, kind = data[:start], PLANE_KIND[self._roles[number]]
+        seen = side_information(head)
+        return Coded(head, decode_plane(data[start:], method.form(head, shape), kind, seen, self._models))
 
     def _exact(self, tensor: TensorSpec, code: Code) -> Bytes:
         data = b"" if code.stream is None else self._stream(code.stream)

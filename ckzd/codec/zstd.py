@@ -1,4 +1,4 @@
-"""Zstandard with its limits: a frame is decompressed only if the size that it claims is one that can be right."""
+"""Zstandard with its limits: a block is decompressed only if the size that it claims is one that can be right."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ _MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
 
 
 def compress(data: bytes, level: int = SMALL) -> bytes:
-    """One frame that states its size."""
+    """One Zstandard frame that states its size."""
     return zstandard.ZstdCompressor(level=level).compress(data)
 
 
 def compress_parts(parts: Sequence[bytes], level: int, *, alone: int) -> bytes:
-    """One frame of all parts together; one of at least `alone` bytes shares its Huffman tables with no other."""
+    """One Zstandard frame of all parts; one of at least `alone` bytes shares its Huffman tables with no other."""
     coder = zstandard.ZstdCompressor(level=level).compressobj(size=sum(map(len, parts)))
     found = []
     for part in parts:
@@ -27,7 +27,7 @@ def compress_parts(parts: Sequence[bytes], level: int, *, alone: int) -> bytes:
 
 
 def decompress(data: bytes, at_most: int, reference: bytes = b"") -> bytes:
-    """The inverse of `compress` and `compress_against`; ValueError if the frame is malformed, larger, or not alone."""
+    """The inverse of `compress` and `compress_against`; ValueError if the block is malformed, larger, or not alone."""
     try:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= at_most:

@@ -48,7 +48,7 @@ def counted(planes: Iterable[tuple[PlaneToCode, Float64]], *, as_coded: bool = F
     """
     cells: Cells = {}
     for plane, second in planes:
-        guide = plane.guide if as_coded else replace(plane.guide, second=None)
+        guide = plane.side_information if as_coded else replace(plane.side_information, second=None)
         known, symbols = np.zeros(plane.levels.shape, np.uint8), to_symbols(plane.levels).ravel()
         magnitude = context.magnitudes(plane.levels)
         total, classes = int(magnitude.sum(dtype=np.int64)), second_classes(second).ravel()

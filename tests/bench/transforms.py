@@ -25,7 +25,7 @@ from scipy.special import ndtr
 
 from ckzd.codec.arrays import Float64
 from ckzd.codec.choose import Chooser
-from ckzd.codec.entropy.context import WEIGHTS, Guide
+from ckzd.codec.entropy.context import WEIGHTS, SideInformation
 from ckzd.codec.entropy.fitting import fit_tables, histograms_over
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, encode_plane
@@ -163,7 +163,7 @@ def with_levels(factors: Coder, matrix: Matrix, dead_zone: float) -> Coder:
         known = factors(step)
         code = quantize_scalar(matrix.weighted - known.values, step, dead_zone)
         guide = np.clip(np.rint(matrix.before / step), -127, 127).astype(np.int16)
-        plane = PlaneToCode(0, WEIGHTS, code.levels, Guide(levels_for_context(guide)))
+        plane = PlaneToCode(0, WEIGHTS, code.levels, SideInformation(levels_for_context(guide)))
         return Coded(known.values + dequantize_scalar(code, step), known.bytes, plane)
 
     return coded
@@ -181,7 +181,9 @@ def candidates(matrix: Matrix) -> Iterator[tuple[str, Coder]]:
 def cost(coded: Coded, models: Models) -> float:
     """Bytes of factors and of the levels beside them."""
     plane = coded.plane
-    return coded.bytes + (len(encode_plane(plane.levels, plane.kind, plane.guide, models)[0]) if plane else 0)
+    return coded.bytes + (
+        len(encode_plane(plane.levels, plane.kind, plane.side_information, models)[0]) if plane else 0
+    )
 
 
 def costs(matrix: Matrix, models: Models, dead_zone: float) -> dict[str, float]:

@@ -32,14 +32,14 @@ class Inputs:
         )
 
     @cached_property
-    def slabs(self) -> dict[int, list[int]]:
-        """Numbers of the slabs of each tensor, by that of the first."""
+    def tiles(self) -> dict[int, list[int]]:
+        """Numbers of the tiles of each tensor, by that of the first."""
         return storages(self.checkpoint.files)
 
     @cached_property
-    def first_slab(self) -> dict[int, int]:
-        """What `slabs` knows a slab's tensor by, for each slab."""
-        return {slab: first for first, slabs in self.slabs.items() for slab in slabs}
+    def first_tile(self) -> dict[int, int]:
+        """What `tiles` knows a tile's tensor by, for each tile."""
+        return {tile: first for first, tiles in self.tiles.items() for tile in tiles}
 
     @cached_property
     def _groups(self) -> dict[tuple[str, ...], ParamGroup]:
@@ -58,8 +58,8 @@ class Inputs:
         return next((group for group in found if group is not None), None)
 
     def whole_shape(self, number: int) -> tuple[int, ...]:
-        """Of all of a tensor, by the number of its first slab."""
-        return whole([self.tensor(slab) for slab in self.slabs[number]]).shape
+        """Of all of a tensor, by the number of its first tile."""
+        return whole([self.tensor(tile) for tile in self.tiles[number]]).shape
 
     def tensor(self, number: int) -> TensorSpec:
         """Its path, dtype and shape."""

@@ -11,7 +11,7 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import MAX_LEVEL, Float64, Plane
 from ckzd.codec.dtypes import SMALLEST, from_float64
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
 from ckzd.codec.methods.rank1 import fill_of
 from ckzd.codec.presets import Scheme
@@ -42,7 +42,7 @@ class ScaledFirst(MomentMethod):
 
 
 class ScaledMomentum(MomentMethod):
-    """A momentum without a second moment, in units of the root of its own rank-1 energy."""
+    """A momentum without a second moment, in units of the root of its own rank-1 variance."""
 
     name = Method.SCALED
     roles = frozenset({Role.MOMENTUM})
@@ -54,7 +54,7 @@ class ScaledMomentum(MomentMethod):
         return Coded(levels=quantize_first(moments.first, product_of(known.scales), known.steps.momentum_step))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
-        """Levels times the root of the energy."""
+        """Levels times the root of the variance."""
         assert coded.levels is not None, "it has a plane"
         values = restore_first(coded.levels, product_of(known.scales), known.steps.momentum_step)
         return from_float64(values, known.first.dtype)
@@ -78,9 +78,9 @@ class ScaledSecond(MomentMethod):
         dtype = known.second.dtype
         return from_float64(restore_second(coded.levels, fill_of(known), SMALLEST[dtype]), dtype)
 
-    def side_information(self, known: KnownMoments) -> Guide:  # noqa: ARG002  # levels are what nothing foretells
+    def side_information(self, known: KnownMoments) -> SideInformation:  # noqa: ARG002  # levels are what nothing foretells
         """None."""
-        return Guide()
+        return SideInformation()
 
 
 def quantize_first(first: Float64, second: Float64, step: float) -> Plane:

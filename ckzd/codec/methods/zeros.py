@@ -43,7 +43,7 @@ def expected_in_weight(before: RawArray | None, shape: tuple[int, int]) -> Mask:
 
 
 def expected_in_moments(known: KnownMoments, second: RawArray | None) -> Mask:
-    """(R, C): where the restored weight is 0, or the restored second moment, or a lone momentum's rank-1 energy."""
+    """(R, C): where the restored weight is 0, or the restored second moment, or a lone momentum's rank-1 variance."""
     variance = product_of(known.scales) if second is None else second
     return is_zero(known.restored_weight).reshape(variance.shape) | is_zero(variance)
 
