@@ -78,7 +78,10 @@ class Pace:
 
     @classmethod
     def of(cls, original: Float64, restored: Float64, first: Float64, *, eps: float) -> Self:
-        """Of second moments and the original first, of one shape; eps > 0. Elements 0 in both say nothing."""
+        """The pace that a restored second moment leaves, given the original first, all of one shape; eps > 0.
+
+        Elements that are 0 in both second moments say nothing.
+        """
         used = (original > 0) | (restored > 0)
         total = float(original.sum())
         if not used.any():
@@ -93,7 +96,7 @@ class Pace:
 
     @classmethod
     def unchanged(cls) -> Self:
-        """Of one that is exact."""
+        """The pace of a second moment that is exact."""
         return cls(1.0, 1.0, 1.0)
 
     @property
@@ -139,7 +142,7 @@ class Loss:
 
     @property
     def own_relative(self) -> float:
-        """The same, unweighted."""
+        """Unweighted error over unweighted weight; 0 for a weight that is 0."""
         return self.own_error / self.own_energy if self.own_energy else 0.0
 
     def exponents_for(self, over: float, step: float) -> int:

@@ -180,7 +180,7 @@ class Chooser:
         return without(restored, decode_zeros(self.zeros[triple.first], expected_in_moments(known, second)))
 
     def _restored(self, number: int, triple: Triple, known: KnownMoments) -> RawArray:
-        """But for its exact zeros."""
+        """A restored moment (R, C), but for its exact zeros."""
         if self.methods[number] is Method.EXACT:
             return self.inputs.stored(number).reshape(plane_shape(self.inputs.tensor(number).shape))
         method = moment_method(self.methods[number], triple.role_of(number))

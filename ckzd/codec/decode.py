@@ -73,7 +73,7 @@ class Decoder:
         reference: Reconstruction | None,
         checkpoint_bytes: int = MAX_BYTES,
     ) -> Self:
-        """From the archive's named entries (empty if absent) and what it depends on."""
+        """A decoder of an archive's named entries (empty if absent) that has its reference; raises MALFORMED."""
         before = reference.blob("layout") if reference is not None else b""
         index = Index.from_bytes(entry("index"), before, checkpoint_bytes)
         scales = decode_scales(entry("scales"), index.layout, reference, index.reach)
@@ -82,7 +82,7 @@ class Decoder:
 
     @classmethod
     def from_own(cls, entry: Entry, stream: Callable[[StreamRef], bytes], own: Reconstruction) -> Self:
-        """From the archive's own reconstruction, which makes its reference unnecessary: for payloads only."""
+        """A decoder of payloads that has the archive's own reconstruction, and needs no reference; raises MALFORMED."""
         layout = Layout.from_json(own.blob("layout"))
         index, scales = Index.with_layout(entry("index"), layout), {}
         for triple in layout.triples:
@@ -141,7 +141,7 @@ class Decoder:
         return replace(restored, values=masked_weight(restored.values, self._zeros(number, expected), tensor.dtype))
 
     def _step(self, number: int, method: WeightMethod) -> float:
-        """Of one weight's levels; 0 of codebooks, which have none."""
+        """The step of one weight's levels; 0 of codebooks, which have none."""
         return (method.step(self.index.steps) or 0.0) * 2.0 ** -self.index.step_exponents.get(number, 0)
 
     def _copied(self, number: int, done: ArrayFile) -> ReferenceTensor:
@@ -173,7 +173,7 @@ class Decoder:
         )
 
     def _first_levels(self, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> Plane:
-        """Of the first moment, which the contexts of a second one's codebook see."""
+        """Levels of the first moment, which the contexts of a second one's codebook see."""
         method = moment_method(self.index.codes[triple.first].method, Role.FIRST)
         known = self._known_moments(triple, reconstruction)
         levels = self._coded(triple.first, method, lambda _: method.side_information(known)).levels

@@ -66,7 +66,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
 
 
 def in_batches(work: Callable[[list[T]], list[R]], items: Iterable[T], elements: Callable[[T], int]) -> Iterator[R]:
-    """The same where `work` takes several items in a row at a time: small ones are faster together."""
+    """Results in the order of the items, of `work` that takes several at a time: small ones are faster together."""
 
     def all_elements(batch: list[T]) -> int:
         return sum(elements(item) for item in batch)

@@ -34,7 +34,7 @@ class Preset:
     intra_step: float = 0.0  # to the typical weight, where there is no reference
     dead_zone: float = 0.5  # magnitudes below this many steps become 0
     moment_step: float = 0.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in bases likewise
-    fresh_moment_step: float = 0.0  # the same where first moments are more than noise: in young runs
+    fresh_moment_step: float = 0.0  # moment_step where first moments are more than noise: in young runs
     momentum_step: float = 0.7  # to the rms of a momentum without a second moment: always coded
     lstm_steps: int = 0  # training steps at most, when the reference has an LSTM to start from; 0: tables alone
     lstm_cold_steps: int = 0

@@ -92,7 +92,7 @@ def scales_of(second: Float64, first: Float64, dtype: str) -> Scales:
 
 
 def scales_beside(other: Scales, rows: int) -> Scales:
-    """Of rows whose moments are all 0, given those of others of their tensor: they weigh as much as in one piece."""
+    """Scales of rows whose moments are all 0, given those of others of their tensor: they weigh as in one piece."""
     used = other.rows[other.rows != ZERO]
     weight = max(int(used.min()) + BELOW_ALL, int(used.mean(dtype=np.float64)) - REACH) if used.size else 0
     moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_SCALE_CODE, MAX_SCALE_CODE)
@@ -161,7 +161,7 @@ class FisherWeighting:
         return residual * self.rows * self.columns
 
     def unweigh(self, weighted: Float64) -> Float64:
-        """Back; this order of divisions is the format's. (R, C)."""
+        """Out of that domain again, (R, C); this order of divisions is the format's."""
         return (weighted / self.rows) / self.columns
 
 

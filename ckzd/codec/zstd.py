@@ -39,7 +39,7 @@ def decompress(data: bytes, at_most: int, reference: bytes = b"") -> bytes:
 
 
 def decompress_exactly(data: bytes, nbytes: int) -> bytes:
-    """The same for a block whose size is known."""
+    """What a block holds whose size is known; ValueError unless it is just so large."""
     plain = decompress(data, nbytes)
     if len(plain) != nbytes:
         raise ValueError(f"expected a block of {nbytes} bytes, got {len(plain)}")
@@ -47,7 +47,7 @@ def decompress_exactly(data: bytes, nbytes: int) -> bytes:
 
 
 def compress_against(data: bytes, reference: bytes) -> bytes:
-    """With `reference` as a raw-content dictionary: what did not change costs next to nothing."""
+    """One Zstandard frame with `reference` as its raw dictionary: what did not change costs next to nothing."""
     window = max(_MIN_WINDOW_LOG, min(_MAX_WINDOW_LOG, (len(data) + len(reference)).bit_length()))
     parameters = zstandard.ZstdCompressionParameters.from_level(
         19, window_log=window, enable_ldm=True, write_content_size=1

@@ -108,9 +108,9 @@ class _Energies:
 
     weights: _Energy = field(default_factory=_Energy)  # all lossy weights
     matrices: _ByTensor = field(default_factory=_by_tensor)  # rows and columns with moments of what may have a basis
-    residuals: _ByTensor = field(default_factory=_by_tensor)  # the same of what has one
+    residuals: _ByTensor = field(default_factory=_by_tensor)  # residuals of what has a basis, likewise
     updates: _Energy = field(default_factory=_Energy)  # exp_avg / sqrt(exp_avg_sq)
-    momenta: _Energy = field(default_factory=_Energy)  # the same of lone momenta
+    momenta: _Energy = field(default_factory=_Energy)  # lone momenta over the root of their rank-1 variance
     framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as bases see it
     framed_momenta: _Energy = field(default_factory=_Energy)
 
@@ -274,7 +274,7 @@ def _has_moments(inputs: Inputs, triple: Triple) -> bool:
 
 
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:
-    """Of every group that holds a weight with two moments: Lion's betas mean something else."""
+    """Betas of every group that holds a weight with two moments: Lion's mean something else."""
     for triple in lossy:
         group = inputs.group_of(triple.second) if triple.second is not None else None
         if group is not None and group.betas is not None:

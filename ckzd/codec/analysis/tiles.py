@@ -18,7 +18,7 @@ MAX_ELEMENTS = 1 << 22  # of a tile of more than 256 rows: some 90 bytes each wh
 
 
 def in_tiles(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint with its large tensors cut.
+    """A checkpoint with its large tensors cut.
 
     It is left as it is if a file gives a CRC-32 before the bytes it is of, or a tile would have another tensor's path.
     """

@@ -165,7 +165,7 @@ def _decode_chunk(data: bytes, start: int, sorted_: Unsigned, classes: Classes |
 
 
 def _sizes(cuts: list[_Cut], differences: Unsigned) -> tuple[int, int, int]:
-    """Of the three blocks; ValueError for a cut beyond the element."""
+    """Sizes of the three blocks; ValueError for a cut beyond the element."""
     above = below = 0
     for cut in cuts:
         if cut.k > 8 * (differences.itemsize - 1):

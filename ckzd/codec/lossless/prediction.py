@@ -59,7 +59,7 @@ class Prediction:
 
     @classmethod
     def from_bytes(cls, data: bytes, start: int, count: int, bits: int) -> "tuple[Prediction | None, int]":
-        """Of `count` elements, or None; and where it ends. ValueError or IndexError if it is malformed."""
+        """A prediction of `count` elements, or None, and where it ends; ValueError or IndexError if it is malformed."""
         columns, start = read_leb(data, start)
         if columns == 0:
             return None, start

@@ -64,14 +64,14 @@ class CodebookWeight(WeightMethod):
     schemes = frozenset({Scheme.KMEANS})
 
     def step(self, steps: QuantizationSteps) -> None:  # noqa: ARG002  # centres are values
-        """None: it cannot be made finer."""
+        """No step, so that none can be made finer: what is not good enough is coded exactly."""
         return
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a residual."""
         if weight.residual is None:
             return None
-        residual = weight.residual
+        residual = weight.residual()
 
         def at(step: float) -> Candidate:
             from ckzd.codec.paper import kmeans  # noqa: PLC0415  # see `_quantized`
@@ -99,7 +99,7 @@ class CodebookFirst(MomentMethod):
     schemes = frozenset({Scheme.KMEANS})
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """A codebook of the moments that are kept."""
         return _quantized(moments.first, _mask(moments))
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # of any shape
@@ -123,11 +123,11 @@ class CodebookSecond(MomentMethod):
     roles = frozenset({Role.SECOND})
 
     def may_stand_beside(self, first: Method) -> bool:
-        """Its contexts see the first moment's levels."""
+        """Beside a first moment that has a codebook: its contexts see those levels."""
         return first is Method.KMEANS
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """A codebook of the moments that are kept."""
         assert moments.second is not None, "it is of the second moment"
         return _quantized(moments.second, _mask(moments))
 

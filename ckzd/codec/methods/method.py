@@ -58,7 +58,7 @@ class CodingMethod:
     streams: ClassVar[Streams] = Streams.ONE
 
     def may_stand_beside(self, first: Method) -> bool:  # noqa: ARG002  # most do not care
-        """Of a second moment: whether the first may be coded so."""
+        """Whether a second moment may be coded by this method where the first is coded by `first`."""
         return True
 
 
@@ -123,7 +123,7 @@ class WeightToCode:
 
     known: KnownWeight
     values: Float64  # (R, C)
-    residual: Float64 | None  # (R, C): to the reference, if there is one that a residual can be taken to
+    residual: Callable[[], Float64] | None  # (R, C), computed anew: what a method keeps of it is of its own domain
     second: Callable[[], Float64]  # (R, C): its second moment, or the rank-1 variance of its momentum
     dead_zone: float
 
@@ -131,7 +131,7 @@ class WeightToCode:
     def weighted(self) -> Float64:
         """The Fisher-weighted residual (R, C)."""
         assert self.residual is not None, "there is a reference"
-        return self.known.weighting.weigh(self.residual)
+        return self.known.weighting.weigh(self.residual())
 
 
 @dataclass(frozen=True, slots=True)

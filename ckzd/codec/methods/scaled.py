@@ -30,7 +30,7 @@ class ScaledFirst(MomentMethod):
     roles = frozenset({Role.FIRST})
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any; with a step of 0 all levels are 0."""
+        """Levels of the update; all are 0 if the step is 0, as where first moments are dropped."""
         if not (step := moments.known.steps.moment_step):
             return Coded(levels=np.zeros(moments.first.shape, np.int16))
         return Coded(levels=quantize_first(moments.first, fill_of(moments.known), step))
@@ -49,7 +49,7 @@ class ScaledMomentum(MomentMethod):
     schemes = frozenset({Scheme.UNIFORM, Scheme.KMEANS})  # codebooks are for two moments
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """Levels of the momentum over the root of its rank-1 variance."""
         known = moments.known
         return Coded(levels=quantize_first(moments.first, product_of(known.scales), known.steps.momentum_step))
 
@@ -67,7 +67,7 @@ class ScaledSecond(MomentMethod):
     roles = frozenset({Role.SECOND})
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """Half octaves over the fill."""
         assert moments.second is not None, "it is of the second moment"
         return Coded(levels=quantize_second(moments.second, fill_of(moments.known)))
 
@@ -79,7 +79,7 @@ class ScaledSecond(MomentMethod):
         return from_float64(restore_second(coded.levels, fill_of(known), SMALLEST[dtype]), dtype)
 
     def side_information(self, known: KnownMoments) -> SideInformation:  # noqa: ARG002  # levels are what nothing foretells
-        """None."""
+        """Nothing: levels are what scales did not foretell."""
         return SideInformation()
 
 

@@ -32,7 +32,7 @@ def without(values: RawArray, zeros: Mask) -> RawArray:
 
 
 def masked_weight(values: RawArray, zeros: Mask, dtype: str) -> RawArray:
-    """The same, and nothing else is 0: who finds the mask again by `weight == 0` must find this one."""
+    """The values with 0 at the zeros (R, C) and nowhere else: `weight == 0` must find this very mask again."""
     least = from_float64(np.array(SMALLEST_NORMAL[dtype]), dtype)
     return without(np.where(is_zero(values), least, values), zeros)
 

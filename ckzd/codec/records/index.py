@@ -61,7 +61,7 @@ class QuantizationSteps:
     step: float = 0.0  # weights' residuals, Fisher-weighted
     whole_step: float = 0.0  # weights without a reference, likewise
     moment_step: float = 0.0  # exp_avg / sqrt(exp_avg_sq)
-    momentum_step: float = 0.0  # the same of a momentum without a second moment
+    momentum_step: float = 0.0  # a momentum without a second moment, over the root of its rank-1 variance
     framed_moment_step: float = 0.0  # exp_avg in its weight's adaptive basis
     framed_momentum_step: float = 0.0  # a lone momentum likewise, over the fourth root of its typical variance
 
@@ -110,7 +110,7 @@ class Index:
 
     @staticmethod
     def with_layout(data: bytes, layout: Layout) -> "Index":
-        """The same where the layout is already known: no reference is needed."""
+        """An index whose layout is already known, so that no reference is needed; errors as of `from_bytes`."""
         _, block = _blocks(data)
         tensors = len(layout.tensors)
         limit = min(_FEW_BYTES + _BYTES_A_CODE * tensors, MAX_INDEX_BYTES)

@@ -30,7 +30,7 @@ class ReferenceTensor:
 
 
 def with_tracked_bases(found: Sequence[ReferenceTensor | None]) -> list[ReferenceTensor | None]:
-    """The same tensors, with the bases that their coefficients lead to: of many tensors together they cost less."""
+    """Tensors with the bases that their coefficients lead to, None for None: of many together they cost less."""
     bases = iter(tracked([tensor.observed for tensor in found if tensor and tensor.observed]))
     return [
         replace(tensor, basis=next(bases), observed=None) if tensor and tensor.observed else tensor for tensor in found

@@ -76,7 +76,7 @@ class BasisSide:
             yield slice(start, stop), self.vectors[start:stop, : stop - start].astype(np.float64)
 
     def copied(self) -> Self:
-        """The same in memory of its own."""
+        """A copy in memory of its own."""
         return type(self)(self.vectors.copy(), self.codes.copy())
 
     @property
@@ -93,7 +93,7 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class AdaptiveBasis:
-    """Both sides' directions of one matrix. `settled`: it has learned from a residual before."""
+    """The directions of both sides of one matrix; `settled` once it has learned from a residual."""
 
     left: BasisSide
     right: BasisSide
@@ -114,7 +114,7 @@ class AdaptiveBasis:
         return _both(weighted, self, lambda vectors, part: np.ldexp(vectors.T @ part, -_VECTOR_BITS))
 
     def turned(self, fixed: Float64) -> Float64:
-        """Of a residual (R, C) in 2**-12 steps that was not coded in this basis, exactly: what it learns from."""
+        """Coefficients of a residual (R, C) in 2**-12 steps that was coded otherwise, exactly: to learn from."""
         return _both(fixed, self, lambda vectors, part: shifted(vectors.T @ part, -_VECTOR_BITS))
 
     def reaches(self, levels: Plane) -> bool:
