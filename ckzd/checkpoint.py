@@ -179,13 +179,13 @@ def storages(files: Sequence[FileLayout]) -> dict[int, list[int]]:
     return found
 
 
-def whole(slabs: Sequence[TensorSpec]) -> TensorSpec:
+def whole(tiles: Sequence[TensorSpec]) -> TensorSpec:
     """The tensor whose rows they are."""
-    first, *others = slabs
+    first, *others = tiles
     if not others:
         return first
-    shape = (sum(slab.shape[0] for slab in slabs), *first.shape[1:])
-    return replace(first, shape=shape, nbytes=sum(slab.nbytes for slab in slabs))
+    shape = (sum(tile.shape[0] for tile in tiles), *first.shape[1:])
+    return replace(first, shape=shape, nbytes=sum(tile.nbytes for tile in tiles))
 
 
 def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[Bytes]) -> Iterator[Bytes]:

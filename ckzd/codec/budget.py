@@ -1,7 +1,8 @@
 """How much an archive may lose, what it loses, and what is done where that is more.
 
-A weight's step is the checkpoint's, halved as often as needed; a weight that no number of halvings brings into the
-budget is coded exactly, and so is a second moment that would change the optimizer's steps: every budget can be met.
+A weight's quantization step is the checkpoint's times 2 to the minus its step exponent, which is as large as it takes.
+A weight that no exponent brings into the budget is coded exactly, and so is a second moment that would change the
+optimizer's steps: every budget can be met.
 """
 
 import math
@@ -14,8 +15,8 @@ import numpy as np
 
 from ckzd.codec.arrays import Float64
 
-EXACT = 16  # halvings: so many more bits an element cost as much as the element itself
-TRIES = 3  # of the whole transform with halved steps, before what is still too much is coded exactly
+EXACT = 16  # a step exponent: so many more bits an element cost as much as the element itself
+TRIES = 3  # of all weights with halved steps, before what is still too much is coded exactly
 _LEFT_OF_HALVED = 0.4  # of a weight's error when its step is halved: 1/4 for fine steps, more for coarse ones
 _MARGIN = 0.99  # far more than sums in another order differ by
 _LONGER, _FAR_LONGER = 1.25, 3.0  # of restored updates
@@ -77,11 +78,14 @@ class Pace:
 
     @classmethod
     def of(cls, original: Float64, restored: Float64, first: Float64, *, eps: float) -> Self:
-        """Of second moments and the original first, of one shape; eps > 0. Elements 0 in both say nothing."""
+        """The pace that a restored second moment leaves, given the original first, all of one shape; eps > 0.
+
+        Elements that are 0 in both second moments say nothing.
+        """
         used = (original > 0) | (restored > 0)
         total = float(original.sum())
         if not used.any():
-            return cls.kept()
+            return cls.unchanged()
         before, after = (np.sqrt(second[used]) + eps for second in (original, restored))
         updates = [math.sqrt(((first[used] / root) ** 2).sum()) for root in (before, after)]
         return cls(
@@ -91,8 +95,8 @@ class Pace:
         )
 
     @classmethod
-    def kept(cls) -> Self:
-        """Of one that is exact."""
+    def unchanged(cls) -> Self:
+        """The pace of a second moment that is exact."""
         return cls(1.0, 1.0, 1.0)
 
     @property
@@ -125,7 +129,7 @@ class Loss:
     error: float
     energy: float  # its own
     elements: int
-    first_order: float  # of the training loss, in its own units: see `course`
+    first_order: float  # of the training loss, in its own units: see `methods/momentum_scale.py`
     own_error: float = 0.0  # unweighted
     own_energy: float = 0.0
     lost_progress: float = 0.0  # share of its first-order progress since the reference, where nothing regains it
@@ -138,11 +142,11 @@ class Loss:
 
     @property
     def own_relative(self) -> float:
-        """The same, unweighted."""
+        """Unweighted error over unweighted weight; 0 for a weight that is 0."""
         return self.own_error / self.own_energy if self.own_energy else 0.0
 
     def exponents_for(self, over: float, step: float) -> int:
-        """How often `step` should be halved, at the least, where the error is so many times too large."""
+        """What to add to the step exponent, at the least, where the error is so many times too large with `step`."""
         if not math.isfinite(over) or not self.energy:
             return EXACT
         near = math.log2(over) / 2
@@ -159,8 +163,8 @@ def too_much(losses: Mapping[int, Loss], allowed: float, *, exactly: bool) -> li
     errors = [losses[number].error for number in numbers]
     if sum(errors) <= allowed:
         return []
-    kept = list(accumulate(errors, initial=0.0))
+    as_it_is = list(accumulate(errors, initial=0.0))
     left = list(accumulate(reversed(errors), initial=0.0))[::-1]
     share = 0.0 if exactly else _LEFT_OF_HALVED
-    enough = [k for k in range(len(errors)) if kept[k] + share * left[k] <= _MARGIN * allowed]
+    enough = [k for k in range(len(errors)) if as_it_is[k] + share * left[k] <= _MARGIN * allowed]
     return numbers[max(enough, default=0) :]

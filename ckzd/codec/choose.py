@@ -21,7 +21,7 @@ from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
 from ckzd.codec.choose_moments import ChosenMoment, MomentChooser
 from ckzd.codec.choose_weights import ChosenWeight, WeightChooser
 from ckzd.codec.entropy.planes import PlaneToCode
-from ckzd.codec.methods.method import KINDS, Coded, KnownMoments
+from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments
 from ckzd.codec.methods.momentum_scale import MomentumScale, share_for
 from ckzd.codec.methods.registry import moment_method, weight_method
 from ckzd.codec.methods.trend import trend_bytes
@@ -165,10 +165,10 @@ class Chooser:
             triple = triple_of[number]
             role, name = triple.role_of(number), self.methods[number]
             if role is Role.WEIGHT:
-                guide = weight_method(name).side_information(self.heads[number], chooser.known(number))
+                side_information = weight_method(name).side_information(self.heads[number], chooser.known(number))
             else:
-                guide = moment_method(name, role).side_information(self._moment_chooser(triple).known)
-            yield PlaneToCode(number, KINDS[role], levels, guide)
+                side_information = moment_method(name, role).side_information(self._moment_chooser(triple).known)
+            yield PlaneToCode(number, PLANE_KIND[role], levels, side_information)
 
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a moment of a lossy weight (R, C), from the levels in hand."""
@@ -180,7 +180,7 @@ class Chooser:
         return without(restored, decode_zeros(self.zeros[triple.first], expected_in_moments(known, second)))
 
     def _restored(self, number: int, triple: Triple, known: KnownMoments) -> RawArray:
-        """But for its exact zeros."""
+        """A restored moment (R, C), but for its exact zeros."""
         if self.methods[number] is Method.EXACT:
             return self.inputs.stored(number).reshape(plane_shape(self.inputs.tensor(number).shape))
         method = moment_method(self.methods[number], triple.role_of(number))

@@ -51,7 +51,7 @@ class ChosenMoment:
 
     @property
     def scale(self) -> MomentumScale | None:
-        """Of one that follows its weight, whose length is not known yet."""
+        """How long one is that follows its weight; None of all others."""
         return self.coded.scale if isinstance(self.coded, Following) else None
 
 
@@ -137,7 +137,7 @@ class MomentChooser:
     def _in_pace(
         self, moments: MomentsToCode, original: Float64, second: ChosenMoment, first: ChosenMoment
     ) -> list[ChosenMoment] | None:
-        """Both with their zeros, if they leave the optimizer's steps as they were."""
+        """Both moments with their zeros, if they leave the optimizer's steps as they were; else None."""
         restored, eps = self._restored(Role.SECOND, second), self._eps(second.number)
         again = self._with_zeros(restored, second.number)
         pace = Pace.of(original, again, moments.first, eps=eps)
@@ -173,7 +173,7 @@ class MomentChooser:
         return zeros if zeros.any() else None
 
     def _masked(self, first: ChosenMoment, second: RawArray | None) -> ChosenMoment:
-        """With the mask of both moments, given the restored second."""
+        """The first moment with the mask of both, given the restored second (R, C)."""
         if self._zeros is None:
             return first
         return replace(first, zeros=encode_zeros(self._zeros, expected_in_moments(self.known, second)))

@@ -56,10 +56,10 @@ class WeightChooser:
     def chosen(self, triple: Triple) -> ChosenWeight | None:
         """A weight within the budget; None if it must be coded exactly."""
         number = triple.weight
-        is_incomparable = self.inputs.before(number) is not None and self.inputs.finite_before(number) is None
-        if number in self.survey.same or is_incomparable:
+        has_reference = self.inputs.finite_before(number) is not None
+        if number in self.survey.same or (not has_reference and self.inputs.before(number) is not None):
             return None
-        weight = self._to_code(triple)
+        weight = self._to_code(triple, has_reference=has_reference)
         ways = [(way, at) for way in weight_methods(self.preset.scheme) if (at := way.quantizer(weight)) is not None]
         while self.step_exponents.get(number, 0) < EXACT:
             cheapest = self._cheapest(ways, self.step_exponents.get(number, 0))
@@ -77,16 +77,21 @@ class WeightChooser:
         """What a decoder knows of a weight before its stream."""
         return KnownWeight(self.inputs.tensor(number), self.inputs.reference, self.survey.scales[number])
 
-    def _to_code(self, triple: Triple) -> WeightToCode:
-        values, residual = self.inputs.matrix(triple.weight), self.inputs.residual(triple.weight)
+    def _to_code(self, triple: Triple, *, has_reference: bool) -> WeightToCode:
+        values = self.inputs.matrix(triple.weight)
         return WeightToCode(
             known=self.known(triple.weight),
             values=values,
-            # nothing is coded where the weight is 0, whatever it was before: its mask says so
-            residual=None if residual is None else np.where(values == 0, 0.0, residual),
+            residual=partial(self._residual, triple.weight, values) if has_reference else None,
             second=partial(self._second, triple),
             dead_zone=self.preset.dead_zone,
         )
+
+    def _residual(self, number: int, values: Float64) -> Float64:
+        """What there is to code: nothing where the weight is 0, whatever it was before, for its mask says so."""
+        residual = self.inputs.residual(number)
+        assert residual is not None, "it has a reference"
+        return np.where(values == 0, 0.0, residual)
 
     def _second(self, triple: Triple) -> Float64:
         if triple.second is None:
@@ -108,7 +113,7 @@ class WeightChooser:
         return min(found, key=lambda way: way.candidate.cost, default=None)
 
     def _restored(self, triple: Triple, weight: WeightToCode, cheapest: _Cheapest) -> ChosenWeight:
-        """With its exact zeros, if it has any, and what it loses."""
+        """What a decoder makes of the cheapest way, with exact zeros if there are any, and what that loses."""
         restored, zeros = cheapest.candidate.restored(), weight.values == 0
         data = None
         if zeros.any():

@@ -17,10 +17,10 @@ from typing import Self
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
 from ckzd.codec.arrays import Mask, Plane
 from ckzd.codec.dtypes import stored_array
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.models import Models, TableModel
 from ckzd.codec.entropy.planes import decode_plane
-from ckzd.codec.methods.method import KINDS, Coded, KnownMoments, KnownWeight, LossyMethod, WeightMethod
+from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments, KnownWeight, LossyMethod, WeightMethod
 from ckzd.codec.methods.registry import checked, is_lossy, moment_method, verbatim, weight_method
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
@@ -73,7 +73,7 @@ class Decoder:
         reference: Reconstruction | None,
         checkpoint_bytes: int = MAX_BYTES,
     ) -> Self:
-        """From the archive's named entries (empty if absent) and what it depends on."""
+        """A decoder of an archive's named entries (empty if absent) that has its reference; raises MALFORMED."""
         before = reference.blob("layout") if reference is not None else b""
         index = Index.from_bytes(entry("index"), before, checkpoint_bytes)
         scales = decode_scales(entry("scales"), index.layout, reference, index.reach)
@@ -82,7 +82,7 @@ class Decoder:
 
     @classmethod
     def from_own(cls, entry: Entry, stream: Callable[[StreamRef], bytes], own: Reconstruction) -> Self:
-        """From the archive's own reconstruction, which makes its reference unnecessary: for payloads only."""
+        """A decoder of payloads that has the archive's own reconstruction, and needs no reference; raises MALFORMED."""
         layout = Layout.from_json(own.blob("layout"))
         index, scales = Index.with_layout(entry("index"), layout), {}
         for triple in layout.triples:
@@ -141,7 +141,7 @@ class Decoder:
         return replace(restored, values=masked_weight(restored.values, self._zeros(number, expected), tensor.dtype))
 
     def _step(self, number: int, method: WeightMethod) -> float:
-        """Of one weight's levels; 0 of codebooks, which have none."""
+        """The step of one weight's levels; 0 of codebooks, which have none."""
         return (method.step(self.index.steps) or 0.0) * 2.0 ** -self.index.step_exponents.get(number, 0)
 
     def _copied(self, number: int, done: ArrayFile) -> ReferenceTensor:
@@ -173,7 +173,7 @@ class Decoder:
         )
 
     def _first_levels(self, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> Plane:
-        """Of the first moment, which the contexts of a second one's codebook see."""
+        """Levels of the first moment, which the contexts of a second one's codebook see."""
         method = moment_method(self.index.codes[triple.first].method, Role.FIRST)
         known = self._known_moments(triple, reconstruction)
         levels = self._coded(triple.first, method, lambda _: method.side_information(known)).levels
@@ -192,16 +192,16 @@ class Decoder:
     def _is_lossy(self, number: int) -> bool:
         return is_lossy(self.index.codes[number].method, self._roles[number])
 
-    def _coded(self, number: int, method: LossyMethod, side_information: Callable[[bytes], Guide]) -> Coded:
+    def _coded(self, number: int, method: LossyMethod, side_information: Callable[[bytes], SideInformation]) -> Coded:
         """A stream taken apart, its plane decoded. What contexts see may depend on the head before it."""
         code, shape = self.index.codes[number], plane_shape(self._tensor(number).shape)
         data = b"" if code.stream is None else self._stream(code.stream)
         if not method.has_plane:
             return Coded(data)
         start = method.head_bytes(data, shape)
-        head, kind = data[:start], KINDS[self._roles[number]]
-        guide = side_information(head)
-        return Coded(head, decode_plane(data[start:], method.form(head, shape), kind, guide, self._models))
+        head, kind = data[:start], PLANE_KIND[self._roles[number]]
+        seen = side_information(head)
+        return Coded(head, decode_plane(data[start:], method.form(head, shape), kind, seen, self._models))
 
     def _exact(self, tensor: TensorSpec, code: Code) -> Bytes:
         data = b"" if code.stream is None else self._stream(code.stream)

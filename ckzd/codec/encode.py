@@ -1,6 +1,6 @@
 """A checkpoint + its reference's reconstruction -> streams, in a few passes that each hold one tensor at a time.
 
-    survey      read everything once: damage, copies, scales, the energy that sets the quantizer's step
+    survey      read everything once: damage, copies, scales, the energies that set the quantization steps
     choose      tensors -> levels; decoded weights go to the reconstruction, levels to scratch
     fit         histograms of all contexts -> tables and LSTM
     code        levels -> streams
@@ -63,7 +63,7 @@ def fit_models(counted: Counted, reference: Reconstruction | None, preset: Prese
         return Fitted(Models(tables))
     from ckzd.codec.paper import fitting  # noqa: PLC0415  # a second of torch, for the one preset that trains
 
-    return fitting.refined(counted, tables, reference, preset, device)
+    return fitting.with_lstm(counted, tables, reference, preset, device)
 
 
 class Encoder:
@@ -119,7 +119,7 @@ class Encoder:
 
     def _code_planes(self, chooser: Chooser, fitted: Fitted) -> None:
         def coded(plane: PlaneToCode) -> tuple[PlaneToCode, bytes, Coder]:
-            return plane, *encode_plane(plane.levels, plane.kind, plane.guide, fitted.models)
+            return plane, *encode_plane(plane.levels, plane.kind, plane.side_information, fitted.models)
 
         for plane, data, coder in in_order(coded, chooser.planes(), lambda plane: plane.levels.size):
             self._coders[coder.name.lower()] += 1
@@ -203,7 +203,7 @@ def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
         vectors: max((loss.own_relative for loss in losses if loss.is_vector == vectors), default=0.0)
         for vectors in (False, True)
     }
-    paces = [pace.worst for pace in chooser.paces.values()] or [Pace.kept().worst]
+    paces = [pace.worst for pace in chooser.paces.values()] or [Pace.unchanged().worst]
     gradients_known = any(triple.second is not None for triple in surveyed.lossy)
     first_order = {"first_order_loss": chooser.first_order_loss, "regained": chooser.regained}
     return {

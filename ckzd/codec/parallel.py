@@ -20,8 +20,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST = 16  # each takes memory, and with more the interpreter is what they wait for
-_ELEMENTS_A_BATCH = 1 << 20  # about 32 blocks of a frame
-# In work, waiting for it, or done before their turn; or one slab of long rows. Two slabs a thread are enough that none
+_ELEMENTS_A_BATCH = 1 << 20  # about 32 blocks of a basis
+# In work, waiting for it, or done before their turn; or one tile of long rows. Two tiles a thread are enough that none
 # waits for the one before it, and memory does not grow with the checkpoint.
 _ELEMENTS_A_THREAD = 1 << 23
 _LEAST = 1 << 18  # what a tensor counts at least
@@ -66,7 +66,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
 
 
 def in_batches(work: Callable[[list[T]], list[R]], items: Iterable[T], elements: Callable[[T], int]) -> Iterator[R]:
-    """The same where `work` takes several items in a row at a time: small ones are faster together."""
+    """Results in the order of the items, of `work` that takes several at a time: small ones are faster together."""
 
     def all_elements(batch: list[T]) -> int:
         return sum(elements(item) for item in batch)

@@ -14,7 +14,7 @@ class Scheme(StrEnum):
     """How the residual of a weight tensor becomes symbols."""
 
     EXACT = "exact"
-    UNIFORM = "uniform"  # one step for all, in frames
+    UNIFORM = "uniform"  # one quantization step for all, in adaptive bases
     KMEANS = "kmeans"
 
 
@@ -23,7 +23,7 @@ NO_LOSS = Budget(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One named quality. Steps are of the uniform scheme's quantizer, relative to what follows."""
+    """One named quality. Steps are quantization steps of the uniform scheme, relative to what follows."""
 
     name: str
     scheme: Scheme
@@ -31,12 +31,12 @@ class Preset:
     budget: Budget
     weight_step: float = 0.0  # to the typical Fisher-weighted weight: what moves a network's output
     update_step: float = 0.0  # at most, to the rms of all Fisher-weighted residuals: what was learned since
-    whole_step: float = 0.0  # to the typical weight, where there is no reference
+    intra_step: float = 0.0  # to the typical weight, where there is no reference
     dead_zone: float = 0.5  # magnitudes below this many steps become 0
-    moment_step: float = 0.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in frames likewise
-    fresh_moment_step: float = 0.0  # the same where first moments are more than noise: in young runs
+    moment_step: float = 0.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in bases likewise
+    fresh_moment_step: float = 0.0  # moment_step where first moments are more than noise: in young runs
     momentum_step: float = 0.7  # to the rms of a momentum without a second moment: always coded
-    lstm_steps: int = 0  # of training at most, when the reference has an LSTM to start from; 0: tables alone
+    lstm_steps: int = 0  # training steps at most, when the reference has an LSTM to start from; 0: tables alone
     lstm_cold_steps: int = 0
 
 
@@ -53,13 +53,13 @@ PRESETS = {
         Preset(
             "resume", Scheme.UNIFORM, "resumes as the original does",
             Budget(0.001, 0.1, 0.01, 2.5e-5, 0.01),
-            weight_step=0.08, update_step=1.8, whole_step=0.05, moment_step=4.0, fresh_moment_step=0.5,
+            weight_step=0.08, update_step=1.8, intra_step=0.05, moment_step=4.0, fresh_moment_step=0.5,
         ),
         # at most 0.0013 and 0.15
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume",
             Budget(0.0025, 0.3, 0.04, 1e-4, 0.03),
-            weight_step=0.18, update_step=2.0, whole_step=0.09, moment_step=8.0, fresh_moment_step=1.0,
+            weight_step=0.18, update_step=2.0, intra_step=0.09, moment_step=8.0, fresh_moment_step=1.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(

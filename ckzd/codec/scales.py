@@ -4,7 +4,7 @@ The means of exp_avg_sq are stored as logarithms, eight to an octave. They are t
 they weigh the weights' residuals, which therefore never depend on a moment.
 
 Where an optimizer keeps a momentum and no second moment (SGD, Lion, Muon), the scales are those of its square: but for
-a factor, a mean of gradients has their energy.
+a factor, a mean of gradients has their variance.
 
 # R = rows, C = columns
 """
@@ -28,7 +28,7 @@ REACH = 64  # eighths of an octave: no row or column weighs less than one so far
 _FITS = 8  # of rows and columns in turn, where a mask leaves gaps
 _LEAST_SUM = 2.0**-500
 _PRIOR_ELEMENTS = 8  # as if a row or column of a momentum's square had this many more elements, of average size
-_SMALLEST_SHARE = 2.0**-60  # of the mean energy: what a row or column may have at least, if it has any
+_SMALLEST_SHARE = 2.0**-60  # of the mean variance: what a row or column may have at least, if it has any
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def scales_of(second: Float64, first: Float64, dtype: str) -> Scales:
 
 
 def scales_beside(other: Scales, rows: int) -> Scales:
-    """Of rows whose moments are all 0, given those of others of their tensor: they weigh as much as in one piece."""
+    """Scales of rows whose moments are all 0, given those of others of their tensor: they weigh as in one piece."""
     used = other.rows[other.rows != ZERO]
     weight = max(int(used.min()) + BELOW_ALL, int(used.mean(dtype=np.float64)) - REACH) if used.size else 0
     moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_SCALE_CODE, MAX_SCALE_CODE)
@@ -102,27 +102,28 @@ def scales_beside(other: Scales, rows: int) -> Scales:
 
 def scales_of_momentum(momentum: Float64) -> Scales:
     """Scales of a momentum's square (R, C). A few values tell little of a gradient: short rows lean on the mean."""
-    energy = momentum**2
-    mean = energy.mean() if energy.any() else 1.0
-    return Scales(code_of(mean * _relative_means(energy, mean, axis=1)), code_of(_relative_means(energy, mean, axis=0)))
+    squares = momentum**2
+    mean = squares.mean() if squares.any() else 1.0
+    rows, columns = (_relative_means(squares, mean, axis) for axis in (1, 0))
+    return Scales(code_of(mean * rows), code_of(columns))
 
 
-def _relative_means(energy: Float64, mean: float, axis: int) -> Float64:
+def _relative_means(squares: Float64, mean: float, axis: int) -> Float64:
     """Means of rows (axis 1) or columns (axis 0) over the mean of all, drawn towards it; 0 where all is 0."""
-    count = energy.shape[axis]
+    count = squares.shape[axis]
     share = count / (count + _PRIOR_ELEMENTS) if count > 1 else 0.0
-    relative = energy.sum(axis) / (max(count, 1) * mean)
+    relative = squares.sum(axis) / (max(count, 1) * mean)
     drawn: Float64 = np.where(relative > 0, np.maximum(relative, _SMALLEST_SHARE) ** share, 0.0)
     return drawn
 
 
 def product_of(scales: Scales) -> Float64:
-    """Row times column (R, C): the energy that a momentum's levels are relative to."""
+    """Row times column (R, C): the rank-1 second moment, or the variance that a momentum's levels are relative to."""
     return value_of(scales.rows)[:, None] * value_of(scales.columns)
 
 
 def typical_root(scales: Scales) -> float:
-    """Fourth root of the typical energy of a moment, from the means of its codes (rounded down): a unit of its own."""
+    """Fourth root of a moment's typical variance, from the means of its codes (rounded down): a unit of its own."""
     used = [codes[codes != ZERO] for codes in (scales.rows, scales.columns)]
     code = sum(int(codes.sum(dtype=np.int64)) // max(codes.size, 1) for codes in used)
     return float(np.sqrt(np.sqrt(value_of(np.array(code, np.int16)))))
@@ -160,7 +161,7 @@ class FisherWeighting:
         return residual * self.rows * self.columns
 
     def unweigh(self, weighted: Float64) -> Float64:
-        """Back; this order of divisions is the format's. (R, C)."""
+        """Out of that domain again, (R, C); this order of divisions is the format's."""
         return (weighted / self.rows) / self.columns
 
 

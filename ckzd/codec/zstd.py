@@ -1,4 +1,4 @@
-"""Zstandard with its limits: a frame is decompressed only if the size that it claims is one that can be right."""
+"""Zstandard with its limits: a block is decompressed only if the size that it claims is one that can be right."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ _MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
 
 
 def compress(data: bytes, level: int = SMALL) -> bytes:
-    """One frame that states its size."""
+    """One Zstandard frame that states its size."""
     return zstandard.ZstdCompressor(level=level).compress(data)
 
 
 def compress_parts(parts: Sequence[bytes], level: int, *, alone: int) -> bytes:
-    """One frame of all parts together; one of at least `alone` bytes shares its Huffman tables with no other."""
+    """One Zstandard frame of all parts; one of at least `alone` bytes shares its Huffman tables with no other."""
     coder = zstandard.ZstdCompressor(level=level).compressobj(size=sum(map(len, parts)))
     found = []
     for part in parts:
@@ -27,7 +27,7 @@ def compress_parts(parts: Sequence[bytes], level: int, *, alone: int) -> bytes:
 
 
 def decompress(data: bytes, at_most: int, reference: bytes = b"") -> bytes:
-    """The inverse of `compress` and `compress_against`; ValueError if the frame is malformed, larger, or not alone."""
+    """The inverse of `compress` and `compress_against`; ValueError if the block is malformed, larger, or not alone."""
     try:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= at_most:
@@ -39,7 +39,7 @@ def decompress(data: bytes, at_most: int, reference: bytes = b"") -> bytes:
 
 
 def decompress_exactly(data: bytes, nbytes: int) -> bytes:
-    """The same for a block whose size is known."""
+    """What a block holds whose size is known; ValueError unless it is just so large."""
     plain = decompress(data, nbytes)
     if len(plain) != nbytes:
         raise ValueError(f"expected a block of {nbytes} bytes, got {len(plain)}")
@@ -47,7 +47,7 @@ def decompress_exactly(data: bytes, nbytes: int) -> bytes:
 
 
 def compress_against(data: bytes, reference: bytes) -> bytes:
-    """With `reference` as a raw-content dictionary: what did not change costs next to nothing."""
+    """One Zstandard frame with `reference` as its raw dictionary: what did not change costs next to nothing."""
     window = max(_MIN_WINDOW_LOG, min(_MAX_WINDOW_LOG, (len(data) + len(reference)).bit_length()))
     parameters = zstandard.ZstdCompressionParameters.from_level(
         19, window_log=window, enable_ldm=True, write_content_size=1

@@ -23,7 +23,7 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
-from ckzd.codec.analysis.tiles import in_slabs
+from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme
 from ckzd.codec.records.reconstruction import Reconstruction
@@ -114,7 +114,7 @@ def compress(
     if replace and Store.is_at(root):
         recover(Store.open(root))  # an earlier run may have died with this very checkpoint in its hands
     tell("read", 0.0)
-    checkpoint = in_slabs(read_checkpoint(path))
+    checkpoint = in_tiles(read_checkpoint(path))
     with closing(checkpoint.source):
         durable.sweep_beside(path, but_with=POINTER_NAME)  # of restores that were killed
         opened = _opened(root, checkpoint)

@@ -29,23 +29,23 @@ def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
     text += b" " * (-len(text) % 8)
     with durable.create(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for _, slabs, _ in _weights(checkpoint):
-            for number in slabs:
+        for _, tiles, _ in _weights(checkpoint):
+            for number in tiles:
                 file.write(checkpoint.payload(number))
         return _flushed(file)
 
 
 def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, list[int], TensorSpec]]:
-    """Name, numbers of the slabs and form of each. A name that is taken gets the tensor's number behind it."""
+    """Name, numbers of the tiles and form of each. A name that is taken gets the tensor's number behind it."""
     taken, tensors = {"__metadata__"}, checkpoint.layout.tensors
-    slabs = storages(checkpoint.layout.files)
+    tiles = storages(checkpoint.layout.files)
     for number in checkpoint.layout.reference_tensors:
-        if number not in slabs:
+        if number not in tiles:
             continue
         name = ".".join(tensors[number].path)
         name = name if name not in taken else f"{name}#{number}"
         taken.add(name)
-        yield name, slabs[number], whole([tensors[slab] for slab in slabs[number]])
+        yield name, tiles[number], whole([tensors[tile] for tile in tiles[number]])
 
 
 def _flushed(file: BinaryIO) -> int:

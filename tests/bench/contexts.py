@@ -3,7 +3,7 @@
 usage: contexts.py REFERENCE.pt... CURRENT.pt [--preset resume]      one run, oldest first
 Each context keeps counts of its own and learns as it codes (Dirichlet, 1/18 a symbol), so that fields pay for what they
 cost to learn: no table is sent. A line a choice; `density` is known in every one but the first. Beside the format's
-fields stands the second moment at a symbol's place, as its scales tell (in a frame: of its two directions), in classes
+fields stands the second moment at a symbol's place, as its scales tell (in a basis: of its two directions), in classes
 a quarter of an octave apart; the format has it in the energy of moments that are coded by codebooks.
 """
 
@@ -48,7 +48,7 @@ def counted(planes: Iterable[tuple[PlaneToCode, Float64]], *, as_coded: bool = F
     """
     cells: Cells = {}
     for plane, second in planes:
-        guide = plane.guide if as_coded else replace(plane.guide, second=None)
+        guide = plane.side_information if as_coded else replace(plane.side_information, second=None)
         known, symbols = np.zeros(plane.levels.shape, np.uint8), to_symbols(plane.levels).ravel()
         magnitude = context.magnitudes(plane.levels)
         total, classes = int(magnitude.sum(dtype=np.int64)), second_classes(second).ravel()
@@ -67,17 +67,17 @@ def second_classes(second: Float64) -> Counts:
 
 
 def planes_with_second(chooser: Chooser) -> Iterator[tuple[PlaneToCode, Float64]]:
-    """All planes that are coded, with the second moment at each place: of elements, or of a frame's directions."""
+    """All planes that are coded, with the second moment at each place: of elements, or of a basis's directions."""
     weight_of = {n: t.weight for t in chooser.survey.lossy for n in (t.weight, *t.moments)}
     for plane in chooser.planes():
         weight = weight_of[plane.number]
-        scales, framed_by = chooser.survey.scales[weight], chooser.inputs.reference
+        scales, found_in = chooser.survey.scales[weight], chooser.inputs.reference
         if plane.kind != WEIGHTS:
-            framed_by = chooser.reconstruction
+            found_in = chooser.reconstruction
         rows, columns = value_of(scales.rows), value_of(scales.columns)
-        frame = basis_of(chooser.inputs.tensor(weight), framed_by)
-        if chooser.methods[plane.number] is Method.FRAMED and frame is not None:
-            rows, columns = along(frame.left, rows), along(frame.right, columns)
+        basis = basis_of(chooser.inputs.tensor(weight), found_in)
+        if chooser.methods[plane.number] is Method.FRAMED and basis is not None:
+            rows, columns = along(basis.left, rows), along(basis.right, columns)
         if plane.levels.any():
             yield plane, np.outer(rows, columns)
 
@@ -123,7 +123,7 @@ def main() -> None:
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)
-    with mock.patch.object(factored, "fitted", return_value=None):  # frames for all: factors have no such places
+    with mock.patch.object(factored, "fitted", return_value=None):  # bases for all: factors have no such places
         planes = list(planes_with_second(choices_of(current, reference, preset)))
     cells = counted(planes)
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))

@@ -42,7 +42,7 @@ class AdaptiveTables(TableModel):
         """The next plane is this one; the last one is known by now."""
         for (kind, _, density), histogram in self._plane.items():
             self._counts[kind, density] = self._before(kind, density) + histogram.coarse()
-        self._plane = histograms_of(plane.levels, plane.kind, plane.guide)
+        self._plane = histograms_of(plane.levels, plane.kind, plane.side_information)
 
     def rows(self, kind: int, number: int, density: int) -> Rows:
         """Frequencies (GRID, A) before a pass: of contexts that are rare drawn towards the average."""
@@ -64,7 +64,7 @@ def coded_bytes(planes: Iterable[PlaneToCode], models: Models) -> int:
     for plane in planes:
         if isinstance(models.tables, AdaptiveTables):
             models.tables.begin(plane)
-        total += len(encode_plane(plane.levels, plane.kind, plane.guide, models)[0])
+        total += len(encode_plane(plane.levels, plane.kind, plane.side_information, models)[0])
     return total
 
 

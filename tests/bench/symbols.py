@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from machine import machine
 
-from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.entropy.fitting import fit_tables, histograms_over
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, decode_plane, encode_plane
@@ -63,9 +63,9 @@ def main() -> None:
     planes = []
     for name in names:
         weight, first, second = (plane(current[f"{name}/{part}"]) for part in ("w", "exp_avg", "exp_avg_sq"))
-        planes.append(PlaneToCode(0, WEIGHTS, weight, Guide(plane(reference[f"{name}/w"]).astype(np.int8))))
-        planes.append(PlaneToCode(0, FIRST, first, Guide(weight.astype(np.int8))))
-        planes.append(PlaneToCode(0, SECOND, second, Guide(first.astype(np.int8))))
+        planes.append(PlaneToCode(0, WEIGHTS, weight, SideInformation(plane(reference[f"{name}/w"]).astype(np.int8))))
+        planes.append(PlaneToCode(0, FIRST, first, SideInformation(weight.astype(np.int8))))
+        planes.append(PlaneToCode(0, SECOND, second, SideInformation(first.astype(np.int8))))
     print(json.dumps(machine()))
     arrays = [current[name] for name in current.files]
     xz, order0 = xz_bytes(arrays), sum(order0_bytes(array) for array in arrays)
@@ -82,8 +82,9 @@ def main() -> None:
     for coder, models in (("tables", Models(tables)), ("tables + lstm", refined)):
         total = side[coder]
         for each in planes:
-            data, _ = encode_plane(each.levels, each.kind, each.guide, models)
-            if not (decode_plane(data, each.levels.shape, each.kind, each.guide, models) == each.levels).all():
+            seen = each.side_information
+            data, _ = encode_plane(each.levels, each.kind, seen, models)
+            if not (decode_plane(data, each.levels.shape, each.kind, seen, models) == each.levels).all():
                 raise SystemExit("a plane does not decode to itself")
             total += len(data)
         line = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from contexts import NAMES, SIZES, adaptive_bytes, along, counted
 
-from ckzd.codec.entropy.context import ALPHABET, Guide
+from ckzd.codec.entropy.context import ALPHABET, SideInformation
 from ckzd.codec.entropy.planes import PlaneToCode, to_symbols
 from ckzd.codec.transform.adaptive_basis import BasisSide
 
@@ -39,7 +39,7 @@ def test_every_symbol_is_counted_once_and_the_second_moment_tells_classes_apart(
     draw = np.random.default_rng(0)
     loud = np.repeat([1.0, 2.0**12], 20)[:, None] * np.ones((40, 24))  # a fourth root of 8 between the halves
     levels = np.rint(draw.normal(0, 2 * loud / loud.max(), (40, 24))).astype(np.int16)
-    cells = counted([(PlaneToCode(0, 0, levels, Guide()), loud)])
+    cells = counted([(PlaneToCode(0, 0, levels, SideInformation()), loud)])
     assert np.array_equal(sum(cells.values()).sum(0), np.bincount(to_symbols(levels).ravel(), minlength=ALPHABET))
     halves = np.repeat([0, 1], 20 * 24)
     assert adaptive_bytes(cells, ("second moment",)) == pytest.approx(coded(to_symbols(levels).ravel(), halves))

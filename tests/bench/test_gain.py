@@ -3,7 +3,7 @@
 import numpy as np
 from gain import AdaptiveTables, coded_bytes
 
-from ckzd.codec.entropy.context import ALPHABET, GRID, Guide
+from ckzd.codec.entropy.context import ALPHABET, GRID, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
 
@@ -11,12 +11,12 @@ from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
 def plane(seed):
     deviation = np.geomspace(0.1, 4, 64)  # of columns: contexts tell them apart
     levels = np.rint(np.random.default_rng(seed).normal(0, deviation, (64, 64))).astype(np.int16)
-    return PlaneToCode(0, 0, levels, Guide())
+    return PlaneToCode(0, 0, levels, SideInformation())
 
 
 def test_before_the_first_pass_nothing_is_known_and_then_what_was_decoded():
     tables, first, second = AdaptiveTables(), plane(0), plane(1)
-    _, _, density = next(iter(histograms_of(first.levels, 0, Guide())))
+    _, _, density = next(iter(histograms_of(first.levels, 0, SideInformation())))
     tables.begin(first)
     assert np.ptp(tables.rows(0, 0, density), axis=1).max() == 0
     assert tables.rows(0, 3, density).shape == (GRID, ALPHABET)

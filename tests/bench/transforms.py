@@ -1,8 +1,8 @@
-"""What each transform of a weight's residual costs: frames, none, low-rank factors, factors and levels together.
+"""What each transform of a weight's residual costs: adaptive bases, none, factors, factors and levels together.
 
 usage: transforms.py REFERENCE.pt... CURRENT.pt [--preset resume]      one run, oldest first
-Encodes the run in closed loop. Of every matrix of the last checkpoint, coded in its frame: the bytes of its levels,
-and those of other transforms at the Fisher-weighted error that the frame makes. What is uncertain is decided for the
+Encodes the run in closed loop. Of every matrix of the last checkpoint, coded in its basis: the bytes of its levels,
+and those of other transforms at the Fisher-weighted error that the basis makes. What is uncertain is decided for the
 others: factors come from a whole singular value decomposition, of every rank in RANKS the cheapest counts, and their
 entries cost what a Gaussian of each component's own deviation predicts, or their entropy. Where factors are mixed, the
 decoder knows those of the reference's residual: what is coded is how they mix, and what lies outside of them.
@@ -25,7 +25,7 @@ from scipy.special import ndtr
 
 from ckzd.codec.arrays import Float64
 from ckzd.codec.choose import Chooser
-from ckzd.codec.entropy.context import WEIGHTS, Guide
+from ckzd.codec.entropy.context import WEIGHTS, SideInformation
 from ckzd.codec.entropy.fitting import fit_tables, histograms_over
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, encode_plane
@@ -44,7 +44,7 @@ HALVINGS = 20  # of the interval that a step is looked for in: to 1e-5 of it
 
 @dataclass(frozen=True)
 class Matrix:
-    """A framed weight: its weighted residual (R, C), the reference's as decoded, and the squared error of its frame."""
+    """A weight in its basis: its weighted residual (R, C), the reference's as decoded, and its squared error."""
 
     name: str
     weighted: Float64
@@ -123,7 +123,7 @@ def _entries(side: Float64, step: float) -> Coded:
 
 
 def at_error(coder: Coder, matrix: Matrix) -> Coded | None:
-    """With the coarsest step that makes no more than the frame's error; None if there is none."""
+    """With the coarsest step that makes no more than the basis's error; None if there is none."""
     typical = (matrix.error / matrix.weighted.size) ** 0.5
     low, high, found = 1e-3 * typical, 1e3 * typical, None
     for _ in range(HALVINGS):
@@ -136,8 +136,8 @@ def at_error(coder: Coder, matrix: Matrix) -> Coded | None:
     return found
 
 
-def framed_matrices(found: Chooser) -> Iterator[tuple[Matrix, PlaneToCode]]:
-    """All of a checkpoint, and their levels in frames."""
+def matrices_in_bases(found: Chooser) -> Iterator[tuple[Matrix, PlaneToCode]]:
+    """All of a checkpoint, and their levels in bases."""
     reference, step = found.inputs.reference, found.survey.steps.step
     for plane in found.planes():
         if found.methods[plane.number] is not Method.FRAMED or plane.kind != WEIGHTS:
@@ -163,7 +163,7 @@ def with_levels(factors: Coder, matrix: Matrix, dead_zone: float) -> Coder:
         known = factors(step)
         code = quantize_scalar(matrix.weighted - known.values, step, dead_zone)
         guide = np.clip(np.rint(matrix.before / step), -127, 127).astype(np.int16)
-        plane = PlaneToCode(0, WEIGHTS, code.levels, Guide(levels_for_context(guide)))
+        plane = PlaneToCode(0, WEIGHTS, code.levels, SideInformation(levels_for_context(guide)))
         return Coded(known.values + dequantize_scalar(code, step), known.bytes, plane)
 
     return coded
@@ -181,11 +181,13 @@ def candidates(matrix: Matrix) -> Iterator[tuple[str, Coder]]:
 def cost(coded: Coded, models: Models) -> float:
     """Bytes of factors and of the levels beside them."""
     plane = coded.plane
-    return coded.bytes + (len(encode_plane(plane.levels, plane.kind, plane.guide, models)[0]) if plane else 0)
+    return coded.bytes + (
+        len(encode_plane(plane.levels, plane.kind, plane.side_information, models)[0]) if plane else 0
+    )
 
 
 def costs(matrix: Matrix, models: Models, dead_zone: float) -> dict[str, float]:
-    """Bytes of one matrix under each transform but the frame."""
+    """Bytes of one matrix under each transform but the basis."""
     found = {"levels": math.inf, "factors": math.inf, "factors + levels": math.inf}
     found |= {"mixed factors": math.inf, "mixed factors + levels": math.inf}
     tried = [("levels", with_levels(without_factors, matrix, dead_zone))]
@@ -207,15 +209,15 @@ def main() -> None:
     preset = PRESETS[options.preset]
     *earlier, current = options.checkpoints
     reference = chain_of(earlier, preset)
-    with mock.patch.object(factored, "fitted", return_value=None):  # no factors: frames for all
-        found = list(framed_matrices(choices_of(current, reference, preset)))
+    with mock.patch.object(factored, "fitted", return_value=None):  # no factors: bases for all
+        found = list(matrices_in_bases(choices_of(current, reference, preset)))
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}))
-    frames = tables_of(plane for _, plane in found)
+    bases = tables_of(plane for _, plane in found)
     plain = [at_error(with_levels(without_factors, matrix, preset.dead_zone), matrix) for matrix, _ in found]
     levels = tables_of(coded.plane for coded in plain if coded is not None and coded.plane is not None)
     total: Counter[str] = Counter()
     for matrix, plane in found:
-        row = {"frame": cost(Coded(matrix.weighted, 0.0, plane), frames)} | costs(matrix, levels, preset.dead_zone)
+        row = {"basis": cost(Coded(matrix.weighted, 0.0, plane), bases)} | costs(matrix, levels, preset.dead_zone)
         cheapest = min(row, key=lambda name: row[name])
         total.update(row)
         total["cheapest"] += row[cheapest]

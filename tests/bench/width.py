@@ -40,7 +40,7 @@ def seconds(width: int) -> float:
 
     def coded(basis: AdaptiveBasis, weighted: np.ndarray) -> AdaptiveBasis:
         known = KnownWeight(TensorSpec(("w",), "float32", (width, width), before.nbytes), None, scales)
-        known.__dict__ |= {"before": before, "basis": basis}  # as if a reference held them
+        vars(known).update(before=before, basis=basis)  # as if a reference held them
         code = quantize.quantize_scalar(basis.coefficients(weighted) * basis.gains, STEP, 0.5)
         restored = BasisWeight().restored(Coded(code.centres, code.levels), known, STEP)
         (tensor,) = with_tracked_bases([restored])

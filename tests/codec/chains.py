@@ -14,7 +14,7 @@ import torch
 from ckzd.checkpoint import Checkpoint, assemble
 from ckzd.codec import encode as encoding
 from ckzd.codec import zstd
-from ckzd.codec.analysis.tiles import in_slabs
+from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.decode import Decoder
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.entropy import planes
@@ -70,7 +70,7 @@ def encode(checkpoint: Checkpoint | Path, reference: Archive | None = None, pres
     """Encode a checkpoint in memory."""
     archive, file = Archive(), io.BytesIO()
     if isinstance(checkpoint, Path):
-        checkpoint = in_slabs(read_checkpoint(checkpoint))
+        checkpoint = in_tiles(read_checkpoint(checkpoint))
     archive.encoded = Encoder(
         checkpoint,
         reference.reconstruction if reference is not None else None,

@@ -36,16 +36,16 @@ def test_adaptive_bases():
     assert f"at least {adaptive_basis.MIN_SIDE}." in FLAT
     assert f"k = N / {orthogonal.MAX_DIRECTIONS}," in FLAT
     assert f"units of 2^-{adaptive_basis._VECTOR_BITS}, one a column" in FLAT
-    assert f"eighths of an octave, -{adaptive_basis._MAX_ENERGY}..{adaptive_basis._MAX_ENERGY}." in FLAT
+    assert f"eighths of an octave, -{adaptive_basis._MAX_VARIANCE_CODE}..{adaptive_basis._MAX_VARIANCE_CODE}." in FLAT
     assert f"`f = round((x / gain) * 2^{adaptive_basis.FINE_BITS})`; one beyond 2^26 is refused" in FLAT
     assert adaptive_basis.MAX_COEFFICIENT == 2.0**26
     assert f"`round(f * 2^-{adaptive_basis.FINE_BITS - adaptive_basis._LEARNING_BITS})` clipped" in FLAT
-    assert f"`{1 - adaptive_basis._KEPT} * (K * q)`" in FLAT
-    assert f"`{adaptive_basis._KEPT} * value(code i) + 2^-4`" in FLAT
+    assert f"`{1 - adaptive_basis._REMEMBERED} * (K * q)`" in FLAT
+    assert f"`{adaptive_basis._REMEMBERED} * value(code i) + 2^-4`" in FLAT
     assert adaptive_basis._REGULAR == 2.0**-4
-    assert f"`round(E * 2^{adaptive_basis._ENERGY_BITS})`" in FLAT
+    assert f"`round(E * 2^{adaptive_basis._VARIANCE_BITS})`" in FLAT
     assert f"in units of 2^-{orthogonal.ROW_BITS}, as below" in FLAT
-    assert f"times 2^-{orthogonal.ROW_BITS + adaptive_basis._ENERGY_BITS}, at least" in FLAT
+    assert f"times 2^-{orthogonal.ROW_BITS + adaptive_basis._VARIANCE_BITS}, at least" in FLAT
     assert f"nearest code of e, at least {adaptive_basis._FLOOR}." in FLAT
     assert f"taken in panels of {orthogonal._PANEL}," in FLAT
     assert f"2^({orthogonal._WORK_BITS} - k)" in FLAT

@@ -112,19 +112,19 @@ ALIKE = ("wide", "brain", "half")  # and another tensor that is not trained: whi
 
 
 def test_each_tensor_is_coded_in_its_way(chain):
-    """A matrix has a frame from its first residual on: its moment is coded in it too."""
+    """A matrix has an adaptive basis from its first residual on: its moment is coded in it too."""
     preset, archives, _ = chain
     base, delta = archives[0].methods(), archives[1].methods(archives[0])
     whole, scalar, scaled, second = METHODS[PRESETS[preset].scheme]
     for number, name in enumerate(["wide", "deep.0.w", "deep.1.w", "vector", "cube", "brain", "half", "sgd"]):
-        in_frame = PRESETS[preset].scheme is Scheme.UNIFORM and name in MATRICES
+        in_basis = PRESETS[preset].scheme is Scheme.UNIFORM and name in MATRICES
         assert base[f"model.{name}"] is (Method.EXACT if name in ALIKE else whole), name
-        assert delta[f"model.{name}"] is (Method.FRAMED if in_frame else scalar), name
+        assert delta[f"model.{name}"] is (Method.FRAMED if in_basis else scalar), name
         if name != "sgd":
             close = name == "vector" and PRESETS[preset].scheme is Scheme.UNIFORM  # of a young run
             first, again = base[f"optimizer.state.{number}.exp_avg"], delta[f"optimizer.state.{number}.exp_avg"]
             assert first is (Method.EXACT if name in ALIKE or close else scaled), name
-            assert again is (Method.EXACT if close else Method.FRAMED if in_frame else scaled), name
+            assert again is (Method.EXACT if close else Method.FRAMED if in_basis else scaled), name
             assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
     lone = {"lossless": Method.EXACT, "paper": Method.SCALED}.get(preset, Method.FRAMED)
     assert delta["sgd.state.0.momentum_buffer"] is lone

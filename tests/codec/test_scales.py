@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ckzd.codec import scales as module
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import from_float64, to_float64
 from ckzd.codec.scales import MAX_SCALE_CODE as MOST
-from ckzd.codec.scales import ZERO, Scales, checked_scales, code_of, fisher_weighting, value_of
+from ckzd.codec.scales import ZERO, Scales, checked_scales, code_of, fisher_weighting, half_octaves, value_of
 
 DTYPES = ["float32", "bfloat16", "float16"]
 positive = st.one_of(st.just(0.0), st.floats(2.0**-149, 2.0**120, width=32), st.floats(2.0**-46, 2.0**-7, width=32))
@@ -42,7 +41,7 @@ def plain_half_octaves(scales):
 @given(arrays(np.int16, st.integers(1, 9), elements=codes), arrays(np.int16, st.integers(1, 9), elements=codes))
 def test_half_octaves_are_what_the_format_says(rows, columns):
     scales = checked_scales(rows, columns, None)
-    found = module.half_octaves(scales)
+    found = half_octaves(scales)
     assert found.dtype == np.int8
     assert np.array_equal(found, plain_half_octaves(scales))
 

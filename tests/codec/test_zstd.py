@@ -1,4 +1,4 @@
-"""A frame is decompressed only if the size that it claims can be right."""
+"""A block is decompressed only if the size that it claims can be right."""
 
 import os
 import struct
@@ -19,8 +19,8 @@ def test_blocks_come_back_with_and_without_a_reference(data, reference):
 
 @given(st.lists(st.binary(max_size=100), max_size=8), st.integers(1, 100))
 def test_parts_are_one_frame(parts, alone):
-    frame = zstd.compress_parts(parts, 1, alone=alone)
-    assert zstd.decompress_exactly(frame, len(b"".join(parts))) == b"".join(parts)
+    block = zstd.compress_parts(parts, 1, alone=alone)
+    assert zstd.decompress_exactly(block, len(b"".join(parts))) == b"".join(parts)
 
 
 def test_a_part_alone_has_tables_of_its_own():
@@ -61,10 +61,10 @@ def test_noise_is_malformed(noise):
 
 @given(st.data())
 def test_a_damaged_frame_is_malformed_or_short(data):
-    frame = bytearray(zstd.compress(bytes(range(100)) * 3))
-    frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
-    cut = bytes(frame[: data.draw(st.integers(0, len(frame)))])
-    for damaged in (bytes(frame), cut):
+    block = bytearray(zstd.compress(bytes(range(100)) * 3))
+    block[data.draw(st.integers(0, len(block) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = bytes(block[: data.draw(st.integers(0, len(block)))])
+    for damaged in (bytes(block), cut):
         try:
             assert len(zstd.decompress(damaged, 300)) <= 300
         except ValueError:

@@ -18,7 +18,7 @@ import torch
 import ckzd
 from ckzd.archive.manifest import FORMAT_VERSION
 from ckzd.chains import read_manifest
-from ckzd.codec.analysis import tiles as slabs
+from ckzd.codec.analysis import tiles
 from ckzd.codec.paper import fitting
 from ckzd.codec.presets import PRESETS
 
@@ -91,7 +91,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as work,
         mock.patch.object(fitting, "encode_lstm", return_value=b""),  # an LSTM that seems free: small planes use it
         mock.patch.dict(PRESETS, trained),
-        mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 13),  # the largest tensors are cut
+        mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 13),  # the largest tensors are cut
     ):
         expected: dict[str, dict] = {}
         methods = set()

@@ -62,9 +62,9 @@ def chain(tmp_path_factory):
 RESTORE = """
 import hashlib, sys
 from pathlib import Path
-from ckzd.codec.entropy import range_coder as entropy
+from ckzd.codec.entropy import range_coder
 archive, target, chunk = sys.argv[1:]
-entropy._CHUNK = int(chunk)
+range_coder._CHUNK = int(chunk)
 from ckzd.operations.restore import restore
 restore(Path(archive), output=Path(target))
 heavy = {"torch", "sklearn", "scipy", "hypothesis"} & set(sys.modules)

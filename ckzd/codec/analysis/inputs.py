@@ -32,14 +32,14 @@ class Inputs:
         )
 
     @cached_property
-    def slabs(self) -> dict[int, list[int]]:
-        """Numbers of the slabs of each tensor, by that of the first."""
+    def tiles(self) -> dict[int, list[int]]:
+        """Numbers of the tiles of each tensor, by that of the first."""
         return storages(self.checkpoint.files)
 
     @cached_property
-    def first_slab(self) -> dict[int, int]:
-        """What `slabs` knows a slab's tensor by, for each slab."""
-        return {slab: first for first, slabs in self.slabs.items() for slab in slabs}
+    def first_tile(self) -> dict[int, int]:
+        """What `tiles` knows a tile's tensor by, for each tile."""
+        return {tile: first for first, tiles in self.tiles.items() for tile in tiles}
 
     @cached_property
     def _groups(self) -> dict[tuple[str, ...], ParamGroup]:
@@ -58,24 +58,24 @@ class Inputs:
         return next((group for group in found if group is not None), None)
 
     def whole_shape(self, number: int) -> tuple[int, ...]:
-        """Of all of a tensor, by the number of its first slab."""
-        return whole([self.tensor(slab) for slab in self.slabs[number]]).shape
+        """Shape of a tensor with all its tiles, by the number of the first."""
+        return whole([self.tensor(tile) for tile in self.tiles[number]]).shape
 
     def tensor(self, number: int) -> TensorSpec:
-        """Its path, dtype and shape."""
+        """Path, dtype and shape of a tensor."""
         return self.checkpoint.tensors[number]
 
     def payload(self, number: int) -> Bytes:
-        """Its original bytes."""
+        """The original bytes of a tensor."""
         return self.checkpoint.payload(number)
 
     def stored(self, number: int) -> RawArray:
-        """Its values in their stored dtype and own shape."""
+        """A tensor's values in their stored dtype and own shape."""
         tensor = self.tensor(number)
         return stored_array(self.payload(number), tensor.dtype, tensor.shape)
 
     def matrix(self, number: int) -> Float64:
-        """Its values, (R, C)."""
+        """A tensor's values in float64, (R, C)."""
         tensor = self.tensor(number)
         return to_float64(self.stored(number), tensor.dtype).reshape(self._shape(number))
 
@@ -88,11 +88,11 @@ class Inputs:
         return reference_values(self.tensor(number), self.reference)
 
     def finite_before(self, number: int) -> RawArray | None:
-        """The same, if all of it is finite: no residual can be taken against what is not."""
+        """The reference's values of it, if all are finite too: no residual can be taken against others."""
         return finite_reference(self.tensor(number), self.reference)
 
     def residual(self, number: int) -> Float64 | None:
-        """Its values less the reference's, (R, C); None where there are none to be taken."""
+        """A tensor's values less the reference's in float64, (R, C); None where no residual can be taken."""
         before = self.finite_before(number)
         if before is None:
             return None

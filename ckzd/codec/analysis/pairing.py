@@ -46,7 +46,7 @@ Found = dict[_State, int]  # state -> number of its weight
 def pair(inputs: Inputs) -> tuple[Triple, ...]:
     """All weights with the moments that can be told, ascending by weight; a weight is in one triple at most."""
     states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
-    weights = [n for n in inputs.reference_tensors if n in inputs.slabs and _is_coded(inputs, n)]
+    weights = [n for n in inputs.reference_tensors if n in inputs.tiles and _is_coded(inputs, n)]
     found = _by_name(inputs, states, weights)
     if found is None:
         found = _by_order(inputs, states, weights)
@@ -56,14 +56,14 @@ def pair(inputs: Inputs) -> tuple[Triple, ...]:
         triple.weight: triple
         for state, weight in found.items()
         if inputs.whole_shape(weight) == inputs.whole_shape(state.first)
-        for triple in _by_slab(inputs, (weight, state.first, *([] if state.second is None else [state.second])))
+        for triple in _by_tile(inputs, (weight, state.first, *([] if state.second is None else [state.second])))
     }
     return tuple(triples[weight] for weight in sorted(triples))
 
 
-def _by_slab(inputs: Inputs, firsts: Sequence[int]) -> list[Triple]:
-    """A weight and its moments, slab by slab; tensors of one shape are cut alike."""
-    return [Triple(*slabs) for slabs in zip(*(inputs.slabs[number] for number in firsts), strict=True)]
+def _by_tile(inputs: Inputs, firsts: Sequence[int]) -> list[Triple]:
+    """A weight and its moments, tile by tile; tensors of one shape are cut alike."""
+    return [Triple(*tiles) for tiles in zip(*(inputs.tiles[number] for number in firsts), strict=True)]
 
 
 def _is_coded(inputs: Inputs, number: int) -> bool:
@@ -75,7 +75,7 @@ def _states(inputs: Inputs, optimizer: Optimizer) -> Iterator[_State]:
     """States of an optimizer in the order of its groups, largest tensors only."""
     depth = len(optimizer.path) + 2
     tensors: dict[tuple[str, ...], dict[tuple[str, ...], int]] = defaultdict(dict)
-    for number in inputs.slabs:
+    for number in inputs.tiles:
         tensor = inputs.tensor(number)
         tensors[tensor.path[:depth]][tensor.path[depth:]] = number
     for group in optimizer.groups:
@@ -135,8 +135,8 @@ def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _has_moved(inputs: Inputs, number: int) -> bool:
-    befores = [(slab, inputs.before(slab)) for slab in inputs.slabs[number]]
-    return any(before is not None and before.tobytes() != inputs.payload(slab) for slab, before in befores)
+    befores = [(tile, inputs.before(tile)) for tile in inputs.tiles[number]]
+    return any(before is not None and before.tobytes() != inputs.payload(tile) for tile, before in befores)
 
 
 def _orders(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:

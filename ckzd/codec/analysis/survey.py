@@ -17,7 +17,7 @@ from ckzd.codec.arrays import Float64
 from ckzd.codec.budget import DEFAULT_BETAS, filled_up
 from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
-from ckzd.codec.records.index import Steps
+from ckzd.codec.records.index import QuantizationSteps
 from ckzd.codec.records.layout import Triple, plane_shape
 from ckzd.codec.scales import (
     ZERO,
@@ -52,7 +52,7 @@ class Survey:
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
     is_young: bool  # first moments are coded even where weights have a trend, which they else follow
-    steps: Steps
+    steps: QuantizationSteps
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class _WorthCoding:
         )
 
 
-_ByTensor = defaultdict[int, _Energy]  # by the number of a tensor's first slab
+_ByTensor = defaultdict[int, _Energy]  # by the number of a tensor's first tile
 
 
 def _by_tensor() -> _ByTensor:
@@ -107,11 +107,11 @@ class _Energies:
     """What steps are relative to."""
 
     weights: _Energy = field(default_factory=_Energy)  # all lossy weights
-    matrices: _ByTensor = field(default_factory=_by_tensor)  # rows and columns with moments of what may have a frame
-    residuals: _ByTensor = field(default_factory=_by_tensor)  # the same of what has one
+    matrices: _ByTensor = field(default_factory=_by_tensor)  # rows and columns with moments of what may have a basis
+    residuals: _ByTensor = field(default_factory=_by_tensor)  # residuals of what has a basis, likewise
     updates: _Energy = field(default_factory=_Energy)  # exp_avg / sqrt(exp_avg_sq)
-    momenta: _Energy = field(default_factory=_Energy)  # the same of lone momenta
-    framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as it is seen in frames
+    momenta: _Energy = field(default_factory=_Energy)  # lone momenta over the root of their rank-1 variance
+    framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as bases see it
     framed_momenta: _Energy = field(default_factory=_Energy)
 
     def include(self, other: "_Energies") -> None:
@@ -163,17 +163,17 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
 
 
 def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scales]) -> Iterator[tuple[Triple, Scales]]:
-    """Slabs without moments, as of tokens that never occurred, beside others of their tensor that have some."""
+    """Tiles without moments, as of tokens that never occurred, beside others of their tensor that have some."""
     for triple in triples:
-        beside = inputs.slabs[inputs.first_slab[triple.weight]]
-        known = [scales[slab] for slab in beside if slab in scales]
+        beside = inputs.tiles[inputs.first_tile[triple.weight]]
+        known = [scales[tile] for tile in beside if tile in scales]
         if known and triple.weight not in scales and not any(inputs.matrix(n).any() for n in triple.moments):
             rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
             yield triple, scales_beside(known[0], rows)
 
 
 def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
-    energies, first, tensor = _Energies(), inputs.matrix(triple.first), inputs.first_slab[triple.weight]
+    energies, first, tensor = _Energies(), inputs.matrix(triple.first), inputs.first_tile[triple.weight]
     if triple.second is None:
         second, plain, framed = product_of(scales), energies.momenta, energies.framed_momenta
     else:
@@ -197,16 +197,16 @@ def _trained(values: Float64, scales: Scales) -> Float64:
     return values if rows.all() and columns.all() else values[np.ix_(rows, columns)]
 
 
-def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> Steps:
+def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> QuantizationSteps:
     momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is not Scheme.UNIFORM:
-        return Steps(momentum_step=momentum_step)  # codebooks are for two moments
+        return QuantizationSteps(momentum_step=momentum_step)  # codebooks are for two moments
     weight = _typical_rms(energies.matrices.values() or [energies.weights])
     update = _typical(energies.residuals.values()).rms
     moment_step = preset.fresh_moment_step if worth.beside_trend else preset.moment_step * worth.without_trend
-    return Steps(
+    return QuantizationSteps(
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
-        whole_step=float(np.float32(preset.whole_step * weight)),
+        whole_step=float(np.float32(preset.intra_step * weight)),
         moment_step=moment_step * energies.updates.rms,
         momentum_step=momentum_step,
         framed_moment_step=moment_step * energies.framed_updates.rms,
@@ -274,7 +274,7 @@ def _has_moments(inputs: Inputs, triple: Triple) -> bool:
 
 
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:
-    """Of every group that holds a weight with two moments: Lion's betas mean something else."""
+    """Betas of every group that holds a weight with two moments: Lion's mean something else."""
     for triple in lossy:
         group = inputs.group_of(triple.second) if triple.second is not None else None
         if group is not None and group.betas is not None:

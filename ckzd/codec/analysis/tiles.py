@@ -1,7 +1,7 @@
-"""Large tensors in slabs of rows, each coded as a tensor of its own: memory and the work of one thread have a bound.
+"""Large tensors in tiles of rows, each coded as a tensor of its own: memory and the work of one thread have a bound.
 
-What looks at whole tensors (pairing, CRC-32s, slabs without moments of their own) asks which slabs lie in one storage;
-all else takes slabs for tensors. The first slab keeps the tensor's path; those after it have their number behind it.
+What looks at whole tensors (pairing, CRC-32s, tiles without moments of their own) asks which tiles lie in one storage;
+all else takes tiles for tensors. The first tile keeps the tensor's path; those after it have their number behind it.
 Where a tensor is cut follows from its shape alone, so that a weight and its moments, and one checkpoint and the next,
 are cut alike.
 """
@@ -14,38 +14,38 @@ from ckzd.checkpoint import Checkpoint, FileLayout, Hole, TensorSpec
 from ckzd.codec.records.layout import plane_shape
 from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS
 
-MAX_ELEMENTS = 1 << 22  # of a slab of more than 256 rows: some 90 bytes each while it is worked on
+MAX_ELEMENTS = 1 << 22  # of a tile of more than 256 rows: some 90 bytes each while it is worked on
 
 
-def in_slabs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint with its large tensors cut.
+def in_tiles(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint with its large tensors cut.
 
-    It is left as it is if a file gives a CRC-32 before the bytes it is of, or a slab would have another tensor's path.
+    It is left as it is if a file gives a CRC-32 before the bytes it is of, or a tile would have another tensor's path.
     """
     if any(offset < hole.offset for file in checkpoint.files for hole in file.holes for offset in hole.crc_offsets):
         return checkpoint
-    slabs = [tuple(_slabs(tensor)) for tensor in checkpoint.tensors]
-    firsts = list(accumulate(map(len, slabs), initial=0))
-    tensors = tuple(chain.from_iterable(slabs))
+    tiles = [tuple(_tiles(tensor)) for tensor in checkpoint.tensors]
+    firsts = list(accumulate(map(len, tiles), initial=0))
+    tensors = tuple(chain.from_iterable(tiles))
     if len({tensor.path for tensor in tensors}) < len(tensors):
         return checkpoint
-    return replace(checkpoint, files=tuple(_cut(file, slabs, firsts) for file in checkpoint.files), tensors=tensors)
+    return replace(checkpoint, files=tuple(_cut(file, tiles, firsts) for file in checkpoint.files), tensors=tensors)
 
 
-def _cut(file: FileLayout, slabs: Sequence[Sequence[TensorSpec]], firsts: Sequence[int]) -> FileLayout:
-    """A file with a hole for each slab; `firsts` are the numbers of each tensor's first one."""
+def _cut(file: FileLayout, tiles: Sequence[Sequence[TensorSpec]], firsts: Sequence[int]) -> FileLayout:
+    """A file with a hole for each tile; `firsts` are the numbers of each tensor's first one."""
     holes: list[Hole] = []
     for hole in file.holes:
         offset = hole.offset
-        for number, slab in enumerate(slabs[hole.tensor], firsts[hole.tensor]):
-            holes.append(Hole(number, offset, slab.nbytes, continues=offset > hole.offset))
-            offset += slab.nbytes
+        for number, tile in enumerate(tiles[hole.tensor], firsts[hole.tensor]):
+            holes.append(Hole(number, offset, tile.nbytes, continues=offset > hole.offset))
+            offset += tile.nbytes
         holes[-1] = replace(holes[-1], crc_offsets=hole.crc_offsets)
     return replace(file, holes=tuple(holes))
 
 
-def _slabs(tensor: TensorSpec) -> Iterator[TensorSpec]:
-    """A tensor's rows in slabs as even as whole blocks of a frame allow: fewer than 256 rows would lose their frame."""
+def _tiles(tensor: TensorSpec) -> Iterator[TensorSpec]:
+    """A tensor's rows in tiles as even as whole blocks of a basis allow: fewer than 256 rows would lose their basis."""
     rows, columns = plane_shape(tensor.shape)
     blocks = -(-rows // MAX_DIRECTIONS)
     count = -(-blocks // max(1, MAX_ELEMENTS // (MAX_DIRECTIONS * max(columns, 1))))

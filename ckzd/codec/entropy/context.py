@@ -52,7 +52,7 @@ _SIGNED_CLASS = np.array([0, 1, 1] + [3] * 125 + [4] * 126 + [2, 2], np.int16)
 
 
 @dataclass(frozen=True, slots=True)
-class Guide:
+class SideInformation:
     """Levels known before the plane is decoded; both (R, C) or absent.
 
     `levels`: for weights the reference's residual, for factors how large they may be, for moments the levels of what
@@ -84,7 +84,9 @@ def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return np.tile(eight, (-(-rows // 8), 1))[:rows]
 
 
-def passes(kind: int, guide: Guide, known: Magnitudes, total: int) -> Iterator[tuple[int, Places, Ids]]:
+def passes(
+    kind: int, side_information: SideInformation, known: Magnitudes, total: int
+) -> Iterator[tuple[int, Places, Ids]]:
     """Yield (pass, places (N,), grid ids (N,)) in coding order; places count the elements of the plane row by row.
 
     `known` holds the magnitudes coded so far, 0 elsewhere, C-contiguous; the caller fills those at `places` before it
@@ -92,8 +94,8 @@ def passes(kind: int, guide: Guide, known: Magnitudes, total: int) -> Iterator[t
     """
     _, columns = known.shape
     pass_of = lattice(known.shape).ravel()
-    fixed = _fixed_part(guide, known.shape).ravel()
-    lines = _Lines.of(guide, known.shape)
+    fixed = _fixed_part(side_information, known.shape).ravel()
+    lines = _Lines.of(side_information, known.shape)
     for number, neighbours in enumerate(_KNOWN_NEIGHBOURS):
         places = np.flatnonzero(pass_of == number)
         row = places // max(columns, 1)
@@ -101,8 +103,8 @@ def passes(kind: int, guide: Guide, known: Magnitudes, total: int) -> Iterator[t
         by_column = lines.relative_energy(known, number, total, axis=0)
         relative = by_row[row] * by_column[places - row * columns] >> 12
         energy = _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
-        if guide.second is not None:
-            energy = _with_second(kind, energy, guide.second.ravel()[places])
+        if side_information.second is not None:
+            energy = _with_second(kind, energy, side_information.second.ravel()[places])
         ids = fixed[places] + _ENERGY_PLACE * energy
         if neighbours:
             ids += _NEIGHBOUR_PLACE * _surround_classes(known, neighbours, total).ravel()[places]
@@ -115,15 +117,15 @@ def _with_second(kind: int, energy: Ids, second: HalfOctaves) -> Ids:
     return classes
 
 
-def _fixed_part(guide: Guide, shape: tuple[int, int]) -> Ids:
+def _fixed_part(side_information: SideInformation, shape: tuple[int, int]) -> Ids:
     """What guide, around and previous add to the grid id: the same in all passes; int16 (R, C)."""
     fixed = np.zeros(shape, np.int16)
-    if guide.levels is not None:
-        magnitude = magnitudes(guide.levels)
-        fixed += _GUIDE_PLACE * _SIGNED_CLASS[guide.levels.view(np.uint8)]
+    if side_information.levels is not None:
+        magnitude = magnitudes(side_information.levels)
+        fixed += _GUIDE_PLACE * _SIGNED_CLASS[side_information.levels.view(np.uint8)]
         fixed += _AROUND_PLACE * _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
-    if guide.previous is not None:
-        fixed += np.minimum(magnitudes(guide.previous), 2)
+    if side_information.previous is not None:
+        fixed += np.minimum(magnitudes(side_information.previous), 2)
     return fixed
 
 
@@ -140,17 +142,17 @@ def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classe
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """Energies of rows (axis 1) and columns (axis 0), and what the guide's levels add to each, by axis."""
+    """Energies of rows (axis 1) and columns (axis 0), and what the side information's levels add to each, by axis."""
 
     shares: tuple[Counts | int, Counts | int]
-    weights: tuple[int, int]  # elements that the guide counts for
+    weights: tuple[int, int]  # elements that the side information counts for
 
     @classmethod
-    def of(cls, guide: Guide, shape: tuple[int, int]) -> "_Lines":
+    def of(cls, side_information: SideInformation, shape: tuple[int, int]) -> "_Lines":
         """The reference's row counts half: it has moved since."""
-        if guide.levels is None or not guide.levels.any():
+        if side_information.levels is None or not side_information.levels.any():
             return cls((0, 0), (0, 0))
-        magnitude = magnitudes(guide.levels)
+        magnitude = magnitudes(side_information.levels)
         whole = int(magnitude.sum(dtype=np.int64))
         columns, rows = (_shares(magnitude, whole, axis) // 2 for axis in (0, 1))
         return cls((columns, rows), (shape[0] // 2, shape[1] // 2))

@@ -66,7 +66,7 @@ def unpack(data: bytes, limit: int) -> Plane:
 
 
 def _bits(values: Counts) -> Counts:
-    """Of positive integers."""
+    """How many bits positive integers have."""
     return np.frexp(values.astype(np.float64))[1].astype(np.int64)
 
 

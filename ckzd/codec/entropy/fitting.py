@@ -75,7 +75,7 @@ def histograms_over(planes: Iterable[PlaneToCode]) -> Counted:
 
 
 def _histograms(plane: PlaneToCode) -> Histograms:
-    return histograms_of(plane.levels, plane.kind, plane.guide) if plane.levels.any() else {}
+    return histograms_of(plane.levels, plane.kind, plane.side_information) if plane.levels.any() else {}
 
 
 def fit_tables(counted: Counted) -> TableModel:

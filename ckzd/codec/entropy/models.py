@@ -38,7 +38,7 @@ class Histogram:
 
     @classmethod
     def of(cls, ids: Ids, symbols: npt.NDArray[np.uint8]) -> "Histogram":
-        """Of symbols (N,) and the context of each (N,)."""
+        """Count symbols (N,) by the context of each (N,)."""
         used = np.flatnonzero(np.bincount(ids, minlength=GRID))
         place = np.zeros(GRID, np.int64)
         place[used] = np.arange(used.size)
@@ -47,7 +47,7 @@ class Histogram:
 
     @classmethod
     def of_grid(cls, counts: Counts) -> "Histogram":
-        """Of counts of the whole grid, (GRID, A)."""
+        """From counts of the whole grid, (GRID, A)."""
         used = np.flatnonzero(counts.any(1))
         return cls(used, counts[used])
 
@@ -160,7 +160,7 @@ def cost_bits(what: Seen) -> float:
 
 
 def biased(what: Seen, codes: Codes) -> Seen:
-    """The same under `BiasedModel(model, codes)`."""
+    """What occurs, as `BiasedModel(model, codes)` would predict it."""
     return [(counts, product(rows, _FREQUENCIES[codes])) for counts, rows in what]
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Codes, Plane
 from ckzd.codec.entropy import context, escapes
-from ckzd.codec.entropy.context import ALPHABET, Guide
+from ckzd.codec.entropy.context import ALPHABET, SideInformation
 from ckzd.codec.entropy.models import (
     BiasedModel,
     Histogram,
@@ -61,7 +61,7 @@ class PlaneToCode:
     number: int  # of the tensor
     kind: int  # WEIGHTS, FIRST or SECOND
     levels: Plane
-    guide: Guide
+    side_information: SideInformation
 
 
 def to_symbols(levels: Plane) -> npt.NDArray[np.uint8]:
@@ -93,11 +93,11 @@ class _Seen:
     passes: tuple[_Pass, ...]
 
     @classmethod
-    def of(cls, levels: Plane, kind: int, guide: Guide) -> "_Seen":
+    def of(cls, levels: Plane, kind: int, side_information: SideInformation) -> "_Seen":
         magnitude, symbols = context.magnitudes(levels), to_symbols(levels).ravel()
         total = int(magnitude.sum(dtype=np.int64))
         known, found = np.zeros_like(magnitude), []
-        for _, places, ids in context.passes(kind, guide, known, total):
+        for _, places, ids in context.passes(kind, side_information, known, total):
             found.append(_Pass(symbols[places], ids))
             known.ravel()[places] = magnitude.ravel()[places]
         return cls(total, context.density_class(total, levels.size), tuple(found))
@@ -113,9 +113,9 @@ class _Seen:
         return coder.finish()
 
 
-def histograms_of(levels: Plane, kind: int, guide: Guide) -> Histograms:
+def histograms_of(levels: Plane, kind: int, side_information: SideInformation) -> Histograms:
     """How often each symbol follows each context of this plane."""
-    return _Seen.of(levels, kind, guide).histograms(kind)
+    return _Seen.of(levels, kind, side_information).histograms(kind)
 
 
 def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
@@ -184,31 +184,35 @@ def _unpacked(block: bytes, elements: int, *, packed: bool) -> Plane:
     return np.frombuffer(zstd.decompress(block, 2 * elements) if block else b"", "<i2").astype(np.int16)
 
 
-def encode_plane(levels: Plane, kind: int, guide: Guide, models: Models) -> tuple[bytes, Coder]:
+def encode_plane(levels: Plane, kind: int, side_information: SideInformation, models: Models) -> tuple[bytes, Coder]:
     """Code a plane (R, C) with whichever coder is cheapest; returns the bytes and which coder it was."""
     if not levels.any():
         return bytes([Coder.EMPTY]), Coder.EMPTY
-    plane = _Seen.of(levels, kind, guide)
+    plane = _Seen.of(levels, kind, side_information)
     coder, codes = _choose(plane.histograms(kind), models)
     words = plane.words(kind, _model_of(coder, codes, models))
-    coded = _Coded(coder, guide.second is not None, plane.total, codes, _escapes_of(levels), words).to_bytes()
+    coded = _Coded(
+        coder, side_information.second is not None, plane.total, codes, _escapes_of(levels), words
+    ).to_bytes()
     if len(coded) > 2 * levels.size:
         return bytes([Coder.RAW]) + levels.astype("<i2").tobytes(), Coder.RAW
     return coded, coder
 
 
-def decode_plane(data: bytes, shape: tuple[int, int], kind: int, guide: Guide, models: Models) -> Plane:
+def decode_plane(
+    data: bytes, shape: tuple[int, int], kind: int, side_information: SideInformation, models: Models
+) -> Plane:
     """The inverse of `encode_plane`; ValueError if the bytes cannot be one."""
     if data == bytes([Coder.EMPTY]):
         return np.zeros(shape, np.int16)
     if data[0] == Coder.RAW:
         return np.frombuffer(data, "<i2", offset=1).astype(np.int16).reshape(shape)
     coded = _Coded.from_bytes(data, shape[0] * shape[1])
-    if coded.sees_second and guide.second is None:
+    if coded.sees_second and side_information.second is None:
         raise ValueError("a plane's contexts see a second moment that it does not have")
     if not coded.sees_second:  # as in formats before 5
-        guide = replace(guide, second=None)
-    return _decode_symbols(coded, shape, kind, guide, _model_of(coded.coder, coded.codes, models))
+        side_information = replace(side_information, second=None)
+    return _decode_symbols(coded, shape, kind, side_information, _model_of(coded.coder, coded.codes, models))
 
 
 def _escapes_of(levels: Plane) -> Plane:
@@ -218,11 +222,13 @@ def _escapes_of(levels: Plane) -> Plane:
     return np.concatenate([levels[(pass_of == number) & beyond] for number in range(context.PASSES)])
 
 
-def _decode_symbols(coded: _Coded, shape: tuple[int, int], kind: int, guide: Guide, model: Model) -> Plane:
+def _decode_symbols(
+    coded: _Coded, shape: tuple[int, int], kind: int, side_information: SideInformation, model: Model
+) -> Plane:
     levels, known = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
     density = context.density_class(coded.total, levels.size)
     coder, used = SymbolDecoder(coded.words), 0
-    for number, places, ids in context.passes(kind, guide, known, coded.total):
+    for number, places, ids in context.passes(kind, side_information, known, coded.total):
         symbols = coder.decode(ids, model.rows(kind, number, density))
         count = int(np.count_nonzero(symbols == ESCAPE))
         if used + count > coded.escapes.size:

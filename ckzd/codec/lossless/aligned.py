@@ -25,9 +25,9 @@ Classes = npt.NDArray[np.uint8]  # (N,)
 Bytes1 = npt.NDArray[np.uint8]
 
 _CHUNK = 1 << 18  # elements: arrays of a chunk stay in the cache, and memory is bounded
-_LEVEL = 1  # all that pays here is the Huffman stage: level 3 gains 0.01 % and costs a third of the speed
+_ZSTD_LEVEL = 1  # all that pays here is the Huffman stage: level 3 gains 0.01 % and costs a third of the speed
 _OWN_TABLE = 4096  # a class of so many elements gets Huffman tables of its own
-_SAMPLE = 1024
+_SAMPLED_DIFFERENCES = 1024
 _TAIL = 64  # left out at both ends
 _LEVELS = 80  # at most, of 256, for what is left: beyond 256 a difference costs about two bytes more
 
@@ -104,8 +104,8 @@ def _encode_chunk(differences: Unsigned, classes: Classes | None) -> tuple[bytes
         below += [np.packbits(lowest & np.uint8(1 << bit)).tobytes() for bit in range(cut.k % 8)]
     plain = b"".join(above), b"".join(below)
     blocks = [
-        zstd.compress_parts(symbols, _LEVEL, alone=_OWN_TABLE),
-        *(zstd.compress(each, _LEVEL) for each in plain),
+        zstd.compress_parts(symbols, _ZSTD_LEVEL, alone=_OWN_TABLE),
+        *(zstd.compress(each, _ZSTD_LEVEL) for each in plain),
     ]
     regular = len(blocks[1]) * 64 < len(blocks[0]) + 256 and len(blocks[2]) * 9 > len(plain[1]) * 8
     blocks = [min(pair, key=len) for pair in zip((b"".join(symbols), *plain), blocks, strict=True)]
@@ -116,7 +116,7 @@ def _encode_chunk(differences: Unsigned, classes: Classes | None) -> tuple[bytes
 def _cut(differences: Unsigned, part: slice) -> _Cut:
     """Where eight bits hold a sample with room to spare."""
     signed = differences.dtype.str.replace("u", "i")
-    sample = np.sort(differences[part][:: max(1, (part.stop - part.start) // _SAMPLE)].view(signed))
+    sample = np.sort(differences[part][:: max(1, (part.stop - part.start) // _SAMPLED_DIFFERENCES)].view(signed))
     tail = sample.size // _TAIL
     low, high = int(sample[tail]), int(sample[-1 - tail])
     k = min(max(0, ((high - low) // _LEVELS).bit_length()), 8 * (differences.itemsize - 1))
@@ -165,7 +165,7 @@ def _decode_chunk(data: bytes, start: int, sorted_: Unsigned, classes: Classes |
 
 
 def _sizes(cuts: list[_Cut], differences: Unsigned) -> tuple[int, int, int]:
-    """Of the three blocks; ValueError for a cut beyond the element."""
+    """Sizes of the three blocks; ValueError for a cut beyond the element."""
     above = below = 0
     for cut in cuts:
         if cut.k > 8 * (differences.itemsize - 1):

@@ -16,7 +16,7 @@ from ckzd.codec.lossless.aligned import Classes, decode_aligned, encode_aligned
 from ckzd.codec.lossless.prediction import Prediction, fit_prediction
 from ckzd.codec.parsing import read_leb, write_leb
 
-_LEVEL = 3
+_ZSTD_LEVEL = 3
 _ALIGNED = b"\x80\x00"  # no length of planes begins so: a 0 in two bytes
 _MIN_ALIGNED = 1024  # elements: smaller tensors do not pay for the cuts
 _MIN_PREDICTED = 16  # rows and columns
@@ -128,7 +128,7 @@ def _encode_planes(bits: Unsigned, reference: Unsigned | None) -> bytes:
     blocks = []
     for plane in folded.view(np.uint8).reshape(-1, bits.itemsize).T[::-1]:
         plain = plane.tobytes()
-        packed = zstd.compress(plain, _LEVEL)
+        packed = zstd.compress(plain, _ZSTD_LEVEL)
         blocks.append(packed if len(packed) < len(plain) else plain)
     return b"".join(write_leb(len(block)) for block in blocks) + b"".join(blocks)
 

@@ -23,7 +23,7 @@ _FACTORS = (4, 8, 16, 32)  # counts that are tried
 _SKETCH = 8  # leading factors, found in one round, that tell whether to look for more: of first moments none pay
 _TERM_BITS = 5.0  # of a factor's entry, measured on second moments
 _FACTOR_RANGE = 20.0  # finer factors cost more than they save
-_LEVEL = 3  # 19 gains 0.04 % of second moments and costs a third of their speed
+_ZSTD_LEVEL = 3  # 19 gains 0.04 % of second moments and costs a third of their speed
 _ROUNDS = 2  # of subspace iteration: a third gains 0.1 % of second moments and costs a fifth of their speed
 _LOWEST = 0.002  # quantile: the logarithm of what is nearly 0 says little about its row
 _SAMPLES = 4096
@@ -53,13 +53,13 @@ class Prediction:
         """LEB128 of columns and of the block, u8 units and F; then zstd of the arrays, factors by their columns."""
         arrays = (self.rows, self.columns, np.ascontiguousarray(self.left.T), self.right)
         plain = b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
-        block = zstd.compress(plain, _LEVEL)
+        block = zstd.compress(plain, _ZSTD_LEVEL)
         head = write_leb(self.columns.size) + write_leb(len(block))
         return head + bytes([self.unit, self.factor_unit, len(self.right)]) + block
 
     @classmethod
     def from_bytes(cls, data: bytes, start: int, count: int, bits: int) -> "tuple[Prediction | None, int]":
-        """Of `count` elements, or None; and where it ends. ValueError or IndexError if it is malformed."""
+        """A prediction of `count` elements, or None, and where it ends; ValueError or IndexError if it is malformed."""
         columns, start = read_leb(data, start)
         if columns == 0:
             return None, start

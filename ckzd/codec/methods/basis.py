@@ -107,7 +107,7 @@ class BasisMoment(MomentMethod):
 
 
 def _step(known: KnownMoments) -> float:
-    """Of Adam's first moments one for all; a lone momentum has a unit of its own, so that no layer's is too small."""
+    """One for all of Adam's first moments; a lone momentum has a unit of its own, so that no layer's is too small."""
     if known.second is not None:
         return known.steps.framed_moment_step
     return known.steps.framed_momentum_step * typical_root(known.scales)

@@ -14,7 +14,7 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, Mask, Plane
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.methods import rank1
 from ckzd.codec.methods.method import (
     Candidate,
@@ -29,7 +29,7 @@ from ckzd.codec.methods.method import (
 )
 from ckzd.codec.paper.codebook import Codebook, KmeansCode, dequantize_kmeans
 from ckzd.codec.presets import Scheme
-from ckzd.codec.records.index import Method, Steps
+from ckzd.codec.records.index import Method, QuantizationSteps
 from ckzd.codec.records.layout import Role
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,
@@ -63,15 +63,15 @@ class CodebookWeight(WeightMethod):
     name = Method.KMEANS
     schemes = frozenset({Scheme.KMEANS})
 
-    def step(self, steps: Steps) -> None:  # noqa: ARG002  # centres are values
-        """None: it cannot be made finer."""
+    def step(self, steps: QuantizationSteps) -> None:  # noqa: ARG002  # centres are values
+        """No step, so that none can be made finer: what is not good enough is coded exactly."""
         return
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a residual."""
         if weight.residual is None:
             return None
-        residual = weight.residual
+        residual = weight.residual()
 
         def at(step: float) -> Candidate:
             from ckzd.codec.paper import kmeans  # noqa: PLC0415  # see `_quantized`
@@ -99,7 +99,7 @@ class CodebookFirst(MomentMethod):
     schemes = frozenset({Scheme.KMEANS})
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """A codebook of the moments that are kept."""
         return _quantized(moments.first, _mask(moments))
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # of any shape
@@ -110,10 +110,10 @@ class CodebookFirst(MomentMethod):
         """Centres, and 0 elsewhere."""
         return from_float64(_values(coded), known.first.dtype)
 
-    def side_information(self, known: KnownMoments) -> Guide:
+    def side_information(self, known: KnownMoments) -> SideInformation:
         """The weight's levels, and what scales foretell of the second moment."""
-        guide = moment_side_information(known.weight, known.reconstruction)
-        return replace(guide, second=half_octaves(known.scales))
+        side_information = moment_side_information(known.weight, known.reconstruction)
+        return replace(side_information, second=half_octaves(known.scales))
 
 
 class CodebookSecond(MomentMethod):
@@ -123,11 +123,11 @@ class CodebookSecond(MomentMethod):
     roles = frozenset({Role.SECOND})
 
     def may_stand_beside(self, first: Method) -> bool:
-        """Its contexts see the first moment's levels."""
+        """Beside a first moment that has a codebook: its contexts see those levels."""
         return first is Method.KMEANS
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """A codebook of the moments that are kept."""
         assert moments.second is not None, "it is of the second moment"
         return _quantized(moments.second, _mask(moments))
 
@@ -143,9 +143,9 @@ class CodebookSecond(MomentMethod):
         centres = from_float64(np.maximum(_values(coded), SMALLEST_NORMAL[dtype]), dtype)
         return np.where(coded.levels != 0, centres, rank1.fill(known.scales, dtype))
 
-    def side_information(self, known: KnownMoments) -> Guide:
+    def side_information(self, known: KnownMoments) -> SideInformation:
         """The first moment's levels, and what scales foretell."""
-        return Guide(levels_for_context(known.first_levels()), second=half_octaves(known.scales))
+        return SideInformation(levels_for_context(known.first_levels()), second=half_octaves(known.scales))
 
 
 def _mask(moments: MomentsToCode) -> Mask:

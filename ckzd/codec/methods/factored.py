@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.methods.basis import trend_of_residual
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.records.index import Method
@@ -47,9 +47,9 @@ class Factored(WeightMethod):
         """Left above right, a column a component."""
         return sum(shape), Head.of(head, shape).codes.size
 
-    def side_information(self, head: bytes, known: KnownWeight) -> Guide:
+    def side_information(self, head: bytes, known: KnownWeight) -> SideInformation:
         """How large each component's integers are likely to be."""
-        return Head.of(head, known.shape).guide(known.shape)
+        return Head.of(head, known.shape).side_information(known.shape)
 
     def restored(self, coded: Coded, known: KnownWeight, step: float) -> ReferenceTensor:
         """Reference + residual. Dependents see it as if it had been coded in its basis, which is yet to learn."""

@@ -13,7 +13,7 @@ import numpy as np
 from ckzd.codec.arrays import MAX_LEVEL, Plane
 from ckzd.codec.dtypes import from_float64
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
-from ckzd.codec.records.index import Method, Steps
+from ckzd.codec.records.index import Method, QuantizationSteps
 from ckzd.codec.records.reference_tensors import ReferenceTensor
 from ckzd.codec.transform import wide
 
@@ -23,7 +23,7 @@ class Intra(WeightMethod):
 
     name = Method.WHOLE
 
-    def step(self, steps: Steps) -> float:
+    def step(self, steps: QuantizationSteps) -> float:
         """The step of weights without a reference, which is finer than a residual's."""
         return steps.whole_step
 

@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from ckzd.checkpoint import RawArray, TensorSpec
 from ckzd.codec.arrays import Float64, Plane, Trend
-from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.presets import Scheme
-from ckzd.codec.records.index import Method, Steps
+from ckzd.codec.records.index import Method, QuantizationSteps
 from ckzd.codec.records.layout import Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction
 from ckzd.codec.records.reference_tensors import (
@@ -31,7 +31,7 @@ from ckzd.codec.records.reference_tensors import (
 from ckzd.codec.scales import FisherWeighting, Scales, fisher_weighting
 from ckzd.codec.transform.adaptive_basis import AdaptiveBasis
 
-KINDS = {Role.WEIGHT: WEIGHTS, Role.FIRST: FIRST, Role.MOMENTUM: FIRST, Role.SECOND: SECOND}  # of planes
+PLANE_KIND = {Role.WEIGHT: WEIGHTS, Role.FIRST: FIRST, Role.MOMENTUM: FIRST, Role.SECOND: SECOND}  # of planes
 
 
 class Streams(Enum):
@@ -58,7 +58,7 @@ class CodingMethod:
     streams: ClassVar[Streams] = Streams.ONE
 
     def may_stand_beside(self, first: Method) -> bool:  # noqa: ARG002  # most do not care
-        """Of a second moment: whether the first may be coded so."""
+        """Whether a second moment may be coded by this method where the first is coded by `first`."""
         return True
 
 
@@ -123,15 +123,15 @@ class WeightToCode:
 
     known: KnownWeight
     values: Float64  # (R, C)
-    residual: Float64 | None  # (R, C): to the reference, if there is one that a residual can be taken to
-    second: Callable[[], Float64]  # (R, C): its second moment, or the energy of its momentum
+    residual: Callable[[], Float64] | None  # (R, C), computed anew: what a method keeps of it is of its own domain
+    second: Callable[[], Float64]  # (R, C): its second moment, or the rank-1 variance of its momentum
     dead_zone: float
 
     @cached_property
     def weighted(self) -> Float64:
         """The Fisher-weighted residual (R, C)."""
         assert self.residual is not None, "there is a reference"
-        return self.known.weighting.weigh(self.residual)
+        return self.known.weighting.weigh(self.residual())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class WeightMethod(LossyMethod, ABC):
 
     roles = frozenset({Role.WEIGHT})
 
-    def step(self, steps: Steps) -> float | None:
+    def step(self, steps: QuantizationSteps) -> float | None:
         """The checkpoint's step for this method's levels, which weights may halve; None if it knows no step."""
         return steps.step
 
@@ -163,7 +163,7 @@ class WeightMethod(LossyMethod, ABC):
     def restored(self, coded: Coded, known: KnownWeight, step: float) -> ReferenceTensor:
         """What a decoder makes of it, but for exact zeros; ValueError for what no encoder writes."""
 
-    def side_information(self, head: bytes, known: KnownWeight) -> Guide:  # noqa: ARG002  # most see the reference
+    def side_information(self, head: bytes, known: KnownWeight) -> SideInformation:  # noqa: ARG002  # most see the reference
         """What the contexts of its plane see."""
         return weight_side_information(known.tensor, known.reference)
 
@@ -180,7 +180,7 @@ class KnownMoments:
     first: TensorSpec
     second: TensorSpec | None
     scales: Scales
-    steps: Steps
+    steps: QuantizationSteps
     reconstruction: ArrayFile | Reconstruction  # this archive's own
     first_levels: Callable[[], Plane]  # for a second moment whose contexts see them
 
@@ -232,6 +232,6 @@ class MomentMethod(LossyMethod, ABC):
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """What a decoder makes of it (R, C), but for exact zeros; ValueError for what no encoder writes."""
 
-    def side_information(self, known: KnownMoments) -> Guide:
+    def side_information(self, known: KnownMoments) -> SideInformation:
         """What the contexts of its plane see."""
         return moment_side_information(known.weight, known.reconstruction)

@@ -33,7 +33,7 @@ class MomentumScale:
 
     @classmethod
     def of(cls, first: Float64, root: Float64, moving: Float64, rate: float | None) -> "MomentumScale | None":
-        """None where trend and exp_avg do not agree that the weight moved down the loss.
+        """The scale of one first moment; None where trend and exp_avg do not agree that the weight moved down the loss.
 
         exp_avg, the root of exp_avg_sq as restored, all > 0, and the update by a first moment that is the trend, of one
         shape; `rate` is how far the optimizer moves a weight, in all, for an update of 1.
@@ -46,7 +46,7 @@ class MomentumScale:
         return cls(own / trend, agreement / (own * trend), None if rate is None else rate * own / trend * fall)
 
     def length(self, share: float) -> float:
-        """Of the original's: what it had along the trend, and this share more; but no longer than it was."""
+        """Its length over the original's: what that had along the trend, and this share more; 1 at most."""
         return max(self.along, _UNKNOWN_LENGTH) if self.reach is None else min(1.0, self.along + share)
 
     def regained(self, share: float) -> float:

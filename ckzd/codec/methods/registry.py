@@ -108,7 +108,7 @@ def checked(index: Index) -> Index:
     for number in index.step_exponents:
         method = _ROWS[codes[number].method, roles[number]]
         if not isinstance(method, WeightMethod) or method.step(index.steps) is None:
-            raise ValueError(f"a halved step of tensor {number}, which has none")
+            raise ValueError(f"a step exponent of tensor {number}, which has no step")
     maskable = {t.weight for t in layout.triples if is_lossy(codes[t.weight].method, Role.WEIGHT)}
     maskable |= {t.first for t in layout.triples if any(is_lossy(codes[n].method, roles[n]) for n in t.moments)}
     if not maskable.issuperset(index.zeros):

@@ -11,7 +11,7 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import MAX_LEVEL, Float64, Plane
 from ckzd.codec.dtypes import SMALLEST, from_float64
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
 from ckzd.codec.methods.rank1 import fill_of
 from ckzd.codec.presets import Scheme
@@ -30,7 +30,7 @@ class ScaledFirst(MomentMethod):
     roles = frozenset({Role.FIRST})
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any; with a step of 0 all levels are 0."""
+        """Levels of the update; all are 0 if the step is 0, as where first moments are dropped."""
         if not (step := moments.known.steps.moment_step):
             return Coded(levels=np.zeros(moments.first.shape, np.int16))
         return Coded(levels=quantize_first(moments.first, fill_of(moments.known), step))
@@ -42,19 +42,19 @@ class ScaledFirst(MomentMethod):
 
 
 class ScaledMomentum(MomentMethod):
-    """A momentum without a second moment, in units of the root of its own rank-1 energy."""
+    """A momentum without a second moment, in units of the root of its own rank-1 variance."""
 
     name = Method.SCALED
     roles = frozenset({Role.MOMENTUM})
     schemes = frozenset({Scheme.UNIFORM, Scheme.KMEANS})  # codebooks are for two moments
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """Levels of the momentum over the root of its rank-1 variance."""
         known = moments.known
         return Coded(levels=quantize_first(moments.first, product_of(known.scales), known.steps.momentum_step))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
-        """Levels times the root of the energy."""
+        """Levels times the root of the variance."""
         assert coded.levels is not None, "it has a plane"
         values = restore_first(coded.levels, product_of(known.scales), known.steps.momentum_step)
         return from_float64(values, known.first.dtype)
@@ -67,7 +67,7 @@ class ScaledSecond(MomentMethod):
     roles = frozenset({Role.SECOND})
 
     def coded(self, moments: MomentsToCode) -> Coded:
-        """Any."""
+        """Half octaves over the fill."""
         assert moments.second is not None, "it is of the second moment"
         return Coded(levels=quantize_second(moments.second, fill_of(moments.known)))
 
@@ -78,9 +78,9 @@ class ScaledSecond(MomentMethod):
         dtype = known.second.dtype
         return from_float64(restore_second(coded.levels, fill_of(known), SMALLEST[dtype]), dtype)
 
-    def side_information(self, known: KnownMoments) -> Guide:  # noqa: ARG002  # levels are what nothing foretells
-        """None."""
-        return Guide()
+    def side_information(self, known: KnownMoments) -> SideInformation:  # noqa: ARG002  # levels are what nothing foretells
+        """Nothing: levels are what scales did not foretell."""
+        return SideInformation()
 
 
 def quantize_first(first: Float64, second: Float64, step: float) -> Plane:

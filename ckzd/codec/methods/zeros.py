@@ -32,7 +32,7 @@ def without(values: RawArray, zeros: Mask) -> RawArray:
 
 
 def masked_weight(values: RawArray, zeros: Mask, dtype: str) -> RawArray:
-    """The same, and nothing else is 0: who finds the mask again by `weight == 0` must find this one."""
+    """The values with 0 at the zeros (R, C) and nowhere else: `weight == 0` must find this very mask again."""
     least = from_float64(np.array(SMALLEST_NORMAL[dtype]), dtype)
     return without(np.where(is_zero(values), least, values), zeros)
 
@@ -43,7 +43,7 @@ def expected_in_weight(before: RawArray | None, shape: tuple[int, int]) -> Mask:
 
 
 def expected_in_moments(known: KnownMoments, second: RawArray | None) -> Mask:
-    """(R, C): where the restored weight is 0, or the restored second moment, or a lone momentum's rank-1 energy."""
+    """(R, C): where the restored weight is 0, or the restored second moment, or a lone momentum's rank-1 variance."""
     variance = product_of(known.scales) if second is None else second
     return is_zero(known.restored_weight).reshape(variance.shape) | is_zero(variance)
 

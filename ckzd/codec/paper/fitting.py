@@ -15,7 +15,7 @@ from ckzd.codec.records.reconstruction import Reconstruction
 _SUM_OF_FREQUENCIES = 2.0**24  # of a mean prediction
 
 
-def refined(
+def with_lstm(
     counted: Counted, tables: TableModel, reference: Reconstruction | None, preset: Preset, device: str
 ) -> Fitted:
     """The tables with the reference's LSTM, with one trained from there, or alone: whatever is cheapest."""

@@ -64,7 +64,7 @@ class LstmWeights:
 
 
 def shapes_of(embedding: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Of all parameters of a network of that size."""
+    """Shapes of all parameters of a network of that size, by name."""
     return {
         "embedding": (TOKENS, embedding),
         "gates": (embedding, 4 * hidden),

@@ -19,7 +19,7 @@ from ckzd.codec.records.layout import MAX_BYTES, Layout
 MAX_INDEX_BYTES = 1 << 30
 MOST_COMPRESSED = 1024  # a layout without a reference's: 10 to 40, names of a thousand characters 150
 _FEW_BYTES, _FEW_VALUES = 1 << 16, 64
-_BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, length, and its halvings
+_BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, length, and its step exponent
 MAX_STEP = 2.0**128
 MAX_STEP_EXPONENT = 64
 MAX_REACH = 4000
@@ -36,9 +36,9 @@ class Method(StrEnum):
     EXACT = "exact"  # on its own, exactly
     DELTA = "delta"  # against the reference, exactly
     SCALAR = "scalar"  # weight: reference + Fisher-weighted scalar residual
-    FRAMED = "framed"  # weight: reference + residual in its frame; first moment or momentum: in its weight's frame
+    FRAMED = "framed"  # weight: reference + residual in its adaptive basis; first moment or momentum likewise
     FACTORED = "factored"  # weight: reference + residual as a sum of few outer products
-    WHOLE = "whole"  # weight without a reference: levels of its own
+    WHOLE = "whole"  # intra: weight by levels of its own, without a reference
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
     TREND = "trend"  # first moment: what moves the weight as it moved since the reference
@@ -55,18 +55,18 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """What one level is worth, by what is coded; 0 where nothing is."""
+class QuantizationSteps:
+    """What one level is worth, by what is coded; 0 where nothing is. Field names are the archive's."""
 
     step: float = 0.0  # weights' residuals, Fisher-weighted
     whole_step: float = 0.0  # weights without a reference, likewise
     moment_step: float = 0.0  # exp_avg / sqrt(exp_avg_sq)
-    momentum_step: float = 0.0  # the same of a momentum without a second moment
-    framed_moment_step: float = 0.0  # exp_avg in its weight's frame
-    framed_momentum_step: float = 0.0  # a lone momentum likewise, over the fourth root of its typical energy
+    momentum_step: float = 0.0  # a momentum without a second moment, over the root of its rank-1 variance
+    framed_moment_step: float = 0.0  # exp_avg in its weight's adaptive basis
+    framed_momentum_step: float = 0.0  # a lone momentum likewise, over the fourth root of its typical variance
 
 
-STEPS = tuple(f.name for f in fields(Steps))
+STEPS = tuple(f.name for f in fields(QuantizationSteps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Index:
 
     layout: Layout
     codes: tuple[Code, ...]
-    steps: Steps
+    steps: QuantizationSteps
     step_exponents: Mapping[int, int] = field(default_factory=dict)
     zeros: Mapping[int, StreamRef | None] = field(default_factory=dict)
     reach: int | None = None
@@ -110,13 +110,15 @@ class Index:
 
     @staticmethod
     def with_layout(data: bytes, layout: Layout) -> "Index":
-        """The same where the layout is already known: no reference is needed."""
+        """An index whose layout is already known, so that no reference is needed; errors as of `from_bytes`."""
         _, block = _blocks(data)
         tensors = len(layout.tensors)
         limit = min(_FEW_BYTES + _BYTES_A_CODE * tensors, MAX_INDEX_BYTES)
         document = read_json(zstd.decompress(block, limit), _FEW_VALUES + _VALUES_A_CODE * tensors)
         codes = tuple(_code(*entry) for entry in document["codes"])
-        steps = Steps(**{name: _step(document.get(name, 0)) for name in STEPS})  # format 1 knows two of them
+        steps = QuantizationSteps(
+            **{name: _step(document.get(name, 0)) for name in STEPS}
+        )  # format 1 knows two of them
         halvings, zeros = document.get("halvings", []), document.get("zeros", [])
         reach = _reach(document.get("reach"))
         return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach)
@@ -152,7 +154,9 @@ def _step_exponents(pairs: list[list[int]]) -> dict[int, int]:
     before = -1
     for number, count in pairs:
         if not (type(number) is type(count) is int and number > before and 0 < count <= MAX_STEP_EXPONENT):
-            raise ValueError(f"expected halvings of 1 to {MAX_STEP_EXPONENT}, ascending by tensor, got {pairs!r:.60}")
+            raise ValueError(
+                f"expected step exponents of 1..{MAX_STEP_EXPONENT}, ascending by tensor, got {pairs!r:.60}"
+            )
         before = number
     return {number: count for number, count in pairs}  # noqa: C416  # two each, which dict() cannot be told
 

@@ -95,7 +95,7 @@ class Layout:
             triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
         )
         _check_holes(layout)
-        _check_slabs(layout)
+        _check_tiles(layout)
         _check_roles(layout)
         return layout
 
@@ -161,7 +161,7 @@ def _check_holes(layout: Layout) -> None:
         raise ValueError("expected every tensor in one hole of one file")
 
 
-def _check_slabs(layout: Layout) -> None:
+def _check_tiles(layout: Layout) -> None:
     """What continues a tensor has the rows behind it, and the path behind its own."""
     for file in layout.files:
         if file.holes and file.holes[0].continues:
@@ -169,30 +169,31 @@ def _check_slabs(layout: Layout) -> None:
         for before, hole in pairwise(file.holes):
             if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
-    kept = frozenset(layout.reference_tensors)
+    referenced = frozenset(layout.reference_tensors)
     for first, *others in storages(layout.files).values():
         whole = layout.tensors[first]
         for number, other in enumerate(others, 1):
-            slab = layout.tensors[other]
-            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], first in kept)
-            if not whole.shape or (slab.path, slab.dtype, slab.shape[1:], other in kept) != expected or not slab.shape:
-                raise ValueError(f"tensor {slab.path}: it cannot continue tensor {whole.path}")
+            tile = layout.tensors[other]
+            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], first in referenced)
+            found = (tile.path, tile.dtype, tile.shape[1:], other in referenced)
+            if not (whole.shape and tile.shape) or found != expected:
+                raise ValueError(f"tensor {tile.path}: it cannot continue tensor {whole.path}")
 
 
 def _check_roles(layout: Layout) -> None:
-    """Names are unique; weights are kept, moments are not, and both are floats of one shape."""
-    kept, weights = set(layout.reference_tensors), [triple.weight for triple in layout.triples]
+    """Names are unique; weights are reference tensors, moments are not, and both are floats of one shape."""
+    referenced, weights = set(layout.reference_tensors), [triple.weight for triple in layout.triples]
     if len({tensor.path for tensor in layout.tensors}) != len(layout.tensors):
         raise ValueError("two tensors have one path")
     if len({file.name for file in layout.files}) != len(layout.files):
         raise ValueError("two files have one name")
     if not all(a < b for numbers in (layout.reference_tensors, weights) for a, b in pairwise(numbers)):
-        raise ValueError("expected kept tensors and triples in ascending order")
-    if not all(layout.tensors[number].dtype in STORED_AS for number in kept):
-        raise ValueError("a kept tensor is not of floats")
+        raise ValueError("expected reference tensors and triples in ascending order")
+    if not all(layout.tensors[number].dtype in STORED_AS for number in referenced):
+        raise ValueError("a reference tensor is not of floats")
     moments = [number for triple in layout.triples for number in triple.moments]
-    if not kept.issuperset(weights) or not kept.isdisjoint(moments) or len(set(moments)) != len(moments):
-        raise ValueError("a triple does not name a kept weight and moments of its own")
+    if not referenced.issuperset(weights) or not referenced.isdisjoint(moments) or len(set(moments)) != len(moments):
+        raise ValueError("a triple does not name a weight that is a reference tensor and moments of its own")
     for triple in layout.triples:
         members = [layout.tensors[number] for number in (triple.weight, *triple.moments)]
         if len({tensor.shape for tensor in members}) != 1 or not all(t.dtype in CODED_FLOATS for t in members):

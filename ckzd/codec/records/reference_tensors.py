@@ -11,7 +11,7 @@ import numpy as np
 from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.dtypes import from_float64, is_finite, to_float64
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.records.layout import layer_before, plane_shape
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.scales import Scales
@@ -30,7 +30,7 @@ class ReferenceTensor:
 
 
 def with_tracked_bases(found: Sequence[ReferenceTensor | None]) -> list[ReferenceTensor | None]:
-    """The same tensors, with the bases that their coefficients lead to: of many tensors together they cost less."""
+    """Tensors with the bases that their coefficients lead to, None for None: of many together they cost less."""
     bases = iter(tracked([tensor.observed for tensor in found if tensor and tensor.observed]))
     return [
         replace(tensor, basis=next(bases), observed=None) if tensor and tensor.observed else tensor for tensor in found
@@ -95,18 +95,20 @@ def levels_for_context(levels: Plane) -> ContextLevels:
     return np.clip(levels, -127, 127).astype(np.int8)
 
 
-def weight_side_information(tensor: TensorSpec, reference: Reconstruction | None) -> Guide:
+def weight_side_information(tensor: TensorSpec, reference: Reconstruction | None) -> SideInformation:
     """What a weight's contexts see: the reference's residual at the same place, and one layer earlier."""
     if reference is None:
-        return Guide()
+        return SideInformation()
     shape = plane_shape(tensor.shape)
     before = layer_before(tensor.path)
-    return Guide(_levels(reference, tensor.path, shape), _levels(reference, before, shape) if before else None)
+    return SideInformation(
+        _levels(reference, tensor.path, shape), _levels(reference, before, shape) if before else None
+    )
 
 
-def moment_side_information(weight: TensorSpec, reconstruction: ArrayFile | Reconstruction) -> Guide:
+def moment_side_information(weight: TensorSpec, reconstruction: ArrayFile | Reconstruction) -> SideInformation:
     """What a first moment's contexts see: the levels of its weight in the same archive."""
-    return Guide(_levels(reconstruction, weight.path, plane_shape(weight.shape)))
+    return SideInformation(_levels(reconstruction, weight.path, plane_shape(weight.shape)))
 
 
 def _levels(arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:

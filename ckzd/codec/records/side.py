@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ckzd.codec.arrays import Scale
-from ckzd.codec.entropy.context import WEIGHTS, Guide
+from ckzd.codec.entropy.context import WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import decode_plane, encode_plane
 from ckzd.codec.records.layout import Layout, plane_shape
@@ -21,7 +21,7 @@ def encode_scales(layout: Layout, scales: Mapping[int, Scales], reference: Recon
     for triple in layout.triples:
         own, before = scales[triple.weight], _scales_before(layout, triple.weight, reference)
         parts += [own.rows - before.rows, own.columns - before.columns]  # int16: wraps, and wraps back
-    data, _ = encode_plane(np.concatenate(parts)[:, None], WEIGHTS, Guide(), Models())
+    data, _ = encode_plane(np.concatenate(parts)[:, None], WEIGHTS, SideInformation(), Models())
     return data
 
 
@@ -33,7 +33,7 @@ def decode_scales(
     if not shapes:
         return {}
     count = sum(rows + columns for rows, columns in shapes.values())
-    plane = decode_plane(data, (count, 1), WEIGHTS, Guide(), Models())[:, 0]
+    plane = decode_plane(data, (count, 1), WEIGHTS, SideInformation(), Models())[:, 0]
     found, start = {}, 0
     for number, (rows, columns) in shapes.items():
         before = _scales_before(layout, number, reference)

@@ -2,7 +2,7 @@
 
 A two-sided KLT (Karhunen-Loeve transform) that is tracked: the residuals of one matrix keep their leading directions
 from checkpoint to checkpoint (activations and gradients of a layer span few), on both sides. In a basis that both
-directions of the codec know, most of a residual's energy falls on few coefficients, and the directions that carry it
+directions of the codec know, most of a residual's variance falls on few coefficients, and the directions that carry it
 are the ones the loss feels: they get finer steps. A side longer than 256 is cut into even blocks, each with directions
 of its own, so that the cost an element does not grow with the matrix.
 
@@ -32,21 +32,21 @@ MIN_SIDE = 16  # of a matrix that has a basis: directions of fewer numbers say l
 FINE_BITS = 12  # of a coefficient in units of the quantizer's step, before it is turned back
 MAX_COEFFICIENT = 2.0**26  # in 2**-12 steps: sums over 256 directions stay exact
 _VECTOR_BITS = 14
-_ENERGY_BITS = 14
+_VARIANCE_BITS = 14
 _LEARNING_BITS = 6  # of a coefficient in units of the step, when the basis learns from it
-_MAX_ENERGY = 80  # eighths of an octave: 256 directions share what they have
+_MAX_VARIANCE_CODE = 80  # eighths of an octave: 256 directions share what they have
 _FLOOR = -45  # eighths of an octave: no direction counts as weaker than 1/50 of the mean one
-_REGULAR = 2.0**-4  # of the mean energy, added to every direction's: keeps the iteration well conditioned
-_KEPT = 0.25  # what a basis remembers of the variances it had
+_REGULAR = 2.0**-4  # of the mean variance, added to every direction's: keeps the iteration well conditioned
+_REMEMBERED = 0.25  # what a basis remembers of the variances it had
 _TOGETHER = 16  # blocks that are turned at once: more are no faster and take memory
 _COLD_PASSES = 3  # a basis that has seen no residual yet turns further
 
 
 @dataclass(frozen=True, slots=True)
 class BasisSide:
-    """Directions of one side: vectors (N, B) in 2**-14, block under block, and codes (N,) of their energies.
+    """Directions of one side: vectors (N, B) in 2**-14, block under block, and codes (N,) of their variances.
 
-    A code is in eighths of an octave relative to the block's mean; directions of a block descend by energy.
+    A code is in eighths of an octave relative to the block's mean; directions of a block descend by variance.
     """
 
     vectors: Vectors
@@ -58,8 +58,8 @@ class BasisSide:
         width = max((stop - start for start, stop in _blocks(codes.size)), default=0)
         if vectors.dtype != np.int16 or codes.dtype != np.int16 or vectors.shape != (codes.size, width):
             raise ValueError(f"expected vectors of {codes.size} x {width}, got {vectors.shape}")
-        if np.any(np.abs(codes.astype(np.int32)) > _MAX_ENERGY):
-            raise ValueError(f"a direction's energy outside -{_MAX_ENERGY}..{_MAX_ENERGY}")
+        if np.any(np.abs(codes.astype(np.int32)) > _MAX_VARIANCE_CODE):
+            raise ValueError(f"a direction's variance outside -{_MAX_VARIANCE_CODE}..{_MAX_VARIANCE_CODE}")
         return cls(vectors.astype(np.int16), codes.astype(np.int16))
 
     @classmethod
@@ -76,12 +76,12 @@ class BasisSide:
             yield slice(start, stop), self.vectors[start:stop, : stop - start].astype(np.float64)
 
     def copied(self) -> Self:
-        """The same in memory of its own."""
+        """A copy in memory of its own."""
         return type(self)(self.vectors.copy(), self.codes.copy())
 
     @property
     def gains(self) -> Float64:
-        """What coefficients are multiplied with before they are quantized (N,): energy ** (1/4)."""
+        """What coefficients are multiplied with before they are quantized (N,): variance ** (1/4)."""
         return value_of(self.codes // np.int16(4))
 
 
@@ -93,7 +93,7 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class AdaptiveBasis:
-    """Both sides' directions of one matrix. `settled`: it has learned from a residual before."""
+    """The directions of both sides of one matrix; `settled` once it has learned from a residual."""
 
     left: BasisSide
     right: BasisSide
@@ -114,7 +114,7 @@ class AdaptiveBasis:
         return _both(weighted, self, lambda vectors, part: np.ldexp(vectors.T @ part, -_VECTOR_BITS))
 
     def turned(self, fixed: Float64) -> Float64:
-        """Of a residual (R, C) in 2**-12 steps that was not coded in this basis, exactly: what it learns from."""
+        """Coefficients of a residual (R, C) in 2**-12 steps that was coded otherwise, exactly: to learn from."""
         return _both(fixed, self, lambda vectors, part: shifted(vectors.T @ part, -_VECTOR_BITS))
 
     def reaches(self, levels: Plane) -> bool:
@@ -191,23 +191,23 @@ class _Block:
     codes: Scale
     seen: Float64
 
-    def energy(self) -> Float64:
-        """What directions have in common (B, B), in 2**-14 of the mean energy: in what was seen and before."""
-        size, covariance = len(self.codes), self.seen @ self.seen.T
-        energy = (1 - _KEPT) * (covariance * (size / max(float(np.trace(covariance)), 1.0)))
-        np.einsum("bb->b", energy)[...] += _KEPT * value_of(self.codes) + _REGULAR
-        return shifted(energy, _ENERGY_BITS)
+    def covariance(self) -> Float64:
+        """What directions have in common (B, B), in 2**-14 of the mean variance: in what was seen and before."""
+        size, seen = len(self.codes), self.seen @ self.seen.T
+        covariance = (1 - _REMEMBERED) * (seen * (size / max(float(np.trace(seen)), 1.0)))
+        np.einsum("bb->b", covariance)[...] += _REMEMBERED * value_of(self.codes) + _REGULAR
+        return shifted(covariance, _VARIANCE_BITS)
 
-    def turn(self, energy: Float64, rows: Float64) -> None:
-        """Turn the directions by orthonormal rows (B, B), those of the highest energy first."""
-        along = (rows * shifted(rows @ energy, -ROW_BITS)).sum(1)
-        energies = np.maximum(np.ldexp(along, -ROW_BITS - _ENERGY_BITS), 2.0**-10)
-        order = np.argsort(-energies, kind="stable")
+    def turn(self, covariance: Float64, rows: Float64) -> None:
+        """Turn the directions by orthonormal rows (B, B), those of the highest variance first."""
+        along = (rows * shifted(rows @ covariance, -ROW_BITS)).sum(1)
+        variances = np.maximum(np.ldexp(along, -ROW_BITS - _VARIANCE_BITS), 2.0**-10)
+        order = np.argsort(-variances, kind="stable")
         turned = shifted(self.vectors.astype(np.float64) @ rows[order].T, -ROW_BITS)
         turned, near = refined(turned, _VECTOR_BITS)
         if near and self.seen.any():  # else a direction got lost and would never be coded again, or nothing was seen
             self.vectors[...] = np.clip(turned, -32767, 32767)
-            self.codes[...] = np.maximum(nearest_code(energies[order]), _FLOOR)
+            self.codes[...] = np.maximum(nearest_code(variances[order]), _FLOOR)
 
 
 def _turn(blocks: Sequence[_Block], passes: int) -> None:
@@ -217,11 +217,11 @@ def _turn(blocks: Sequence[_Block], passes: int) -> None:
     """
     for number in range(passes):
         before = [block.vectors.astype(np.float64) for block in blocks]
-        energies = [block.energy() for block in blocks]
+        covariances = [block.covariance() for block in blocks]
         # squares alone would spread over more than the 22 bits of a row
-        powers = [energy @ energy + 2.0**_ENERGY_BITS * energy for energy in energies]
-        for block, energy, rows in zip(blocks, energies, orthonormal(np.stack(powers)), strict=True):
-            block.turn(energy, rows)  # powers are symmetric: their rows are their columns
+        powers = [each @ each + 2.0**_VARIANCE_BITS * each for each in covariances]
+        for block, covariance, rows in zip(blocks, covariances, orthonormal(np.stack(powers)), strict=True):
+            block.turn(covariance, rows)  # powers are symmetric: their rows are their columns
         if number + 1 < passes:
             for block, old in zip(blocks, before, strict=True):
                 turn = shifted(old.T @ block.vectors.astype(np.float64), -_VECTOR_BITS)

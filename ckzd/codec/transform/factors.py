@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from ckzd.codec.arrays import Float64, Plane, Scale
-from ckzd.codec.entropy.context import Guide
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.scales import nearest_code, value_of
 from ckzd.codec.transform import wide
 from ckzd.codec.transform.adaptive_basis import FINE_BITS, MAX_COEFFICIENT
@@ -25,7 +25,7 @@ from ckzd.codec.transform.orthogonal import shifted
 MAX_FACTOR_CODE = 160
 FACTOR_BITS = 20  # of what a code stands for
 _MAX_SUM = 2.0**52
-_GUIDE_UNITS = 4.0  # a guide of so much is a deviation of 1
+_UNITS_A_DEVIATION = 4.0  # of the levels that contexts see
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class Head:
             low.append((sides[0], sides[1]))
         return cls(codes, tuple(low), start)
 
-    def guide(self, shape: tuple[int, int]) -> Guide:
+    def side_information(self, shape: tuple[int, int]) -> SideInformation:
         """What the plane sees: how large the rest of each component is, if its vectors are unit vectors."""
         sides = []
         for side, length in enumerate(shape):
             low_bits = np.array([low[side][0] for low in self.low], np.int16)
             root = nearest_code(np.array([float(length)])) // np.int16(2)
             deviation = value_of(self.codes - root - np.int16(8) * low_bits)
-            expected = np.minimum(np.floor(_GUIDE_UNITS * deviation), 127).astype(np.int8)
+            expected = np.minimum(np.floor(_UNITS_A_DEVIATION * deviation), 127).astype(np.int8)
             sides.append(np.broadcast_to(expected, (length, expected.size)))
-        return Guide(np.concatenate(sides))
+        return SideInformation(np.concatenate(sides))
 
     def joined(self, plane: Plane, rows: int) -> Factors:
         """Factors from the plane (R + C, K) of what is not in the low bits."""

@@ -14,7 +14,7 @@ from ckzd.codec.transform.adaptive_basis import FINE_BITS, MAX_COEFFICIENT
 from ckzd.codec.transform.factors import FACTOR_BITS, MAX_FACTOR_CODE, Factors, unit_of
 from ckzd.codec.transform.rate_distortion import LAMBDA, RateDistortion, estimated
 
-_SKETCH = 128  # components that are looked for, at most
+_MOST_COMPONENTS = 128  # components that are looked for, at most
 _MORE = 8  # directions of the sketch beside them
 _ROUNDS = 2  # of subspace iteration
 _FURTHEST = MAX_COEFFICIENT / 2**FINE_BITS
@@ -45,14 +45,14 @@ def _leading(matrix: Float64) -> tuple[Float64, Float64, Float64]:
     if matrix.shape[0] < matrix.shape[1]:
         right, sizes, left = _leading(matrix.T)
         return left, sizes, right
-    count = min(_SKETCH + _MORE, matrix.shape[1])
+    count = min(_MOST_COMPONENTS + _MORE, matrix.shape[1])
     working = matrix.astype(np.float32)
     basis = np.random.default_rng(0).standard_normal((matrix.shape[1], count), np.float32)
     for _ in range(_ROUNDS):  # on the shorter side
         basis, _ = np.linalg.qr(working.T @ (working @ basis))
     seen = (working @ basis).astype(np.float64)
     squares, turn = np.linalg.eigh(seen.T @ seen)
-    sizes, turn = np.sqrt(np.maximum(squares[::-1], 0.0))[:_SKETCH], turn[:, ::-1][:, :_SKETCH]
+    sizes, turn = np.sqrt(np.maximum(squares[::-1], 0.0))[:_MOST_COMPONENTS], turn[:, ::-1][:, :_MOST_COMPONENTS]
     return seen @ (turn / np.maximum(sizes, 1e-30)), sizes, basis.astype(np.float64) @ turn
 
 

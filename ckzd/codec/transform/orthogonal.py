@@ -55,11 +55,11 @@ def _gram_schmidt(panel: Float64, start: int) -> Float64:
     scratch = np.empty_like(rows)
     for number in range(len(rows)):
         row, rest, along = rows[number], rows[number + 1 :], scratch[number + 1 :]
-        energy = np.einsum("kn,kn->k", row, row)[:, None]
-        if not energy.all():
-            row[energy[:, 0] == 0, start + number] = 1.0
-            energy = np.maximum(energy, 1.0)
-        row *= 2.0**ROW_BITS / np.sqrt(energy)
+        square = np.einsum("kn,kn->k", row, row)[:, None]
+        if not square.all():
+            row[square[:, 0] == 0, start + number] = 1.0
+            square = np.maximum(square, 1.0)
+        row *= 2.0**ROW_BITS / np.sqrt(square)
         np.rint(row, out=row)
         shares = shifted(rest.swapaxes(0, 1) @ row[..., None], -ROW_BITS)[..., 0]
         np.einsum("kr,kn->rkn", 2.0**-ROW_BITS * shares, row, out=along)  # broadcasting takes twice as long

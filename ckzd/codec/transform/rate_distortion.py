@@ -25,12 +25,12 @@ class RateDistortion:
 
     @property
     def cost(self) -> float:
-        """Both together, in squared steps."""
+        """Distortion + lambda * rate, in squared steps."""
         return self.distortion + LAMBDA * self.bits
 
 
 def estimated(lost: Float64, levels: Plane, more_bits: int = 0) -> RateDistortion:
-    """Of what is lost, in steps, levels that are coded as a plane, and bits beside them."""
+    """About what it costs to lose `lost` (in steps, any shape), and to code levels (R, C) and bits beside them."""
     return RateDistortion(float((lost**2).sum()), more_bits + _estimated_bits(levels))
 
 

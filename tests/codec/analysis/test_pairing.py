@@ -7,10 +7,10 @@ import pytest
 import torch
 from codec.chains import encode
 
-from ckzd.codec.analysis import tiles as slabs
+from ckzd.codec.analysis import tiles
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import MIN_ELEMENTS, pair
-from ckzd.codec.analysis.tiles import in_slabs
+from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.formats import read_checkpoint
 
 SHAPES = {
@@ -63,10 +63,10 @@ class Run:
 
 def found(path, reference=None):
     """Name of a weight -> position of its state; what is not paired is left out."""
-    inputs = Inputs(in_slabs(read_checkpoint(path)), reference.reconstruction if reference is not None else None)
+    inputs = Inputs(in_tiles(read_checkpoint(path)), reference.reconstruction if reference is not None else None)
     pairs = {}
     for triple in pair(inputs):
-        if triple.weight not in inputs.slabs:
+        if triple.weight not in inputs.tiles:
             continue
         weight, first, second = (inputs.tensor(n).path for n in (triple.weight, triple.first, triple.second))
         assert first[:-1] == second[:-1]
@@ -110,10 +110,10 @@ def test_names_win_over_any_order(tmp_path):
     assert found(run.save(2, order, ids=order)) == expected(order, order)  # optimizers whose keys are names
 
 
-@pytest.mark.parametrize("slab", [slabs.MAX_ELEMENTS, 384])
-def test_shuffled_matrices_are_matched_by_the_evidence(tmp_path, monkeypatch, slab):
+@pytest.mark.parametrize("tile", [tiles.MAX_ELEMENTS, 384])
+def test_shuffled_matrices_are_matched_by_the_evidence(tmp_path, monkeypatch, tile):
     """Same shapes in an order that no rule knows: weights moved against their own momentum and no other's."""
-    monkeypatch.setattr(slabs, "MAX_ELEMENTS", slab)
+    monkeypatch.setattr(tiles, "MAX_ELEMENTS", tile)
     run = Run(tmp_path)
     run.step()
     first = encode(run.save(1, NAMES))

@@ -1,4 +1,4 @@
-"""Large tensors in slabs: files come back, moments stay with their weights, and no slab is larger than said."""
+"""Large tensors in tiles: files come back, moments stay with their weights, and no tile is larger than said."""
 
 import zipfile
 import zlib
@@ -17,11 +17,11 @@ from plain_decoder import PlainArchive
 
 import ckzd
 from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, assemble, storages, whole
-from ckzd.codec.analysis import tiles as slabs
+from ckzd.codec.analysis import tiles
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.analysis.survey import check_damage
-from ckzd.codec.analysis.tiles import in_slabs
+from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.records.index import Index
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import read_checkpoint
@@ -30,8 +30,8 @@ STAT = FileStat(0, 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)
-def small_slabs():
-    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 13):
+def small_tiles():
+    with mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 13):
         yield
 
 
@@ -71,23 +71,23 @@ def write_run(run: Path, count: int = 3) -> list[Path]:
 def test_files_are_cut_and_come_together_again(tmp_path):
     (path,) = write_run(tmp_path, 1)
     found = read_checkpoint(path)
-    cut = in_slabs(found)
+    cut = in_tiles(found)
     assert_lossless(cut, path)
     check_damage(cut)
     joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files).values()]
     assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
     assert all(tensor.elements <= 1 << 13 or tensor.shape[0] <= 256 for tensor in cut.tensors)
     assert len(cut.tensors) > 2 * len(found.tensors)
-    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
-        assert in_slabs(found) == found
+    with mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 20):
+        assert in_tiles(found) == found
 
 
 @settings(max_examples=100)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=3), st.sampled_from([1, 4]))
-def test_every_row_is_in_one_slab(shape, itemsize):
+def test_every_row_is_in_one_tile(shape, itemsize):
     nbytes = itemsize * int(np.prod(shape))
     tensor = TensorSpec(("a", "b"), "float32" if itemsize == 4 else "int8", tuple(shape), nbytes)
-    parts = list(slabs._slabs(tensor))
+    parts = list(tiles._tiles(tensor))
     assert whole(parts) == tensor
     assert [part.path for part in parts] == [("a", "b"), *[("a", "b", f"[{n}]") for n in range(1, len(parts))]]
     assert all(part.nbytes == itemsize * part.elements > 0 for part in parts)
@@ -97,15 +97,15 @@ def test_every_row_is_in_one_slab(shape, itemsize):
     assert max(rows) - min(rows) <= 512
 
 
-def test_a_damaged_slab_is_found(tmp_path):
+def test_a_damaged_tile_is_found(tmp_path):
     (path,) = write_run(tmp_path, 1)
-    cut = in_slabs(read_checkpoint(path))
+    cut = in_tiles(read_checkpoint(path))
     inside = next(hole for hole in cut.files[0].holes if hole.continues)
     data = bytearray(path.read_bytes())
     data[inside.offset + 5] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="CRC-32"):
-        check_damage(in_slabs(read_checkpoint(path)))
+        check_damage(in_tiles(read_checkpoint(path)))
 
 
 def test_a_crc_before_its_bytes_leaves_all_whole(tmp_path):
@@ -116,18 +116,18 @@ def test_a_crc_before_its_bytes_leaves_all_whole(tmp_path):
         for name in source.namelist():
             target.writestr(zipfile.ZipInfo(name), source.read(name))
     found = read_checkpoint(again)
-    assert in_slabs(found) == found
+    assert in_tiles(found) == found
 
 
-def test_a_slab_never_takes_the_path_of_another_tensor(tmp_path):
+def test_a_tile_never_takes_the_path_of_another_tensor(tmp_path):
     labels = {1: torch.arange(32_000).float().reshape(1000, 32), "1": {"[1]": torch.ones(700, 32)}}
     found = read_checkpoint(saved(tmp_path / "a.pt", {"state": labels}))
     assert {tensor.path for tensor in found.tensors} == {("state", "1"), ("state", "1", "[1]")}
-    assert in_slabs(found) == found
+    assert in_tiles(found) == found
 
 
 @pytest.mark.parametrize("preset", ["resume", "archive", "paper", "lossless"])
-def test_a_chain_of_slabs_restores(tmp_path, preset):
+def test_a_chain_of_tiles_restores(tmp_path, preset):
     """By ckzd, with the cache and without, and by a decoder that was written from the format's page."""
     reference = None
     for path in write_run(tmp_path / "run"):
@@ -165,7 +165,7 @@ def test_weights_alone_are_whole(tmp_path):
     assert same_tensor(weights["model.embed.weight"], state["model"]["embed.weight"])
 
 
-def test_slabs_have_frames_and_none_is_coded_exactly(tmp_path):
+def test_tiles_have_frames_and_none_is_coded_exactly(tmp_path):
     archives = compressed_run(write_run(tmp_path / "run"))
     methods = {name: method.value for name, method in archives[2].methods(archives[1]).items()}
     assert {methods["model.embed.weight"], methods["model.embed.weight.[1]"]} <= {"framed", "factored"}
@@ -199,11 +199,11 @@ def decayed(run: Path, beta: float, tokens: int = 1024) -> list[Path]:
     return paths
 
 
-def test_slabs_without_moments_are_coded_like_their_tensor(tmp_path):
+def test_tiles_without_moments_are_coded_like_their_tensor(tmp_path):
     """As rows of one piece they would be; exactly they would cost many times as much as all others."""
     paths = decayed(tmp_path / "run", 0.9)
     archives = compressed_run(paths)
-    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
+    with mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 20):
         whole_run = compressed_run(paths)
     methods = archives[2].methods(archives[1])
     assert {methods[f"model.embed{name}"].value for name in ("", ".[1]", ".[2]", ".[3]")} <= {"framed", "factored"}
@@ -215,7 +215,7 @@ def test_slabs_without_moments_are_coded_like_their_tensor(tmp_path):
 
 
 def test_tokens_that_never_occur_do_not_make_the_step_finer(tmp_path):
-    """They had a part in the typical weight, a mean over slabs: archives of Pythia's shape were twice as large."""
+    """They had a part in the typical weight, a mean over tiles: archives of Pythia's shape were twice as large."""
     found = []
     for tokens in (1024, 30_000):
         archives = compressed_run(decayed(tmp_path / str(tokens), 0.9, tokens)[:2])
@@ -226,7 +226,7 @@ def test_tokens_that_never_occur_do_not_make_the_step_finer(tmp_path):
     assert 0.8 < many[1].step / few[1].step < 1.25
 
 
-def test_betas_count_wherever_the_living_slab_is(tmp_path):
+def test_betas_count_wherever_the_living_tile_is(tmp_path):
     """Its first 256 tokens never occur; a memory as long as 20 steps is never dropped."""
     paths = decayed(tmp_path / "run", 0.95)
     archive = compressed_run(paths)[2]
@@ -234,10 +234,10 @@ def test_betas_count_wherever_the_living_slab_is(tmp_path):
     assert index.steps.framed_moment_step > 0
 
 
-def test_a_reference_from_before_slabs_costs_bytes_only(tmp_path):
+def test_a_reference_from_before_tiles_costs_bytes_only(tmp_path):
     """Its tensors are of other shapes: what was cut starts anew, as after a change of shape, and then goes on."""
     paths = write_run(tmp_path / "run")
-    with mock.patch.object(slabs, "MAX_ELEMENTS", 1 << 20):
+    with mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 20):
         first = encode(paths[0])
     second = encode(paths[1], first)
     third = encode(paths[2], second)
@@ -247,7 +247,7 @@ def test_a_reference_from_before_slabs_costs_bytes_only(tmp_path):
     restored(third, second)
 
 
-def test_moments_of_one_first_slab_are_told_apart_by_what_is_behind(tmp_path):
+def test_moments_of_one_first_tile_are_told_apart_by_what_is_behind(tmp_path):
     """300 and 400 rows of 32 start with the same 256."""
     draw = torch.Generator().manual_seed(0)
     rows = {"a": 300, "b": 400, "c": 300}
@@ -256,7 +256,7 @@ def test_moments_of_one_first_slab_are_told_apart_by_what_is_behind(tmp_path):
              for i, n in enumerate("bac")}  # fmt: skip
     groups = [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1, 2]}]
     path = saved(tmp_path / "a.pt", {"model": weights, "optimizer": {"state": state, "param_groups": groups}})
-    inputs = Inputs(in_slabs(read_checkpoint(path)), None)
+    inputs = Inputs(in_tiles(read_checkpoint(path)), None)
     found = {inputs.tensor(t.weight).path[1:]: inputs.tensor(t.first).path[2:] for t in pair(inputs)}
     assert found[("b",)] == ("0", "exp_avg")
     assert found[("b", "[1]")] == ("0", "exp_avg", "[1]")
@@ -270,7 +270,7 @@ def test_crcs_are_of_whole_storages():
     assert b"".join(pieces) == data + bytes(16) + zlib.crc32(data).to_bytes(4, "little") + bytes(56)
 
 
-def test_a_moments_slabs_find_the_group_of_their_parameter(tmp_path):
+def test_a_moments_tiles_find_the_group_of_their_parameter(tmp_path):
     """Groups and optimizers with learning rates of their own; a weight has none."""
     weights = [torch.nn.Parameter(torch.randn(700, 32)) for _ in range(3)]
     groups = [{"params": [weights[0]], "lr": 1e-3}, {"params": [weights[1]], "lr": 2e-3}]
@@ -281,7 +281,7 @@ def test_a_moments_slabs_find_the_group_of_their_parameter(tmp_path):
         optimizer.step()
     path, states = tmp_path / "step_1.pt", [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"model": dict(zip("abc", weights, strict=True)), "optimizers": states, "step": 1}, path)
-    inputs = Inputs(in_slabs(read_checkpoint(path)), None)
+    inputs = Inputs(in_tiles(read_checkpoint(path)), None)
     found = defaultdict(set)
     for number, tensor in enumerate(inputs.checkpoint.tensors):
         group = inputs.group_of(number)

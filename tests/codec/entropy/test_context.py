@@ -15,7 +15,7 @@ from ckzd.codec.entropy.context import (
     PASSES,
     SECOND,
     WEIGHTS,
-    Guide,
+    SideInformation,
     density_class,
     lattice,
     magnitudes,
@@ -34,7 +34,7 @@ def planes(draw):
     def guide():
         return draw(st.none() | arrays(np.int8, shape, elements=st.integers(-128, 127)))
 
-    return draw(st.sampled_from([WEIGHTS, FIRST, SECOND])), plane, Guide(guide(), guide(), guide())
+    return draw(st.sampled_from([WEIGHTS, FIRST, SECOND])), plane, SideInformation(guide(), guide(), guide())
 
 
 def coded(kind, plane, guide):
@@ -171,7 +171,7 @@ def test_long_vectors_do_not_overflow(shape):
     """All that counts is one large level: the shares are as large as they can get."""
     plane = np.zeros(shape, np.int16)
     plane[0, 0] = 15
-    guide = Guide(plane.astype(np.int8))
+    guide = SideInformation(plane.astype(np.int8))
     expected = plain_ids(WEIGHTS, plane, guide, slice(20)) if shape[0] < 100 else None
     for _, places, ids in coded(WEIGHTS, plane, guide):
         if expected is not None:

@@ -5,7 +5,7 @@ import pytest
 from codec.counted_tables import counted_tables
 
 from ckzd.codec.encode import fit_models
-from ckzd.codec.entropy.context import GRID, Guide
+from ckzd.codec.entropy.context import GRID, SideInformation
 from ckzd.codec.entropy.fitting import Counted, fit_tables, histograms_over
 from ckzd.codec.entropy.models import TableModel, biased, cost_bits, fit_bias, seen
 from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
@@ -19,14 +19,14 @@ def plane(tilt, seed, size=160):
     spread = np.exp2(np.linspace(-1.5, 1.5, size))[:, None]
     levels = np.rint(draw.laplace(0, 1, (size, size)) * spread)
     flipped = np.where(draw.random((size, size)) < tilt, np.abs(levels), levels)
-    return PlaneToCode(0, 0, np.clip(flipped, -8, 8).astype(np.int16), Guide())
+    return PlaneToCode(0, 0, np.clip(flipped, -8, 8).astype(np.int16), SideInformation())
 
 
 def cost(planes, tables):
     """Bits of the tables and of all symbols."""
     bits = 8.0 * len(tables.to_bytes())
     for each in planes:
-        known = seen(histograms_of(each.levels, each.kind, each.guide), tables)
+        known = seen(histograms_of(each.levels, each.kind, each.side_information), tables)
         bits += cost_bits(biased(known, fit_bias(known)))
     return bits
 

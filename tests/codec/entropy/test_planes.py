@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from plain_range_decoder import PlainRangeDecoder
 
 from ckzd.codec.entropy import planes
-from ckzd.codec.entropy.context import ALPHABET, FIRST, SECOND, WEIGHTS, Guide
+from ckzd.codec.entropy.context import ALPHABET, FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import Coder, decode_plane, encode_plane, histograms_of
 from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
@@ -31,7 +31,7 @@ def sparse(shape, seed=0, scale=0.6):
 
 
 def fitted(plane, kind=WEIGHTS, guide=None, seed=1):
-    tables = counted_tables(histograms_of(plane, kind, guide or Guide()))
+    tables = counted_tables(histograms_of(plane, kind, guide or SideInformation()))
     return Models(tables, RefinedModel(tables, LstmModel(random_lstm(seed))))
 
 
@@ -43,7 +43,7 @@ TRAINED = fitted(sparse((60, 60)))
 def test_levels_come_back(data, shape, kind, models):
     plane = data.draw(arrays(np.int16, shape, elements=levels))
     guides = arrays(np.int8, shape, elements=st.integers(-128, 127))
-    guide = Guide(*(data.draw(st.none() | guides) for _ in range(3)))
+    guide = SideInformation(*(data.draw(st.none() | guides) for _ in range(3)))
     coded, coder = encode_plane(plane, kind, guide, models)
     decoded = decode_plane(coded, shape, kind, guide, models)
     assert decoded.dtype == np.int16
@@ -73,8 +73,8 @@ CASES = {
 @pytest.mark.parametrize("models", [Models(), TRAINED], ids=["untrained", "trained"])
 def test_odd_planes_come_back(name, models):
     plane = CASES[name].astype(np.int16)
-    coded, coder = encode_plane(plane, WEIGHTS, Guide(), models)
-    assert np.array_equal(decode_plane(coded, plane.shape, WEIGHTS, Guide(), models), plane)
+    coded, coder = encode_plane(plane, WEIGHTS, SideInformation(), models)
+    assert np.array_equal(decode_plane(coded, plane.shape, WEIGHTS, SideInformation(), models), plane)
     assert coder is (Coder.EMPTY if not plane.any() else Coder.RAW if name == "noise" else coder)
 
 
@@ -83,7 +83,7 @@ def test_odd_planes_come_back(name, models):
 def test_every_coder_brings_every_plane_back(monkeypatch, coder, biased):
     """Also where another one would have been cheaper; the words are those of the plain decoder."""
     plane = sparse((25, 31), seed=2, scale=2.0)
-    guide = Guide(np.roll(plane, 1, 0).clip(-127, 127).astype(np.int8))
+    guide = SideInformation(np.roll(plane, 1, 0).clip(-127, 127).astype(np.int8))
     codes = np.array([128, *range(100, 117)], np.uint8) if biased or coder is Coder.ORDER0 else np.empty(0, np.uint8)
     monkeypatch.setattr(planes, "_choose", lambda *_: (coder, codes))
     coded, used = encode_plane(plane, WEIGHTS, guide, TRAINED)
@@ -98,7 +98,10 @@ def test_the_cheapest_coder_is_taken():
     for seed in range(3):
         plane = sparse((80, 50), seed)
         models = fitted(plane, seed=seed)
-        sizes = [len(encode_plane(plane, WEIGHTS, Guide(), m)[0]) for m in (models, Models(models.tables), Models())]
+        sizes = [
+            len(encode_plane(plane, WEIGHTS, SideInformation(), m)[0])
+            for m in (models, Models(models.tables), Models())
+        ]
         assert sizes[0] <= sizes[1] + 8
         assert sizes[1] <= sizes[2] + 8
 
@@ -108,7 +111,7 @@ def test_contexts_pay():
     draw = np.random.default_rng(0)
     guide = (draw.random((200, 200)) < 0.3).astype(np.int8)
     plane = np.where(guide, draw.integers(-1, 2, (200, 200)), 0).astype(np.int16)
-    seen = Guide(guide)
+    seen = SideInformation(guide)
     models = Models(counted_tables(histograms_of(plane, WEIGHTS, seen)))
     coded, coder = encode_plane(plane, WEIGHTS, seen, models)
     shares = np.unique(plane, return_counts=True)[1] / plane.size
@@ -122,7 +125,7 @@ def test_contexts_pay():
 def test_a_damaged_plane_is_malformed_or_another_plane(data):
     """Never a crash, a hang or a large allocation: the caller knows what ValueError and IndexError mean."""
     plane = CASES["outliers"][:12, :9].astype(np.int16)
-    coded = bytearray(encode_plane(plane, WEIGHTS, Guide(), TRAINED)[0])
+    coded = bytearray(encode_plane(plane, WEIGHTS, SideInformation(), TRAINED)[0])
     if data is not None:
         for _ in range(data.draw(st.integers(1, 3))):
             place = data.draw(st.integers(0, min(40, len(coded) - 1)) | st.integers(0, len(coded) - 1))
@@ -130,7 +133,7 @@ def test_a_damaged_plane_is_malformed_or_another_plane(data):
         coded = coded[: data.draw(st.integers(0, len(coded)))] if data.draw(st.booleans()) else coded
     for models in (Models(), TRAINED):
         try:
-            assert decode_plane(bytes(coded), plane.shape, WEIGHTS, Guide(), models).shape == plane.shape
+            assert decode_plane(bytes(coded), plane.shape, WEIGHTS, SideInformation(), models).shape == plane.shape
         except (ValueError, IndexError):
             continue
 
@@ -153,19 +156,19 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_what_no_encoder_writes_is_refused(name):
     with pytest.raises((ValueError, IndexError)):
-        decode_plane(MALFORMED[name], (3, 4), WEIGHTS, Guide(), Models())
+        decode_plane(MALFORMED[name], (3, 4), WEIGHTS, SideInformation(), Models())
 
 
 def test_a_plane_of_an_earlier_format_sees_no_second_moment():
     """Its first byte says so, whatever the caller knows by now."""
     plane = sparse((40, 30))
-    second = Guide(second=np.full(plane.shape, 5, np.int8))
-    coded, _ = encode_plane(plane, FIRST, Guide(), TRAINED)
+    second = SideInformation(second=np.full(plane.shape, 5, np.int8))
+    coded, _ = encode_plane(plane, FIRST, SideInformation(), TRAINED)
     assert np.array_equal(decode_plane(coded, plane.shape, FIRST, second, TRAINED), plane)
     seeing, _ = encode_plane(plane, FIRST, second, TRAINED)
     assert seeing[0] & 32
     with pytest.raises(ValueError, match="second moment"):
-        decode_plane(seeing, plane.shape, FIRST, Guide(), TRAINED)
+        decode_plane(seeing, plane.shape, FIRST, SideInformation(), TRAINED)
 
 
 def test_symbols_and_levels():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_range_decoder import PlainRangeDecoder, cumulative
 
-from ckzd.codec.entropy import range_coder as entropy
+from ckzd.codec.entropy import range_coder
 from ckzd.codec.entropy.range_coder import SymbolDecoder, SymbolEncoder
 
 frequency = st.one_of(st.integers(1, 3), st.integers(1, 1 << 16), st.sampled_from([1, 2**15, 2**31, 2**40, 2**52])).map(
@@ -80,7 +80,7 @@ def test_calls_and_chunks_leave_no_trace(monkeypatch):
     ids, symbols = draw.integers(0, 7, 1000).astype(np.int16), draw.integers(0, 5, 1000).astype(np.int32)
     words = encoded(rows, ids, symbols)
     for chunk in (1, 17, 1000):
-        monkeypatch.setattr(entropy, "_CHUNK", chunk)
+        monkeypatch.setattr(range_coder, "_CHUNK", chunk)
         encoder = SymbolEncoder()
         encoder.encode(symbols[:300], ids[:300], rows)
         encoder.encode(symbols[300:], ids[300:], rows)

@@ -16,7 +16,6 @@ from plain_decoder import PlainArchive
 from torch import nn
 
 import ckzd
-from ckzd.codec import scales as moments
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.arrays import MAX_LEVEL
@@ -24,6 +23,7 @@ from ckzd.codec.dtypes import from_float64
 from ckzd.codec.methods import scaled
 from ckzd.codec.methods.method import Coded
 from ckzd.codec.records.index import Method
+from ckzd.codec.scales import checked_scales, product_of, scales_of_momentum
 from ckzd.formats import read_checkpoint
 
 WIDTH = 128  # batch norm's vectors are then as long as coded tensors
@@ -363,9 +363,9 @@ matrices = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), 
 @given(matrices, st.floats(0.1, 4))
 def test_momenta_come_back_within_their_step(momentum, step):
     """Zeros throughout a row or column come back as zeros; all else is as far off as the dead zone allows."""
-    scales = moments.scales_of_momentum(momentum)
-    energy = moments.product_of(scales)
-    moments.checked_scales(scales.rows, scales.columns, scales.reach)
+    scales = scales_of_momentum(momentum)
+    energy = product_of(scales)
+    checked_scales(scales.rows, scales.columns, scales.reach)
     alive = momentum != 0
     assert np.array_equal(energy > 0, alive.any(1)[:, None] & alive.any(0))
     levels = scaled.quantize_first(momentum, energy, step)
@@ -381,11 +381,11 @@ def test_momenta_come_back_within_their_step(momentum, step):
 
 def test_a_rank_one_momentum_is_measured_by_its_rows_and_columns():
     momentum = np.geomspace(1e-5, 1e-1, 400)[:, None] * np.geomspace(0.1, 10, 300)
-    unit = np.sqrt(moments.product_of(moments.scales_of_momentum(momentum)))
+    unit = np.sqrt(product_of(scales_of_momentum(momentum)))
     assert np.abs(np.log2(unit / momentum)).max() < 1
 
 
 def test_an_empty_matrix_has_empty_scales():
-    scales = moments.scales_of_momentum(np.zeros((0, 3)))
+    scales = scales_of_momentum(np.zeros((0, 3)))
     assert scales.rows.shape == (0,)
-    assert (moments.product_of(scales)).shape == (0, 3)
+    assert (product_of(scales)).shape == (0, 3)

@@ -15,7 +15,7 @@ from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.methods.registry import checked, weight_method
-from ckzd.codec.records.index import STEPS, Code, Index, Method, Steps
+from ckzd.codec.records.index import STEPS, Code, Index, Method, QuantizationSteps
 from ckzd.codec.records.layout import Layout, Triple, layer_before, plane_shape
 from ckzd.codec.records.skeleton import split_skeleton
 from ckzd.formats import read_checkpoint
@@ -50,7 +50,7 @@ DOCUMENT = json.loads(LAYOUT.to_json())
 
 
 def test_a_layout_and_an_index_come_back():
-    index = Index(LAYOUT, CODES, Steps(0.5, 0.125, 2.0**-30, 0.25, 2.0**-7, 3.0), {0: 3})
+    index = Index(LAYOUT, CODES, QuantizationSteps(0.5, 0.125, 2.0**-30, 0.25, 2.0**-7, 3.0), {0: 3})
     for reference in (b"", LAYOUT.to_json()):
         assert Index.from_bytes(index.to_bytes(reference), reference) == index
     assert Index.with_layout(index.to_bytes(b"abc"), LAYOUT) == index
@@ -60,7 +60,7 @@ def test_a_layout_and_an_index_come_back():
 def test_a_lone_momentum_comes_back():
     assert Layout.from_json(LONE.to_json()) == LONE
     codes = (*CODES[:2], Code(Method.EXACT, ("state/1", 0, 1)), *CODES[3:])
-    index = Index(LONE, codes, Steps(step=0.5, momentum_step=2.0**-7))
+    index = Index(LONE, codes, QuantizationSteps(step=0.5, momentum_step=2.0**-7))
     assert Index.from_bytes(index.to_bytes(b""), b"") == index
 
 
@@ -77,13 +77,13 @@ def test_a_lone_momentum_is_scaled_or_framed_or_exact_and_nothing_else(method):
 
 def test_an_index_of_format_1_has_two_steps():
     old = Index.from_bytes(index_bytes(momentum_step=None), b"")
-    assert old.steps == Steps(step=0.5, moment_step=0.0)
+    assert old.steps == QuantizationSteps(step=0.5, moment_step=0.0)
 
 
 @pytest.mark.parametrize("method", [Method.SCALAR, Method.FRAMED, Method.FACTORED, Method.WHOLE])
 def test_a_weight_with_levels_may_have_a_finer_step(method):
     code = Code(method, ("weights/0", 0, 9))
-    index = Index(LAYOUT, (code, *CODES[1:]), Steps(step=0.5, whole_step=3.0), {0: 2})
+    index = Index(LAYOUT, (code, *CODES[1:]), QuantizationSteps(step=0.5, whole_step=3.0), {0: 2})
     again = read(index.to_bytes(b""))
     assert again.step_exponents == {0: 2}
     assert weight_method(method).step(again.steps) == (3.0 if method is Method.WHOLE else 0.5)
@@ -181,7 +181,7 @@ HOSTILE = {
 }
 
 
-SLABS = dataclasses.replace(
+TILES = dataclasses.replace(
     LAYOUT,
     files=(
         dataclasses.replace(LAYOUT.files[0], holes=(*LAYOUT.files[0].holes[:2], Hole(2, 74, 24, continues=True))),
@@ -190,26 +190,26 @@ SLABS = dataclasses.replace(
     tensors=(*LAYOUT.tensors[:2], TensorSpec((*LAYOUT.tensors[1].path, "[1]"), *FLOATS), *LAYOUT.tensors[3:]),
     triples=(),
 )
-NO_SLABS = {
-    "of another dtype": TensorSpec(SLABS.tensors[2].path, "bfloat16", (4, 3), 24),
-    "of other columns": TensorSpec(SLABS.tensors[2].path, "float32", (3, 2), 24),
+NO_TILES = {
+    "of another dtype": TensorSpec(TILES.tensors[2].path, "bfloat16", (4, 3), 24),
+    "of other columns": TensorSpec(TILES.tensors[2].path, "float32", (3, 2), 24),
     "of another number": TensorSpec((*LAYOUT.tensors[1].path, "[2]"), *FLOATS),
 }
 
 
-def test_a_layout_with_slabs_comes_back():
-    assert Layout.from_json(SLABS.to_json()) == SLABS
+def test_a_layout_with_tiles_comes_back():
+    assert Layout.from_json(TILES.to_json()) == TILES
     assert Layout.from_json(LAYOUT.to_json()).files[0].holes[2].continues is False
 
 
-@pytest.mark.parametrize("name", NO_SLABS)
-def test_a_slab_that_is_none_is_malformed(name):
-    wrong = dataclasses.replace(SLABS, tensors=(*SLABS.tensors[:2], NO_SLABS[name], *SLABS.tensors[3:]))
+@pytest.mark.parametrize("name", NO_TILES)
+def test_a_tile_that_is_none_is_malformed(name):
+    wrong = dataclasses.replace(TILES, tensors=(*TILES.tensors[:2], NO_TILES[name], *TILES.tensors[3:]))
     with pytest.raises(MALFORMED, match="cannot continue"):
         Layout.from_json(wrong.to_json())
 
 
-def test_slabs_without_rows_are_malformed():
+def test_tiles_without_rows_are_malformed():
     """Two single numbers cannot be rows of one tensor."""
     single = [TensorSpec(("a",), "float32", (), 4), TensorSpec(("a", "[1]"), "float32", (), 4)]
     file = FileLayout("a.pt", 8, STAT, (Hole(0, 0, 4), Hole(1, 4, 4, continues=True)))
@@ -219,12 +219,12 @@ def test_slabs_without_rows_are_malformed():
 
 def test_a_storage_is_kept_whole_or_not():
     with pytest.raises(MALFORMED, match="cannot continue"):
-        Layout.from_json(dataclasses.replace(SLABS, reference_tensors=(0, 2, 4)).to_json())
+        Layout.from_json(dataclasses.replace(TILES, reference_tensors=(0, 2, 4)).to_json())
 
 
 def test_a_crc_of_half_a_storage_is_malformed():
-    holes = (SLABS.files[0].holes[0], Hole(1, 50, 24, (150,)), SLABS.files[0].holes[2])
-    wrong = dataclasses.replace(SLABS, files=(dataclasses.replace(SLABS.files[0], holes=holes), *SLABS.files[1:]))
+    holes = (TILES.files[0].holes[0], Hole(1, 50, 24, (150,)), TILES.files[0].holes[2])
+    wrong = dataclasses.replace(TILES, files=(dataclasses.replace(TILES.files[0], holes=holes), *TILES.files[1:]))
     with pytest.raises(MALFORMED, match="does not go on"):
         Layout.from_json(wrong.to_json())
 
@@ -445,7 +445,7 @@ def test_many_tensors_alike_are_no_bomb(name):
     tensors = tuple(TensorSpec((f"{name}.{n}",), "float32", (64,), nbytes) for n in range(count))
     holes = tuple(Hole(n, n * nbytes, nbytes) for n in range(count))
     layout = Layout((FileLayout("a", count * nbytes, STAT, holes),), tensors, tuple(range(count)), ())
-    index = Index(layout, (Code(Method.SAME),) * count, Steps())
+    index = Index(layout, (Code(Method.SAME),) * count, QuantizationSteps())
     reference = layout.to_json()
     for before in (b"", reference):
         assert Index.from_bytes(index.to_bytes(before), before, count * nbytes) == index

@@ -247,7 +247,7 @@ def put(value):
 )
 def test_a_damaged_basis_is_refused(side, field, change):
     _, file = kept_with(**{side + field: change})
-    with pytest.raises(ValueError, match=r"expected vectors|a direction's energy"):
+    with pytest.raises(ValueError, match=r"expected vectors|a direction's variance"):
         basis_of(SPEC, file)
 
 

@@ -29,8 +29,9 @@ def factors_of(draw, largest=30):
 def stream_of(factors):
     """As an archive has it."""
     head, plane = factors.split
-    guide = Head.of(head, (len(factors.left), len(factors.right))).guide((len(factors.left), len(factors.right)))
-    coded, _ = encode_plane(plane, WEIGHTS, guide, Models())
+    shape = len(factors.left), len(factors.right)
+    seen = Head.of(head, shape).side_information(shape)
+    coded, _ = encode_plane(plane, WEIGHTS, seen, Models())
     return head + coded
 
 
@@ -117,19 +118,19 @@ def test_heads_that_cannot_be_are_refused(data):
         Head.of(data, (9, 4))
 
 
-def test_the_guide_tells_how_large_levels_are():
+def test_side_information_tells_how_large_levels_are():
     """Of unit vectors; whatever is in the low bits is not seen."""
     draw = np.random.default_rng(0)
     rows, columns, codes = 512, 128, np.array([64, 40, 24, 12], np.int16)
     sides = [draw.standard_normal((n, 4)) / n**0.5 * 2.0 ** (codes / 8) for n in (rows, columns)]
     factors = Factors(*(np.rint(side).astype(np.int16) for side in sides), codes)
     head, plane = factors.split
-    guide = Head.of(head, (rows, columns)).guide((rows, columns)).levels
+    seen = Head.of(head, (rows, columns)).side_information((rows, columns)).levels
     for part in (slice(0, rows), slice(rows, None)):
         deviation = np.sqrt((plane[part].astype(float) ** 2).mean(0))
         large = deviation > 1
         assert large.any()
-        assert guide[part][0][large] / module._GUIDE_UNITS == pytest.approx(deviation[large], rel=0.25)
+        assert seen[part][0][large] / module._UNITS_A_DEVIATION == pytest.approx(deviation[large], rel=0.25)
 
 
 def test_levels_that_do_not_fit_are_refused():

@@ -41,7 +41,7 @@ def test_noise_is_left_out_and_what_rises_above_it_is_not():
 
 def test_more_directions_than_the_sketch_are_cut_off():
     factors, estimate = fitted(of_rank(200, shape=(400, 300)))
-    assert factors.codes.size == lowrank._SKETCH
+    assert factors.codes.size == lowrank._MOST_COMPONENTS
     assert estimate.distortion > 400 * 300
 
 

@@ -52,7 +52,7 @@ def hard_matrices():
 
 
 def power_of(rows):
-    """What a frame makes of such coefficients: its regularisation is what keeps it from losing rank."""
+    """What a basis makes of such coefficients: its regularisation is what keeps it from losing rank."""
     energy = rows @ rows.T
     whole = np.rint((0.75 * energy * (len(rows) / (np.trace(energy) or 1.0)) + np.eye(len(rows)) / 16) * 2.0**14)
     return whole @ (whole + 2.0**14 * np.eye(len(rows)))
