@@ -9,16 +9,17 @@ all together they are in `within_budget`.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count
+from io import BytesIO
+from itertools import count
 
 import numpy as np
 
-from ckzd.checkpoint import RawArray
-from ckzd.codec.analysis.inputs import Inputs
+from ckzd.checkpoint import Bytes, RawArray
+from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
-from ckzd.codec.choose_moments import ChosenMoment, MomentChooser
+from ckzd.codec.choose_moments import ChosenMoment, MomentChooser, known_moments
 from ckzd.codec.choose_weights import ChosenWeight, WeightChooser
 from ckzd.codec.entropy.planes import PlaneToCode
 from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments
@@ -26,10 +27,10 @@ from ckzd.codec.methods.momentum_scale import MomentumScale, share_for
 from ckzd.codec.methods.registry import moment_method, weight_method
 from ckzd.codec.methods.trend import trend_bytes
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, without
-from ckzd.codec.parallel import in_batches, in_order
+from ckzd.codec.parallel import in_batches
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Method
-from ckzd.codec.records.layout import Role, Triple, plane_shape
+from ckzd.codec.records.layout import Role, Triple
 from ckzd.codec.records.reconstruction import ArrayFile
 from ckzd.codec.records.reference_tensors import ReferenceTensor, basis_of, put_reference_tensor, with_tracked_bases
 
@@ -54,56 +55,68 @@ class Chooser:
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own step exponents."""
         lossy = {triple.weight: triple for triple in self.survey.lossy}
-        weights = in_batches(partial(self._weights, lossy), self.inputs.reference_tensors, self._elements)
-        for number, weight in zip(self.inputs.reference_tensors, weights, strict=True):
-            if weight is None:
-                self._keep_exact(number)
-            else:
-                self._keep_weight(number, weight)
-        moment_scales: dict[int, MomentumScale] = {}
-        moments_of = in_order(self._moments, self.survey.lossy, lambda triple: self._elements(triple.weight))
-        for moment in chain.from_iterable(moments_of):
-            self._keep_moment(moment)
-            if moment.scale is not None:
-                moment_scales[moment.number] = moment.scale
-        self._follow(moment_scales)
+        chosen = in_batches(partial(self._chosen, lossy), self.inputs.reference_tensors, self._elements)
+        scales: dict[int, MomentumScale] = {}
+        for number, each in zip(self.inputs.reference_tensors, chosen, strict=True):
+            self._keep(number, each)
+            for moment in each.moments:
+                self._keep_moment(moment)
+                if moment.scale is not None:
+                    scales[moment.number] = moment.scale
+        self._follow(scales)
         for number in range(len(self.inputs.checkpoint.tensors)):
             self.methods.setdefault(number, Method.EXACT)
 
-    def _weights(self, lossy: Mapping[int, Triple], numbers: list[int]) -> list[ChosenWeight | None]:
-        """Weights within the budget, with bases that have learned; None for one that must be coded exactly."""
+    def _chosen(self, lossy: Mapping[int, Triple], numbers: list[int]) -> list["_Chosen"]:
+        """Reference tensors within the budget, with bases that have learned, and their moments; each is read once."""
         chooser = WeightChooser(self.inputs, self.survey, self.preset, self.step_exponents)
-        found = [chooser.chosen(lossy[number]) if number in lossy else None for number in numbers]
-        restored = with_tracked_bases([weight.restored if weight else None for weight in found])
-        return [replace(w, restored=r) if w and r else None for w, r in zip(found, restored, strict=True)]
+        values = [self.inputs.values(lossy[number]) if number in lossy else None for number in numbers]
+        weights = [chooser.chosen(lossy[n], v) if v is not None else None for n, v in zip(numbers, values, strict=True)]
+        restored = with_tracked_bases([weight.restored if weight else None for weight in weights])
+        found = []
+        for number, value, weight, tracked in zip(numbers, values, weights, restored, strict=True):
+            kept = tracked or self._exact(number, value)
+            moments = [] if value is None else self._moments(lossy[number], value, weight, kept)
+            found.append(_Chosen(weight, kept, moments))
+        return found
 
-    def _keep_exact(self, number: int) -> None:
-        """A reference tensor that loses nothing: as a copy, as in the reference, against it, or by itself."""
-        tensor = self.inputs.tensor(number)
-        values = self.inputs.stored(number)
-        if number in self.survey.copies:
+    def _exact(self, number: int, values: TripleValues | None) -> ReferenceTensor:
+        """A reference tensor that loses nothing; a copy gets its values in `_keep`, from what the first restores to."""
+        stored = self.inputs.stored(number) if values is None else values.weight.stored
+        return ReferenceTensor(stored, basis=basis_of(self.inputs.tensor(number), self.inputs.reference))
+
+    def _moments(
+        self, triple: Triple, values: TripleValues, weight: ChosenWeight | None, restored: ReferenceTensor
+    ) -> list[ChosenMoment]:
+        """A weight's moments, by what a decoder knows once it has the weight."""
+        known = ArrayFile(BytesIO())
+        put_reference_tensor(known, self.inputs.tensor(triple.weight), restored, self.survey.scales[triple.weight])
+        first_levels = partial(self._first_levels, triple)
+        chooser = MomentChooser(self.inputs, self.survey, self.preset, known, triple, values, first_levels)
+        return chooser.chosen(weight.coded.levels if weight is not None else None)
+
+    def _keep(self, number: int, chosen: "_Chosen") -> None:
+        tensor, restored, weight = self.inputs.tensor(number), chosen.restored, chosen.weight
+        if weight is not None:
+            self.losses[number] = weight.loss
+            self._keep_coded(number, weight.method, weight.coded)
+            if weight.zeros is not None:
+                self.zeros[number] = weight.zeros
+        elif number in self.survey.copies:
             self.methods[number] = Method.COPY
             copied = self.reconstruction.get(self.inputs.tensor(self.survey.copies[number]).path, "weights")
             assert copied is not None, "the first of them came before"
-            values = copied
+            restored = replace(restored, values=copied)
         elif number in self.survey.same:
             self.methods[number] = Method.SAME
         else:
             self.methods[number] = Method.EXACT if self.inputs.before(number) is None else Method.DELTA
-        restored = ReferenceTensor(values, basis=basis_of(tensor, self.inputs.reference))
         put_reference_tensor(self.reconstruction, tensor, restored, self.survey.scales.get(number))
-
-    def _keep_weight(self, number: int, weight: ChosenWeight) -> None:
-        self.losses[number] = weight.loss
-        self._keep_coded(number, weight.method, weight.coded)
-        put_reference_tensor(
-            self.reconstruction, self.inputs.tensor(number), weight.restored, self.survey.scales[number]
-        )
-        if weight.zeros is not None:
-            self.zeros[number] = weight.zeros
 
     def _keep_moment(self, moment: ChosenMoment) -> None:
         self._keep_coded(moment.number, moment.method, moment.coded)
+        if moment.exact is not None:
+            self.scratch.put(self.inputs.tensor(moment.number).path, "exact", moment.exact)
         if moment.zeros is not None:
             self.zeros[moment.number] = moment.zeros
         if moment.pace is not None:
@@ -138,12 +151,9 @@ class Chooser:
     def _elements(self, number: int) -> int:
         return self.inputs.tensor(number).elements
 
-    def _moments(self, triple: Triple) -> list[ChosenMoment]:
-        return self._moment_chooser(triple).chosen(self._levels(triple.weight))
-
-    def _moment_chooser(self, triple: Triple) -> MomentChooser:
+    def _known_moments(self, triple: Triple) -> KnownMoments:
         first_levels = partial(self._first_levels, triple)
-        return MomentChooser(self.inputs, self.survey, self.preset, self.reconstruction, triple, first_levels)
+        return known_moments(self.inputs, self.survey, self.reconstruction, triple, first_levels)
 
     def _first_levels(self, triple: Triple) -> Plane:
         levels = self._levels(triple.first)
@@ -167,12 +177,20 @@ class Chooser:
             if role is Role.WEIGHT:
                 side_information = weight_method(name).side_information(self.heads[number], chooser.known(number))
             else:
-                side_information = moment_method(name, role).side_information(self._moment_chooser(triple).known)
+                side_information = moment_method(name, role).side_information(self._known_moments(triple))
             yield PlaneToCode(number, PLANE_KIND[role], levels, side_information)
+
+    def payload(self, number: int) -> Bytes:
+        """The original bytes of a tensor that loses nothing, from where they are at hand."""
+        path = self.inputs.tensor(number).path
+        for place, name in ((self.reconstruction, "weights"), (self.scratch, "exact")):
+            if (found := place.get(path, name)) is not None:
+                return found.tobytes()
+        return self.inputs.payload(number)
 
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a moment of a lossy weight (R, C), from the levels in hand."""
-        known = self._moment_chooser(triple).known
+        known = self._known_moments(triple)
         restored = self._restored(number, triple, known)
         if self.methods[number] is Method.EXACT or triple.first not in self.zeros:
             return restored
@@ -182,9 +200,20 @@ class Chooser:
     def _restored(self, number: int, triple: Triple, known: KnownMoments) -> RawArray:
         """A restored moment (R, C), but for its exact zeros."""
         if self.methods[number] is Method.EXACT:
-            return self.inputs.stored(number).reshape(plane_shape(self.inputs.tensor(number).shape))
+            exact = self.scratch.get(self.inputs.tensor(number).path, "exact")
+            assert exact is not None, "it was kept"
+            return exact
         method = moment_method(self.methods[number], triple.role_of(number))
         return method.restored(Coded(self.heads[number], self._levels(number)), known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A reference tensor as it is coded (None: exactly), what it restores to, and its moments."""
+
+    weight: ChosenWeight | None
+    restored: ReferenceTensor
+    moments: list[ChosenMoment]
 
 
 def within_budget(

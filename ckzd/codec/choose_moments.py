@@ -15,7 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Float64, Mask, Plane
 from ckzd.codec.budget import (
@@ -46,6 +46,7 @@ class ChosenMoment:
     number: int
     method: Method
     coded: Coded
+    exact: RawArray | None = None  # of one that is coded exactly: its values
     zeros: bytes | None = None  # of a first moment: the mask of all that is kept of its weight
     pace: Pace | None = None  # of a second moment
 
@@ -53,6 +54,22 @@ class ChosenMoment:
     def scale(self) -> MomentumScale | None:
         """How long one is that follows its weight; None of all others."""
         return self.coded.scale if isinstance(self.coded, Following) else None
+
+
+def known_moments(
+    inputs: Inputs, survey: Survey, reconstruction: ArrayFile, triple: Triple, first_levels: Callable[[], Plane]
+) -> KnownMoments:
+    """What a decoder knows of a weight's moments before their streams."""
+    return KnownMoments(
+        triple=triple,
+        weight=inputs.tensor(triple.weight),
+        first=inputs.tensor(triple.first),
+        second=None if triple.second is None else inputs.tensor(triple.second),
+        scales=survey.scales[triple.weight],
+        steps=survey.steps,
+        reconstruction=reconstruction,
+        first_levels=first_levels,
+    )
 
 
 @dataclass(frozen=True)
@@ -64,26 +81,23 @@ class MomentChooser:
     preset: Preset
     reconstruction: ArrayFile
     triple: Triple
+    values: TripleValues
     first_levels: Callable[[], Plane]
 
     @cached_property
     def known(self) -> KnownMoments:
         """What a decoder knows of them before their streams."""
-        triple = self.triple
-        return KnownMoments(
-            triple=triple,
-            weight=self.inputs.tensor(triple.weight),
-            first=self.inputs.tensor(triple.first),
-            second=None if triple.second is None else self.inputs.tensor(triple.second),
-            scales=self.survey.scales[triple.weight],
-            steps=self.survey.steps,
-            reconstruction=self.reconstruction,
-            first_levels=self.first_levels,
-        )
+        return known_moments(self.inputs, self.survey, self.reconstruction, self.triple, self.first_levels)
 
     def chosen(self, weight_levels: Plane | None) -> list[ChosenMoment]:
         """A weight's moments with their exact zeros. `weight_levels` are its own (R, C), if it has some."""
-        moments = self._to_code(weight_levels)
+        found = self._chosen(self._to_code(weight_levels))
+        return [
+            replace(moment, exact=self._stored(moment.number)) if moment.method is Method.EXACT else moment
+            for moment in found
+        ]
+
+    def _chosen(self, moments: MomentsToCode) -> list[ChosenMoment]:
         if moments.second is None:
             return [self._momentum(moments)]
         for second, first in self._pairs(moments):
@@ -91,11 +105,15 @@ class MomentChooser:
                 return found
         raise AssertionError("what is exact is as it was")
 
+    def _stored(self, number: int) -> RawArray:
+        """A moment's values (R, C) in their stored dtype."""
+        return self.values.of(self.triple.role_of(number)).stored.reshape(plane_shape(self.known.first.shape))
+
     def _to_code(self, weight_levels: Plane | None) -> MomentsToCode:
         return MomentsToCode(
             known=self.known,
-            first=self.inputs.matrix(self.triple.first),
-            second=None if self.triple.second is None else self.inputs.matrix(self.triple.second),
+            first=self.values.first.matrix,
+            second=None if self.values.second is None else self.values.second.matrix,
             weight_levels=weight_levels,
             dead_zone=self.preset.dead_zone,
             is_young=self.survey.is_young,
@@ -154,7 +172,7 @@ class MomentChooser:
     def _restored(self, role: Role, moment: ChosenMoment) -> RawArray:
         """What a decoder yields for it (R, C), but for its exact zeros."""
         if moment.method is Method.EXACT:
-            return self.inputs.stored(moment.number).reshape(plane_shape(self.known.first.shape))
+            return self._stored(moment.number)
         return moment_method(moment.method, role).restored(moment.coded, self.known)
 
     def _eps(self, second: int) -> float:
@@ -169,7 +187,8 @@ class MomentChooser:
     @cached_property
     def _zeros(self) -> Mask | None:
         """(R, C): where all that is kept of a weight is 0; None where nothing is."""
-        zeros = np.logical_and.reduce([self.inputs.matrix(number) == 0 for number in self.triple.moments])
+        roles = map(self.triple.role_of, self.triple.moments)
+        zeros = np.logical_and.reduce([self.values.of(role).matrix == 0 for role in roles])
         return zeros if zeros.any() else None
 
     def _masked(self, first: ChosenMoment, second: RawArray | None) -> ChosenMoment:

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Float64
 from ckzd.codec.budget import EXACT, Loss
@@ -20,7 +20,7 @@ from ckzd.codec.methods.zeros import encode_zeros, expected_in_weight, masked_we
 from ckzd.codec.presets import Preset
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Triple
-from ckzd.codec.records.reference_tensors import ReferenceTensor
+from ckzd.codec.records.reference_tensors import ReferenceTensor, reference_values
 from ckzd.codec.scales import product_of
 
 
@@ -53,19 +53,19 @@ class WeightChooser:
     preset: Preset
     step_exponents: dict[int, int]
 
-    def chosen(self, triple: Triple) -> ChosenWeight | None:
+    def chosen(self, triple: Triple, values: TripleValues) -> ChosenWeight | None:
         """A weight within the budget; None if it must be coded exactly."""
         number = triple.weight
         has_reference = self.inputs.finite_before(number) is not None
         if number in self.survey.same or (not has_reference and self.inputs.before(number) is not None):
             return None
-        weight = self._to_code(triple, has_reference=has_reference)
+        weight = self._to_code(triple, values, has_reference=has_reference)
         ways = [(way, at) for way in weight_methods(self.preset.scheme) if (at := way.quantizer(weight)) is not None]
         while self.step_exponents.get(number, 0) < EXACT:
             cheapest = self._cheapest(ways, self.step_exponents.get(number, 0))
             if cheapest is None:
                 return None
-            found = self._restored(triple, weight, cheapest)
+            found = self._restored(values, weight, cheapest)
             over = self.preset.budget.excess(found.loss)
             if over <= 1:
                 return found
@@ -77,26 +77,26 @@ class WeightChooser:
         """What a decoder knows of a weight before its stream."""
         return KnownWeight(self.inputs.tensor(number), self.inputs.reference, self.survey.scales[number])
 
-    def _to_code(self, triple: Triple, *, has_reference: bool) -> WeightToCode:
-        values = self.inputs.matrix(triple.weight)
+    def _to_code(self, triple: Triple, values: TripleValues, *, has_reference: bool) -> WeightToCode:
+        weight = values.weight.matrix
         return WeightToCode(
             known=self.known(triple.weight),
-            values=values,
-            residual=partial(self._residual, triple.weight, values) if has_reference else None,
-            second=partial(self._second, triple),
+            values=weight,
+            residual=partial(self._residual, triple.weight, weight) if has_reference else None,
+            second=partial(self._second, triple, values),
             dead_zone=self.preset.dead_zone,
         )
 
     def _residual(self, number: int, values: Float64) -> Float64:
         """What there is to code: nothing where the weight is 0, whatever it was before, for its mask says so."""
-        residual = self.inputs.residual(number)
+        residual = self.inputs.residual(number, values)
         assert residual is not None, "it has a reference"
         return np.where(values == 0, 0.0, residual)
 
-    def _second(self, triple: Triple) -> Float64:
-        if triple.second is None:
+    def _second(self, triple: Triple, values: TripleValues) -> Float64:
+        if values.second is None:
             return product_of(self.survey.scales[triple.weight])
-        return self.inputs.matrix(triple.second)
+        return values.second.matrix
 
     def _cheapest(self, ways: Sequence[tuple[WeightMethod, Quantizer]], exponent: int) -> _Cheapest | None:
         """The way that costs least, the first of several; None if none reaches."""
@@ -112,23 +112,24 @@ class WeightChooser:
                 found.append(_Cheapest(method.name, step, candidate))
         return min(found, key=lambda way: way.candidate.cost, default=None)
 
-    def _restored(self, triple: Triple, weight: WeightToCode, cheapest: _Cheapest) -> ChosenWeight:
+    def _restored(self, values: TripleValues, weight: WeightToCode, cheapest: _Cheapest) -> ChosenWeight:
         """What a decoder makes of the cheapest way, with exact zeros if there are any, and what that loses."""
         restored, zeros = cheapest.candidate.restored(), weight.values == 0
         data = None
         if zeros.any():
-            data = encode_zeros(zeros, expected_in_weight(self.inputs.before(triple.weight), weight.values.shape))
+            before = reference_values(weight.known.tensor, self.inputs.reference)
+            data = encode_zeros(zeros, expected_in_weight(before, weight.values.shape))
             restored = replace(restored, values=masked_weight(restored.values, zeros, weight.known.tensor.dtype))
-        loss = self._loss(triple, weight, restored)
+        loss = self._loss(values, weight, restored)
         return ChosenWeight(cheapest.method, cheapest.candidate.coded, restored, loss, data)
 
-    def _loss(self, triple: Triple, weight: WeightToCode, restored: ReferenceTensor) -> Loss:
+    def _loss(self, triple: TripleValues, weight: WeightToCode, restored: ReferenceTensor) -> Loss:
         """What a weight loses if this is what it restores to."""
-        values, weighting = weight.values, weight.known.weighting
+        values, weighting, first = weight.values, weight.known.weighting, triple.first.matrix
         error = to_float64(restored.values, weight.known.tensor.dtype).reshape(values.shape) - values
-        first, residual = self.inputs.matrix(triple.first), self.inputs.residual(triple.weight)
         first_order, progress = float((first * error).sum()), 0.0
-        if residual is not None and self.survey.is_young:
+        if weight.residual is not None and self.survey.is_young:
+            residual = values - to_float64(weight.known.before, weight.known.tensor.dtype).reshape(values.shape)
             progress = -float((first * residual).sum())
         lost, energy = (float((weighting.weigh(each) ** 2).sum()) for each in (error, values))
         return Loss(

@@ -3,12 +3,13 @@
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray
-from ckzd.codec.arrays import Float64
+from ckzd.codec.arrays import Float64, Mask
 
 SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
+_MINUS_ZERO = 0x8000  # of bfloat16
 
 
 def stored_array(payload: Bytes, dtype: str, shape: tuple[int, ...]) -> RawArray:
@@ -44,6 +45,18 @@ def _to_bfloat16(values: Float64) -> RawArray:
     upper = (rounded >> np.uint32(16)).astype(np.uint16)
     infinite = (upper & np.uint16(0x7FFF)) == _BFLOAT16_EXPONENT
     return np.asarray(upper - infinite.astype(np.uint16))
+
+
+def is_zero(stored: RawArray) -> Mask:
+    """Where stored values are 0 of either sign, whatever their dtype (bfloat16 as its bits)."""
+    zero: Mask = stored == 0
+    return zero | (stored == _MINUS_ZERO) if stored.dtype == np.uint16 else zero
+
+
+def is_negative(stored: RawArray) -> Mask:
+    """Where stored values have a minus, zeros and NaN with one too, whatever their dtype (bfloat16 as its bits)."""
+    negative: Mask = stored.view(np.uint16) >= _MINUS_ZERO if stored.dtype == np.uint16 else np.signbit(stored)
+    return negative
 
 
 def is_finite(stored: RawArray, dtype: str) -> bool:

@@ -110,7 +110,7 @@ class Encoder:
         return Encoded(
             reconstruction=self._seal(chooser, fitted, zeros),
             parameters=sum(self._inputs.tensor(number).elements for number in self._inputs.reference_tensors),
-            original_sha256=self._inputs.checkpoint.sha256(),
+            original_sha256=self._inputs.contents.sha256,
             restored_sha256=tuple(self._digests(chooser)),
             parts=dict(self._parts),
             coders=dict(self._coders),
@@ -141,7 +141,7 @@ class Encoder:
             elif number in chooser.heads:
                 self._put(number, method, "first_moment", chooser.heads[number])
             else:
-                data = verbatim(method).encoded(self._inputs.payload(number), tensor, self._inputs.before(number))
+                data = verbatim(method).encoded(chooser.payload(number), tensor, self._inputs.before(number))
                 moment = next((_MOMENTS[part] for part in tensor.path if part in _MOMENTS), "state")
                 self._put(number, method, "weights" if number in reference_tensors else moment, data)
 

@@ -143,7 +143,7 @@ def matrices_in_bases(found: Chooser) -> Iterator[tuple[Matrix, PlaneToCode]]:
         if found.methods[plane.number] is not Method.FRAMED or plane.kind != WEIGHTS:
             continue
         tensor = found.inputs.tensor(plane.number)
-        residual = found.inputs.residual(plane.number)
+        residual = found.inputs.residual(plane.number, found.inputs.matrix(plane.number))
         assert residual is not None, "it was coded against a reference"
         weighted = fisher_weighting(found.survey.scales[plane.number]).weigh(residual)
         trend = trend_of(tensor, reference) if reference is not None else None

@@ -7,11 +7,40 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
+from ckzd.codec.analysis.contents import Contents, read_contents
 from ckzd.codec.arrays import Float64
-from ckzd.codec.dtypes import is_finite, stored_array, to_float64
-from ckzd.codec.records.layout import plane_shape
+from ckzd.codec.dtypes import stored_array, to_float64
+from ckzd.codec.records.layout import Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.records.reference_tensors import finite_reference, reference_values
+
+
+@dataclass(frozen=True)
+class Values:
+    """One tensor as it was read."""
+
+    tensor: TensorSpec
+    stored: RawArray  # in its own shape and dtype
+
+    @cached_property
+    def matrix(self) -> Float64:
+        """(R, C), exactly."""
+        return to_float64(self.stored, self.tensor.dtype).reshape(plane_shape(self.tensor.shape))
+
+
+@dataclass(frozen=True)
+class TripleValues:
+    """A weight and its moments as they were read."""
+
+    weight: Values
+    first: Values
+    second: Values | None
+
+    def of(self, role: Role) -> Values:
+        """What stands in that role."""
+        found = self.second if role is Role.SECOND else self.weight if role is Role.WEIGHT else self.first
+        assert found is not None, "it has a second moment"
+        return found
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,22 @@ class Inputs:
         """Path, dtype and shape of a tensor."""
         return self.checkpoint.tensors[number]
 
+    @cached_property
+    def contents(self) -> Contents:
+        """What the first reading says; BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
+        reference_tensors = frozenset(self.reference_tensors)
+        return read_contents(
+            self.checkpoint, lambda number: self.before(number) if number in reference_tensors else None
+        )
+
+    def values(self, triple: Triple) -> TripleValues:
+        """A weight and its moments, each read once."""
+        second = None if triple.second is None else self._values(triple.second)
+        return TripleValues(self._values(triple.weight), self._values(triple.first), second)
+
+    def _values(self, number: int) -> Values:
+        return Values(self.tensor(number), self.stored(number))
+
     def payload(self, number: int) -> Bytes:
         """The original bytes of a tensor."""
         return self.checkpoint.payload(number)
@@ -76,12 +121,7 @@ class Inputs:
 
     def matrix(self, number: int) -> Float64:
         """A tensor's values in float64, (R, C)."""
-        tensor = self.tensor(number)
-        return to_float64(self.stored(number), tensor.dtype).reshape(self._shape(number))
-
-    def is_finite(self, number: int) -> bool:
-        """Whether it holds neither an infinity nor a NaN."""
-        return is_finite(self.stored(number), self.tensor(number).dtype)
+        return self._values(number).matrix
 
     def before(self, number: int) -> RawArray | None:
         """The reference's values of it, if it has them in the same dtype and shape."""
@@ -91,15 +131,12 @@ class Inputs:
         """The reference's values of it, if all are finite too: no residual can be taken against others."""
         return finite_reference(self.tensor(number), self.reference)
 
-    def residual(self, number: int) -> Float64 | None:
-        """A tensor's values less the reference's in float64, (R, C); None where no residual can be taken."""
+    def residual(self, number: int, values: Float64) -> Float64 | None:
+        """A tensor's values (R, C) less the reference's; None where no residual can be taken."""
         before = self.finite_before(number)
         if before is None:
             return None
-        return self.matrix(number) - to_float64(before, self.tensor(number).dtype).reshape(self._shape(number))
-
-    def _shape(self, number: int) -> tuple[int, int]:
-        return plane_shape(self.tensor(number).shape)
+        return values - to_float64(before, self.tensor(number).dtype).reshape(values.shape)
 
     def reference_blob(self, field: str) -> bytes:
         """What the reference holds under a field alone; empty without a reference."""

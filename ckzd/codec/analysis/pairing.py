@@ -135,8 +135,8 @@ def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _has_moved(inputs: Inputs, number: int) -> bool:
-    befores = [(tile, inputs.before(tile)) for tile in inputs.tiles[number]]
-    return any(before is not None and before.tobytes() != inputs.payload(tile) for tile, before in befores)
+    tiles, contents = inputs.tiles[number], inputs.contents.tensors
+    return any(not contents[tile].is_same and inputs.before(tile) is not None for tile in tiles)
 
 
 def _orders(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:

@@ -1,8 +1,6 @@
 """What is read before anything is coded: damage, repeated bytes, which tensors may lose precision, and their steps."""
 
-import hashlib
 import math
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ckzd.checkpoint import Checkpoint
-from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.arrays import Float64
 from ckzd.codec.budget import DEFAULT_BETAS, filled_up
@@ -30,7 +27,6 @@ from ckzd.codec.scales import (
     typical_root,
 )
 from ckzd.codec.transform.adaptive_basis import has_basis
-from ckzd.errors import BadCheckpoint
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
 _YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
@@ -123,8 +119,7 @@ class _Energies:
 
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
-    """Read everything once or twice; raises BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
-    check_damage(inputs.checkpoint)
+    """Read everything once, and again what may lose precision; BadCheckpoint for bytes that have rotted."""
     copies, same = _repeats(inputs)
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     sound = [t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t)]
@@ -136,7 +131,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         energies.include(energy)
     for triple, own in list(_quiet(inputs, sound, scales)):
         scales[triple.weight] = own
-        energies.include(_energies(inputs, triple, own))
+        energies.include(_energies(inputs, triple, inputs.values(triple), own))
     lossy = tuple(t for t in sound if t.weight in scales)
     typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
     return Survey(
@@ -154,38 +149,39 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
 
 def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
     """The scales of one weight, and its energies."""
-    first = inputs.matrix(triple.first)
-    if triple.second is None:
-        scales = scales_of_momentum(first)
+    values = inputs.values(triple)
+    if values.second is None:
+        scales = scales_of_momentum(values.first.matrix)
     else:
-        scales = scales_of(inputs.matrix(triple.second), first, inputs.tensor(triple.second).dtype)
-    return scales, _energies(inputs, triple, scales)
+        scales = scales_of(values.second.matrix, values.first.matrix, values.second.tensor.dtype)
+    return scales, _energies(inputs, triple, values, scales)
 
 
 def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scales]) -> Iterator[tuple[Triple, Scales]]:
     """Tiles without moments, as of tokens that never occurred, beside others of their tensor that have some."""
+    contents = inputs.contents.tensors
     for triple in triples:
         beside = inputs.tiles[inputs.first_tile[triple.weight]]
         known = [scales[tile] for tile in beside if tile in scales]
-        if known and triple.weight not in scales and not any(inputs.matrix(n).any() for n in triple.moments):
+        if known and triple.weight not in scales and all(contents[n].is_zero for n in triple.moments):
             rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
             yield triple, scales_beside(known[0], rows)
 
 
-def _energies(inputs: Inputs, triple: Triple, scales: Scales) -> _Energies:
-    energies, first, tensor = _Energies(), inputs.matrix(triple.first), inputs.first_tile[triple.weight]
-    if triple.second is None:
+def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scales) -> _Energies:
+    energies, first, tensor = _Energies(), values.first.matrix, inputs.first_tile[triple.weight]
+    if values.second is None:
         second, plain, framed = product_of(scales), energies.momenta, energies.framed_momenta
     else:
-        second, plain, framed = inputs.matrix(triple.second), energies.updates, energies.framed_updates
+        second, plain, framed = values.second.matrix, energies.updates, energies.framed_updates
     plain.add(first[second > 0] / np.sqrt(second[second > 0]))
     weighting = fisher_weighting(scales)
-    framed.add(weighting.unweigh(first) / (typical_root(scales) if triple.second is None else 1.0))
-    weighted = weighting.weigh(inputs.matrix(triple.weight))
+    framed.add(weighting.unweigh(first) / (typical_root(scales) if values.second is None else 1.0))
+    weighted = weighting.weigh(values.weight.matrix)
     energies.weights.add(weighted)
     if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
         energies.matrices[tensor].add(_trained(weighted, scales))
-    residual = inputs.residual(triple.weight)
+    residual = inputs.residual(triple.weight, values.weight.matrix)
     if residual is not None:
         energies.residuals[tensor].add(_trained(weighting.weigh(residual), scales))
     return energies
@@ -229,48 +225,29 @@ def _typical(residuals: Collection[_Energy]) -> _Energy:
     return _Energy(sum(energy.total for energy in typical), sum(energy.elements for energy in typical))
 
 
-def check_damage(checkpoint: Checkpoint) -> None:
-    """Hold every tensor against the CRC-32 that its file gives for it."""
-    for number, layout in enumerate(checkpoint.files):
-        crc, first, given = 0, 0, any(hole.crc_offsets for hole in layout.holes)
-        for hole in layout.holes if given else ():
-            first = first if hole.continues else hole.tensor
-            crc = zlib.crc32(checkpoint.payload(hole.tensor), crc if hole.continues else 0)
-            stored = {bytes(checkpoint.source.read(number, offset, 4)) for offset in hole.crc_offsets}
-            if stored and stored != {crc.to_bytes(4, "little")}:
-                path = "/".join(checkpoint.tensors[first].path)
-                raise BadCheckpoint(
-                    f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,
-                    f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
-                    hint="the file is damaged; restore it from another copy",
-                )
-
-
 def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
     """Tensors that have the bytes of an earlier one, and those that have the reference's."""
-    copies, same = {}, set()
+    copies = {}
     seen: dict[tuple[bytes, str], int] = {}
     for number in inputs.reference_tensors:
-        payload = inputs.payload(number)
-        first = seen.setdefault((hashlib.sha256(payload).digest(), inputs.tensor(number).dtype), number)
+        content = inputs.contents.tensors[number]
+        first = seen.setdefault((content.digest, inputs.tensor(number).dtype), number)
         if first != number:
             copies[number] = first
-        before = inputs.before(number)
-        if before is not None and before.tobytes() == payload:
-            same.add(number)
-    return copies, frozenset(same)
+    return copies, frozenset(n for n in inputs.reference_tensors if inputs.contents.tensors[n].is_same)
 
 
 def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
     """Finite, and no second moment below 0."""
-    if not all(inputs.is_finite(number) for number in (triple.weight, *triple.moments)):
+    contents = inputs.contents.tensors
+    if not all(contents[number].is_finite for number in (triple.weight, *triple.moments)):
         return False
-    return triple.second is None or not bool((inputs.matrix(triple.second) < 0).any())
+    return triple.second is None or not contents[triple.second].has_negative
 
 
 def _has_moments(inputs: Inputs, triple: Triple) -> bool:
     """A second moment that is not all 0; without one, a momentum."""
-    return bool(inputs.matrix(triple.first if triple.second is None else triple.second).any())
+    return not inputs.contents.tensors[triple.first if triple.second is None else triple.second].is_zero
 
 
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:

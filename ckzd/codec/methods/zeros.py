@@ -13,17 +13,9 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Mask
-from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
+from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_zero
 from ckzd.codec.methods.method import KnownMoments
 from ckzd.codec.scales import product_of
-
-_MINUS_ZERO = 0x8000  # of bfloat16
-
-
-def is_zero(values: RawArray) -> Mask:
-    """Where stored values are 0 of either sign, whatever their dtype (bfloat16 as its bits)."""
-    zero: Mask = values == 0
-    return zero | (values == _MINUS_ZERO) if values.dtype == np.uint16 else zero
 
 
 def without(values: RawArray, zeros: Mask) -> RawArray:

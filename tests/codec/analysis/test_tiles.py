@@ -18,9 +18,9 @@ from plain_decoder import PlainArchive
 import ckzd
 from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, assemble, storages, whole
 from ckzd.codec.analysis import tiles
+from ckzd.codec.analysis.contents import read_contents
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
-from ckzd.codec.analysis.survey import check_damage
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.records.index import Index
 from ckzd.errors import BadCheckpoint
@@ -73,7 +73,7 @@ def test_files_are_cut_and_come_together_again(tmp_path):
     found = read_checkpoint(path)
     cut = in_tiles(found)
     assert_lossless(cut, path)
-    check_damage(cut)
+    read_contents(cut, lambda _: None)
     joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files).values()]
     assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
     assert all(tensor.elements <= 1 << 13 or tensor.shape[0] <= 256 for tensor in cut.tensors)
@@ -105,7 +105,7 @@ def test_a_damaged_tile_is_found(tmp_path):
     data[inside.offset + 5] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="CRC-32"):
-        check_damage(in_tiles(read_checkpoint(path)))
+        read_contents(in_tiles(read_checkpoint(path)), lambda _: None)
 
 
 def test_a_crc_before_its_bytes_leaves_all_whole(tmp_path):

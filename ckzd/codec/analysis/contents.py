@@ -1,0 +1,94 @@
+"""The first reading of a checkpoint, in file order: whether its bytes are sound, and what they say of themselves."""
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckzd.checkpoint import CODED_FLOATS, Bytes, Checkpoint, FileLayout, Hole, RawArray
+from ckzd.codec.dtypes import is_finite, is_negative, is_zero, stored_array
+from ckzd.codec.parallel import in_order
+from ckzd.errors import BadCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the bytes of one tensor say. The last three are of floats that may lose precision; of others they are no."""
+
+    digest: bytes  # sha256
+    is_same: bool  # as the reference's
+    is_finite: bool = False
+    is_zero: bool = False  # all of it
+    has_negative: bool = False  # a number below 0
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one reading of everything gives."""
+
+    sha256: tuple[str, ...]  # of each file, in hex
+    tensors: tuple[Content, ...]
+
+
+def read_contents(checkpoint: Checkpoint, before: Callable[[int], RawArray | None]) -> Contents:
+    """Read every byte once. `before` gives the reference's values of a tensor, by number, if it has some.
+
+    Raises BadCheckpoint where a file's own CRC-32 says that its bytes have rotted.
+    """
+    sha256: list[str] = []
+    tensors: dict[int, Content] = {}
+
+    def read(hole: Hole) -> tuple[Bytes, Content]:
+        payload = checkpoint.payload(hole.tensor)
+        return payload, _content(checkpoint, hole.tensor, payload, before(hole.tensor))
+
+    for file, layout in enumerate(checkpoint.files):
+        digest, crc = hashlib.sha256(), _Crc(checkpoint, file)
+        read_holes = in_order(read, layout.holes, lambda hole: checkpoint.tensors[hole.tensor].elements)
+        verbatim = checkpoint.verbatim(file)
+        for hole, (payload, content) in zip(layout.holes, read_holes, strict=True):
+            tensors[hole.tensor] = content
+            digest.update(next(verbatim))
+            digest.update(payload)
+            crc.check(layout, hole, payload)
+        digest.update(next(verbatim))
+        sha256.append(digest.hexdigest())
+    return Contents(tuple(sha256), tuple(tensors[number] for number in range(len(checkpoint.tensors))))
+
+
+def _content(checkpoint: Checkpoint, number: int, payload: Bytes, before: RawArray | None) -> Content:
+    tensor = checkpoint.tensors[number]
+    digest, is_same = hashlib.sha256(payload).digest(), before is not None and before.tobytes() == payload
+    if tensor.dtype not in CODED_FLOATS:
+        return Content(digest, is_same)
+    stored = stored_array(payload, tensor.dtype, tensor.shape)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a value like others
+        zero, negative = is_zero(stored), is_negative(stored)
+    return Content(digest, is_same, is_finite(stored, tensor.dtype), bool(zero.all()), bool((negative & ~zero).any()))
+
+
+class _Crc:
+    """Holds the tensors of one file, tile by tile, against the CRC-32 that it gives for them."""
+
+    def __init__(self, checkpoint: Checkpoint, file: int) -> None:
+        self._checkpoint, self._file = checkpoint, file
+        self._given = any(hole.crc_offsets for hole in checkpoint.files[file].holes)
+        self._crc = self._first = 0
+
+    def check(self, layout: FileLayout, hole: Hole, payload: Bytes) -> None:
+        """Take the next one's bytes; BadCheckpoint if it ends a tensor that is not what the file says."""
+        if not self._given:
+            return
+        self._first = self._first if hole.continues else hole.tensor
+        self._crc = zlib.crc32(payload, self._crc if hole.continues else 0)
+        checkpoint = self._checkpoint
+        stored = {bytes(checkpoint.source.read(self._file, offset, 4)) for offset in hole.crc_offsets}
+        if stored and stored != {self._crc.to_bytes(4, "little")}:
+            path = "/".join(checkpoint.tensors[self._first].path)
+            raise BadCheckpoint(
+                f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,
+                f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
+                hint="the file is damaged; restore it from another copy",
+            )
