@@ -61,7 +61,6 @@ def known_moments(
 ) -> KnownMoments:
     """What a decoder knows of a weight's moments before their streams."""
     return KnownMoments(
-        triple=triple,
         weight=inputs.tensor(triple.weight),
         first=inputs.tensor(triple.first),
         second=None if triple.second is None else inputs.tensor(triple.second),

@@ -162,7 +162,6 @@ class Decoder:
 
     def _known_moments(self, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> KnownMoments:
         return KnownMoments(
-            triple=triple,
             weight=self._tensor(triple.weight),
             first=self._tensor(triple.first),
             second=None if triple.second is None else self._tensor(triple.second),

@@ -12,7 +12,7 @@ from ckzd.codec.presets import PRESETS, Preset
 
 def scaled(preset: Preset, factor: float) -> Preset:
     """All weights coarser by the factor, and allowed to be."""
-    steps = {name: factor * getattr(preset, name) for name in ("weight_step", "update_step", "whole_step")}
+    steps = {name: factor * getattr(preset, name) for name in ("weight_step", "update_step", "intra_step")}
     bounds = ("max_weight_error", "max_worst_tensor_error", "max_matrix_error", "max_vector_error")
     budget = replace(preset.budget, **{name: factor**2 * getattr(preset.budget, name) for name in bounds})
     return replace(preset, budget=budget, **steps)

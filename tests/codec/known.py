@@ -5,7 +5,6 @@ import numpy as np
 from ckzd.checkpoint import TensorSpec
 from ckzd.codec.methods.method import KnownMoments, KnownWeight
 from ckzd.codec.records.index import QuantizationSteps
-from ckzd.codec.records.layout import Triple
 from ckzd.codec.scales import Scales
 
 
@@ -30,7 +29,6 @@ def known_weight(before: np.ndarray, scales: Scales, dtype: str) -> KnownWeight:
 
 def known_moments(scales: Scales, dtype: str, *, lone: bool = False, **steps: float) -> KnownMoments:
     weight, first, second = (spec(scales, dtype, name) for name in ("w", "exp_avg", "exp_avg_sq"))
-    triple = Triple(0, 1) if lone else Triple(0, 1, 2)
     return KnownMoments(
-        triple, weight, first, None if lone else second, scales, QuantizationSteps(**steps), Arrays(), lambda: None
+        weight, first, None if lone else second, scales, QuantizationSteps(**steps), Arrays(), lambda: None
     )

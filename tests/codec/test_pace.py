@@ -101,5 +101,5 @@ def test_a_pace_is_what_it_says():
     assert pace.norm == pytest.approx(math.sqrt((1 + 1 + 1 / 16) / (3 / 4)))
     assert pace.worst == (1.5, 2.0)
     assert not Budget(1, 1).keeps_pace(pace)
-    assert Budget(1, 1).keeps_pace(Pace.kept())
+    assert Budget(1, 1).keeps_pace(Pace.unchanged())
     assert not Budget(1, 1).keeps_pace(Pace.of(np.zeros(2), np.ones(2), np.ones(2), eps=1e-30))

@@ -18,7 +18,7 @@ from ckzd.codec.arrays import Float64, Plane, Trend
 from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
-from ckzd.codec.records.layout import Role, Triple, plane_shape
+from ckzd.codec.records.layout import Role, plane_shape
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,
@@ -175,7 +175,6 @@ class WeightMethod(LossyMethod, ABC):
 class KnownMoments:
     """What both directions know of a weight's moments once the weight is decoded."""
 
-    triple: Triple
     weight: TensorSpec
     first: TensorSpec
     second: TensorSpec | None
