@@ -73,6 +73,7 @@ class Chooser:
         values = [self.inputs.values(lossy[number]) if number in lossy else None for number in numbers]
         weights = [chooser.chosen(lossy[n], v) if v is not None else None for n, v in zip(numbers, values, strict=True)]
         restored = with_tracked_bases([weight.restored if weight else None for weight in weights])
+        values = [value.narrow() if value is not None else None for value in values]
         found = []
         for number, value, weight, tracked in zip(numbers, values, weights, restored, strict=True):
             kept = tracked or self._exact(number, value)

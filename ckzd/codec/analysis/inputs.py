@@ -3,7 +3,7 @@
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
@@ -35,6 +35,11 @@ class TripleValues:
     weight: Values
     first: Values
     second: Values | None
+
+    def narrow(self) -> "TripleValues":
+        """As they were read, without what was widened since: that is three quarters of the memory."""
+        second = None if self.second is None else replace(self.second)
+        return TripleValues(replace(self.weight), replace(self.first), second)
 
     def of(self, role: Role) -> Values:
         """What stands in that role."""
