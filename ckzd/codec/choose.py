@@ -9,7 +9,6 @@ all together they are in `within_budget`.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BytesIO
 from itertools import count
 
 import numpy as np
@@ -31,7 +30,7 @@ from ckzd.codec.parallel import in_batches
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role, Triple
-from ckzd.codec.records.reconstruction import ArrayFile
+from ckzd.codec.records.reconstruction import ArrayFile, HeldArrays
 from ckzd.codec.records.reference_tensors import ReferenceTensor, basis_of, put_reference_tensor, with_tracked_bases
 
 
@@ -73,7 +72,6 @@ class Chooser:
         values = [self.inputs.values(lossy[number]) if number in lossy else None for number in numbers]
         weights = [chooser.chosen(lossy[n], v) if v is not None else None for n, v in zip(numbers, values, strict=True)]
         restored = with_tracked_bases([weight.restored if weight else None for weight in weights])
-        values = [value.narrow() if value is not None else None for value in values]
         found = []
         for number, value, weight, tracked in zip(numbers, values, weights, restored, strict=True):
             kept = tracked or self._exact(number, value)
@@ -90,7 +88,7 @@ class Chooser:
         self, triple: Triple, values: TripleValues, weight: ChosenWeight | None, restored: ReferenceTensor
     ) -> list[ChosenMoment]:
         """A weight's moments, by what a decoder knows once it has the weight."""
-        known = ArrayFile(BytesIO())
+        known = HeldArrays()
         put_reference_tensor(known, self.inputs.tensor(triple.weight), restored, self.survey.scales[triple.weight])
         first_levels = partial(self._first_levels, triple)
         chooser = MomentChooser(self.inputs, self.survey, self.preset, known, triple, values, first_levels)

@@ -36,7 +36,7 @@ from ckzd.codec.methods.zeros import encode_zeros, expected_in_moments, without
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role, Triple, plane_shape
-from ckzd.codec.records.reconstruction import ArrayFile
+from ckzd.codec.records.reconstruction import Arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ChosenMoment:
 
 
 def known_moments(
-    inputs: Inputs, survey: Survey, reconstruction: ArrayFile, triple: Triple, first_levels: Callable[[], Plane]
+    inputs: Inputs, survey: Survey, reconstruction: Arrays, triple: Triple, first_levels: Callable[[], Plane]
 ) -> KnownMoments:
     """What a decoder knows of a weight's moments before their streams."""
     return KnownMoments(
@@ -78,7 +78,7 @@ class MomentChooser:
     inputs: Inputs
     survey: Survey
     preset: Preset
-    reconstruction: ArrayFile
+    reconstruction: Arrays
     triple: Triple
     values: TripleValues
     first_levels: Callable[[], Plane]

@@ -28,7 +28,7 @@ from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.parallel import in_batches
 from ckzd.codec.records.index import Code, Index, StreamRef
 from ckzd.codec.records.layout import MAX_BYTES, Layout, Role, Triple, plane_shape
-from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.reconstruction import ArrayFile, Arrays, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,
     basis_of,
@@ -101,7 +101,7 @@ class Decoder:
             tensor = found or self._copied(number, into)
             put_reference_tensor(into, self._tensor(number), tensor, self._scales.get(number))
 
-    def payload(self, number: int, reconstruction: ArrayFile | Reconstruction) -> Bytes:
+    def payload(self, number: int, reconstruction: Arrays) -> Bytes:
         """The bytes of any tensor, given this archive's decoded reference tensors."""
         tensor, code = self._tensor(number), self.index.codes[number]
         values = reconstruction.get(tensor.path, "weights")
@@ -151,7 +151,7 @@ class Decoder:
 
     # Moments
 
-    def _moment(self, number: int, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> RawArray:
+    def _moment(self, number: int, triple: Triple, reconstruction: Arrays) -> RawArray:
         """A moment (R, C), but for its exact zeros."""
         tensor, code = self._tensor(number), self.index.codes[number]
         if not self._is_lossy(number):
@@ -160,7 +160,7 @@ class Decoder:
         method = moment_method(code.method, self._roles[number])
         return method.restored(self._coded(number, method, lambda _: method.side_information(known)), known)
 
-    def _known_moments(self, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> KnownMoments:
+    def _known_moments(self, triple: Triple, reconstruction: Arrays) -> KnownMoments:
         return KnownMoments(
             weight=self._tensor(triple.weight),
             first=self._tensor(triple.first),
@@ -171,7 +171,7 @@ class Decoder:
             first_levels=partial(self._first_levels, triple, reconstruction),
         )
 
-    def _first_levels(self, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> Plane:
+    def _first_levels(self, triple: Triple, reconstruction: Arrays) -> Plane:
         """Levels of the first moment, which the contexts of a second one's codebook see."""
         method = moment_method(self.index.codes[triple.first].method, Role.FIRST)
         known = self._known_moments(triple, reconstruction)
@@ -179,7 +179,7 @@ class Decoder:
         assert levels is not None, "the index was checked: both have codebooks"
         return levels
 
-    def _zeros_of_moments(self, triple: Triple, reconstruction: ArrayFile | Reconstruction) -> Mask:
+    def _zeros_of_moments(self, triple: Triple, reconstruction: Arrays) -> Mask:
         second = None if triple.second is None else self._moment(triple.second, triple, reconstruction)
         return self._zeros(triple.first, expected_in_moments(self._known_moments(triple, reconstruction), second))
 

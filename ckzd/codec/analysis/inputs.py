@@ -3,7 +3,7 @@
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
@@ -22,9 +22,9 @@ class Values:
     tensor: TensorSpec
     stored: RawArray  # in its own shape and dtype
 
-    @cached_property
+    @property
     def matrix(self) -> Float64:
-        """(R, C), exactly."""
+        """(R, C), exactly; widened anew each time, because it takes twice the memory or more."""
         return to_float64(self.stored, self.tensor.dtype).reshape(plane_shape(self.tensor.shape))
 
 
@@ -35,11 +35,6 @@ class TripleValues:
     weight: Values
     first: Values
     second: Values | None
-
-    def narrow(self) -> "TripleValues":
-        """As they were read, without what was widened since: that is three quarters of the memory."""
-        second = None if self.second is None else replace(self.second)
-        return TripleValues(replace(self.weight), replace(self.first), second)
 
     def of(self, role: Role) -> Values:
         """What stands in that role."""

@@ -19,7 +19,7 @@ from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
 from ckzd.codec.records.layout import Role, plane_shape
-from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction
+from ckzd.codec.records.reconstruction import Arrays, Reconstruction
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,
     basis_of,
@@ -180,7 +180,7 @@ class KnownMoments:
     second: TensorSpec | None
     scales: Scales
     steps: QuantizationSteps
-    reconstruction: ArrayFile | Reconstruction  # this archive's own
+    reconstruction: Arrays  # this archive's own
     first_levels: Callable[[], Plane]  # for a second moment whose contexts see them
 
     @property

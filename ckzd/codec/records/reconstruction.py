@@ -60,6 +60,21 @@ class ArrayFile:
             return _read(self._file, self._table, key, field)
 
 
+class HeldArrays:
+    """Arrays in memory by name: a part of a reconstruction, before it is written."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[Key, str], RawArray] = {}
+
+    def put(self, key: Key, field: str, array: RawArray) -> None:
+        """Hold an array under (key, field); it is not copied."""
+        self._arrays[key, field] = array
+
+    def get(self, key: Key, field: str) -> RawArray | None:
+        """An array put before, or None."""
+        return self._arrays.get((key, field))
+
+
 class ReconstructionWriter(ArrayFile):
     """Writes a reconstruction; `finish` seals it and gives its id."""
 
@@ -131,3 +146,6 @@ def _read(file: BinaryIO, table: Table, key: Key, field: str) -> RawArray | None
     if len(data) != nbytes:
         raise ValueError(f"array {key} {field}: expected {nbytes} bytes, got {len(data)}")
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+Arrays = Reconstruction | ArrayFile | HeldArrays  # where fields of tensors are found by name

@@ -13,7 +13,13 @@ from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.dtypes import from_float64, is_finite, to_float64
 from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.records.layout import layer_before, plane_shape
-from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.reconstruction import (
+    ArrayFile,
+    Arrays,
+    HeldArrays,
+    Reconstruction,
+    ReconstructionWriter,
+)
 from ckzd.codec.scales import Scales
 from ckzd.codec.transform.adaptive_basis import AdaptiveBasis, BasisSide, Observed, tracked
 
@@ -37,7 +43,9 @@ def with_tracked_bases(found: Sequence[ReferenceTensor | None]) -> list[Referenc
     ]
 
 
-def put_reference_tensor(into: ArrayFile, spec: TensorSpec, tensor: ReferenceTensor, scales: Scales | None) -> None:
+def put_reference_tensor(
+    into: ArrayFile | HeldArrays, spec: TensorSpec, tensor: ReferenceTensor, scales: Scales | None
+) -> None:
     """Store a tensor in the canonical order of fields."""
     assert tensor.observed is None, "its basis has learned"
     into.put(spec.path, "weights", tensor.values.reshape(spec.shape))
@@ -106,23 +114,23 @@ def weight_side_information(tensor: TensorSpec, reference: Reconstruction | None
     )
 
 
-def moment_side_information(weight: TensorSpec, reconstruction: ArrayFile | Reconstruction) -> SideInformation:
+def moment_side_information(weight: TensorSpec, reconstruction: Arrays) -> SideInformation:
     """What a first moment's contexts see: the levels of its weight in the same archive."""
     return SideInformation(_levels(reconstruction, weight.path, plane_shape(weight.shape)))
 
 
-def _levels(arrays: Reconstruction | ArrayFile, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:
+def _levels(arrays: Arrays, path: tuple[str, ...], shape: tuple[int, int]) -> ContextLevels | None:
     found = arrays.get(path, "levels")
     return found.astype(np.int8) if found is not None and found.shape == shape else None
 
 
-def trend_of(weight: TensorSpec, reconstruction: ArrayFile | Reconstruction) -> Trend | None:
+def trend_of(weight: TensorSpec, reconstruction: Arrays) -> Trend | None:
     """What a weight that has an adaptive basis moved since its reference, (R, C)."""
     found = reconstruction.get(weight.path, "trend")
     return found.astype(np.int8) if found is not None and found.shape == plane_shape(weight.shape) else None
 
 
-def basis_of(tensor: TensorSpec, reconstruction: Reconstruction | ArrayFile | None) -> AdaptiveBasis | None:
+def basis_of(tensor: TensorSpec, reconstruction: Arrays | None) -> AdaptiveBasis | None:
     """The adaptive basis that a reconstruction has of a tensor of this shape, if it has one; ValueError if damaged."""
     if reconstruction is None:
         return None
