@@ -132,6 +132,11 @@ class MomentChooser:
         """A vector in a young run: of so few elements that a first moment which counts may as well be exact."""
         return self.survey.is_young and min(plane_shape(self.known.first.shape)) == 1
 
+    @property
+    def _is_to_go_as_far(self) -> bool:
+        """Whether its first steps after a restore count: codebooks prune moments, as they were published."""
+        return self.survey.is_young and self.preset.scheme is Scheme.UNIFORM
+
     def _pairs(self, moments: MomentsToCode) -> Iterator[tuple[ChosenMoment, ChosenMoment]]:
         """Ways to code the second moment and the first, the cheapest first, the last of them exact."""
 
@@ -162,7 +167,7 @@ class MomentChooser:
             return None
         moved = self._with_zeros(self._restored(Role.FIRST, first), first.number)
         before, after = moments.first / (np.sqrt(original) + eps), moved / (np.sqrt(again) + eps)
-        if is_overshooting(before, after) or (self.survey.is_young and is_falling_short(before, after)):
+        if is_overshooting(before, after) or (self._is_to_go_as_far and is_falling_short(before, after)):
             return None
         if first.method is not Method.EXACT or second.method is not Method.EXACT:
             first = self._masked(first, restored)

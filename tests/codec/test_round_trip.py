@@ -124,7 +124,12 @@ def test_each_tensor_is_coded_in_its_way(chain):
             close = name == "vector" and PRESETS[preset].scheme is Scheme.UNIFORM  # of a young run
             first, again = base[f"optimizer.state.{number}.exp_avg"], delta[f"optimizer.state.{number}.exp_avg"]
             assert first is (Method.EXACT if name in ALIKE or close else scaled), name
-            assert again is (Method.EXACT if close else Method.FRAMED if in_basis else scaled), name
+            ways = {Method.EXACT if close else Method.FRAMED if in_basis else scaled}
+            if (
+                preset == "archive" and not close
+            ):  # its step in a basis may be too coarse for updates as long as they were
+                ways.add(Method.SCALED)
+            assert again in ways, name
             assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
     lone = {"lossless": Method.EXACT, "paper": Method.SCALED}.get(preset, Method.FRAMED)
     assert delta["sgd.state.0.momentum_buffer"] is lone
