@@ -127,7 +127,7 @@ def test_each_tensor_is_coded_in_its_way(chain):
             ways = {Method.EXACT if close else Method.FRAMED if in_basis else scaled}
             if (
                 preset == "archive" and not close
-            ):  # its step in a basis may be too coarse for updates as long as they were
+            ):  # a coarse step in a basis would shorten updates
                 ways.add(Method.SCALED)
             assert again in ways, name
             assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
