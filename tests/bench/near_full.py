@@ -14,20 +14,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import torch
 from machine import machine
+from processes import Looking
 from torch import nn
 from torch.nn import functional
 
 STEPS = 20  # between two checkpoints
-SAMPLE_SECONDS = 0.02
 MEGABYTE = 10**6
 
 
@@ -78,25 +76,17 @@ def daemon(scratch: Path, run: Path) -> Iterator[None]:
             sys.stderr.write(log.read_text())
 
 
-class Peak:
+class Peak(Looking):
     """The most bytes that were on a disk."""
 
     def __init__(self, place: Path) -> None:
+        super().__init__()
         self.nbytes = 0
-        self._place, self._ended = place, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._place = place
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self.nbytes = max(self.nbytes, used(self._place))
+    def look(self) -> None:
+        """At the disk."""
+        self.nbytes = max(self.nbytes, used(self._place))
 
 
 def used(place: Path) -> int:

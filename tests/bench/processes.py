@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -22,12 +23,10 @@ class Peak:
     anonymous_bytes: int = 0  # the largest that was seen: memory that only this process has
 
 
-class Watch:
-    """A `with` block; afterwards `peaks` has every process that ran under this one meanwhile, by pid."""
+class Looking(ABC):
+    """A `with` block during which another thread looks again and again."""
 
     def __init__(self) -> None:
-        self.peaks: dict[int, Peak] = {}
-        self.together_bytes = 0  # the most anonymous memory of all at one time
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -41,8 +40,25 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
-            seen = [self._look(pid) for pid in descendants(os.getpid())]
-            self.together_bytes = max(self.together_bytes, sum(seen))
+            self.look()
+
+    @abstractmethod
+    def look(self) -> None:
+        """Once."""
+
+
+class Watch(Looking):
+    """Afterwards `peaks` has every process that ran under this one meanwhile, by pid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peaks: dict[int, Peak] = {}
+        self.together_bytes = 0  # the most anonymous memory of all at one time
+
+    def look(self) -> None:
+        """At all of them."""
+        seen = [self._look(pid) for pid in descendants(os.getpid())]
+        self.together_bytes = max(self.together_bytes, sum(seen))
 
     def _look(self, pid: int) -> int:
         """Keep the largest figures of a process; its anonymous memory now."""

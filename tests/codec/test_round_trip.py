@@ -125,9 +125,7 @@ def test_each_tensor_is_coded_in_its_way(chain):
             first, again = base[f"optimizer.state.{number}.exp_avg"], delta[f"optimizer.state.{number}.exp_avg"]
             assert first is (Method.EXACT if name in ALIKE or close else scaled), name
             ways = {Method.EXACT if close else Method.FRAMED if in_basis else scaled}
-            if (
-                preset == "archive" and not close
-            ):  # a coarse step in a basis would shorten updates
+            if preset == "archive" and not close:  # a coarse step in a basis would shorten updates
                 ways.add(Method.SCALED)
             assert again in ways, name
             assert delta[f"optimizer.state.{number}.exp_avg_sq"] is second, name
