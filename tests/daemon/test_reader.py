@@ -1,8 +1,11 @@
 """Foreign bytes are read by another process: whatever they do to it, the service gets an answer or goes on."""
 
+import json
 import signal
+import subprocess
+import sys
 import time
-from contextlib import suppress
+from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -66,25 +69,44 @@ def test_one_process_serves_many_questions(patient, tmp_path):
     assert len(pids) == 1
 
 
+ONCE_LARGE = """
+import sys
+from pathlib import Path
+from ckzd.daemon.reader import Reader
+from ckzd.daemon.reading import GROWN_BYTES
+bytearray(b"x") * (2 * GROWN_BYTES)  # a process starts with the highest mark of who forked it
+with Reader(patient=True) as one:
+    one.completeness(Path(sys.argv[1]))
+    first = one._process
+    one.parse(Path(sys.argv[1]))
+    assert one._process is first
+"""
+
+
 def test_what_the_service_once_had_in_memory_is_not_counted_as_the_process_s(tmp_path):
-    bytearray(b"x") * (2 * reading.GROWN_BYTES)  # a process starts with the highest mark of who forked it
     path = write_checkpoint(tmp_path / "step_1.safetensors")
-    with Reader(patient=True) as one:
-        one.completeness(path)
-        first = one._process
-        one.parse(path)
-        assert one._process is first
+    subprocess.run([sys.executable, "-c", ONCE_LARGE, path], check=True)
 
 
-def test_one_that_has_grown_ends_and_nobody_notices(patient, tmp_path):
+def test_one_that_has_grown_says_so_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "GROWN_BYTES", 0)
+    path, (ours, theirs) = write_checkpoint(tmp_path / "step_1.safetensors"), Pipe()
+    ours.send_bytes(json.dumps(["parse", str(path)]).encode())
+    reading.serve(theirs)
+    assert json.loads(ours.recv_bytes()) == {"value": 1, "last": True}
+
+
+def test_nobody_asks_one_that_ends(patient, tmp_path):
     path = write_checkpoint(tmp_path / "step_1.safetensors")
-    slow = slow_pickle(tmp_path / "slow.pt")
     patient.completeness(path)
-    first = patient._process
-    with suppress(BadCheckpoint):
-        patient.parse(slow)
+    first, real = patient._process, patient._pipe
+    patient._pipe, theirs = Pipe()
+    theirs.send_bytes(json.dumps({"value": 1, "last": True}).encode())
+    assert patient.parse(path) == 1
+    assert first.returncode is not None
     assert patient.parse(path) == 1
     assert patient._process is not first
+    real.close()
 
 
 def test_a_slow_one_holds_nobody_up_and_is_refused_in_the_end(hasty, tmp_path, monkeypatch):
