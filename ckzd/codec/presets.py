@@ -52,13 +52,13 @@ PRESETS = {
         # the ruler's steps 100 to 1600 gave at most 0.00028 and 0.046
         Preset(
             "resume", Scheme.UNIFORM, "resumes as the original does",
-            Budget(0.001, 0.1, 0.01, 2.5e-5, 0.01),
+            Budget(0.001, 0.1, 0.01, 4e-4, 0.01),
             weight_step=0.08, update_step=1.8, intra_step=0.05, moment_step=4.0, fresh_moment_step=0.5,
         ),
         # at most 0.0013 and 0.15
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume",
-            Budget(0.0025, 0.3, 0.04, 1e-4, 0.03),
+            Budget(0.0025, 0.3, 0.04, 1.6e-3, 0.03),
             weight_step=0.18, update_step=2.0, intra_step=0.09, moment_step=8.0, fresh_moment_step=1.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
