@@ -7,14 +7,14 @@ from ckzd.daemon.jobs import Job
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
-from ckzd.operations.room import keep_free, kept_free
+from ckzd.operations.room import keep_free, watch_room
 from ckzd.store import Store
 
 
 def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     """Do one job; the report as a dict."""
     if job.kind == "compress":
-        with kept_free(job.store, job.min_free):
+        with watch_room(job.store, job.min_free):
             report = compress(
                 job.checkpoint,
                 store=job.store,

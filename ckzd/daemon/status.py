@@ -9,6 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -159,12 +160,15 @@ def _ask(endpoint: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) and status.get("pid") == place["pid"] else None
 
 
-@lru_cache(10_000)
 def _is_kept_exact(archive: Path) -> bool:
-    try:
-        return is_kept_exact(read_manifest(archive))
-    except (CkzdError, OSError):  # said elsewhere
-        return False
+    with suppress(CkzdError, OSError):  # said elsewhere, and asked again: a file server may be away
+        return _says_kept_exact(archive)
+    return False
+
+
+@lru_cache(10_000)
+def _says_kept_exact(archive: Path) -> bool:
+    return is_kept_exact(read_manifest(archive))
 
 
 def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def _is_one_of_ranks(directory: Path) -> bool:
 
 
 def _plain(name: str) -> str:
+    """As it was before a pointer took its place."""
     return name.removesuffix(POINTER_SUFFIX)
 
 
@@ -233,7 +234,7 @@ def _is_one_step(directory: Path, files: set[str], folders: set[str]) -> bool:
     step = labelled_step(directory.name)
     if is_only_numbers(directory.name):
         tensors = [name for name in files if _is_tensor_name(name)]
-        return len(tensors) > 1 and all(step_in_name(name.removesuffix(POINTER_SUFFIX)) is None for name in tensors)
+        return len(tensors) > 1 and all(step_in_name(_plain(name)) is None for name in tensors)
     if step is None or not (folders or sum(map(_is_tensor_name, files)) > 1):
         return False
     found = 0
@@ -264,7 +265,7 @@ def _below(directory: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _is_tensor_name(name: str) -> bool:
-    return name.removesuffix(POINTER_SUFFIX).endswith((*TENSOR_SUFFIXES, ".distcp")) and not is_temporary(name)
+    return _plain(name).endswith((*TENSOR_SUFFIXES, ".distcp")) and not is_temporary(name)
 
 
 # Files

@@ -27,7 +27,7 @@ LOOK_SECONDS = 2.0  # between two looks at the disk while something else is done
 _MARGIN = 1.1  # of what the last ones took
 _FIRST_ARCHIVE = 0.5  # of a checkpoint, where nothing is known of the run; a base takes a fifteenth
 _WIDEST = 4.2  # bytes an element of a base's reconstruction: float32, and scales
-_FRAMES = 2.25  # times as large is that of a delta, with frames of 4 bytes an element (measured: 2.17)
+_BASES = 2.25  # times as large is that of a delta, with adaptive bases of 4 bytes an element (measured: 2.17)
 
 
 def make_room(store: Store, run: Path, nbytes: int, min_free: int) -> None:
@@ -55,14 +55,14 @@ def keep_free(store: Store, min_free: int) -> int:
 
 
 @contextmanager
-def kept_free(root: Path, min_free: int) -> Iterator[None]:
+def watch_room(root: Path, min_free: int) -> Iterator[None]:
     """Meanwhile, empty the trash of the store at `root`, if there is one, whenever less is free: work may take long."""
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(LOOK_SECONDS):
             with suppress(CkzdError, OSError):  # whoever needs the room says so
-                if durable.free_bytes(root.parent) < min_free and Store.is_at(root):
+                if Store.is_at(root):
                     _empty_until_free(Store.open(root), min_free)
 
     thread = threading.Thread(target=look, daemon=True)
@@ -114,12 +114,12 @@ def space_needed(
     reconstruction = _WIDEST * _kept_elements(checkpoint)
     if as_base:
         return int(_MARGIN * (archive + 2 * reconstruction)) + rest
-    reconstruction *= _FRAMES if records and not exact else 1.0
+    reconstruction *= _BASES if records and not exact else 1.0
     for record in records:  # the newest that is cached
         cache = store.cache_path(record.manifest.reconstruction)
         if cache.exists():
-            frames = 1.0 if exact or record.manifest.depth else _FRAMES
-            reconstruction = frames * cache.stat().st_size * checkpoint.nbytes / record.manifest.original_bytes
+            growth = 1.0 if exact or record.manifest.depth else _BASES
+            reconstruction = growth * cache.stat().st_size * checkpoint.nbytes / record.manifest.original_bytes
     is_decoded = bool(records) and not store.cache_path(records[-1].manifest.reconstruction).exists()
     files = 4 if is_decoded else 2  # the reference's, decoded from its own
     return int(_MARGIN * (archive + files * reconstruction)) + rest

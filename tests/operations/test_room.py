@@ -19,7 +19,7 @@ from ckzd.formats import read_checkpoint
 from ckzd.operations import room
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import replace
-from ckzd.operations.room import added_bytes, keep_free, kept_free, make_room, space_needed
+from ckzd.operations.room import added_bytes, keep_free, make_room, space_needed, watch_room
 from ckzd.store import RESERVE_BYTES, Store, default_store
 
 
@@ -98,7 +98,7 @@ def test_the_trash_is_emptied_for_space_even_of_other_runs(replaced, tmp_path, f
 def test_while_something_else_is_done_the_trash_makes_way_for_the_trainer(replaced, free, monkeypatch):
     monkeypatch.setattr(room, "LOOK_SECONDS", 0.01)
     free(10**9)
-    with kept_free(replaced.root, 60_000):
+    with watch_room(replaced.root, 60_000):
         time.sleep(0.1)
         assert len(held(replaced)) == 3
         free(0)
@@ -127,7 +127,7 @@ def test_reconstructions_of_other_runs_go_last(replaced, run, free):
     assert [path.stem for path in replaced.cache.glob("*")] == [own]
 
 
-def test_a_disk_is_kept_free_by_the_trash_and_then_the_cache(replaced, free):
+def test_a_disk_is_watch_room_by_the_trash_and_then_the_cache(replaced, free):
     replaced.cache_path("f" * 64).write_bytes(bytes(5000))
     free(10_000)
     assert keep_free(replaced, 5_000) == 0
@@ -162,7 +162,7 @@ def test_the_first_archives_are_estimated_from_the_codec_and_later_ones_from_the
     (record,) = store.archives(run)
     store.cache_path(record.manifest.reconstruction).write_bytes(bytes(10_000))
     known = space_needed(store, run, checkpoint, PRESETS["resume"], restored=False)
-    expected = archive.stat().st_size + 2 * 10_000 * room._FRAMES
+    expected = archive.stat().st_size + 2 * 10_000 * room._BASES
     assert known == pytest.approx(1.1 * expected, rel=0.01)
     store.cache_path(record.manifest.reconstruction).unlink()
     assert space_needed(store, run, checkpoint, PRESETS["resume"], restored=False) > first

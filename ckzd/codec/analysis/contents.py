@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckzd.checkpoint import CODED_FLOATS, Bytes, Checkpoint, FileLayout, Hole, RawArray
+from ckzd.checkpoint import CODED_FLOATS, Bytes, Checkpoint, Hole, RawArray
 from ckzd.codec.dtypes import is_finite, is_negative, is_zero, stored_array
 from ckzd.codec.parallel import in_order
 from ckzd.errors import BadCheckpoint
@@ -15,7 +15,7 @@ from ckzd.errors import BadCheckpoint
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the bytes of one tensor say. The last three are of floats that may lose precision; of others they are no."""
+    """What the bytes of one tensor say. The last three are False for dtypes that may not lose precision."""
 
     digest: bytes  # sha256
     is_same: bool  # as the reference's
@@ -52,7 +52,7 @@ def read_contents(checkpoint: Checkpoint, before: Callable[[int], RawArray | Non
             tensors[hole.tensor] = content
             digest.update(next(verbatim))
             digest.update(payload)
-            crc.check(layout, hole, payload)
+            crc.check(hole, payload)
         digest.update(next(verbatim))
         sha256.append(digest.hexdigest())
     return Contents(tuple(sha256), tuple(tensors[number] for number in range(len(checkpoint.tensors))))
@@ -77,18 +77,18 @@ class _Crc:
         self._given = any(hole.crc_offsets for hole in checkpoint.files[file].holes)
         self._crc = self._first = 0
 
-    def check(self, layout: FileLayout, hole: Hole, payload: Bytes) -> None:
+    def check(self, hole: Hole, payload: Bytes) -> None:
         """Take the next one's bytes; BadCheckpoint if it ends a tensor that is not what the file says."""
         if not self._given:
             return
         self._first = self._first if hole.continues else hole.tensor
         self._crc = zlib.crc32(payload, self._crc if hole.continues else 0)
-        checkpoint = self._checkpoint
+        checkpoint, name = self._checkpoint, self._checkpoint.files[self._file].name
         stored = {bytes(checkpoint.source.read(self._file, offset, 4)) for offset in hole.crc_offsets}
         if stored and stored != {self._crc.to_bytes(4, "little")}:
             path = "/".join(checkpoint.tensors[self._first].path)
             raise BadCheckpoint(
-                f"{checkpoint.name}/{layout.name}" if checkpoint.is_directory else checkpoint.name,
+                f"{checkpoint.name}/{name}" if checkpoint.is_directory else checkpoint.name,
                 f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
                 hint="the file is damaged; restore it from another copy",
             )
