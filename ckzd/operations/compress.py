@@ -290,7 +290,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
 
 
 def _has_room_for_delta(job: _Job) -> bool:
-    """Make room for a delta; where there is none for the bases that deltas learn, for a base archive. Raises NoSpace."""
+    """Make room for a delta; for a base where there is none for what deltas learn. Raises NoSpace."""
     needed = partial(space_needed, job.store, job.run, job.checkpoint, job.preset, restored=job.acceptance is not None)
     try:
         make_room(job.store, job.run, needed(), job.min_free)

@@ -2,19 +2,17 @@
 
 import numpy as np
 import pytest
+from codec.drawn import DTYPES, matrices
 from codec.known import known_moments
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 
 from ckzd.codec.dtypes import SMALLEST_NORMAL, to_float64
 from ckzd.codec.methods.codebook import CodebookSecond
 from ckzd.codec.methods.method import Coded
 from ckzd.codec.paper.codebook import Codebook
 from ckzd.codec.scales import scales_of
-
-DTYPES = ["float32", "bfloat16", "float16"]
-matrices = array_shapes(min_dims=2, max_dims=2, max_side=6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

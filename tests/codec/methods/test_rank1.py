@@ -2,23 +2,14 @@
 
 import numpy as np
 import pytest
+from codec.drawn import DTYPES, matrices, positive, signed, stored
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 
-from ckzd.codec.arrays import Float64
-from ckzd.codec.dtypes import SMALLEST, from_float64, to_float64
+from ckzd.codec.dtypes import SMALLEST, to_float64
 from ckzd.codec.methods.rank1 import fill
 from ckzd.codec.scales import checked_scales, scales_of
-
-DTYPES = ["float32", "bfloat16", "float16"]
-positive = st.one_of(st.just(0.0), st.floats(2.0**-149, 2.0**120, width=32), st.floats(2.0**-46, 2.0**-7, width=32))
-signed = st.one_of(st.just(0.0), st.floats(-(2.0**100), 2.0**100, width=32))
-matrices = array_shapes(min_dims=2, max_dims=2, max_side=6)
-
-
-def stored(values: Float64, dtype: str) -> Float64:
-    return to_float64(from_float64(values, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

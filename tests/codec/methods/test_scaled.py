@@ -2,20 +2,13 @@
 
 import numpy as np
 import pytest
+from codec.drawn import DTYPES, matrices, stored
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 
-from ckzd.codec.arrays import Float64
-from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64, to_float64
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL
 from ckzd.codec.methods import scaled
-
-DTYPES = ["float32", "bfloat16", "float16"]
-matrices = array_shapes(min_dims=2, max_dims=2, max_side=6)
-
-
-def stored(values: Float64, dtype: str) -> Float64:
-    return to_float64(from_float64(values, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from codec.drawn import matrices
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 
 from ckzd.codec.transform import quantize
-
-matrices = array_shapes(min_dims=2, max_dims=2, max_side=6)
 
 
 @given(st.data(), matrices, st.floats(1e-6, 10), st.floats(0.5, 1.0))
