@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import zstandard
+from plain_lanes import PlainLanes
 from plain_range_decoder import PlainRangeDecoder
 
 from ckzd.codec.entropy.tables import EXP2_NEGATIVE, FREQUENCY, OCTAVE, SIGMOID
@@ -157,7 +158,7 @@ def nearest_code(value: float) -> int:
     return 8 * (exponent - 1) + sum(middle <= 2 * mantissa for middle in middles)
 
 
-def learning_pass(vectors: np.ndarray, codes: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def learning_pass(vectors, codes, seen: np.ndarray, slack: int | None) -> tuple[np.ndarray, np.ndarray]:
     size, covariance = len(vectors), seen @ seen.T
     trace = int(np.trace(covariance))
     if not trace:
@@ -170,10 +171,13 @@ def learning_pass(vectors: np.ndarray, codes: np.ndarray, seen: np.ndarray) -> t
     energies = np.maximum((turn * shifted(whole @ turn, 18)).sum(0) * 2.0**-32, 2.0**-10)
     order = sorted(range(size), key=lambda k: -energies[k])
     turned = shifted(vectors @ turn[:, order], 18)
-    if np.abs(shifted(turned.T @ turned, 14) - (unit(size) << 14)).max() > 1 << 10:
+    most = np.abs(shifted(turned.T @ turned, 14) - (unit(size) << 14)).max()
+    if most > 1 << 10:
         return vectors, codes
+    if slack is None or most > 2.0 ** (14 - slack):
+        turned = refined(turned, 14)
     learned_codes = [max(nearest_code(energies[k]), -45) for k in order]
-    return np.clip(refined(turned, 14), -32767, 32767), np.array(learned_codes)
+    return np.clip(turned, -32767, 32767), np.array(learned_codes)
 
 
 class Side:
@@ -199,12 +203,12 @@ class Side:
         parts = [shifted(vectors.T @ numbers[p], 14) for p, vectors in zip(self.places, self.vectors, strict=True)]
         return np.concatenate(parts)
 
-    def learn(self, numbers: np.ndarray) -> None:
+    def learn(self, numbers: np.ndarray, slack: int | None) -> None:
         for b, place in enumerate(self.places):
             seen = numbers[place]
             for _ in range(3 if self.new else 1):
                 before = self.vectors[b]
-                self.vectors[b], self.codes[place] = learning_pass(before, self.codes[place], seen)
+                self.vectors[b], self.codes[place] = learning_pass(before, self.codes[place], seen, slack)
                 seen = shifted(shifted(before.T @ self.vectors[b], 14).T @ seen, 14)
 
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
@@ -240,11 +244,11 @@ class Frame:
         gains = self.left.gains()[:, None] * self.right.gains()[None, :]
         return np.clip(whole_numbers((turned * 2.0**-12) * gains), -127, 127)
 
-    def learn(self, fixed: np.ndarray) -> None:
+    def learn(self, fixed: np.ndarray, slack: int | None) -> None:
         limit = min(1 << 17, math.isqrt((1 << 44) // max(fixed.shape)))
         seen = np.clip(shifted(fixed, 6), -limit, limit)
-        self.left.learn(seen)
-        self.right.learn(seen.T)
+        self.left.learn(seen, slack)
+        self.right.learn(seen.T, slack)
 
 
 def factored(data: bytes, form: tuple[int, int], models: "Models") -> np.ndarray:
@@ -547,19 +551,21 @@ def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=No
         return np.zeros(shape, np.int16)
     if data[0] == 1:
         return np.frombuffer(data[1:], "<i2").reshape(shape)
-    coder = data[0] & 31
+    coder = data[0] & 15
     total, start = leb(data, 1)
     escape_bytes, start = leb(data, start)
     codes = data[start : start + 18] if data[0] & 128 else b""
     start += len(codes)
     block = data[start : start + escape_bytes]
     escapes = packed_escapes(block) if data[0] & 64 else iter(np.frombuffer(unpack(block), "<i2").tolist())
-    words = PlainRangeDecoder(data[start + escape_bytes :])
+    rest = data[start + escape_bytes :]
+    words = PlainLanes(rest, rows * columns) if data[0] & 16 else PlainRangeDecoder(rest)
     contexts = Contexts(shape, total, guide, previous, second if data[0] & 32 else None)
     levels, cached = np.zeros(shape, np.int16), {}
     for number in range(4):
         row_energies, column_energies = contexts.energies(number, 1), contexts.energies(number, 0)
         contexts.earlier = contexts.known.copy()
+        words.begin_pass()
         for i in range(rows):
             for j in range(columns):
                 if contexts.pass_of[i, j] != number:
@@ -571,6 +577,7 @@ def plane(data: bytes, shape, kind: int, models: Models, guide=None, previous=No
                 level = next(escapes) if symbol == 17 else (symbol + 1) // 2 if symbol % 2 else -(symbol // 2)
                 levels[i, j] = level
                 contexts.known[i, j] = min(abs(level), 15)
+    words.finish()
     return levels
 
 
@@ -747,14 +754,14 @@ class PlainArchive:
             fixed = factored(data, form, self.models)
             found, turned = fixed * 2.0**-12, frame.turned(fixed)
             levels = frame.levels(turned)
-            frame.learn(turned)
+            frame.learn(turned, self.index.get("slack"))
         else:
             levels = plane(data[3:], form, 0, self.models, guide, previous)
             found = fractions(data, levels)
         if method == "framed":
             fixed = frame.coefficients(found)
             found = frame.residual(fixed)
-            frame.learn(fixed)
+            frame.learn(fixed, self.index.get("slack"))
         if method in ("framed", "factored"):
             self.trend = np.clip(np.rint(32 * found), -127, 127).astype(np.int8)
         rows, columns = self._roots(number)

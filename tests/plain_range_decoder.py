@@ -37,6 +37,12 @@ class PlainRangeDecoder:
             self._offset = (self._offset << WORD_BITS | self._next_word()) & _MASK
         return symbol
 
+    def begin_pass(self) -> None:
+        """All passes are one stream."""
+
+    def finish(self) -> None:
+        """It tells nobody where it ends."""
+
     def decode(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The same for many symbols, each with the row that its id names: like `SymbolDecoder.decode`."""
         table = {int(number): rows[number].tolist() for number in np.unique(ids)}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-FORMAT_VERSION: Final = 6
+FORMAT_VERSION: Final = 7
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -62,7 +62,7 @@ class EntryModel(_Frozen):
 class Manifest(_Frozen):
     """Everything an archive says of itself; validated against itself, so that no two fields contradict each other."""
 
-    format: Literal[1, 2, 3, 4, 5, 6] = FORMAT_VERSION
+    format: Literal[1, 2, 3, 4, 5, 6, 7] = FORMAT_VERSION
     preset: Text
     name: Text
     kind: Literal["file", "directory"]

@@ -121,7 +121,7 @@ class Decoder:
 
     def _batch(self, numbers: Sequence[int]) -> list[ReferenceTensor | None]:
         """Some of them, None for copies of others: of several together bases cost less."""
-        return with_tracked_bases([self._reference_tensor(number) for number in numbers])
+        return with_tracked_bases([self._reference_tensor(number) for number in numbers], self.index.slack)
 
     def _reference_tensor(self, number: int) -> ReferenceTensor | None:
         """One by itself, but for what its basis learns; None if it is a copy of another."""

@@ -22,7 +22,7 @@ from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.survey import survey
 from ckzd.codec.budget import EXACT, Pace
 from ckzd.codec.choose import Chooser, within_budget
-from ckzd.codec.entropy.fitting import Counted, Fitted, fit_tables, histograms_over
+from ckzd.codec.entropy.fitting import Counted, Fitted, counted, fit_tables
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import Coder, PlaneToCode, encode_plane
 from ckzd.codec.methods.method import Streams
@@ -37,6 +37,7 @@ from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.side import encode_scales
 from ckzd.codec.records.skeleton import skeleton_of
 from ckzd.codec.scales import REACH
+from ckzd.codec.transform.adaptive_basis import SLACK
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane
@@ -56,14 +57,14 @@ class Encoded:
     quality: dict[str, float]
 
 
-def fit_models(counted: Counted, reference: Reconstruction | None, preset: Preset, device: str) -> Fitted:
+def fit_models(counts: Counted, reference: Reconstruction | None, preset: Preset, device: str) -> Fitted:
     """Tables for all contexts, and for a preset that trains one an LSTM that refines them."""
-    tables = fit_tables(counted)
-    if not counted.histograms or not preset.lstm_cold_steps:
+    tables = fit_tables(counts)
+    if not counts.histograms:
         return Fitted(Models(tables))
     from ckzd.codec.paper import fitting  # noqa: PLC0415  # a second of torch, for the one preset that trains
 
-    return fitting.with_lstm(counted, tables, reference, preset, device)
+    return fitting.with_lstm(counts, tables, reference, preset, device)
 
 
 class Encoder:
@@ -100,8 +101,8 @@ class Encoder:
         self._progress(0.15)
         chooser = within_budget(self._inputs, surveyed, self._preset, self._reconstruction, self._scratch)
         self._progress(0.4)
-        counted = histograms_over(chooser.planes())
-        fitted = fit_models(counted, self._inputs.reference, self._preset, self._device)
+        counts = counted(chooser.planes(), grid=self._preset.lstm_cold_steps > 0)
+        fitted = fit_models(counts, self._inputs.reference, self._preset, self._device)
         self._progress(0.7)
         self._code_planes(chooser, fitted)
         self._code_without_planes(chooser)
@@ -119,7 +120,7 @@ class Encoder:
 
     def _code_planes(self, chooser: Chooser, fitted: Fitted) -> None:
         def coded(plane: PlaneToCode) -> tuple[PlaneToCode, bytes, Coder]:
-            return plane, *encode_plane(plane.levels, plane.kind, plane.side_information, fitted.models)
+            return plane, *encode_plane(plane, fitted.models)
 
         for plane, data, coder in in_order(coded, chooser.planes(), lambda plane: plane.levels.size):
             self._coders[coder.name.lower()] += 1
@@ -160,7 +161,7 @@ class Encoder:
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(layout, codes, surveyed.steps, chooser.finer, zeros, REACH).to_bytes(
+            "index": Index(layout, codes, surveyed.steps, chooser.finer, zeros, REACH, SLACK).to_bytes(
                 self._inputs.reference_blob("layout")
             ),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),

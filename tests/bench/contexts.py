@@ -21,8 +21,9 @@ from machine import machine
 from ckzd.codec.arrays import Float64
 from ckzd.codec.choose import Chooser
 from ckzd.codec.entropy import context
-from ckzd.codec.entropy.context import ALPHABET, WEIGHTS
-from ckzd.codec.entropy.planes import PlaneToCode, to_symbols
+from ckzd.codec.entropy.context import WEIGHTS
+from ckzd.codec.entropy.planes import PlaneToCode
+from ckzd.codec.kernels.plain import ALPHABET, to_symbols
 from ckzd.codec.methods import factored
 from ckzd.codec.presets import PRESETS
 from ckzd.codec.records.index import Method

@@ -16,11 +16,12 @@ from machine import machine
 
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Float64
-from ckzd.codec.entropy.context import ALPHABET, GRID
-from ckzd.codec.entropy.fitting import Counted, fit_tables, histograms_over
+from ckzd.codec.entropy.context import GRID
+from ckzd.codec.entropy.fitting import Counted, counted, fit_tables
 from ckzd.codec.entropy.models import COARSE, Histograms, Models, TableModel, smoothed
 from ckzd.codec.entropy.planes import PlaneToCode, encode_plane, histograms_of
 from ckzd.codec.entropy.range_coder import Rows
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.paper import train
 from ckzd.codec.paper.fitting import MeanPrediction
 from ckzd.codec.paper.lstm import LstmModel, shapes_of
@@ -42,7 +43,7 @@ class AdaptiveTables(TableModel):
         """The next plane is this one; the last one is known by now."""
         for (kind, _, density), histogram in self._plane.items():
             self._counts[kind, density] = self._before(kind, density) + histogram.coarse()
-        self._plane = histograms_of(plane.levels, plane.kind, plane.side_information)
+        self._plane = histograms_of(plane)
 
     def rows(self, kind: int, number: int, density: int) -> Rows:
         """Frequencies (GRID, A) before a pass: of contexts that are rare drawn towards the average."""
@@ -64,7 +65,7 @@ def coded_bytes(planes: Iterable[PlaneToCode], models: Models) -> int:
     for plane in planes:
         if isinstance(models.tables, AdaptiveTables):
             models.tables.begin(plane)
-        total += len(encode_plane(plane.levels, plane.kind, plane.side_information, models)[0])
+        total += len(encode_plane(plane, models)[0])
     return total
 
 
@@ -87,8 +88,8 @@ def main() -> None:
     torch.set_num_threads(1)
     *earlier, current = options.checkpoints
     planes = list(choices_of(current, chain_of(earlier, preset), preset).planes())
-    counted = histograms_over(planes)
-    tables = fit_tables(counted)
+    counts = counted(planes, grid=True)
+    tables = fit_tables(counts)
     table_bytes = len(tables.to_bytes())
     print(json.dumps({**machine(), "checkpoint": current.name, "preset": preset.name}), flush=True)
     order0 = 0

@@ -18,7 +18,7 @@ import torch
 from machine import machine
 
 from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
-from ckzd.codec.entropy.fitting import fit_tables, histograms_over
+from ckzd.codec.entropy.fitting import counted, fit_tables
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, decode_plane, encode_plane
 from ckzd.codec.paper import train
@@ -69,10 +69,10 @@ def main() -> None:
     print(json.dumps(machine()))
     arrays = [current[name] for name in current.files]
     xz, order0 = xz_bytes(arrays), sum(order0_bytes(array) for array in arrays)
-    counted = histograms_over(planes)
-    tables = fit_tables(counted)
+    counts = counted(planes, grid=True)
+    tables = fit_tables(counts)
     started = time.perf_counter()
-    weights = train.fit(counted.histograms, MeanPrediction(counted, tables), None, steps=options.steps)
+    weights = train.fit(counts.histograms, MeanPrediction(counts, tables), None, steps=options.steps)
     seconds = time.perf_counter() - started
     refined = Models(tables, RefinedModel(tables, LstmModel(weights)))
     side = {"tables": len(tables.to_bytes()), "tables + lstm": len(encode_lstm(weights.to_bytes(), None))}
@@ -83,7 +83,7 @@ def main() -> None:
         total = side[coder]
         for each in planes:
             seen = each.side_information
-            data, _ = encode_plane(each.levels, each.kind, seen, models)
+            data, _ = encode_plane(PlaneToCode(0, each.kind, each.levels, seen), models)
             if not (decode_plane(data, each.levels.shape, each.kind, seen, models) == each.levels).all():
                 raise SystemExit("a plane does not decode to itself")
             total += len(data)

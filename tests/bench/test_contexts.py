@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from contexts import NAMES, SIZES, adaptive_bytes, along, counted
 
-from ckzd.codec.entropy.context import ALPHABET, SideInformation
-from ckzd.codec.entropy.planes import PlaneToCode, to_symbols
+from ckzd.codec.entropy.context import SideInformation
+from ckzd.codec.entropy.planes import PlaneToCode
+from ckzd.codec.kernels.plain import ALPHABET, to_symbols
 from ckzd.codec.transform.adaptive_basis import BasisSide
 
 PLACE = math.prod(SIZES[1:])  # of one class of the first field

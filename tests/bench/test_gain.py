@@ -1,11 +1,14 @@
 """Adaptive tables cost what a decoder could decode: what they predict a pass from is known before it."""
 
+from dataclasses import replace
+
 import numpy as np
 from gain import AdaptiveTables, coded_bytes
 
-from ckzd.codec.entropy.context import ALPHABET, GRID, SideInformation
+from ckzd.codec.entropy.context import GRID, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
+from ckzd.codec.kernels.plain import ALPHABET
 
 
 def plane(seed):
@@ -16,7 +19,7 @@ def plane(seed):
 
 def test_before_the_first_pass_nothing_is_known_and_then_what_was_decoded():
     tables, first, second = AdaptiveTables(), plane(0), plane(1)
-    _, _, density = next(iter(histograms_of(first.levels, 0, SideInformation())))
+    _, _, density = next(iter(histograms_of(replace(first, kind=0, side_information=SideInformation()))))
     tables.begin(first)
     assert np.ptp(tables.rows(0, 0, density), axis=1).max() == 0
     assert tables.rows(0, 3, density).shape == (GRID, ALPHABET)

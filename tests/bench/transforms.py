@@ -26,7 +26,7 @@ from scipy.special import ndtr
 from ckzd.codec.arrays import Float64
 from ckzd.codec.choose import Chooser
 from ckzd.codec.entropy.context import WEIGHTS, SideInformation
-from ckzd.codec.entropy.fitting import fit_tables, histograms_over
+from ckzd.codec.entropy.fitting import counted, fit_tables
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, encode_plane
 from ckzd.codec.methods import factored
@@ -181,9 +181,7 @@ def candidates(matrix: Matrix) -> Iterator[tuple[str, Coder]]:
 def cost(coded: Coded, models: Models) -> float:
     """Bytes of factors and of the levels beside them."""
     plane = coded.plane
-    return coded.bytes + (
-        len(encode_plane(plane.levels, plane.kind, plane.side_information, models)[0]) if plane else 0
-    )
+    return coded.bytes + (len(encode_plane(plane, models)[0]) if plane else 0)
 
 
 def costs(matrix: Matrix, models: Models, dead_zone: float) -> dict[str, float]:
@@ -201,7 +199,7 @@ def costs(matrix: Matrix, models: Models, dead_zone: float) -> dict[str, float]:
 
 def tables_of(planes: Iterable[PlaneToCode]) -> Models:
     """Tables that fit these planes."""
-    return Models(fit_tables(histograms_over(planes)))
+    return Models(fit_tables(counted(planes, grid=True)))
 
 
 def main() -> None:

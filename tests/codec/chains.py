@@ -125,17 +125,17 @@ def lstm_everywhere() -> Iterator[None]:
     """Every plane that is not empty is coded with an LSTM, whatever it costs: one that nobody has trained."""
 
     def fitted(counted: Counted, *_) -> Fitted:
-        draw = np.random.default_rng(len(counted.histograms))  # another one for another checkpoint
+        draw = np.random.default_rng(len(counted.planes))  # another one for another checkpoint
         lstm = LstmWeights.from_bytes(draw.integers(-8, 9, LSTM_BYTES).astype(np.int8).tobytes())
         tables = fit_tables(counted)
         return Fitted(Models(tables, RefinedModel(tables, LstmModel(lstm))), lstm.to_bytes())
 
-    cheapest = planes._choose
+    cheapest = planes._cheapest
 
-    def chosen(histograms, models: Models):  # scales have no models
-        return (planes.Coder.LSTM, np.empty(0, np.uint8)) if models.lstm is not None else cheapest(histograms, models)
+    def chosen(choices):  # scales have no models
+        return next((choice for choice in choices if choice.coder is planes.Coder.LSTM), cheapest(choices))
 
-    with mock.patch.object(encoding, "fit_models", fitted), mock.patch.object(planes, "_choose", chosen):
+    with mock.patch.object(encoding, "fit_models", fitted), mock.patch.object(planes, "_cheapest", chosen):
         yield
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ckzd.codec.entropy.context import ALPHABET
 from ckzd.codec.entropy.models import COARSE, Histograms, TableModel, frequency_codes, smoothed
+from ckzd.codec.kernels.plain import ALPHABET
 
 
 def counted_tables(histograms: Histograms) -> TableModel:

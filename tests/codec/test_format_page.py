@@ -6,14 +6,15 @@ from pathlib import Path
 
 import ckzd.archive
 from ckzd.codec import scales
-from ckzd.codec.entropy import context, escapes, planes
+from ckzd.codec.entropy import context, escapes, lanes, planes
 from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
 from ckzd.codec.entropy.planes import Coder
+from ckzd.codec.kernels import plain
 from ckzd.codec.paper import lstm
 from ckzd.codec.records import index, layout
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Layout
-from ckzd.codec.transform import adaptive_basis, orthogonal, quantize, wide
+from ckzd.codec.transform import adaptive_basis, quantize, wide
 
 PAGE = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
 FLAT = " ".join(PAGE.split())
@@ -34,7 +35,7 @@ def test_every_method_has_a_row():
 
 def test_adaptive_bases():
     assert f"at least {adaptive_basis.MIN_SIDE}." in FLAT
-    assert f"k = N / {orthogonal.MAX_DIRECTIONS}," in FLAT
+    assert f"k = N / {plain.MAX_DIRECTIONS}," in FLAT
     assert f"units of 2^-{adaptive_basis._VECTOR_BITS}, one a column" in FLAT
     assert f"eighths of an octave, -{adaptive_basis._MAX_VARIANCE_CODE}..{adaptive_basis._MAX_VARIANCE_CODE}." in FLAT
     assert f"`f = round((x / gain) * 2^{adaptive_basis.FINE_BITS})`; one beyond 2^26 is refused" in FLAT
@@ -44,11 +45,11 @@ def test_adaptive_bases():
     assert f"`{adaptive_basis._REMEMBERED} * value(code i) + 2^-4`" in FLAT
     assert adaptive_basis._REGULAR == 2.0**-4
     assert f"`round(E * 2^{adaptive_basis._VARIANCE_BITS})`" in FLAT
-    assert f"in units of 2^-{orthogonal.ROW_BITS}, as below" in FLAT
-    assert f"times 2^-{orthogonal.ROW_BITS + adaptive_basis._VARIANCE_BITS}, at least" in FLAT
+    assert f"in units of 2^-{plain.ROW_BITS}, as below" in FLAT
+    assert f"times 2^-{plain.ROW_BITS + adaptive_basis._VARIANCE_BITS}, at least" in FLAT
     assert f"nearest code of e, at least {adaptive_basis._FLOOR}." in FLAT
-    assert f"taken in panels of {orthogonal._PANEL}," in FLAT
-    assert f"2^({orthogonal._WORK_BITS} - k)" in FLAT
+    assert f"taken in panels of {plain._PANEL}," in FLAT
+    assert f"2^({plain._WORK_BITS} - k)" in FLAT
     assert "A new one learns in three" in FLAT
     assert adaptive_basis._COLD_PASSES == 3
 
@@ -81,7 +82,7 @@ def test_contexts():
     assert numbers_after("Energy steps: ", 23) == list(context._ENERGY_STEPS)
     assert tuple(numbers_after("with total t: how many of ", 3)) == context._SURROUND_STEPS
     assert tuple(numbers_after("coded in earlier passes against ", 4)) == context._KNOWN_NEIGHBOURS
-    assert f"cut off at {context._MAGNITUDE_LIMIT}" in FLAT
+    assert f"cut off at {plain.MAGNITUDE_LIMIT}" in FLAT
     assert f"`(E + {context._PRIOR_ELEMENTS} * {context._ONE}) / (W + {context._PRIOR_ELEMENTS})`" in FLAT
     assert GRID == 5 * 24 * 4 * 4 * 3
     order = {
@@ -93,16 +94,20 @@ def test_contexts():
     }
     for diagonal, said in order.items():
         assert said in FLAT
-        assert context._PASS_OF_DIAGONAL[diagonal] == int(said[-1])
+        assert plain._PASS_OF_DIAGONAL[diagonal] == int(said[-1])
 
 
 def test_symbols():
-    assert f"up to {planes.MAX_SYMBOL_LEVEL} and -{planes.MAX_SYMBOL_LEVEL}" in FLAT
-    assert f"symbol {planes.ESCAPE} is an escape" in FLAT
+    assert f"up to {plain.MAX_SYMBOL_LEVEL} and -{plain.MAX_SYMBOL_LEVEL}" in FLAT
+    assert f"symbol {plain.ESCAPE} is an escape" in FLAT
     assert f"plus {planes._HAS_CODES} if symbol codes follow, plus {planes._PACKED} if" in FLAT
+    assert f"plus {planes._LANES} if words are in lanes" in FLAT
+    assert f"at most N / {lanes._ELEMENTS_A_LANE}, at least 1, at most {lanes._MOST}" in FLAT
+    assert f"`max(floor(f (2^{plain.TOTAL_BITS} - {plain.ALPHABET}) / S), 1)`" in FLAT
+    assert f"are at least 2^{plain.LEAST.bit_length() - 1};" in FLAT
     assert f"of magnitude {escapes.LEAST} + e" in FLAT
     assert f"k, at most {escapes._MAX_ORDER}" in FLAT
-    assert f"n = {context.ALPHABET} frequencies" in FLAT
+    assert f"n = {plain.ALPHABET} frequencies" in FLAT
     assert f"for m = 1..{quantize.CENTRED_LEVELS}" in FLAT
     assert f"/ {quantize._CENTRE_UNITS}" in FLAT
 

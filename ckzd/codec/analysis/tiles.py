@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 
 from ckzd.checkpoint import Checkpoint, FileLayout, Hole, TensorSpec
+from ckzd.codec.kernels.plain import MAX_DIRECTIONS
 from ckzd.codec.records.layout import plane_shape
-from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS
 
 MAX_ELEMENTS = 1 << 22  # of a tile of more than 256 rows: some 90 bytes each while it is worked on
 

@@ -14,29 +14,34 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import ContextLevels, HalfOctaves
+from ckzd.codec.kernels import kernels
+from ckzd.codec.kernels.plain import (
+    ENERGY_CLASSES,
+    MEAN_SECOND,
+    SIGNED_CLASS,
+    Lines,
+    Magnitudes,
+    lattice,
+    magnitudes,
+)
+from ckzd.codec.kernels.plain import Ids as TableIds
 
-Magnitudes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int16]
 Classes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
 
-ALPHABET = 18  # zigzag levels -8..8 and an escape
 KINDS = 3
 WEIGHTS, FIRST, SECOND = range(KINDS)
 PASSES = 4
 DENSITIES = 8
-_ENERGY_CLASSES = 24
-FIELDS = (("guide", 5), ("energy", _ENERGY_CLASSES), ("around", 4), ("neighbours", 4), ("previous", 3))
+FIELDS = (("guide", 5), ("energy", ENERGY_CLASSES), ("around", 4), ("neighbours", 4), ("previous", 3))
 GRID = 5 * 24 * 4 * 4 * 3
 _GUIDE_PLACE, _ENERGY_PLACE, _AROUND_PLACE, _NEIGHBOUR_PLACE = (np.int16(n) for n in (24 * 48, 48, 12, 3))
 
-_PASS_OF_DIAGONAL = np.array([0, 3, 2, 3, 1, 3, 2, 3], np.uint8)
 _KNOWN_NEIGHBOURS = (0, 0, 2, 4)  # of the eight, in each pass
 _DENSITY_STEPS = np.array([4, 11, 28, 64, 128, 256, 512], np.int64)  # mean magnitude in 1/256
-_MEAN_SECOND = np.int16(12)  # class of a second moment as large as the mean of its plane, half octaves apart
 _SURROUND_STEPS = (141, 226, 333)  # sum over neighbours relative to what the mean would give, in 1/256
-_MAGNITUDE_LIMIT = 15  # a single outlier must not colour its whole row
 _PRIOR_ELEMENTS = 8  # a row is taken for average until it has shown about this many elements
 _ONE = 1 << 12  # energies are relative to the plane's, in 1/4096
 
@@ -46,9 +51,6 @@ _ENERGY_STEPS = (
     11585, 13777, 16384,
 )  # fmt: skip
 _ENERGY_CLASS = np.searchsorted(_ENERGY_STEPS, np.arange(_ENERGY_STEPS[-1] + 1), side="right").astype(np.int16)
-
-# 0 for 0, then +, - up to 2, then +, - beyond; of an int8 seen as uint8
-_SIGNED_CLASS = np.array([0, 1, 1] + [3] * 125 + [4] * 126 + [2, 2], np.int16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +68,9 @@ class SideInformation:
     second: HalfOctaves | None = None
 
 
-def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
-    """|level|, cut off at 15."""
-    near = np.clip(levels, -_MAGNITUDE_LIMIT, _MAGNITUDE_LIMIT)
-    return np.asarray(np.abs(near), np.uint8)
-
-
 def density_class(total: int, elements: int) -> int:
     """0..7: the plane's mean magnitude, from the total that its header carries."""
     return int(np.searchsorted(_DENSITY_STEPS, total * 256 // max(elements, 1), side="right"))
-
-
-def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The pass in which each element is coded; (R, C)."""
-    rows, columns = shape
-    eight = _PASS_OF_DIAGONAL[(np.arange(8)[:, None] + np.arange(columns)) & 7]
-    return np.tile(eight, (-(-rows // 8), 1))[:rows]
 
 
 def passes(
@@ -95,12 +84,13 @@ def passes(
     _, columns = known.shape
     pass_of = lattice(known.shape).ravel()
     fixed = _fixed_part(side_information, known.shape).ravel()
-    lines = _Lines.of(side_information, known.shape)
+    lines = _Energies.of(side_information, known.shape)
     for number, neighbours in enumerate(_KNOWN_NEIGHBOURS):
         places = np.flatnonzero(pass_of == number)
         row = places // max(columns, 1)
-        by_row = lines.relative_energy(known, number, total, axis=1)
-        by_column = lines.relative_energy(known, number, total, axis=0)
+        by_row, by_column = (
+            lines.relative_energy(known.sum(axis, dtype=np.int64), number, total, axis) for axis in (1, 0)
+        )
         relative = by_row[row] * by_column[places - row * columns] >> 12
         energy = _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
         if side_information.second is not None:
@@ -113,7 +103,7 @@ def passes(
 
 def _with_second(kind: int, energy: Ids, second: HalfOctaves) -> Ids:
     """A first moment is as large as its second moment lets it be; the second is what its own scales say, no more."""
-    classes: Ids = np.clip(second + (_MEAN_SECOND if kind == SECOND else energy), 0, _ENERGY_CLASSES - 1)
+    classes: Ids = np.clip(second + (MEAN_SECOND if kind == SECOND else energy), 0, ENERGY_CLASSES - 1)
     return classes
 
 
@@ -122,7 +112,7 @@ def _fixed_part(side_information: SideInformation, shape: tuple[int, int]) -> Id
     fixed = np.zeros(shape, np.int16)
     if side_information.levels is not None:
         magnitude = magnitudes(side_information.levels)
-        fixed += _GUIDE_PLACE * _SIGNED_CLASS[side_information.levels.view(np.uint8)]
+        fixed += _GUIDE_PLACE * SIGNED_CLASS[side_information.levels.view(np.uint8)]
         fixed += _AROUND_PLACE * _surround_classes(magnitude, 8, int(magnitude.sum(dtype=np.int64)))
     if side_information.previous is not None:
         fixed += np.minimum(magnitudes(side_information.previous), 2)
@@ -141,26 +131,31 @@ def _surround_classes(magnitude: Magnitudes, counted: int, total: int) -> Classe
 
 
 @dataclass(frozen=True, slots=True)
-class _Lines:
+class _Energies:
     """Energies of rows (axis 1) and columns (axis 0), and what the side information's levels add to each, by axis."""
 
+    shape: tuple[int, int]
     shares: tuple[Counts | int, Counts | int]
     weights: tuple[int, int]  # elements that the side information counts for
 
     @classmethod
-    def of(cls, side_information: SideInformation, shape: tuple[int, int]) -> "_Lines":
+    def of(cls, side_information: SideInformation, shape: tuple[int, int]) -> "_Energies":
         """The reference's row counts half: it has moved since."""
-        if side_information.levels is None or not side_information.levels.any():
-            return cls((0, 0), (0, 0))
-        magnitude = magnitudes(side_information.levels)
-        whole = int(magnitude.sum(dtype=np.int64))
-        columns, rows = (_shares(magnitude, whole, axis) // 2 for axis in (0, 1))
-        return cls((columns, rows), (shape[0] // 2, shape[1] // 2))
+        if side_information.levels is None:
+            return cls(shape, (0, 0), (0, 0))
+        sums = kernels.line_sums(np.ascontiguousarray(side_information.levels))
+        if not (whole := int(sums.rows.sum())):
+            return cls(shape, (0, 0), (0, 0))
+        columns, rows = (_shares(each, shape, whole) // 2 for each in (sums.columns, sums.rows))
+        return cls(shape, (columns, rows), (shape[0] // 2, shape[1] // 2))
 
-    def relative_energy(self, known: Magnitudes, number: int, total: int, *, axis: int) -> Counts:
-        """Mean magnitude of each row or column before a pass relative to the plane's, in 1/4096; int64."""
-        energy = _shares(known, total, axis) + self.shares[axis]
-        weight = _coded_before(number, known.shape[1 - axis], known.shape[axis]) + self.weights[axis]
+    def relative_energy(self, sums: Counts, number: int, total: int, axis: int) -> Counts:
+        """Mean magnitude of each row or column before a pass relative to the plane's, in 1/4096; int64.
+
+        `sums` are those of the magnitudes that are known.
+        """
+        energy = _shares(sums, self.shape, total) + self.shares[axis]
+        weight = _coded_before(number, self.shape[1 - axis], self.shape[axis]) + self.weights[axis]
         relative: Counts = (energy + _ONE * _PRIOR_ELEMENTS) // (weight + _PRIOR_ELEMENTS)
         return relative
 
@@ -170,8 +165,35 @@ def _coded_before(number: int, lines: int, length: int) -> Counts:
     return np.resize((lattice((8, length)) < number).sum(1, dtype=np.int64), lines)
 
 
-def _shares(magnitude: Magnitudes, total: int, axis: int) -> Counts:
+def _shares(sums: Counts, shape: tuple[int, int], total: int) -> Counts:
     """Sum of each row or column over the plane's mean, in 1/4096, rounded down twice: no product exceeds 2**63."""
-    mean_of_one = (magnitude.size << 30) // max(total, 1)
-    shares: Counts = (magnitude.sum(axis, dtype=np.int64) * mean_of_one) >> 18
+    mean_of_one = (shape[0] * shape[1] << 30) // max(total, 1)
+    shares: Counts = (sums * mean_of_one) >> 18
     return shares
+
+
+# What tables see of it
+
+
+class TableContexts:
+    """The first two classes alone, guide and energy, pass by pass: all that tables tell apart.
+
+    `known` are the sums of the magnitudes known so far; whoever codes a pass adds to them.
+    """
+
+    def __init__(self, kind: int, side_information: SideInformation, shape: tuple[int, int]) -> None:
+        self.known = Lines.zeros(shape)
+        self._lines = _Energies.of(side_information, shape)
+        seen = (side_information.levels, side_information.second)
+        self._guide, self._second = (None if each is None else np.ascontiguousarray(each) for each in seen)
+        self._second_alone = kind == SECOND
+
+    def ids(self, number: int, total: int) -> TableIds:
+        """Of each element of a pass in coding order, (N,): class of guide * 24 + class of energy."""
+        energies = Lines(
+            self._lines.relative_energy(self.known.rows, number, total, axis=1),
+            self._lines.relative_energy(self.known.columns, number, total, axis=0),
+        )
+        return kernels.contexts(
+            number, energies, _ENERGY_CLASS, self._guide, self._second, second_alone=self._second_alone
+        )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import Plane
-from ckzd.codec.entropy.context import ALPHABET
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.parsing import read_leb, write_leb
 
 LEAST = ALPHABET // 2  # the smallest magnitude that has no symbol

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import Codes, Float64
-from ckzd.codec.entropy.context import ALPHABET, GRID
+from ckzd.codec.entropy.context import GRID
 from ckzd.codec.entropy.models import (
     Counts,
     Histogram,
@@ -23,7 +23,8 @@ from ckzd.codec.entropy.models import (
     frequency_codes,
     smoothed,
 )
-from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
+from ckzd.codec.entropy.planes import PlaneToCode, TableSymbols, histograms_of
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.parallel import in_order
 
 _TURNS = 12  # of factors and tables: from 9 on they gain less than 0.01 %
@@ -39,14 +40,16 @@ class CountedPlane:
     kind: int
     density: int
     coarse: Counts  # (D, A): how often each symbol follows each context of the tables
-    totals: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]  # pass -> its contexts, how often each
+    totals: dict[
+        int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    ]  # pass -> contexts of the grid, how often each
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
     """All planes' symbols together, and what tells the planes apart."""
 
-    histograms: Histograms
+    histograms: Histograms  # of the grid; none where no LSTM is to learn from them
     planes: tuple[CountedPlane, ...]
 
 
@@ -58,24 +61,30 @@ class Fitted:
     lstm: bytes = b""
 
 
-def histograms_over(planes: Iterable[PlaneToCode]) -> Counted:
-    """Count the symbols of all planes that are not empty: those are not coded."""
+def counted(planes: Iterable[PlaneToCode], *, grid: bool) -> Counted:
+    """Count the symbols of all planes that are not empty: those are not coded. Of the whole grid only for an LSTM."""
+
+    def count(plane: PlaneToCode) -> tuple[CountedPlane, Histograms] | None:
+        return _counted(plane, grid=grid) if plane.levels.any() else None
+
     grids: dict[tuple[int, int, int], Counts] = {}
     found = []
-    for own in in_order(_histograms, planes, lambda plane: plane.levels.size):
-        if not own:
+    for each in in_order(count, planes, lambda plane: plane.levels.size):
+        if each is None:
             continue
-        for key, histogram in own.items():
-            grid = grids.setdefault(key, np.zeros((GRID, ALPHABET), np.int64))
-            grid[histogram.used] += histogram.counts
-        ((kind, _, density), _), *_ = own.items()  # the same in all passes
-        totals = {number: (each.used, each.counts.sum(1)) for (_, number, _), each in own.items()}
-        found.append(CountedPlane(kind, density, np.sum([each.coarse() for each in own.values()], axis=0), totals))
-    return Counted({key: Histogram.of_grid(grid) for key, grid in grids.items()}, tuple(found))
+        plane, histograms = each
+        found.append(plane)
+        for key, histogram in histograms.items():
+            summed = grids.setdefault(key, np.zeros((GRID, ALPHABET), np.int64))
+            summed[histogram.used] += histogram.counts
+    return Counted({key: Histogram.of_grid(summed) for key, summed in grids.items()}, tuple(found))
 
 
-def _histograms(plane: PlaneToCode) -> Histograms:
-    return histograms_of(plane.levels, plane.kind, plane.side_information) if plane.levels.any() else {}
+def _counted(plane: PlaneToCode, *, grid: bool) -> tuple[CountedPlane, Histograms]:
+    known = TableSymbols.of(plane)
+    histograms = histograms_of(plane) if grid else {}
+    totals = {number: (each.used, each.counts.sum(1)) for (_, number, _), each in histograms.items()}
+    return CountedPlane(plane.kind, known.density, known.counts(), totals), histograms
 
 
 def fit_tables(counted: Counted) -> TableModel:

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Codes, Float64
 from ckzd.codec.entropy import context
-from ckzd.codec.entropy.context import ALPHABET, GRID
+from ckzd.codec.entropy.context import GRID
 from ckzd.codec.entropy.range_coder import Ids, Rows
 from ckzd.codec.entropy.tables import FREQUENCY
+from ckzd.codec.kernels.plain import ALPHABET
 
 Counts = npt.NDArray[np.int64]
 
@@ -106,12 +107,10 @@ class TableModel:
         return cls({(r[0], r[1]): np.frombuffer(r[2:], np.uint8).reshape(-1, ALPHABET) for r in records})
 
 
-def symbol_counts(histograms: Histograms) -> Float64:
-    """How often each symbol occurs in all contexts together, (A,)."""
-    counts = np.zeros(ALPHABET)
-    for histogram in histograms.values():
-        counts += histogram.counts.sum(0)
-    return counts
+def table_rows(codes: Codes) -> Rows:
+    """Frequencies of codes, (..., A)."""
+    rows: Rows = _FREQUENCIES[codes]
+    return rows
 
 
 def smoothed(table: Float64) -> Float64:

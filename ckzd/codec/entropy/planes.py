@@ -2,45 +2,63 @@
 
 Layout of a coded plane (all little-endian):
   u8  coder           0 empty, 1 raw, 2 order-0, 3 tables, 4 lstm; plus 128 if symbol codes follow; plus 64 if the
-                      escape block is packed; plus 32 if contexts see the second moment
+                      escape block is packed; plus 32 if contexts see the second moment; plus 16 if words are of lanes
   empty: nothing more, every level is 0; raw: i16 levels, row by row; else:
   leb total           sum of the magnitudes (each cut off at 15): sets the density class
   leb escapes         bytes of the escape block
   u8[18] or nothing   order-0: the frequencies; tables, lstm: this plane's factors on the shared model (128: 1)
   escape block        the levels beyond -8..8, in coding order: packed (`escapes`), or zstd of i16; absent if none
-  words               range-coded symbols, to the end
+  words               symbols, to the end: in lanes (`lanes`), of which the LSTM and formats before 7 know nothing, or
+                      range-coded
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 
 from ckzd.codec import zstd
 from ckzd.codec.arrays import Codes, Plane
-from ckzd.codec.entropy import context, escapes
-from ckzd.codec.entropy.context import ALPHABET, SideInformation
+from ckzd.codec.entropy import context, escapes, lanes
+from ckzd.codec.entropy.context import SideInformation, TableContexts
 from ckzd.codec.entropy.models import (
+    COARSE,
     BiasedModel,
+    Counts,
     Histogram,
     Histograms,
     Model,
     Models,
+    Seen,
+    TableModel,
     UniformModel,
     biased,
     cost_bits,
     fit_bias,
     frequency_codes,
+    product,
     seen,
-    symbol_counts,
+    table_rows,
 )
-from ckzd.codec.entropy.range_coder import SymbolDecoder, SymbolEncoder
+from ckzd.codec.entropy.range_coder import Rows, SymbolDecoder, SymbolEncoder
+from ckzd.codec.kernels import kernels
+from ckzd.codec.kernels.plain import (
+    ALPHABET,
+    ESCAPE,
+    MAX_SYMBOL_LEVEL,
+    Lines,
+    Symbols,
+    lattice,
+    magnitudes,
+    to_levels,
+    to_symbols,
+)
+from ckzd.codec.kernels.plain import Ids as TableIds
 from ckzd.codec.parsing import read_leb, write_leb
 
-ESCAPE = ALPHABET - 1
-MAX_SYMBOL_LEVEL = (ALPHABET - 2) // 2  # 8
-_HAS_CODES, _PACKED, _SEES_SECOND = 128, 64, 32
+_HAS_CODES, _PACKED, _SEES_SECOND, _LANES = 128, 64, 32, 16
+_FLAGS = _HAS_CODES | _PACKED | _SEES_SECOND | _LANES
 _SMALL_BYTES = 1 << 18  # of escapes: on megabytes, zstd at its highest level took more time than all else
 
 
@@ -64,77 +82,97 @@ class PlaneToCode:
     side_information: SideInformation
 
 
-def to_symbols(levels: Plane) -> npt.NDArray[np.uint8]:
-    """Zigzag: 0, 1, -1, 2, -2, ... 8, -8 -> 0..16; everything beyond is the escape."""
-    near = np.clip(levels, -MAX_SYMBOL_LEVEL - 1, MAX_SYMBOL_LEVEL + 1)
-    return np.minimum(np.where(near > 0, 2 * near - 1, -2 * near), ESCAPE).astype(np.uint8)
+@dataclass(frozen=True, slots=True)
+class TableSymbols:
+    """A plane as tables see it: its symbols in coding order, each with the context that tables know it by."""
 
+    total: int  # sum of the magnitudes
+    density: int
+    symbols: Symbols  # (N,) of all passes
+    ids: TableIds  # (N,)
+    passes: tuple[int, ...]  # how many of each
 
-def _to_levels(symbols: npt.NDArray[np.int32], escapes: Plane) -> Plane:
-    levels = np.where(symbols & 1, (symbols + 1) >> 1, -(symbols >> 1)).astype(np.int16)
-    levels[symbols == ESCAPE] = escapes
-    return levels
+    @classmethod
+    def of(cls, plane: PlaneToCode) -> "TableSymbols":
+        """Of a plane to code."""
+        levels = np.ascontiguousarray(plane.levels)
+        shape = levels.shape[0], levels.shape[1]
+        sums = Lines.zeros(shape)
+        symbols = [kernels.gather(levels, number, sums) for number in range(context.PASSES)]
+        total = int(sums.rows.sum())
+        contexts, ids = TableContexts(plane.kind, plane.side_information, shape), []
+        for number in range(context.PASSES):
+            ids.append(contexts.ids(number, total))
+            kernels.gather(levels, number, contexts.known)
+        density = context.density_class(total, levels.size)
+        return cls(total, density, np.concatenate(symbols), np.concatenate(ids), tuple(each.size for each in symbols))
+
+    def counts(self) -> Counts:
+        """How often each symbol follows each context, (120, A)."""
+        return kernels.count(self.ids, self.symbols, COARSE)
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
-    """The symbols of one pass in coding order, and the context of each."""
+class _GridPass:
+    """The symbols of one pass in coding order, and the whole context of each."""
 
-    symbols: npt.NDArray[np.uint8]  # (N,)
+    symbols: Symbols  # (N,)
     ids: context.Ids  # (N,)
 
 
+def _grid_passes(plane: PlaneToCode, total: int) -> list[_GridPass]:
+    """A plane as the LSTM sees it."""
+    magnitude, symbols = magnitudes(plane.levels), to_symbols(plane.levels).ravel()
+    known, found = np.zeros_like(magnitude), []
+    for _, places, ids in context.passes(plane.kind, plane.side_information, known, total):
+        found.append(_GridPass(symbols[places], ids))
+        known.ravel()[places] = magnitude.ravel()[places]
+    return found
+
+
+def histograms_of(plane: PlaneToCode) -> Histograms:
+    """How often each symbol of this plane follows each context of the grid."""
+    total = int(magnitudes(plane.levels).sum(dtype=np.int64))
+    density = context.density_class(total, plane.levels.size)
+    return _histograms(_grid_passes(plane, total), plane.kind, density)
+
+
+def _histograms(passes: Sequence[_GridPass], kind: int, density: int) -> Histograms:
+    return {(kind, number, density): Histogram.of(each.ids, each.symbols) for number, each in enumerate(passes)}
+
+
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A plane as the coder sees it."""
+class _Choice:
+    """One way to code the symbols, with or without the plane's own codes."""
 
-    total: int
-    density: int
-    passes: tuple[_Pass, ...]
-
-    @classmethod
-    def of(cls, levels: Plane, kind: int, side_information: SideInformation) -> "_Seen":
-        magnitude, symbols = context.magnitudes(levels), to_symbols(levels).ravel()
-        total = int(magnitude.sum(dtype=np.int64))
-        known, found = np.zeros_like(magnitude), []
-        for _, places, ids in context.passes(kind, side_information, known, total):
-            found.append(_Pass(symbols[places], ids))
-            known.ravel()[places] = magnitude.ravel()[places]
-        return cls(total, context.density_class(total, levels.size), tuple(found))
-
-    def histograms(self, kind: int) -> Histograms:
-        counted = (Histogram.of(each.ids, each.symbols) for each in self.passes)
-        return {(kind, number, self.density): histogram for number, histogram in enumerate(counted)}
-
-    def words(self, kind: int, model: Model) -> bytes:
-        coder = SymbolEncoder()
-        for number, each in enumerate(self.passes):
-            coder.encode(each.symbols, each.ids, model.rows(kind, number, self.density))
-        return coder.finish()
+    coder: Coder
+    codes: Codes  # none: unbiased
+    bits: float
 
 
-def histograms_of(levels: Plane, kind: int, side_information: SideInformation) -> Histograms:
-    """How often each symbol follows each context of this plane."""
-    return _Seen.of(levels, kind, side_information).histograms(kind)
+_NO_CODES: Codes = np.empty(0, np.uint8)
 
 
-def _choose(histograms: Histograms, models: Models) -> tuple[Coder, Codes]:
-    """The cheapest coder and its codes (none: unbiased)."""
-    marginal = symbol_counts(histograms)
-    none, order0 = np.empty(0, np.uint8), frequency_codes(marginal)
-    choices = [(Coder.ORDER0, order0, cost_bits(seen(histograms, UniformModel(order0))) + 8 * ALPHABET)]
-    shared = [(Coder.TABLES, models.tables)] + ([(Coder.LSTM, models.lstm)] if models.lstm is not None else [])
-    for coder, model in shared:
-        plain = seen(histograms, model)
-        bias = fit_bias(plain)
-        choices.append((coder, none, cost_bits(plain)))
-        choices.append((coder, bias, cost_bits(biased(plain, bias)) + 8 * ALPHABET))
-    coder, codes, _ = min(choices, key=lambda choice: choice[2])
-    return coder, codes
+def _with_and_without_bias(coder: Coder, plain: Seen) -> list[_Choice]:
+    bias = fit_bias(plain)
+    return [
+        _Choice(coder, _NO_CODES, cost_bits(plain)),
+        _Choice(coder, bias, cost_bits(biased(plain, bias)) + 8 * ALPHABET),
+    ]
+
+
+def _cheapest(choices: Sequence[_Choice]) -> _Choice:
+    return min(choices, key=lambda choice: choice.bits)
+
+
+def _order0(counts: Counts) -> _Choice:
+    codes = frequency_codes(counts.sum(0).astype(np.float64))
+    marginal = [(counts.sum(0, keepdims=True).astype(np.float64), table_rows(codes[None]))]
+    return _Choice(Coder.ORDER0, codes, cost_bits(marginal) + 8 * ALPHABET)
 
 
 def _model_of(coder: Coder, codes: Codes, models: Models) -> Model:
-    """The frequencies that a plane with this header is coded with, for both directions."""
+    """The frequencies that range-coded symbols of a plane with this header are coded with, for both directions."""
     if coder is Coder.ORDER0 and codes.size:
         return UniformModel(codes)
     shared = {Coder.TABLES: models.tables, Coder.LSTM: models.lstm}.get(coder)
@@ -143,12 +181,23 @@ def _model_of(coder: Coder, codes: Codes, models: Models) -> Model:
     return BiasedModel(shared, codes) if codes.size else shared
 
 
+def _lane_rows(coder: Coder, codes: Codes, tables: TableModel, kind: int, density: int) -> Rows:
+    """The frequencies (120, A) that symbols in lanes of a plane with this header are coded with."""
+    if coder is Coder.ORDER0 and codes.size:
+        return np.repeat(table_rows(codes[None]), COARSE, axis=0)
+    if coder is not Coder.TABLES:
+        raise ValueError(f"a plane is coded as {coder.name} in lanes")
+    rows = tables.coarse_rows(kind, density)
+    return product(rows, table_rows(codes)) if codes.size else rows
+
+
 @dataclass(frozen=True, slots=True)
 class _Coded:
     """A coded plane, taken apart."""
 
     coder: Coder
     sees_second: bool
+    in_lanes: bool
     total: int
     codes: Codes
     escapes: Plane  # in coding order
@@ -158,7 +207,8 @@ class _Coded:
         packed = escapes.pack(self.escapes) if self.escapes.size else b""
         block = min(packed, _zstd_of(self.escapes), key=len) if packed else b""
         flags = (_HAS_CODES if self.codes.size else 0) + (_PACKED if block and block is packed else 0)
-        name = bytes([self.coder + flags + (_SEES_SECOND if self.sees_second else 0)])
+        flags += (_SEES_SECOND if self.sees_second else 0) + (_LANES if self.in_lanes else 0)
+        name = bytes([self.coder + flags])
         return name + write_leb(self.total) + write_leb(len(block)) + self.codes.tobytes() + block + self.words
 
     @staticmethod
@@ -168,9 +218,9 @@ class _Coded:
         codes = np.frombuffer(data, np.uint8, ALPHABET if data[0] & _HAS_CODES else 0, start)
         start += codes.size
         block, words = data[start : start + escape_bytes], data[start + escape_bytes :]
-        coder = Coder(data[0] & ~(_HAS_CODES | _PACKED | _SEES_SECOND))
+        coder = Coder(data[0] & ~_FLAGS)
         levels = _unpacked(block, elements, packed=bool(data[0] & _PACKED))
-        return _Coded(coder, bool(data[0] & _SEES_SECOND), total, codes, levels, words)
+        return _Coded(coder, bool(data[0] & _SEES_SECOND), bool(data[0] & _LANES), total, codes, levels, words)
 
 
 def _zstd_of(escapes: Plane) -> bytes:
@@ -184,19 +234,37 @@ def _unpacked(block: bytes, elements: int, *, packed: bool) -> Plane:
     return np.frombuffer(zstd.decompress(block, 2 * elements) if block else b"", "<i2").astype(np.int16)
 
 
-def encode_plane(levels: Plane, kind: int, side_information: SideInformation, models: Models) -> tuple[bytes, Coder]:
+def encode_plane(plane: PlaneToCode, models: Models) -> tuple[bytes, Coder]:
     """Code a plane (R, C) with whichever coder is cheapest; returns the bytes and which coder it was."""
+    levels, kind = plane.levels, plane.kind
     if not levels.any():
         return bytes([Coder.EMPTY]), Coder.EMPTY
-    plane = _Seen.of(levels, kind, side_information)
-    coder, codes = _choose(plane.histograms(kind), models)
-    words = plane.words(kind, _model_of(coder, codes, models))
-    coded = _Coded(
-        coder, side_information.second is not None, plane.total, codes, _escapes_of(levels), words
-    ).to_bytes()
+    known = TableSymbols.of(plane)
+    counts = known.counts()
+    tables = [(counts.astype(np.float64), models.tables.coarse_rows(kind, known.density))]
+    choices = [_order0(counts), *_with_and_without_bias(Coder.TABLES, tables)]
+    grid = _grid_passes(plane, known.total) if models.lstm is not None else []
+    if models.lstm is not None:
+        choices += _with_and_without_bias(Coder.LSTM, seen(_histograms(grid, kind, known.density), models.lstm))
+    best = _cheapest(choices)
+    in_lanes = best.coder is not Coder.LSTM
+    if in_lanes:
+        rows = _lane_rows(best.coder, best.codes, models.tables, kind, known.density)
+        words = lanes.encode(known.symbols, known.ids, list(known.passes), rows)
+    else:
+        words = _range_coded(grid, _model_of(best.coder, best.codes, models), kind, known.density)
+    sees_second = plane.side_information.second is not None
+    coded = _Coded(best.coder, sees_second, in_lanes, known.total, best.codes, _escapes_of(levels), words).to_bytes()
     if len(coded) > 2 * levels.size:
         return bytes([Coder.RAW]) + levels.astype("<i2").tobytes(), Coder.RAW
-    return coded, coder
+    return coded, best.coder
+
+
+def _range_coded(passes: Sequence[_GridPass], model: Model, kind: int, density: int) -> bytes:
+    coder = SymbolEncoder()
+    for number, each in enumerate(passes):
+        coder.encode(each.symbols, each.ids, model.rows(kind, number, density))
+    return coder.finish()
 
 
 def decode_plane(
@@ -212,17 +280,39 @@ def decode_plane(
         raise ValueError("a plane's contexts see a second moment that it does not have")
     if not coded.sees_second:  # as in formats before 5
         side_information = replace(side_information, second=None)
-    return _decode_symbols(coded, shape, kind, side_information, _model_of(coded.coder, coded.codes, models))
+    if coded.in_lanes:
+        return _decode_lanes(coded, shape, kind, side_information, models.tables)
+    return _decode_range_coded(coded, shape, kind, side_information, _model_of(coded.coder, coded.codes, models))
 
 
 def _escapes_of(levels: Plane) -> Plane:
     """The levels beyond -8..8 in coding order."""
-    pass_of = context.lattice(levels.shape)
-    beyond = np.abs(levels.astype(np.int32)) > MAX_SYMBOL_LEVEL
-    return np.concatenate([levels[(pass_of == number) & beyond] for number in range(context.PASSES)])
+    places = np.flatnonzero((levels > MAX_SYMBOL_LEVEL) | (levels < -MAX_SYMBOL_LEVEL))
+    if not places.size:
+        return np.empty(0, np.int16)
+    rows, columns = np.divmod(places, levels.shape[1])
+    pass_of = lattice((8, 8))[rows & 7, columns & 7]
+    in_order: Plane = levels.ravel()[places[np.argsort(pass_of, kind="stable")]]
+    return in_order
 
 
-def _decode_symbols(
+def _decode_lanes(
+    coded: _Coded, shape: tuple[int, int], kind: int, side_information: SideInformation, tables: TableModel
+) -> Plane:
+    levels, used = np.zeros(shape, np.int16), 0
+    density = context.density_class(coded.total, levels.size)
+    contexts = TableContexts(kind, side_information, shape)
+    coder = lanes.LaneDecoder(coded.words, levels.size, _lane_rows(coded.coder, coded.codes, tables, kind, density))
+    for number in range(context.PASSES):
+        symbols = coder.decode(contexts.ids(number, coded.total))
+        rest = coded.escapes[used:]
+        used += kernels.scatter(symbols, number, rest, levels, contexts.known)
+    coder.finish()
+    _require_whole(coded, used, int(contexts.known.rows.sum()))
+    return levels
+
+
+def _decode_range_coded(
     coded: _Coded, shape: tuple[int, int], kind: int, side_information: SideInformation, model: Model
 ) -> Plane:
     levels, known = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
@@ -233,9 +323,13 @@ def _decode_symbols(
         count = int(np.count_nonzero(symbols == ESCAPE))
         if used + count > coded.escapes.size:
             raise ValueError(f"a plane has {coded.escapes.size} escapes but its symbols ask for more")
-        found = _to_levels(symbols, coded.escapes[used : used + count])
-        levels.ravel()[places], known.ravel()[places] = found, context.magnitudes(found)
+        found = to_levels(symbols, coded.escapes[used : used + count])
+        levels.ravel()[places], known.ravel()[places] = found, magnitudes(found)
         used += count
-    if used != coded.escapes.size or int(known.sum(dtype=np.int64)) != coded.total:
-        raise ValueError(f"a plane decodes to {used} escapes and a total that its header does not give")
+    _require_whole(coded, used, int(known.sum(dtype=np.int64)))
     return levels
+
+
+def _require_whole(coded: _Coded, escapes_used: int, total: int) -> None:
+    if escapes_used != coded.escapes.size or total != coded.total:
+        raise ValueError(f"a plane decodes to {escapes_used} escapes and a total that its header does not give")

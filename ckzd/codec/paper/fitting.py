@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from ckzd.codec.entropy.context import ALPHABET, GRID
+from ckzd.codec.entropy.context import GRID
 from ckzd.codec.entropy.fitting import Counted, Fitted, factors_of
 from ckzd.codec.entropy.models import Models, TableModel, cost_bits, seen
 from ckzd.codec.entropy.range_coder import Rows
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.paper import train
 from ckzd.codec.paper.lstm import LSTM_BYTES, LstmModel, LstmWeights, encode_lstm
 from ckzd.codec.paper.refined import RefinedModel

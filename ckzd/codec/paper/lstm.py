@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec import zstd
-from ckzd.codec.entropy.context import ALPHABET, DENSITIES, FIELDS, KINDS, PASSES
+from ckzd.codec.entropy.context import DENSITIES, FIELDS, KINDS, PASSES
 from ckzd.codec.entropy.range_coder import Rows
 from ckzd.codec.entropy.tables import EXP2_NEGATIVE, SIGMOID
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.records.reconstruction import Reconstruction
 
 Int8 = npt.NDArray[np.int8]

@@ -23,6 +23,7 @@ _BYTES_A_CODE, _VALUES_A_CODE = 192, 16  # of a tensor: method, entry, offset, l
 MAX_STEP = 2.0**128
 MAX_STEP_EXPONENT = 64
 MAX_REACH = 4000
+MAX_SLACK = 14
 _LENGTHS = struct.Struct("<II")
 
 StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
@@ -75,7 +76,8 @@ class Index:
 
     A weight in `step_exponents` has the step of all weights times 2 to the minus so many.
     `zeros` are the tensors with a mask of exact zeros, by number: a weight, or a first moment for all that is kept of
-    its weight. None is a mask that is as expected. `reach` is that of all `scales.Scales`.
+    its weight. None is a mask that is as expected. `reach` is that of all `scales.Scales`, `slack` that of all adaptive
+    bases (`transform.orthogonal.refined`); None in formats that did not know them.
     """
 
     layout: Layout
@@ -84,12 +86,18 @@ class Index:
     step_exponents: Mapping[int, int] = field(default_factory=dict)
     zeros: Mapping[int, StreamRef | None] = field(default_factory=dict)
     reach: int | None = None
+    slack: int | None = None
 
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
         codes = [[c.method.value, *(c.stream or ()), *([c.other] if c.other >= 0 else [])] for c in self.codes]
         zeros = [[number, *(stream or ())] for number, stream in self.zeros.items()]
-        lists = {"halvings": list(self.step_exponents.items()), "zeros": zeros, "reach": self.reach}
+        lists = {
+            "halvings": list(self.step_exponents.items()),
+            "zeros": zeros,
+            "reach": self.reach,
+            "slack": self.slack,
+        }
         document = {"codes": codes, **asdict(self.steps), **lists}
         blocks = (
             zstd.compress_against(self.layout.to_json(), reference_layout),
@@ -120,8 +128,8 @@ class Index:
             **{name: _step(document.get(name, 0)) for name in STEPS}
         )  # format 1 knows two of them
         halvings, zeros = document.get("halvings", []), document.get("zeros", [])
-        reach = _reach(document.get("reach"))
-        return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach)
+        reach, slack = (_limited(document, name, most) for name, most in (("reach", MAX_REACH), ("slack", MAX_SLACK)))
+        return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach, slack)
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -180,7 +188,8 @@ def _place(place: Sequence[Any]) -> StreamRef:
     raise ValueError(f"a stream at {place!r:.60}")
 
 
-def _reach(value: object) -> int | None:
-    if value is not None and (type(value) is not int or not 0 <= value <= MAX_REACH):
-        raise ValueError(f"expected a reach of 0..{MAX_REACH}, got {value!r:.40}")
+def _limited(document: Mapping[str, object], name: str, most: int) -> int | None:
+    value = document.get(name)
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most):
+        raise ValueError(f"expected a {name} of 0..{most}, got {value!r:.40}")
     return value

@@ -21,7 +21,7 @@ from ckzd.codec.records.reconstruction import (
     ReconstructionWriter,
 )
 from ckzd.codec.scales import Scales
-from ckzd.codec.transform.adaptive_basis import AdaptiveBasis, BasisSide, Observed, tracked
+from ckzd.codec.transform.adaptive_basis import SLACK, AdaptiveBasis, BasisSide, Observed, tracked
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,11 @@ class ReferenceTensor:
     observed: Observed | None = None  # what the basis is yet to learn from
 
 
-def with_tracked_bases(found: Sequence[ReferenceTensor | None]) -> list[ReferenceTensor | None]:
+def with_tracked_bases(
+    found: Sequence[ReferenceTensor | None], slack: int | None = SLACK
+) -> list[ReferenceTensor | None]:
     """Tensors with the bases that their coefficients lead to, None for None: of many together they cost less."""
-    bases = iter(tracked([tensor.observed for tensor in found if tensor and tensor.observed]))
+    bases = iter(tracked([tensor.observed for tensor in found if tensor and tensor.observed], slack))
     return [
         replace(tensor, basis=next(bases), observed=None) if tensor and tensor.observed else tensor for tensor in found
     ]

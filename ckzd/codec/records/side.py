@@ -7,7 +7,7 @@ import numpy as np
 from ckzd.codec.arrays import Scale
 from ckzd.codec.entropy.context import WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
-from ckzd.codec.entropy.planes import decode_plane, encode_plane
+from ckzd.codec.entropy.planes import PlaneToCode, decode_plane, encode_plane
 from ckzd.codec.records.layout import Layout, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.scales import Scales, checked_scales
@@ -21,7 +21,7 @@ def encode_scales(layout: Layout, scales: Mapping[int, Scales], reference: Recon
     for triple in layout.triples:
         own, before = scales[triple.weight], _scales_before(layout, triple.weight, reference)
         parts += [own.rows - before.rows, own.columns - before.columns]  # int16: wraps, and wraps back
-    data, _ = encode_plane(np.concatenate(parts)[:, None], WEIGHTS, SideInformation(), Models())
+    data, _ = encode_plane(PlaneToCode(0, WEIGHTS, np.concatenate(parts)[:, None], SideInformation()), Models())
     return data
 
 

@@ -23,8 +23,10 @@ import numpy.typing as npt
 
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, Plane, Scale
+from ckzd.codec.kernels import kernels
+from ckzd.codec.kernels.plain import MAX_DIRECTIONS, ROW_BITS, shifted
 from ckzd.codec.scales import nearest_code, value_of
-from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS, ROW_BITS, orthonormal, refined, shifted
+from ckzd.codec.transform.orthogonal import refined
 
 Vectors = npt.NDArray[np.int16]
 
@@ -40,6 +42,7 @@ _REGULAR = 2.0**-4  # of the mean variance, added to every direction's: keeps th
 _REMEMBERED = 0.25  # what a basis remembers of the variances it had
 _TOGETHER = 16  # blocks that are turned at once: more are no faster and take memory
 _COLD_PASSES = 3  # a basis that has seen no residual yet turns further
+SLACK = 9  # directions are made orthonormal again when two of them are off by more than 2**-9: rounding takes long
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +165,11 @@ class Observed:
     fixed: Float64
 
 
-def tracked(observed: Iterable[Observed]) -> list[AdaptiveBasis]:
-    """The bases for the next residuals, in order. Blocks of all of them are turned together: see `_turn`."""
+def tracked(observed: Iterable[Observed], slack: int | None = SLACK) -> list[AdaptiveBasis]:
+    """The bases for the next residuals, in order. Blocks of all of them are turned together: see `_turn`.
+
+    `slack` is None in formats before 7: see `orthogonal.refined`.
+    """
     bases: list[AdaptiveBasis] = []
     alike: dict[tuple[int, int], list[_Block]] = {}  # by passes and width
     for each in observed:
@@ -179,7 +185,7 @@ def tracked(observed: Iterable[Observed]) -> list[AdaptiveBasis]:
         bases.append(basis)
     for (passes, _), blocks in alike.items():
         for first in range(0, len(blocks), _TOGETHER):
-            _turn(blocks[first : first + _TOGETHER], passes)
+            _turn(blocks[first : first + _TOGETHER], passes, slack)
     return bases
 
 
@@ -198,31 +204,31 @@ class _Block:
         np.einsum("bb->b", covariance)[...] += _REMEMBERED * value_of(self.codes) + _REGULAR
         return shifted(covariance, _VARIANCE_BITS)
 
-    def turn(self, covariance: Float64, rows: Float64) -> None:
+    def turn(self, covariance: Float64, rows: Float64, slack: int | None) -> None:
         """Turn the directions by orthonormal rows (B, B), those of the highest variance first."""
         along = (rows * shifted(rows @ covariance, -ROW_BITS)).sum(1)
         variances = np.maximum(np.ldexp(along, -ROW_BITS - _VARIANCE_BITS), 2.0**-10)
         order = np.argsort(-variances, kind="stable")
         turned = shifted(self.vectors.astype(np.float64) @ rows[order].T, -ROW_BITS)
-        turned, near = refined(turned, _VECTOR_BITS)
+        turned, near = refined(turned, _VECTOR_BITS, slack)
         if near and self.seen.any():  # else a direction got lost and would never be coded again, or nothing was seen
             self.vectors[...] = np.clip(turned, -32767, 32767)
             self.codes[...] = np.maximum(nearest_code(variances[order]), _FLOOR)
 
 
-def _turn(blocks: Sequence[_Block], passes: int) -> None:
+def _turn(blocks: Sequence[_Block], passes: int, slack: int | None) -> None:
     """Turn blocks of one width, each towards what it has seen, by steps of orthogonal iteration.
 
     Gram-Schmidt takes all at once, for its calls are on few numbers; products are faster on one that fits a cache.
     """
     for number in range(passes):
-        before = [block.vectors.astype(np.float64) for block in blocks]
+        is_last = number + 1 == passes
+        before = [] if is_last else [block.vectors.astype(np.float64) for block in blocks]
         covariances = [block.covariance() for block in blocks]
         # squares alone would spread over more than the 22 bits of a row
-        powers = [each @ each + 2.0**_VARIANCE_BITS * each for each in covariances]
-        for block, covariance, rows in zip(blocks, covariances, orthonormal(np.stack(powers)), strict=True):
-            block.turn(covariance, rows)  # powers are symmetric: their rows are their columns
-        if number + 1 < passes:
-            for block, old in zip(blocks, before, strict=True):
-                turn = shifted(old.T @ block.vectors.astype(np.float64), -_VECTOR_BITS)
-                block.seen = shifted(turn.T @ block.seen, -_VECTOR_BITS)
+        powers = [each @ each.T + 2.0**_VARIANCE_BITS * each for each in covariances]  # a symmetric product is faster
+        for block, covariance, rows in zip(blocks, covariances, kernels.orthonormal(np.stack(powers)), strict=True):
+            block.turn(covariance, rows, slack)  # powers are symmetric: their rows are their columns
+        for block, old in zip(blocks, before, strict=not is_last):
+            turn = shifted(old.T @ block.vectors.astype(np.float64), -_VECTOR_BITS)
+            block.seen = shifted(turn.T @ block.seen, -_VECTOR_BITS)

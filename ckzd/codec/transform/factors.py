@@ -17,10 +17,10 @@ import numpy as np
 
 from ckzd.codec.arrays import Float64, Plane, Scale
 from ckzd.codec.entropy.context import SideInformation
+from ckzd.codec.kernels.plain import shifted
 from ckzd.codec.scales import nearest_code, value_of
 from ckzd.codec.transform import wide
 from ckzd.codec.transform.adaptive_basis import FINE_BITS, MAX_COEFFICIENT
-from ckzd.codec.transform.orthogonal import shifted
 
 MAX_FACTOR_CODE = 160
 FACTOR_BITS = 20  # of what a code stands for

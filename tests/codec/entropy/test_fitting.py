@@ -6,7 +6,7 @@ from codec.counted_tables import counted_tables
 
 from ckzd.codec.encode import fit_models
 from ckzd.codec.entropy.context import GRID, SideInformation
-from ckzd.codec.entropy.fitting import Counted, fit_tables, histograms_over
+from ckzd.codec.entropy.fitting import Counted, counted, fit_tables
 from ckzd.codec.entropy.models import TableModel, biased, cost_bits, fit_bias, seen
 from ckzd.codec.entropy.planes import PlaneToCode, histograms_of
 from ckzd.codec.paper.fitting import MeanPrediction
@@ -26,41 +26,41 @@ def cost(planes, tables):
     """Bits of the tables and of all symbols."""
     bits = 8.0 * len(tables.to_bytes())
     for each in planes:
-        known = seen(histograms_of(each.levels, each.kind, each.side_information), tables)
+        known = seen(histograms_of(each), tables)
         bits += cost_bits(biased(known, fit_bias(known)))
     return bits
 
 
 def test_counts_add_up():
     planes = [plane(0.2, 0), plane(0.8, 1)]
-    counted = histograms_over(planes)
+    counts = counted(planes, grid=True)
     symbols = sum(each.levels.size for each in planes)
-    assert sum(histogram.counts.sum() for histogram in counted.histograms.values()) == symbols
-    assert sum(each.coarse.sum() for each in counted.planes) == symbols
-    assert sum(totals.sum() for each in counted.planes for _, totals in each.totals.values()) == symbols
-    assert histograms_over([]) == Counted({}, ())
+    assert sum(histogram.counts.sum() for histogram in counts.histograms.values()) == symbols
+    assert sum(each.coarse.sum() for each in counts.planes) == symbols
+    assert sum(totals.sum() for each in counts.planes for _, totals in each.totals.values()) == symbols
+    assert counted([], grid=True) == Counted({}, ())
 
 
 def test_tables_leave_to_the_planes_what_is_theirs():
     planes = [plane(tilt, seed) for seed, tilt in enumerate((0.0, 0.9, 0.0, 0.9))]
-    counted = histograms_over(planes)
-    together, apart = counted_tables(counted.histograms), fit_tables(counted)
+    counts = counted(planes, grid=True)
+    together, apart = counted_tables(counts.histograms), fit_tables(counts)
     assert cost(planes, apart) < cost(planes, together)
-    assert fit_tables(histograms_over([])).to_bytes() == TableModel({}).to_bytes()
+    assert fit_tables(counted([], grid=True)).to_bytes() == TableModel({}).to_bytes()
 
 
 def test_one_plane_alone_gets_what_it_counts_for_fewer_bytes():
     alone = [plane(0.5, 3)]
-    counted = histograms_over(alone)
-    exact, fitted = counted_tables(counted.histograms), fit_tables(counted)
+    counts = counted(alone, grid=True)
+    exact, fitted = counted_tables(counts.histograms), fit_tables(counts)
     assert cost(alone, fitted) < cost(alone, exact)
     assert len(fitted.to_bytes()) < 0.7 * len(exact.to_bytes())
 
 
 def test_the_mean_prediction_expects_what_was_counted():
-    counted = histograms_over([plane(0.0, 0), plane(0.9, 1)])
-    mean, expected, actual = MeanPrediction(counted, fit_tables(counted)), 0.0, 0.0
-    for key, histogram in counted.histograms.items():
+    counts = counted([plane(0.0, 0), plane(0.9, 1)], grid=True)
+    mean, expected, actual = MeanPrediction(counts, fit_tables(counts)), 0.0, 0.0
+    for key, histogram in counts.histograms.items():
         rows = mean.rows(*key)
         assert rows.shape == (GRID, 18)
         assert (rows >= 1).all()
@@ -72,11 +72,11 @@ def test_the_mean_prediction_expects_what_was_counted():
 
 
 def test_nothing_to_fit():
-    fitted = fit_models(histograms_over([]), None, PRESETS["resume"], "cpu")
+    fitted = fit_models(counted([], grid=True), None, PRESETS["resume"], "cpu")
     assert fitted.lstm == b""
     assert fitted.models.lstm is None
 
 
 def test_fitting_twice_gives_the_same_bytes():
-    first, again = (fit_tables(histograms_over([plane(0.3, 5), plane(0.6, 6)])).to_bytes() for _ in range(2))
+    first, again = (fit_tables(counted([plane(0.3, 5), plane(0.6, 6)], grid=True)).to_bytes() for _ in range(2))
     assert first == again

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ckzd.codec import zstd
-from ckzd.codec.entropy import models
-from ckzd.codec.entropy.context import ALPHABET, DENSITIES, GRID, KINDS
+from ckzd.codec.entropy.context import DENSITIES, GRID, KINDS
 from ckzd.codec.entropy.models import (
     BiasedModel,
     Histogram,
@@ -22,6 +21,7 @@ from ckzd.codec.entropy.models import (
     seen,
 )
 from ckzd.codec.entropy.tables import FREQUENCY
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
 from ckzd.codec.paper.refined import RefinedModel
 
@@ -115,9 +115,3 @@ def test_a_planes_own_correction_meets_its_own_counts():
     assert corrected < 0.9 * cost_bits(plain)
     neutral = np.full(ALPHABET, 128, np.uint8)
     assert cost_bits(biased(plain, neutral)) == pytest.approx(cost_bits(plain), rel=1e-2)
-
-
-def test_symbol_counts_add_up():
-    counted = histograms()
-    assert models.symbol_counts(counted).sum() == sum(h.counts.sum() for h in counted.values())
-    assert models.symbol_counts({}).tolist() == [0] * ALPHABET

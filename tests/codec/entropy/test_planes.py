@@ -9,9 +9,11 @@ from hypothesis.extra.numpy import arrays
 from plain_range_decoder import PlainRangeDecoder
 
 from ckzd.codec.entropy import planes
-from ckzd.codec.entropy.context import ALPHABET, FIRST, SECOND, WEIGHTS, SideInformation
+from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
-from ckzd.codec.entropy.planes import Coder, decode_plane, encode_plane, histograms_of
+from ckzd.codec.entropy.planes import Coder, PlaneToCode, decode_plane, encode_plane, histograms_of
+from ckzd.codec.kernels import plain
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
 from ckzd.codec.paper.refined import RefinedModel
 
@@ -31,7 +33,7 @@ def sparse(shape, seed=0, scale=0.6):
 
 
 def fitted(plane, kind=WEIGHTS, guide=None, seed=1):
-    tables = counted_tables(histograms_of(plane, kind, guide or SideInformation()))
+    tables = counted_tables(histograms_of(PlaneToCode(0, kind, plane, guide or SideInformation())))
     return Models(tables, RefinedModel(tables, LstmModel(random_lstm(seed))))
 
 
@@ -44,12 +46,12 @@ def test_levels_come_back(data, shape, kind, models):
     plane = data.draw(arrays(np.int16, shape, elements=levels))
     guides = arrays(np.int8, shape, elements=st.integers(-128, 127))
     guide = SideInformation(*(data.draw(st.none() | guides) for _ in range(3)))
-    coded, coder = encode_plane(plane, kind, guide, models)
+    coded, coder = encode_plane(PlaneToCode(0, kind, plane, guide), models)
     decoded = decode_plane(coded, shape, kind, guide, models)
     assert decoded.dtype == np.int16
     assert np.array_equal(decoded, plane)
     assert len(coded) <= 1 + 2 * plane.size
-    assert coder is Coder(coded[0] & 31)
+    assert coder is Coder(coded[0] & 15)
 
 
 CASES = {
@@ -73,7 +75,7 @@ CASES = {
 @pytest.mark.parametrize("models", [Models(), TRAINED], ids=["untrained", "trained"])
 def test_odd_planes_come_back(name, models):
     plane = CASES[name].astype(np.int16)
-    coded, coder = encode_plane(plane, WEIGHTS, SideInformation(), models)
+    coded, coder = encode_plane(PlaneToCode(0, WEIGHTS, plane, SideInformation()), models)
     assert np.array_equal(decode_plane(coded, plane.shape, WEIGHTS, SideInformation(), models), plane)
     assert coder is (Coder.EMPTY if not plane.any() else Coder.RAW if name == "noise" else coder)
 
@@ -85,8 +87,8 @@ def test_every_coder_brings_every_plane_back(monkeypatch, coder, biased):
     plane = sparse((25, 31), seed=2, scale=2.0)
     guide = SideInformation(np.roll(plane, 1, 0).clip(-127, 127).astype(np.int8))
     codes = np.array([128, *range(100, 117)], np.uint8) if biased or coder is Coder.ORDER0 else np.empty(0, np.uint8)
-    monkeypatch.setattr(planes, "_choose", lambda *_: (coder, codes))
-    coded, used = encode_plane(plane, WEIGHTS, guide, TRAINED)
+    monkeypatch.setattr(planes, "_cheapest", lambda _: planes._Choice(coder, codes, 0.0))
+    coded, used = encode_plane(PlaneToCode(0, WEIGHTS, plane, guide), TRAINED)
     assert used is coder
     assert np.array_equal(decode_plane(coded, plane.shape, WEIGHTS, guide, TRAINED), plane)
     monkeypatch.setattr(planes, "SymbolDecoder", PlainRangeDecoder)
@@ -99,7 +101,7 @@ def test_the_cheapest_coder_is_taken():
         plane = sparse((80, 50), seed)
         models = fitted(plane, seed=seed)
         sizes = [
-            len(encode_plane(plane, WEIGHTS, SideInformation(), m)[0])
+            len(encode_plane(PlaneToCode(0, WEIGHTS, plane, SideInformation()), m)[0])
             for m in (models, Models(models.tables), Models())
         ]
         assert sizes[0] <= sizes[1] + 8
@@ -112,8 +114,8 @@ def test_contexts_pay():
     guide = (draw.random((200, 200)) < 0.3).astype(np.int8)
     plane = np.where(guide, draw.integers(-1, 2, (200, 200)), 0).astype(np.int16)
     seen = SideInformation(guide)
-    models = Models(counted_tables(histograms_of(plane, WEIGHTS, seen)))
-    coded, coder = encode_plane(plane, WEIGHTS, seen, models)
+    models = Models(counted_tables(histograms_of(PlaneToCode(0, WEIGHTS, plane, seen))))
+    coded, coder = encode_plane(PlaneToCode(0, WEIGHTS, plane, seen), models)
     shares = np.unique(plane, return_counts=True)[1] / plane.size
     assert coder is Coder.TABLES
     assert 8 * len(coded) < 0.8 * plane.size * -(shares * np.log2(shares)).sum()
@@ -125,7 +127,7 @@ def test_contexts_pay():
 def test_a_damaged_plane_is_malformed_or_another_plane(data):
     """Never a crash, a hang or a large allocation: the caller knows what ValueError and IndexError mean."""
     plane = CASES["outliers"][:12, :9].astype(np.int16)
-    coded = bytearray(encode_plane(plane, WEIGHTS, SideInformation(), TRAINED)[0])
+    coded = bytearray(encode_plane(PlaneToCode(0, WEIGHTS, plane, SideInformation()), TRAINED)[0])
     if data is not None:
         for _ in range(data.draw(st.integers(1, 3))):
             place = data.draw(st.integers(0, min(40, len(coded) - 1)) | st.integers(0, len(coded) - 1))
@@ -163,9 +165,9 @@ def test_a_plane_of_an_earlier_format_sees_no_second_moment():
     """Its first byte says so, whatever the caller knows by now."""
     plane = sparse((40, 30))
     second = SideInformation(second=np.full(plane.shape, 5, np.int8))
-    coded, _ = encode_plane(plane, FIRST, SideInformation(), TRAINED)
+    coded, _ = encode_plane(PlaneToCode(0, FIRST, plane, SideInformation()), TRAINED)
     assert np.array_equal(decode_plane(coded, plane.shape, FIRST, second, TRAINED), plane)
-    seeing, _ = encode_plane(plane, FIRST, second, TRAINED)
+    seeing, _ = encode_plane(PlaneToCode(0, FIRST, plane, second), TRAINED)
     assert seeing[0] & 32
     with pytest.raises(ValueError, match="second moment"):
         decode_plane(seeing, plane.shape, FIRST, SideInformation(), TRAINED)
@@ -173,5 +175,5 @@ def test_a_plane_of_an_earlier_format_sees_no_second_moment():
 
 def test_symbols_and_levels():
     plane = np.array([[0, 1, -1, 2, -2, 8, -8, 9, -9, 32767, -32768]], np.int16)
-    assert planes.to_symbols(plane).tolist() == [[0, 1, 2, 3, 4, 15, 16, 17, 17, 17, 17]]
+    assert plain.to_symbols(plane).tolist() == [[0, 1, 2, 3, 4, 15, 16, 17, 17, 17, 17]]
     assert ALPHABET == 18

@@ -6,8 +6,9 @@ import torch
 from codec.counted_tables import counted_tables
 
 from ckzd.codec import zstd
-from ckzd.codec.entropy.context import ALPHABET, GRID
+from ckzd.codec.entropy.context import GRID
 from ckzd.codec.entropy.models import Histogram, TableModel, cost_bits, seen
+from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.paper import train
 from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
 from ckzd.codec.paper.refined import RefinedModel

@@ -340,6 +340,8 @@ HOSTILE_INDEX = {
     "a reach of true": index_bytes(others={"reach": True}),
     "a negative reach": index_bytes(others={"reach": -1}),
     "a huge reach": index_bytes(others={"reach": 4001}),
+    "a slack of true": index_bytes(others={"slack": True}),
+    "a huge slack": index_bytes(others={"slack": 15}),
 }
 
 

@@ -11,7 +11,7 @@ from plain_decoder import factored
 
 from ckzd.codec.entropy.context import WEIGHTS
 from ckzd.codec.entropy.models import Models
-from ckzd.codec.entropy.planes import encode_plane
+from ckzd.codec.entropy.planes import PlaneToCode, encode_plane
 from ckzd.codec.entropy.tables import OCTAVE
 from ckzd.codec.transform import factors as module
 from ckzd.codec.transform.factors import MAX_FACTOR_CODE, Factors, Head, unit_of
@@ -31,7 +31,7 @@ def stream_of(factors):
     head, plane = factors.split
     shape = len(factors.left), len(factors.right)
     seen = Head.of(head, shape).side_information(shape)
-    coded, _ = encode_plane(plane, WEIGHTS, seen, Models())
+    coded, _ = encode_plane(PlaneToCode(0, WEIGHTS, plane, seen), Models())
     return head + coded
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
+from ckzd.codec.kernels import kernels, plain
+from ckzd.codec.kernels.plain import MAX_DIRECTIONS, ROW_BITS
 from ckzd.codec.transform import orthogonal
-from ckzd.codec.transform.orthogonal import MAX_DIRECTIONS, ROW_BITS
 
 ONE = 2.0**ROW_BITS
 draw = np.random.default_rng(0)
@@ -19,7 +20,7 @@ draw = np.random.default_rng(0)
 
 def orthonormal(rows):
     """One matrix alone."""
-    return orthogonal.orthonormal(rows[None])[0]
+    return kernels.orthonormal(rows[None])[0]
 
 
 def refined(vectors):
@@ -96,12 +97,18 @@ def test_what_is_nearly_orthonormal_is_told_from_what_is_not(spoil):
     assert [orthogonal.refined(each, ROW_BITS)[1] for each in (vectors, lost)] == [spoil < 1 / 16, False]
 
 
+@pytest.mark.parametrize("name", hard_matrices())
+def test_compiled_or_not_the_bits_are_the_same(name):
+    rows = hard_matrices()[name]
+    assert np.array_equal(orthonormal(rows), plain.orthonormal(rows[None])[0])
+
+
 def test_matrices_do_not_know_of_each_other():
     """Several at once are the same bits as each alone; one that loses a row does not change the others."""
     lost = integers(40, 40)
     lost[7] = lost[3]
     stack = np.stack([integers(40, 40), lost, np.zeros((40, 40)), integers(40, 40)])
-    together = orthogonal.orthonormal(stack)
+    together = kernels.orthonormal(stack)
     for alone, found in zip(stack, together, strict=True):
         assert orthonormal(alone).tobytes() == found.tobytes()
 
@@ -109,7 +116,7 @@ def test_matrices_do_not_know_of_each_other():
 @settings(max_examples=40)
 @given(st.lists(st.integers(-(2**30), 2**30), min_size=1), st.integers(-10, 3))
 def test_shifts_round_ties_to_even(numbers, bits):
-    found = orthogonal.shifted(np.array(numbers, np.float64), bits)
+    found = plain.shifted(np.array(numbers, np.float64), bits)
     for number, got in zip(numbers, found.tolist(), strict=True):
         assert got == (round(number / 2**-bits) if bits < 0 else number * 2**bits)  # Python rounds ties to even
 
@@ -123,7 +130,7 @@ def test_no_sum_reaches_53_bits(kind):
         "extreme": 2.0**44 * draw.choice([-1.0, 1.0], (MAX_DIRECTIONS, MAX_DIRECTIONS)),
     }[kind]
     with largest_sum() as found:
-        turn = refined(orthonormal(watched(rows)).T)
+        turn = refined(plain.orthonormal(watched(rows)[None])[0].T)
     assert isinstance(turn, Watched)
     assert 0 < found[0] < 2.0**53
 

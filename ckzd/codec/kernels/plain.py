@@ -1,0 +1,246 @@
+"""The kernels in NumPy: what each of them is, and what a machine without a compiler runs.
+
+`native.c` has the same loops, faster. Both give the same bits (`tests/codec/kernels`), so an archive and a restore do
+not depend on which of them ran.
+
+# R = rows, C = columns of a plane; N = elements of a pass; D = contexts, A = alphabet; L = lanes
+# K = matrices that are worked on together, B = directions of each, at most `MAX_DIRECTIONS`
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ckzd.codec.arrays import ContextLevels, Float64, HalfOctaves, Plane
+
+Symbols = npt.NDArray[np.uint8]  # (N,)
+Ids = npt.NDArray[np.uint8]  # (N,): contexts of the tables
+Sums = npt.NDArray[np.int64]  # (R,) or (C,)
+Magnitudes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint16]
+States = npt.NDArray[np.uint32]  # (L,)
+Cumulative = npt.NDArray[np.uint16]  # (D, 32): how often symbols below each are, of 2**15; 2**15 from the 18th on
+
+ALPHABET = 18  # zigzag levels -8..8 and an escape
+ESCAPE = ALPHABET - 1
+MAX_SYMBOL_LEVEL = 8
+MAGNITUDE_LIMIT = 15  # a single outlier must not colour its whole row
+ENERGY_CLASSES = 24
+MEAN_SECOND = np.int16(12)  # class of a second moment as large as the mean of its plane, half octaves apart
+TOTAL_BITS = 15  # of the frequencies of a context together
+LEAST = 1 << 16  # of a lane's state between two symbols
+_LANE_BITS = 16  # of a word
+MAX_DIRECTIONS = 256
+ROW_BITS = 18  # of the vectors that `orthonormal` returns
+_WORK_BITS = 22  # of a row on its way there: 256 squares stay under 2**53
+_PANEL = 16  # rows that are made orthogonal one by one; against earlier panels they are projected together
+
+# 0 for 0, then +, - up to 2, then +, - beyond; of an int8 seen as uint8
+SIGNED_CLASS = np.array([0, 1, 1] + [3] * 125 + [4] * 126 + [2, 2], np.int16)
+_PASS_OF_DIAGONAL = np.array([0, 3, 2, 3, 1, 3, 2, 3], np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A number of every row and of every column of a plane."""
+
+    rows: Sums  # (R,)
+    columns: Sums  # (C,)
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int]) -> Self:
+        """To be added to."""
+        return cls(np.zeros(shape[0], np.int64), np.zeros(shape[1], np.int64))
+
+
+# Symbols and their contexts
+
+
+def lattice(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The pass in which each element is coded; (R, C)."""
+    rows, columns = shape
+    eight = _PASS_OF_DIAGONAL[(np.arange(8)[:, None] + np.arange(columns)) & 7]
+    return np.tile(eight, (-(-rows // 8), 1))[:rows]
+
+
+def magnitudes(levels: npt.NDArray[np.signedinteger]) -> Magnitudes:
+    """|level|, cut off at 15."""
+    near = np.clip(levels, -MAGNITUDE_LIMIT, MAGNITUDE_LIMIT)
+    return np.asarray(np.abs(near), np.uint8)
+
+
+def to_symbols(levels: Plane) -> Symbols:
+    """Zigzag: 0, 1, -1, 2, -2, ... 8, -8 -> 0..16; everything beyond is the escape."""
+    near = np.clip(levels, -MAX_SYMBOL_LEVEL - 1, MAX_SYMBOL_LEVEL + 1)
+    return np.minimum(np.where(near > 0, 2 * near - 1, -2 * near), ESCAPE).astype(np.uint8)
+
+
+def to_levels(symbols: npt.NDArray[np.integer], escapes: Plane) -> Plane:
+    """The inverse; `escapes` are the levels beyond, in their order, as many as there are."""
+    wide = symbols.astype(np.int16)
+    levels = np.where(wide & 1, (wide + 1) >> 1, -(wide >> 1)).astype(np.int16)
+    levels[symbols == ESCAPE] = escapes
+    return levels
+
+
+def gather(levels: Plane, number: int, sums: Lines) -> Symbols:
+    """The symbols of a pass of a plane (R, C) in coding order; adds their magnitudes to the sums of their lines."""
+    here = lattice(levels.shape) == number
+    _add(np.where(here, magnitudes(levels), np.uint8(0)), sums)
+    return to_symbols(levels[here])
+
+
+def scatter(symbols: Symbols, number: int, escapes: Plane, levels: Plane, sums: Lines) -> int:
+    """The inverse of `gather`, into `levels`; how many escapes it took, ValueError if there are not so many."""
+    count = int(np.count_nonzero(symbols == ESCAPE))
+    if count > escapes.size:
+        raise ValueError(f"{escapes.size} escapes but symbols that ask for more")
+    here, found = lattice(levels.shape) == number, to_levels(symbols, escapes[:count])
+    levels[here] = found
+    known = np.zeros(levels.shape, np.uint8)
+    known[here] = magnitudes(found)
+    _add(known, sums)
+    return count
+
+
+def line_sums(levels: ContextLevels) -> Lines:
+    """Sums of magnitudes of all rows and of all columns of (R, C)."""
+    sums = Lines.zeros((levels.shape[0], levels.shape[1]))
+    _add(magnitudes(levels), sums)
+    return sums
+
+
+def _add(magnitude: Magnitudes, sums: Lines) -> None:
+    sums.rows[...] += magnitude.sum(1, dtype=np.int64)
+    sums.columns[...] += magnitude.sum(0, dtype=np.int64)
+
+
+def contexts(
+    number: int,
+    energies: Lines,
+    energy_class: npt.NDArray[np.int16],
+    guide: ContextLevels | None,
+    second: HalfOctaves | None,
+    *,
+    second_alone: bool,
+) -> Ids:
+    """Class of side information x class of energy of each element of a pass, in coding order.
+
+    An element's energy is its row's times its column's in 2**-12; `energy_class` is looked up there, at its end for all
+    beyond. Half octaves of a second moment come on top of the class, or stand for it (`second_alone`).
+    """
+    here = lattice((energies.rows.size, energies.columns.size)) == number
+    relative = (energies.rows[:, None] * energies.columns)[here] >> 12
+    energy = energy_class[np.minimum(relative, energy_class.size - 1)]
+    if second is not None:
+        energy = np.clip(second[here] + (MEAN_SECOND if second_alone else energy), 0, ENERGY_CLASSES - 1)
+    if guide is not None:
+        energy = energy + np.int16(ENERGY_CLASSES) * SIGNED_CLASS[guide.view(np.uint8)[here]]
+    ids: Ids = energy.astype(np.uint8)
+    return ids
+
+
+def count(ids: Ids, symbols: Symbols, contexts: int) -> Sums:
+    """How often each symbol follows each context, (D, A)."""
+    cells = np.bincount(ids.astype(np.int64) * ALPHABET + symbols, minlength=contexts * ALPHABET)
+    return cells.reshape(contexts, ALPHABET)
+
+
+# rANS in lanes (Duda 2013; interleaved as by Giesen 2014): symbol n of a pass is coded by lane n mod L
+
+
+def rans_encode(
+    symbols: Symbols, ids: Ids, passes: list[int], cumulative: Cumulative, lanes: int
+) -> tuple[States, Words]:
+    """Symbols of all passes, one after the other, `passes` of each; the lanes' states and the words to decode them."""
+    states, words, stop = np.full(lanes, LEAST, np.uint64), [], symbols.size
+    low = cumulative[ids, symbols].astype(np.uint64)
+    frequency = cumulative[ids, symbols.astype(np.int64) + 1] - low
+    for length in reversed(passes):
+        start = stop - length
+        for first in range(start + (length - 1) // lanes * lanes if length else start, start - 1, -lanes):
+            if not length:
+                break
+            part = slice(first, min(first + lanes, stop))
+            x, each = states[: part.stop - first], frequency[part]
+            full = x >> np.uint64(17) >= each
+            words.append((x[full] & np.uint64(0xFFFF)).astype(np.uint16))
+            x = np.where(full, x >> np.uint64(_LANE_BITS), x)
+            states[: part.stop - first] = ((x // each) << np.uint64(TOTAL_BITS)) + x % each + low[part]
+        stop = start
+    return states.astype(np.uint32), np.concatenate([np.empty(0, np.uint16), *reversed(words)])
+
+
+def rans_decode(ids: Ids, cumulative: Cumulative, states: States, words: Words, at: int) -> tuple[Symbols, int]:
+    """The symbols of the next pass, and the place of the next word; ValueError if there are too few words."""
+    symbols, lanes = np.empty(ids.size, np.uint8), states.size
+    for first in range(0, ids.size, lanes):
+        rows = cumulative[ids[first : first + lanes]].astype(np.uint32)
+        x = states[: len(rows)]
+        slot = x & np.uint32((1 << TOTAL_BITS) - 1)
+        found = (slot[:, None] >= rows[:, 1:]).sum(1)
+        symbols[first : first + lanes] = found
+        each = np.arange(len(rows))
+        low = rows[each, found]
+        x[...] = (rows[each, found + 1] - low) * (x >> np.uint32(TOTAL_BITS)) + slot - low
+        empty = np.flatnonzero(x < LEAST)
+        if at + empty.size > words.size:
+            raise ValueError(f"{words.size} words of symbols that ask for more")
+        x[empty] = x[empty] << np.uint32(_LANE_BITS) | words[at : at + empty.size]
+        at += empty.size
+    return symbols, at
+
+
+# Adaptive bases: integers in float64, whose sums stay under 2**53, so that no order of summation can change them
+
+
+def shifted(values: Float64, bits: int) -> Float64:
+    """Integers times 2**bits, rounded to integers, ties to even; zeros positive: BLAS does not say which it gives."""
+    product = values * 2.0**bits
+    np.rint(product, out=product)
+    product += 0.0
+    return product
+
+
+def orthonormal(rows: Float64) -> Float64:
+    """The rows (K, B, B), of full rank, made orthonormal from the first to the last (Gram-Schmidt, each panel twice).
+
+    In 2**-18. Of rows of lower rank some may come out alike; one that vanishes becomes a unit vector.
+    """
+    done = np.zeros_like(rows)
+    for start in range(0, rows.shape[1], _PANEL):
+        panel, before = _scaled(rows[:, start : start + _PANEL]), done[:, :start]
+        for _ in range(2):
+            shares = shifted(panel @ before.swapaxes(1, 2), -ROW_BITS)
+            panel = _gram_schmidt(_scaled(panel - shifted(shares @ before, -ROW_BITS)), start)
+        done[:, start : start + _PANEL] = panel
+    return done
+
+
+def _scaled(rows: Float64) -> Float64:
+    """Each row times a power of two, so that its largest magnitude is a number of 22 bits."""
+    _, exponents = np.frexp(np.abs(rows).max(-1, keepdims=True))
+    units = np.ldexp(1.0, _WORK_BITS - exponents)  # a product is exact, and a tenth of the time of an ldexp a number
+    scaled: Float64 = rows * units
+    np.rint(scaled, out=scaled)
+    return scaled
+
+
+def _gram_schmidt(panel: Float64, start: int) -> Float64:
+    """The panel's rows, orthonormal among themselves, in 2**-18."""
+    rows = panel.swapaxes(0, 1).copy()  # those still to come are one piece of memory
+    scratch = np.empty_like(rows)
+    for number in range(len(rows)):
+        row, rest, along = rows[number], rows[number + 1 :], scratch[number + 1 :]
+        square = np.einsum("kn,kn->k", row, row)[:, None]
+        if not square.all():
+            row[square[:, 0] == 0, start + number] = 1.0
+            square = np.maximum(square, 1.0)
+        row *= 2.0**ROW_BITS / np.sqrt(square)
+        np.rint(row, out=row)
+        shares = shifted(rest.swapaxes(0, 1) @ row[..., None], -ROW_BITS)[..., 0]
+        np.einsum("kr,kn->rkn", 2.0**-ROW_BITS * shares, row, out=along)  # broadcasting takes twice as long
+        rest -= np.rint(along, out=along)
+    return rows.swapaxes(0, 1)
