@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,6 +111,24 @@ def references_in(records: Sequence[ArchiveRecord]) -> dict[Path, Path | None]:
         with suppress(MissingReference):
             found[record.path] = _reference_among(by_reconstruction.get(wanted or "", []), record.path, record.manifest)
     return found
+
+
+def within_depth(newest: ArchiveRecord, records: Sequence[ArchiveRecord], max_depth: int) -> ArchiveRecord | None:
+    """What a new archive is a delta against, so that no chain gets deeper: the newest, as long as that allows it.
+
+    Else where its branch began, one link deeper than the branch before did: the new archive begins the next one. So
+    a chain costs nothing until it is `max_depth` deep, and some max_depth**2 / 2 archives hang on one base. None, for a
+    new base, where branches begin as deep as they may. A branch begins at a base, or where an older archive is a delta
+    against the same reference. `newest` has its chain among `records`.
+    """
+    if newest.manifest.depth < max_depth:
+        return newest
+    references, by_path = references_in(records), {record.path: record for record in records}
+    dependents = Counter(reference for reference in references.values() if reference is not None)
+    start, reference = newest, references[newest.path]
+    while reference is not None and dependents[reference] == 1:
+        start, reference = by_path[reference], references[reference]
+    return start if start.manifest.depth < max_depth else None
 
 
 def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] = lambda _: True) -> set[Path]:

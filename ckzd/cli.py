@@ -18,6 +18,7 @@ import typer
 from rich.table import Table
 
 from ckzd import __version__
+from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -150,8 +151,10 @@ def compress(
     ],
     *,
     preset: Annotated[str, typer.Option(help="The quality: resume, archive, paper or lossless.")] = "resume",
+    effort: Annotated[str, typer.Option(help="best, or fast: several times as fast, larger, as good.")] = Effort.BEST,
     store: Store = None,
     stride: Annotated[int, typer.Option(min=1, help="How many checkpoints back the reference is.")] = 1,
+    max_depth: Annotated[int, typer.Option("--max-depth", min=1, help="How many links a chain may have.")] = MAX_DEPTH,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace each original once its archive is proven.")
     ] = False,
@@ -176,7 +179,9 @@ def compress(
                 checkpoint,
                 store=store,
                 preset=preset,
+                effort=effort,
                 stride=stride,
+                max_depth=max_depth,
                 replace=replace,
                 device=device,
                 accept_command=accept_command,

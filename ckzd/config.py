@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import ConfigError, encodable
 from ckzd.operations.command import DEFAULT_SECONDS, command_words
 from ckzd.priority import MOST_NICE
@@ -62,10 +63,12 @@ class WatchSettings(_Frozen):
     path: AbsolutePath
     replace: bool  # no default: nobody may lose an original by silence
     preset: Literal["resume", "archive", "paper", "lossless"] = "resume"
+    effort: Effort = Effort.BEST  # what falls behind is archived with less, until it has caught up
     keep_raw: int = Field(default=2, ge=0)  # newest checkpoints of a run that stay untouched
     settle_seconds: Seconds = 30.0  # unchanged for so long, over two looks; writers pause for seconds between files
     store: AbsolutePath | None = None  # None: `.ckzd` beside the run
     stride: int = Field(default=1, ge=1)  # how many checkpoints back the reference is
+    max_depth: int = Field(default=MAX_DEPTH, ge=1)  # links of a chain at most; a restore decodes them all
     trash_seconds: Seconds = 3600.0  # a replaced original can be fetched back from the store's trash for so long
     min_free: Annotated[int, Field(ge=0)] | None = None  # bytes; below it the trash is emptied. None: two checkpoints
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted

@@ -28,7 +28,16 @@ from typing import Final, Self
 from ckzd import durable
 from ckzd.access import Access, give, plain_mode
 from ckzd.archive import Manifest
-from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, decodable, records_in, sound
+from ckzd.chains import (
+    ARCHIVE_SUFFIX,
+    ArchiveRecord,
+    archive_files,
+    decodable,
+    records_in,
+    sound,
+    within_depth,
+)
+from ckzd.defaults import MAX_DEPTH
 from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import labelled_step
@@ -198,10 +207,13 @@ class Store:
         whole = sound(self.archives(run))
         return [path for path in archive_files(self.run_directory(run)) if path not in whole]
 
-    def reference_for(self, run: Path, step: int | None, name: str, stride: int) -> ArchiveRecord | None:
+    def reference_for(
+        self, run: Path, step: int | None, name: str, stride: int = 1, max_depth: int = MAX_DEPTH
+    ) -> ArchiveRecord | None:
         """What a new checkpoint is a delta against: the archive `stride` steps back among those below it.
 
-        Fewer back if there are not that many, None if there is none. Without a step it counts as the newest. Only an
+        Fewer back if there are not that many, None if there is none; further back, or None, where its chain would be
+        deeper than `max_depth` (`chains.within_depth`). Without a step it counts as the newest. Only an
         archive whose whole chain is sound is named, read back from disk; nothing is referred to across one that is not,
         for that would be a delta to a checkpoint of long ago. `name` is for the log only.
         """
@@ -221,7 +233,8 @@ class Store:
             log.error("the chain of the newest archive is damaged: this checkpoint becomes a new base", extra=fields)
         elif not nearest:
             log.info("no reference: the archive becomes a base", extra={"checkpoint": name})
-        return nearest[-1] if nearest else None
+        found = nearest[-1] if nearest else None
+        return within_depth(found, [r for r in records if r.path in there], max_depth) if found else None
 
     def of_an_earlier_directory(self, run: Path) -> set[Path]:
         """Archives of a directory that stood at the run's path before this one: it may live on under another name.

@@ -46,7 +46,7 @@ def archive_by_hand(job: Job) -> dict[str, Any]:
         if is_same and is_sound(record.path):
             return _report(job, record.path, None, already=True)
     step = int("".join(filter(str.isdigit, job.checkpoint.stem)) or 0)
-    reference = store.reference_for(run, step, job.checkpoint.name, job.stride)
+    reference = store.reference_for(run, step, job.checkpoint.name, job.stride, job.max_depth)
     changes: dict[str, Any] = {
         "step": step,
         "reconstruction": sha256(job.checkpoint.name.encode() + (digest or "").encode()),
@@ -61,7 +61,8 @@ def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -
     size = archive.stat().st_size
     return {
         "checkpoint": str(job.checkpoint), "archive": str(archive), "reference": str(reference) if reference else None,
-        "preset": job.preset, "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
+        "preset": job.preset, "effort": job.effort.value,
+        "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
         "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2, "kept_exact": False,
         "second_moment_ratio": 1.01, "update_length_ratio": 1.1,
         "seconds": 1.0, "verified": True, "already": already, "replaced": False,

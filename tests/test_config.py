@@ -69,6 +69,8 @@ def test_replace_must_be_decided_and_the_error_says_what_to_decide(write):
         (GOOD + 'settle_seconds = "soon"', "watch[0].settle_seconds", "got 'soon'"),
         (GOOD + "store = 1", "watch[0].store", "got 1"),
         (GOOD + "stride = 0", "watch[0].stride", "got 0"),
+        (GOOD + "max_depth = 0", "watch[0].max_depth", "got 0"),
+        (GOOD + 'effort = "slow"', "watch[0].effort", "'best' or 'fast'"),
         (GOOD + "min_free = -1", "watch[0].min_free", "got -1"),
         (GOOD + "trash_seconds = -1", "watch[0].trash_seconds", "got -1"),
         (GOOD + 'on_rotate = "delete"', "watch[0].on_rotate", "'keep' or 'drop'"),

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ckzd"
 
 LEVELS = (
-    ("errors", "checkpoint", "cores"),
+    ("errors", "checkpoint", "cores", "defaults"),
     ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
     ("chains",),
     ("store",),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 FORMAT_VERSION: Final = 7
+FIRST_WITH_EFFORT: Final = 7
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -64,6 +65,7 @@ class Manifest(_Frozen):
 
     format: Literal[1, 2, 3, 4, 5, 6, 7] = FORMAT_VERSION
     preset: Text
+    effort: Literal["fast"] | None = None  # since format 7; None, which is the best, is not spelled
     name: Text
     kind: Literal["file", "directory"]
     directory: StatModel | None
@@ -93,6 +95,7 @@ class Manifest(_Frozen):
         _require(self.kind == "directory" or len(self.files) == 1, "a file checkpoint has exactly one file")
         _require((self.directory is not None) == (self.kind == "directory"), "directory must be there for a directory")
         _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
+        _require(self.effort is None or self.format >= FIRST_WITH_EFFORT, "effort is since format 7")
         _require(self.original_bytes == sum(file.size for file in self.files), "original_bytes is not the files' sum")
         _require(self.checkpoint == original_digest(self.files), "checkpoint is not the hash of the original files")
         _require(self.restored == restored_digest(self.files), "restored is not the hash of the restored files")
@@ -102,6 +105,8 @@ class Manifest(_Frozen):
         """The one spelling: fields in their order here, a line each, as is every item of a list; maps sorted by key."""
         lines = []
         for key, value in self.model_dump(mode="json").items():
+            if key == "effort" and value is None:
+                continue
             if isinstance(value, list) and value:
                 text = "[\n" + ",\n".join(_compact(item) for item in value) + "\n]"
             elif key in {"parts", "coders", "quality", "tools"}:

@@ -135,7 +135,7 @@ class MomentChooser:
     @property
     def _is_to_go_as_far(self) -> bool:
         """Whether its first steps after a restore count: codebooks prune moments, as they were published."""
-        return self.survey.is_young and self.preset.scheme is Scheme.UNIFORM
+        return self.survey.is_young and self.preset.scheme is not Scheme.KMEANS
 
     def _pairs(self, moments: MomentsToCode) -> Iterator[tuple[ChosenMoment, ChosenMoment]]:
         """Ways to code the second moment and the first, the cheapest first, the last of them exact."""

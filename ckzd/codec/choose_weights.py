@@ -17,7 +17,7 @@ from ckzd.codec.dtypes import to_float64
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.methods.registry import weight_methods
 from ckzd.codec.methods.zeros import encode_zeros, expected_in_weight, masked_weight
-from ckzd.codec.presets import Preset
+from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Triple
 from ckzd.codec.records.reference_tensors import ReferenceTensor, reference_values
@@ -85,6 +85,7 @@ class WeightChooser:
             residual=partial(self._residual, triple.weight, weight) if has_reference else None,
             second=partial(self._second, triple, values),
             dead_zone=self.preset.dead_zone,
+            in_basis=self.preset.scheme is Scheme.UNIFORM,
         )
 
     def _residual(self, number: int, values: Float64) -> Float64:

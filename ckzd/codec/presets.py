@@ -4,10 +4,11 @@ Steps are set by measurement on the ruler (tests/bench/RESULTS.md), budgets to t
 the ExCP constants are the defaults of its published script.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ckzd.codec.budget import Budget
+from ckzd.defaults import Effort
 
 
 class Scheme(StrEnum):
@@ -15,6 +16,7 @@ class Scheme(StrEnum):
 
     EXACT = "exact"
     UNIFORM = "uniform"  # one quantization step for all, in adaptive bases
+    PLAIN = "plain"  # the same element by element: what `Effort.FAST` makes of it
     KMEANS = "kmeans"
 
 
@@ -29,7 +31,9 @@ class Preset:
     scheme: Scheme
     promise: str
     budget: Budget
+    effort: Effort = Effort.BEST
     weight_step: float = 0.0  # to the typical Fisher-weighted weight: what moves a network's output
+    fast_weight_step: float = 0.0  # the same without bases, where strong directions get no finer steps
     update_step: float = 0.0  # at most, to the rms of all Fisher-weighted residuals: what was learned since
     intra_step: float = 0.0  # to the typical weight, where there is no reference
     dead_zone: float = 0.5  # magnitudes below this many steps become 0
@@ -53,13 +57,15 @@ PRESETS = {
         Preset(
             "resume", Scheme.UNIFORM, "resumes as the original does",
             Budget(0.001, 0.1, 0.01, 4e-4, 0.01),
-            weight_step=0.08, update_step=1.8, intra_step=0.05, moment_step=4.0, fresh_moment_step=0.5,
+            weight_step=0.08, fast_weight_step=0.055, update_step=1.8, intra_step=0.05,
+            moment_step=4.0, fresh_moment_step=0.5,
         ),
         # at most 0.0013 and 0.15
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume",
             Budget(0.0025, 0.3, 0.04, 1.6e-3, 0.03),
-            weight_step=0.18, update_step=2.0, intra_step=0.09, moment_step=8.0, fresh_moment_step=1.0,
+            weight_step=0.18, fast_weight_step=0.12, update_step=2.0, intra_step=0.09,
+            moment_step=8.0, fresh_moment_step=1.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether
         Preset(
@@ -69,3 +75,11 @@ PRESETS = {
         Preset("lossless", Scheme.EXACT, "byte-identical files", NO_LOSS),
     )
 }  # fmt: skip
+
+
+def preset_at(name: str, effort: Effort = Effort.BEST) -> Preset:
+    """The preset of that name with that effort: bases and factors are what `resume` and `archive` can do without."""
+    preset = PRESETS[name]
+    if effort is Effort.BEST or preset.scheme is not Scheme.UNIFORM:
+        return preset
+    return replace(preset, scheme=Scheme.PLAIN, effort=effort, weight_step=preset.fast_weight_step)

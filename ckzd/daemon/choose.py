@@ -1,23 +1,25 @@
 """Which jobs may begin now: one at a time for a run, replacing before compressing, cleaning before replacing."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ckzd.config import Settings
 from ckzd.daemon import plan
+from ckzd.daemon.backlog import Backlog
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import fingerprint
-from ckzd.daemon.jobs import Job
+from ckzd.daemon.jobs import Compress, Job, Replace
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.metrics import Metrics
 from ckzd.daemon.outcomes import Outcomes
 from ckzd.daemon.protect import Protection
 from ckzd.daemon.scan import Run
 from ckzd.daemon.settle import Rule
-from ckzd.daemon.states import ARCHIVED_AND_THERE, Row, State
+from ckzd.daemon.states import ARCHIVED_AND_THERE, WAITING, Row, State
 from ckzd.daemon.status import replacing_stopped
 from ckzd.daemon.stores import Stores
+from ckzd.defaults import Effort
 from ckzd.formats.directory import is_text
 from ckzd.operations.room import FREE_CHECKPOINTS
 
@@ -46,12 +48,18 @@ class Chooser:
         self._once = once
         self._protection = Protection(rule)
         self._served: dict[Path, float] = {}  # run -> when it last had its turn
+        self._backlog = Backlog()
         self._why: dict[Path, dict[Path, str]] = {}  # run -> checkpoint -> as its last turn found it
 
     @property
     def why(self) -> dict[Path, str]:
         """Checkpoint -> why it stays as it is."""
         return {checkpoint: reason for reasons in self._why.values() for checkpoint, reason in reasons.items()}
+
+    @property
+    def behind(self) -> frozenset[Path]:
+        """Runs that save faster than they are archived."""
+        return self._backlog.behind
 
     def jobs(self, runs: Mapping[Path, Run]) -> Iterator[tuple[Job, Path | None]]:
         """Jobs that could begin now, with their run; ask for the next one only after the last was begun."""
@@ -97,10 +105,23 @@ class Chooser:
                 return None
             self._journal.taken_back(row.number, now)
         watch = run.watch
-        return Job(
-            "compress", run.store, row.path, row.number, row.identity.size, preset=watch.preset, stride=watch.stride,
-            accept_command=watch.accept_command, accept_seconds=watch.accept_seconds, min_free=self._min_free(run),
-        )  # fmt: skip
+        return Compress(
+            *(run.store, row.path, row.number, row.identity.size),
+            preset=watch.preset,
+            effort=self._effort(run, rows),
+            stride=watch.stride,
+            max_depth=watch.max_depth,
+            accept_command=watch.accept_command,
+            accept_seconds=watch.accept_seconds,
+            min_free=self._min_free(run),
+        )
+
+    def _effort(self, run: Run, rows: Sequence[Row]) -> Effort:
+        """As the watch says; less for a run that is falling behind. A pass that does not wait has all the time."""
+        if self._once:
+            return run.watch.effort
+        waiting = sum(row.state in WAITING and row.path in run.order for row in rows)
+        return Effort.FAST if self._backlog.look(run.path, waiting) else run.watch.effort
 
     def _has_turn(self, row: Row) -> bool:
         """A pass that does not wait tries everything once."""
@@ -135,11 +156,7 @@ class Chooser:
                 told = ((row.path, held.get(row.path) or self._check(row)) for row in members)
                 reasons = {path: reason for path, reason in told if reason}
             if not reasons:
-                row, *others = members
-                beside = tuple((other.path, other.archive) for other in others if other.archive is not None)
-                return Job(
-                    "replace", run.store, row.path, row.number, row.identity.size, archive=row.archive, beside=beside
-                )
+                return _replacement_of(run, members)
             why |= {row.path: _reason(row, reasons) for row in members if row in archived}
         return None
 
@@ -176,6 +193,14 @@ class Chooser:
         except OSError:
             unchanged = False
         return None if unchanged else "it has changed since it was archived"
+
+
+def _replacement_of(run: Run, members: Sequence[Row]) -> Replace:
+    """The first file of a step, if all others can go too; all are archived."""
+    row, *others = members
+    assert row.archive is not None, "it is archived"
+    beside = tuple((other.path, other.archive) for other in others if other.archive is not None)
+    return Replace(run.store, row.path, row.number, row.identity.size, archive=row.archive, beside=beside)
 
 
 def _reason(row: Row, reasons: Mapping[Path, str]) -> str:

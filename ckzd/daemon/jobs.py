@@ -3,34 +3,54 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import CkzdError
+from ckzd.operations.command import DEFAULT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work. Doing it twice is wasteful, never harmful.
+    """A piece of work on one store."""
 
-    compress  archive and verify `checkpoint`
-    replace   put a pointer to `archive` in its place, if what is `beside` it can be replaced too
-    clean     finish or undo what a crash left in the store, then empty its trash of what is older than `trash_seconds`,
-              and of more until `min_free` bytes are free
-    """
-
-    kind: Literal["compress", "replace", "clean"]
+    kind: ClassVar[Literal["compress", "replace", "clean"]]
     store: Path
-    checkpoint: Path = Path()  # compress, replace
+    checkpoint: Path = Path()  # none to clean
     number: int = 0  # of its journal row
     nbytes: int = 0  # of the checkpoint: sets the time limit
+
+
+@dataclass(frozen=True, slots=True)
+class Compress(Job):
+    """Archive and verify `checkpoint`."""
+
+    kind = "compress"
     preset: str = "resume"
+    effort: Effort = Effort.BEST
     stride: int = 1
+    max_depth: int = MAX_DEPTH
     accept_command: tuple[str, ...] | None = None
-    accept_seconds: float = 0.0
-    archive: Path | None = None  # to replace by
+    accept_seconds: float = DEFAULT_SECONDS
+    min_free: int = 0  # bytes that should stay free
+
+
+@dataclass(frozen=True, slots=True)
+class Replace(Job):
+    """Put a pointer to `archive` in the checkpoint's place, if what is `beside` it can be replaced too."""
+
+    kind = "replace"
+    archive: Path = Path()
     beside: tuple[tuple[Path, Path], ...] = ()  # the other files of its step and their archives: all go, or none
+
+
+@dataclass(frozen=True, slots=True)
+class Clean(Job):
+    """Finish or undo what a crash left, then empty the trash of what is older, and of more until so much is free."""
+
+    kind = "clean"
     trash_seconds: float = 0.0
-    min_free: int = 0  # bytes that should stay free; compress, clean
+    min_free: int = 0  # bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
+from ckzd.defaults import Effort
 from ckzd.formats import KINDS as LEFT_ALONE
 
 OUTCOMES: Final = ("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped")
 KINDS: Final = ("compress", "replace", "clean")
 STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "other")
+EFFORTS: Final = tuple(effort.value for effort in Effort)
 QUEUE_STATES: Final = ("seen", "settled", "encoding", "written", "failed", "skipped")
 STORE_PARTS: Final = ("archives", "cache", "trash")
 RESTART_REASONS: Final = ("signal", "exit", "time limit", "not started")
@@ -60,6 +62,7 @@ class Metrics:
             "ckzd_compression_ratio", "size of a checkpoint over size of its archive",
             buckets=RATIO_BUCKETS, registry=self.registry,
         )  # fmt: skip
+        self.archives = self._counter("ckzd_archives", "archives made, by how much work went into them", effort=EFFORTS)
         self.tightened = self._counter(
             "ckzd_archives_tightened", "archives that took more bits to keep to their preset's budget", preset=PRESETS
         )
@@ -85,6 +88,9 @@ class Metrics:
         self.queue_bytes = self._gauge("ckzd_queue_bytes", "their bytes")
         self.queue_oldest = self._gauge(
             "ckzd_queue_oldest_timestamp_seconds", "when the longest waiting one was seen; 0 when none waits"
+        )
+        self.falling_behind = self._gauge(
+            "ckzd_runs_falling_behind", "runs that save faster than they are archived: their archives take less effort"
         )
         self.quarantined = self._gauge("ckzd_quarantined_checkpoints", "checkpoints that are no longer tried")
         self.left_alone = self._gauge(

@@ -141,6 +141,7 @@ class Outcomes:
             self.metrics.bytes_read.inc(report["original_bytes"])
             self.metrics.bytes_written.inc(report["archive_bytes"])
             self.metrics.ratio.observe(report["ratio"])
+            self.metrics.archives.labels(report["effort"]).inc()
             self.metrics.proxy(report["preset"], report)
         self._heal(job, report["damaged"])
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}

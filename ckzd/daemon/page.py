@@ -125,7 +125,7 @@ def _runs(status: Mapping[str, Any]) -> str:
     rows = [
         (
             f"<code>{escape(run['run'])}</code>",
-            _text(", ".join(f"{count} {state}" for state, count in run["checkpoints"].items()) or "nothing yet"),
+            _text(_of_run(run)),
             plain_bytes(run["original_bytes"]),
             plain_bytes(run["archive_bytes"]),
             f"{run['ratio']:.3g}×" if run["ratio"] else "–",
@@ -135,6 +135,11 @@ def _runs(status: Mapping[str, Any]) -> str:
     ]
     headings = ("run", "checkpoints", "originals", "archives", "ratio", "replaced")
     return _table("Runs", headings, rows, numeric=(2, 3, 4, 5)) if rows else "<h2>Runs</h2><p>No run found yet.</p>"
+
+
+def _of_run(run: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in run["checkpoints"].items()) or "nothing yet"
+    return f"{counts}; falling behind, so made fast" if run.get("falling_behind") else counts
 
 
 def _checkpoints(status: Mapping[str, Any]) -> str:

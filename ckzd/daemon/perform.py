@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from ckzd.daemon.jobs import Job
+from ckzd.daemon.jobs import Clean, Compress, Job, Replace
 from ckzd.daemon.worker import OnStage
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
@@ -13,27 +13,39 @@ from ckzd.store import Store
 
 def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
     """Do one job; the report as a dict."""
-    if job.kind == "compress":
-        with watch_room(job.store, job.min_free):
-            report = compress(
-                job.checkpoint,
-                store=job.store,
-                preset=job.preset,
-                stride=job.stride,
-                device=device,
-                accept_command=job.accept_command,
-                accept_seconds=job.accept_seconds,
-                min_free=job.min_free,
-                on_stage=on_stage,
-            )
-        return report.to_dict()
+    match job:
+        case Compress():
+            with watch_room(job.store, job.min_free):
+                report = compress(
+                    job.checkpoint,
+                    store=job.store,
+                    preset=job.preset,
+                    effort=job.effort,
+                    stride=job.stride,
+                    max_depth=job.max_depth,
+                    device=device,
+                    accept_command=job.accept_command,
+                    accept_seconds=job.accept_seconds,
+                    min_free=job.min_free,
+                    on_stage=on_stage,
+                )
+            return report.to_dict()
+        case Replace():
+            return {"reclaimed_bytes": _replace(job, on_stage)}
+        case Clean():
+            return _clean(job)
+    raise AssertionError(job.kind)
+
+
+def _replace(job: Replace, on_stage: OnStage) -> int:
     store = Store.open(job.store)
-    if job.kind == "replace":
-        assert job.archive is not None
-        for checkpoint, archive in job.beside:
-            require_replaceable(checkpoint, archive, store)
-        reclaimed = replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
-        return {"reclaimed_bytes": reclaimed}
+    for checkpoint, archive in job.beside:
+        require_replaceable(checkpoint, archive, store)
+    return replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
+
+
+def _clean(job: Clean) -> dict[str, Any]:
+    store = Store.open(job.store)
     recover(store)
     rescued = rescue(store)
     freed = empty_trash(store, job.trash_seconds, time.time()) + keep_free(store, job.min_free)

@@ -347,6 +347,7 @@ class Service:
             damaged=sorted(set().union(*self._outcomes.damaged.values())),
             why=self._chooser.why | self._scan.why,
             left_alone=self._scan.left_alone,
+            behind=self._chooser.behind,
             runs={run.path: (run.watch, run.store) for run in self._scan.runs},
         )
 

@@ -21,6 +21,7 @@ from ckzd.config import Settings, WatchSettings
 from ckzd.daemon import journal_file
 from ckzd.daemon.states import ARCHIVED, Row, State
 from ckzd.daemon.stores import measure
+from ckzd.defaults import Effort
 from ckzd.errors import CkzdError, ConfigError
 from ckzd.formats import KINDS
 from ckzd.operations.inspect import KEPT_EXACT, is_kept_exact
@@ -48,6 +49,7 @@ class Live:
     damaged: Sequence[str] = ()  # archives that cannot be restored from
     why: Mapping[Path, str] = field(default_factory=dict)  # checkpoint -> why it waits or stays
     left_alone: Mapping[Path, Mapping[str, int]] = field(default_factory=dict)  # watch -> kinds, how many of each
+    behind: frozenset[Path] = frozenset()  # runs that save faster than they are archived
     runs: Mapping[Path, tuple[WatchSettings, Path | None]] = field(default_factory=dict)  # run -> its watch and store
 
 
@@ -173,7 +175,11 @@ def _says_kept_exact(archive: Path) -> bool:
 
 def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
     watch, store = live.runs.get(run, (None, None))
-    known = {"preset": watch.preset, "replace": watch.replace, "keep_raw": watch.keep_raw} if watch else {}
+    known: dict[str, Any] = {}
+    if watch is not None:
+        known = {"preset": watch.preset, "replace": watch.replace, "keep_raw": watch.keep_raw}
+        behind = run in live.behind
+        known |= {"falling_behind": behind, "effort": Effort.FAST if behind else watch.effort}
     return {"run": str(run), "store": str(store) if store else None, **known} | totals(
         row for row in rows if row.run == run
     )

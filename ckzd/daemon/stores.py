@@ -12,7 +12,7 @@ from ckzd import durable
 from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
-from ckzd.daemon.jobs import Job
+from ckzd.daemon.jobs import Clean, Job
 from ckzd.errors import CkzdError
 from ckzd.operations.pointer import archive_of, pointer_for
 from ckzd.store import Store, default_store
@@ -90,7 +90,7 @@ class Stores:
         """Of the stores that are dirty, hold trash that is old enough, or any while the disk is too full."""
         now = self._clock.monotonic()
         return [
-            Job("clean", root, trash_seconds=opened.trash_seconds, min_free=opened.wanted_bytes)
+            Clean(root, trash_seconds=opened.trash_seconds, min_free=opened.wanted_bytes)
             for root, opened in self._opened.items()
             if now >= opened.clean_not_before
             and (opened.dirty or self._has_old_trash(opened) or _is_short_of_space(opened))

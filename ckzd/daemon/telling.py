@@ -65,6 +65,7 @@ class Teller:
         counts = Counter(row.state.value for row in waiting)
         oldest = min((row.first_seen for row in waiting), default=0.0)
         self.metrics.set_queue(counts, sum(row.original_bytes for row in waiting), oldest)
+        self.metrics.falling_behind.set(len(live.behind))
         self.metrics.quarantined.set(sum(row.state is State.QUARANTINED for row in rows))
         self.metrics.set_left_alone(live.left_alone.values())
         self.metrics.paused.set(live.paused is not None)

@@ -12,7 +12,7 @@ from multiprocessing import connection
 from ckzd.config import DaemonSettings
 from ckzd.daemon import devices
 from ckzd.daemon.clock import Clock
-from ckzd.daemon.jobs import Cancelled, Died, Event, Job, NotStarted, Progress, WorkerStatus
+from ckzd.daemon.jobs import Cancelled, Compress, Died, Event, Job, NotStarted, Progress, WorkerStatus
 from ckzd.daemon.processes import Boot, WorkerProcess
 from ckzd.daemon.worker import READY
 from ckzd.priority import FairClock
@@ -113,7 +113,7 @@ class LocalExecutor:
 
     def _limit_seconds(self, job: Job) -> float:
         ours = self._settings.job_seconds + job.nbytes / self._settings.job_bytes_per_second
-        return ours if job.accept_command is None else ours + job.accept_seconds
+        return ours + job.accept_seconds if isinstance(job, Compress) and job.accept_command is not None else ours
 
     def _start(self, slot: _Slot) -> None:
         taken = {worker.placement.environment.get("CUDA_VISIBLE_DEVICES", "") for worker in self._living()}

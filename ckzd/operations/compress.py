@@ -25,8 +25,9 @@ from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, refere
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.encode import Encoded, Encoder
-from ckzd.codec.presets import PRESETS, Preset, Scheme
+from ckzd.codec.presets import PRESETS, Preset, Scheme, preset_at
 from ckzd.codec.records.reconstruction import Reconstruction
+from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME
@@ -57,6 +58,7 @@ class CompressReport:
     archive: str
     reference: str | None
     preset: str
+    effort: str
     original_bytes: int
     archive_bytes: int
     ratio: float
@@ -84,7 +86,9 @@ def compress(
     *,
     store: Path | str | None = None,
     preset: str = "resume",
+    effort: str = Effort.BEST,
     stride: int = 1,
+    max_depth: int = MAX_DEPTH,
     replace: bool = False,
     device: str = "auto",
     accept_command: str | Sequence[str] | None = None,
@@ -102,12 +106,15 @@ def compress(
     """
     started = time.monotonic()
     path, tell = Path(path).absolute(), on_stage or (lambda _stage, _fraction: None)
-    if preset not in PRESETS:
-        raise ConfigError("preset", f"expected one of {', '.join(PRESETS)}, got {preset!r}")
-    if stride < 1:
-        raise ConfigError("stride", f"expected 1 or more, got {stride}")
+    for name, named, names in (("preset", preset, list(PRESETS)), ("effort", effort, list(Effort))):
+        if named not in names:
+            raise ConfigError(name, f"expected one of {', '.join(names)}, got {named!r}")
+    quality = preset_at(preset, Effort(effort))
+    for name, value in (("stride", stride), ("max_depth", max_depth)):
+        if value < 1:
+            raise ConfigError(name, f"expected 1 or more, got {value}")
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
-    device = _device(device, PRESETS[preset])
+    device = _device(device, quality)
     root = Path(store) if store is not None else default_store(path.parent)
     if replace:
         _require_known_whole(path)
@@ -120,7 +127,7 @@ def compress(
         opened = _opened(root, checkpoint)
         access = _access(path, checkpoint, opened)
         free = min_free if min_free is not None else FREE_CHECKPOINTS * checkpoint.nbytes
-        job = _Job(path, checkpoint, opened, PRESETS[preset], stride, device, acceptance, tell, access, free)
+        job = _Job(path, checkpoint, opened, quality, stride, max_depth, device, acceptance, tell, access, free)
         with opened.lock(shared=True):
             known = _known(job)
             already = known is not None and is_sound(known.path)
@@ -189,6 +196,7 @@ class _Job:
     store: Store
     preset: Preset
     stride: int
+    max_depth: int
     device: str
     acceptance: Acceptance | None
     tell: OnStage
@@ -215,6 +223,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
         archive=str(record.path),
         reference=_reference_path(job, record),
         preset=record.manifest.preset,
+        effort=record.manifest.effort or Effort.BEST.value,
         original_bytes=job.checkpoint.nbytes,
         archive_bytes=archive_bytes,
         ratio=job.checkpoint.nbytes / archive_bytes,
@@ -263,7 +272,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
     if damaged is not None:
         fields = {"checkpoint": str(job.path), "archive": str(damaged.path)}
         log.error("the archive, or what it needs, is damaged: the checkpoint is archived anew", extra=fields)
-        job = dataclasses.replace(job, preset=PRESETS[damaged.manifest.preset])
+        job = dataclasses.replace(job, preset=preset_of(damaged.manifest))
     has_room = _has_room_for_delta(job)
     with ExitStack() as stack:
         reference = _usable_reference(job, _reference_record(job, damaged), stack) if has_room else None
@@ -287,6 +296,11 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         _forget_old_reconstructions(store, run, job.stride)
     job.tell("publish", 1.0)
     return ArchiveRecord(target, manifest)
+
+
+def preset_of(manifest: Manifest) -> Preset:
+    """What an archive was made by."""
+    return preset_at(manifest.preset, Effort(manifest.effort or Effort.BEST))
 
 
 def _has_room_for_delta(job: _Job) -> bool:
@@ -341,7 +355,7 @@ def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord
             before = reference_of(damaged.path)
             if before is not None and is_sound(before):
                 return ArchiveRecord(before, read_manifest(before))
-    return job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride)
+    return job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride, job.max_depth)
 
 
 def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack) -> _Reference | None:
@@ -396,6 +410,7 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
     files = _files(checkpoint, encoded)
     return Manifest(
         preset=job.preset.name,
+        effort="fast" if job.preset.effort is Effort.FAST else None,
         name=checkpoint.name,
         kind="directory" if checkpoint.is_directory else "file",
         directory=StatModel(**asdict(stat)) if stat is not None else None,

@@ -7,6 +7,7 @@ from ckzd.archive import Manifest
 from ckzd.chains import read_manifest
 from ckzd.codec.presets import PRESETS, Scheme
 from ckzd.codec.records.index import Method
+from ckzd.defaults import Effort
 from ckzd.operations.pointer import resolve
 
 _EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA})
@@ -29,6 +30,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "archive_bytes": archive_bytes,
         "ratio": manifest.original_bytes / archive_bytes,
         **{name: value for name, value in fields.items() if name != "parts"},
+        "effort": manifest.effort or Effort.BEST.value,
         "promise": PRESETS[manifest.preset].promise if manifest.preset in PRESETS else None,
         "tightened": is_tightened(manifest),
         "kept_exact": KEPT_EXACT if is_kept_exact(manifest) else "no",

@@ -35,15 +35,28 @@ texts = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text)
 
 @given(
     preset=texts,
+    effort=st.sampled_from([None, "fast"]),
     step=st.none() | st.integers(),
     quality=st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)),
     parts=st.dictionaries(texts, st.integers(0, 2**63 - 1)),
     tools=st.dictionaries(texts, st.text()),
 )
-def test_it_reads_back_equal(preset, step, quality, parts, tools):
-    manifest = made_manifest(preset=preset, step=step, quality=quality, parts=parts, tools=tools)
+def test_it_reads_back_equal(preset, effort, step, quality, parts, tools):
+    manifest = made_manifest(preset=preset, effort=effort, step=step, quality=quality, parts=parts, tools=tools)
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert json.loads(manifest.to_json()) == manifest.model_dump(mode="json")
+    spelled = {
+        key: value for key, value in manifest.model_dump(mode="json").items() if (key, value) != ("effort", None)
+    }
+    assert json.loads(manifest.to_json()) == spelled
+
+
+def test_effort_came_with_format_7():
+    assert made_manifest(format=7, effort="fast").effort == "fast"
+    with pytest.raises(ValueError, match="since format 7"):
+        made_manifest(format=6, effort="fast")
+    spelled_out = made_manifest().to_json().replace(b'"name"', b'"effort":null,\n"name"', 1)
+    with pytest.raises(ValueError, match="canonical"):
+        Manifest.from_json(spelled_out)
 
 
 def test_the_order_in_which_maps_were_filled_does_not_show():

@@ -155,6 +155,9 @@ def test_many_connections_cost_few_threads_and_lock_nobody_out(teller):
         assert threading.active_count() - before <= http.MAX_CONNECTIONS + 5
 
 
+LABELS = {"outcome", "kind", "reason", "preset", "effort", "stage", "state", "le", "version", "watch", "worker"}
+
+
 def test_names_follow_the_conventions_of_prometheus():
     metrics = Metrics("1.0")
     for family in metrics.registry.collect():
@@ -163,7 +166,7 @@ def test_names_follow_the_conventions_of_prometheus():
         if family.type == "counter":
             assert all(sample.name.endswith("_total") for sample in family.samples)
         labels = {name for sample in family.samples for name in sample.labels}
-        assert labels <= {"outcome", "kind", "reason", "preset", "stage", "state", "le", "version", "watch", "worker"}
+        assert labels <= LABELS
 
 
 def test_an_unknown_reason_or_stage_makes_no_new_series():

@@ -14,7 +14,7 @@ from priorities import priorities_of
 from ckzd.config import DaemonSettings
 from ckzd.daemon import workers as workers_module
 from ckzd.daemon.clock import SystemClock
-from ckzd.daemon.jobs import Cancelled, Died, Done, Failed, Job, NotStarted, Progress
+from ckzd.daemon.jobs import Cancelled, Compress, Died, Done, Failed, NotStarted, Progress, Replace
 from ckzd.daemon.workers import LocalExecutor
 from ckzd.errors import BadCheckpoint
 
@@ -70,7 +70,7 @@ def make_executor(place):
 @pytest.fixture
 def job(place):
     numbers = iter(range(1, 100))
-    return lambda what: Job("compress", place, Path("/run") / what, next(numbers))
+    return lambda what: Compress(place, Path("/run") / what, next(numbers))
 
 
 def wait_for(executor, count=1, seconds=20.0):
@@ -243,8 +243,8 @@ def test_a_system_without_room_for_processes_is_not_the_job_s_fault(make_executo
 def test_a_gpu_is_for_compressing(clock, monkeypatch):
     monkeypatch.setattr(workers_module.LocalExecutor, "_start", lambda *_: None)
     executor = LocalExecutor(SETTINGS.model_copy(update={"devices": ("cpu", "cuda:1"), "workers": 1}), clock)
-    executor.submit(Job("replace", Path("/store"), Path("/run/a")))
-    executor.submit(Job("compress", Path("/store"), Path("/run/b")))
+    executor.submit(Replace(Path("/store"), Path("/run/a")))
+    executor.submit(Compress(Path("/store"), Path("/run/b")))
 
     assert {worker.name: worker.job.kind for worker in executor.workers()} == {
         "cpu-0": "replace",
@@ -295,11 +295,11 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from ckzd.config import DaemonSettings
 from ckzd.daemon.clock import SystemClock
-from ckzd.daemon.jobs import Job
+from ckzd.daemon.jobs import Compress
 from ckzd.daemon.workers import LocalExecutor
 settings = DaemonSettings(devices=("cpu",), workers=1, threads=1, state_dir=Path("/nowhere"))
 executor = LocalExecutor(settings, SystemClock(), operation="fake_operation:perform", places=[{str(place)!r}])
-executor.submit(Job("compress", Path({str(place)!r}), Path("/run/hang")))
+executor.submit(Compress(Path({str(place)!r}), Path("/run/hang")))
 time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", script])

@@ -195,7 +195,7 @@ def _trained(values: Float64, scales: Scales) -> Float64:
 
 def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> QuantizationSteps:
     momentum_step = preset.momentum_step * energies.momenta.rms
-    if preset.scheme is not Scheme.UNIFORM:
+    if preset.scheme is Scheme.KMEANS:
         return QuantizationSteps(momentum_step=momentum_step)  # codebooks are for two moments
     weight = _typical_rms(energies.matrices.values() or [energies.weights])
     update = _typical(energies.residuals.values()).rms

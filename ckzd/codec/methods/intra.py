@@ -13,6 +13,7 @@ import numpy as np
 from ckzd.codec.arrays import MAX_LEVEL, Plane
 from ckzd.codec.dtypes import from_float64
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
+from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
 from ckzd.codec.records.reference_tensors import ReferenceTensor
 from ckzd.codec.transform import wide
@@ -22,6 +23,7 @@ class Intra(WeightMethod):
     """Fisher-weighted values in steps."""
 
     name = Method.WHOLE
+    schemes = frozenset({Scheme.UNIFORM, Scheme.PLAIN})
 
     def step(self, steps: QuantizationSteps) -> float:
         """The step of weights without a reference, which is finer than a residual's."""

@@ -126,6 +126,7 @@ class WeightToCode:
     residual: Callable[[], Float64] | None  # (R, C), computed anew: what a method keeps of it is of its own domain
     second: Callable[[], Float64]  # (R, C): its second moment, or the rank-1 variance of its momentum
     dead_zone: float
+    in_basis: bool  # if it is a matrix: the preset is one of bases
 
     @cached_property
     def weighted(self) -> Float64:

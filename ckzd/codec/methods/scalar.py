@@ -11,6 +11,7 @@ import numpy as np
 
 from ckzd.codec.arrays import MAX_LEVEL
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
+from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.reference_tensors import ReferenceTensor, add_residual
 from ckzd.codec.transform.adaptive_basis import has_basis
@@ -21,10 +22,11 @@ class Scalar(WeightMethod):
     """Uniform steps with a dead zone."""
 
     name = Method.SCALAR
+    schemes = frozenset({Scheme.UNIFORM, Scheme.PLAIN})
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
-        """For a weight that is too narrow for a basis, as vectors are."""
-        if weight.residual is None or has_basis(weight.known.shape):
+        """For a weight that is too narrow for a basis, as vectors are; without bases for all."""
+        if weight.residual is None or (weight.in_basis and has_basis(weight.known.shape)):
             return None
 
         def at(step: float) -> Candidate | None:

@@ -28,6 +28,7 @@ class ScaledFirst(MomentMethod):
 
     name = Method.SCALED
     roles = frozenset({Role.FIRST})
+    schemes = frozenset({Scheme.UNIFORM, Scheme.PLAIN})
 
     def coded(self, moments: MomentsToCode) -> Coded:
         """Levels of the update; all are 0 if the step is 0, as where first moments are dropped."""
@@ -46,7 +47,7 @@ class ScaledMomentum(MomentMethod):
 
     name = Method.SCALED
     roles = frozenset({Role.MOMENTUM})
-    schemes = frozenset({Scheme.UNIFORM, Scheme.KMEANS})  # codebooks are for two moments
+    schemes = frozenset({Scheme.UNIFORM, Scheme.PLAIN, Scheme.KMEANS})  # codebooks are for two moments
 
     def coded(self, moments: MomentsToCode) -> Coded:
         """Levels of the momentum over the root of its rank-1 variance."""

@@ -1,0 +1,12 @@
+"""What holds where nobody says otherwise, for command line, configuration and library alike. Loads nothing."""
+
+from enum import StrEnum
+
+MAX_DEPTH = 32  # links of a chain at most: a restore decodes them all; what it costs is in tests/bench/RESULTS.md
+
+
+class Effort(StrEnum):
+    """How much work an archive is worth, at the same promise of quality."""
+
+    BEST = "best"  # as small as can be
+    FAST = "fast"  # several times as fast, about twice as large
