@@ -42,7 +42,7 @@ def restored(store: Path, run: Path, work: Path) -> dict[str, float]:
         cached.unlink()
     deepest = max(records_in(Store.open(store).run_directory(run)), key=lambda record: record.manifest.depth)
     started = time.perf_counter()
-    restore(deepest.path, output=work / "restored.pt")
+    restore(deepest.path, output=work / f"restored_{store.name}.pt")
     return {"links": deepest.manifest.depth + 1, "restore_seconds": round(time.perf_counter() - started, 2)}
 
 
