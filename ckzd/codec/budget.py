@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from ckzd.codec.arrays import Float64
+from ckzd.codec.sums import norm
 
 EXACT = 16  # a step exponent: so many more bits an element cost as much as the element itself
 TRIES = 3  # of all weights with halved steps, before what is still too much is coded exactly
@@ -22,6 +23,7 @@ _MARGIN = 0.99  # far more than sums in another order differ by
 _LONGER, _FAR_LONGER = 1.25, 3.0  # of restored updates
 _UPDATE = 1.0  # of a gradient that always points one way; shorter ones have room up to it
 MIN_EPS = 2.0**-149  # beside a second moment of 0 an eps of 0 is none
+_MEDIAN_OF = 1 << 14  # elements
 DEFAULT_EPS, DEFAULT_BETAS = 1e-8, (0.9, 0.999)  # Adam's, where the checkpoint does not say them
 
 
@@ -80,18 +82,19 @@ class Pace:
     def of(cls, original: Float64, restored: Float64, first: Float64, *, eps: float) -> Self:
         """The pace that a restored second moment leaves, given the original first, all of one shape; eps > 0.
 
-        Elements that are 0 in both second moments say nothing.
+        Elements that are 0 in both second moments say nothing. The median is that of some elements of a large tensor.
         """
-        used = (original > 0) | (restored > 0)
-        total = float(original.sum())
-        if not used.any():
+        if not (used := (original > 0) | (restored > 0)).all():
+            original, restored, first = original[used], restored[used], first[used]
+        if not original.size:
             return cls.unchanged()
-        before, after = (np.sqrt(second[used]) + eps for second in (original, restored))
-        updates = [math.sqrt(((first[used] / root) ** 2).sum()) for root in (before, after)]
+        before, after = (np.sqrt(second) + eps for second in (original, restored))
+        total, length = float(original.sum()), norm(first / before)
+        some = slice(None, None, -(-before.size // _MEDIAN_OF))
         return cls(
             total=float(restored.sum()) / total if total else math.inf,
-            median=float(np.median(before / after)),
-            norm=updates[1] / updates[0] if updates[0] else 1.0,
+            median=float(np.median(before.ravel()[some] / after.ravel()[some])),
+            norm=norm(first / after) / length if length else 1.0,
         )
 
     @classmethod
@@ -113,13 +116,13 @@ def filled_up(beta2: float, step: int | None) -> float:
 def is_overshooting(before: Float64, after: Float64) -> bool:
     """Whether restored updates are longer than the original ones, together or any one of them far longer than all."""
     longest = max(float(np.abs(before).max(initial=0.0)), _UPDATE)
-    together = math.sqrt(float((after**2).sum())) > _LONGER * math.sqrt(float((before**2).sum()))
+    together = norm(after) > _LONGER * norm(before)
     return together or float(np.abs(after).max(initial=0.0)) > _FAR_LONGER * longest
 
 
 def is_falling_short(before: Float64, after: Float64) -> bool:
     """Whether restored updates are far shorter than the original ones, together."""
-    return _LONGER * math.sqrt(float((after**2).sum())) < math.sqrt(float((before**2).sum()))
+    return _LONGER * norm(after) < norm(before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Triple
 from ckzd.codec.records.reference_tensors import ReferenceTensor, reference_values
 from ckzd.codec.scales import product_of
+from ckzd.codec.sums import energy, inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +129,18 @@ class WeightChooser:
         """What a weight loses if this is what it restores to."""
         values, weighting, first = weight.values, weight.known.weighting, triple.first.matrix
         error = to_float64(restored.values, weight.known.tensor.dtype).reshape(values.shape) - values
-        first_order, progress = float((first * error).sum()), 0.0
+        first_order, progress = inner(first, error), 0.0
         if weight.residual is not None and self.survey.is_young:
             residual = values - to_float64(weight.known.before, weight.known.tensor.dtype).reshape(values.shape)
-            progress = -float((first * residual).sum())
-        lost, energy = (float((weighting.weigh(each) ** 2).sum()) for each in (error, values))
+            progress = -inner(first, residual)
+        lost, own = (energy(weighting.weigh(each)) for each in (error, values))
         return Loss(
             error=lost,
-            energy=energy,
+            energy=own,
             elements=values.size,
             first_order=0.0 if triple.second is None else first_order,  # a lone momentum has no unit of the loss
             lost_progress=first_order / progress if progress > 0 else 0.0,
-            own_error=float((error**2).sum()),
-            own_energy=float((values**2).sum()),
+            own_error=energy(error),
+            own_energy=energy(values),
             is_vector=min(values.shape) == 1,
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, HalfOctaves, Scale
-from ckzd.codec.dtypes import SMALLEST
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64
 from ckzd.codec.entropy.tables import OCTAVE
 
 ZERO = np.int16(-32768)
@@ -35,7 +35,7 @@ _SMALLEST_SHARE = 2.0**-60  # of the mean variance: what a row or column may hav
 class Scales:
     """Codes of the row means (R,) of a second moment and of its column means over the overall mean (C,).
 
-    `reach` bounds what a row or column weighs from below, see `REACH`; None before format 6, as `rank1.fill` knows.
+    `reach` bounds what a row or column weighs from below, see `REACH`; None before format 6, as `fill_of` knows.
     """
 
     rows: Scale
@@ -120,6 +120,18 @@ def _relative_means(squares: Float64, mean: float, axis: int) -> Float64:
 def product_of(scales: Scales) -> Float64:
     """Row times column (R, C): the rank-1 second moment, or the variance that a momentum's levels are relative to."""
     return value_of(scales.rows)[:, None] * value_of(scales.columns)
+
+
+def fill_of(scales: Scales, dtype: str) -> RawArray:
+    """The restored rank-1 second moment (R, C) in its stored dtype.
+
+    It is 0 only where both original moments were 0 throughout the row or column, else at least the smallest number that
+    its dtype has (before format 6 the smallest normal one, which in float16 is more than most second moments are): a
+    zero there would make the first resumed steps several times too long.
+    """
+    product, floor = product_of(scales), (SMALLEST_NORMAL if scales.reach is None else SMALLEST)[dtype]
+    filled = np.maximum(product, floor)
+    return from_float64(filled if product.all() else np.where(product > 0, filled, 0.0), dtype)
 
 
 def typical_root(scales: Scales) -> float:

@@ -108,7 +108,7 @@ def test_symbols():
     assert f"of magnitude {escapes.LEAST} + e" in FLAT
     assert f"k, at most {escapes._MAX_ORDER}" in FLAT
     assert f"n = {plain.ALPHABET} frequencies" in FLAT
-    assert f"for m = 1..{quantize.CENTRED_LEVELS}" in FLAT
+    assert f"for m = 1..{plain.CENTRED_LEVELS}" in FLAT
     assert f"/ {quantize._CENTRE_UNITS}" in FLAT
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from ckzd.errors import BadCheckpoint
 class Content:
     """What the bytes of one tensor say. The last three are False for dtypes that may not lose precision."""
 
-    digest: bytes  # sha256
+    digest: bytes  # sha256 of what dependents may refer to; empty of all others
     is_same: bool  # as the reference's
     is_finite: bool = False
     is_zero: bool = False  # all of it
@@ -32,8 +32,10 @@ class Contents:
     tensors: tuple[Content, ...]
 
 
-def read_contents(checkpoint: Checkpoint, before: Callable[[int], RawArray | None]) -> Contents:
-    """Read every byte once. `before` gives the reference's values of a tensor, by number, if it has some.
+def read_contents(
+    checkpoint: Checkpoint, reference_tensors: Container[int], before: Callable[[int], RawArray | None]
+) -> Contents:
+    """Read every byte once. `before` gives the reference's values of a reference tensor, by number, if it has some.
 
     Raises BadCheckpoint where a file's own CRC-32 says that its bytes have rotted.
     """
@@ -42,7 +44,7 @@ def read_contents(checkpoint: Checkpoint, before: Callable[[int], RawArray | Non
 
     def read(hole: Hole) -> tuple[Bytes, Content]:
         payload = checkpoint.payload(hole.tensor)
-        return payload, _content(checkpoint, hole.tensor, payload, before(hole.tensor))
+        return payload, _content(checkpoint, hole.tensor, payload, before if hole.tensor in reference_tensors else None)
 
     for file, layout in enumerate(checkpoint.files):
         digest, crc = hashlib.sha256(), _Crc(checkpoint, file)
@@ -58,9 +60,13 @@ def read_contents(checkpoint: Checkpoint, before: Callable[[int], RawArray | Non
     return Contents(tuple(sha256), tuple(tensors[number] for number in range(len(checkpoint.tensors))))
 
 
-def _content(checkpoint: Checkpoint, number: int, payload: Bytes, before: RawArray | None) -> Content:
+def _content(
+    checkpoint: Checkpoint, number: int, payload: Bytes, before: Callable[[int], RawArray | None] | None
+) -> Content:
     tensor = checkpoint.tensors[number]
-    digest, is_same = hashlib.sha256(payload).digest(), before is not None and before.tobytes() == payload
+    known = before(number) if before is not None else None
+    digest = hashlib.sha256(payload).digest() if before is not None else b""
+    is_same = known is not None and known.tobytes() == payload
     if tensor.dtype not in CODED_FLOATS:
         return Content(digest, is_same)
     stored = stored_array(payload, tensor.dtype, tensor.shape)

@@ -22,9 +22,9 @@ class Values:
     tensor: TensorSpec
     stored: RawArray  # in its own shape and dtype
 
-    @property
+    @cached_property
     def matrix(self) -> Float64:
-        """(R, C), exactly; widened anew each time, because it takes twice the memory or more."""
+        """(R, C), exactly."""
         return to_float64(self.stored, self.tensor.dtype).reshape(plane_shape(self.tensor.shape))
 
 
@@ -97,10 +97,7 @@ class Inputs:
     @cached_property
     def contents(self) -> Contents:
         """What the first reading says; BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
-        reference_tensors = frozenset(self.reference_tensors)
-        return read_contents(
-            self.checkpoint, lambda number: self.before(number) if number in reference_tensors else None
-        )
+        return read_contents(self.checkpoint, frozenset(self.reference_tensors), self.before)
 
     def values(self, triple: Triple) -> TripleValues:
         """A weight and its moments, each read once."""

@@ -26,6 +26,7 @@ from ckzd.codec.scales import (
     scales_of_momentum,
     typical_root,
 )
+from ckzd.codec.sums import energy
 from ckzd.codec.transform.adaptive_basis import has_basis
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
@@ -59,7 +60,7 @@ class _Energy:
     elements: int = 0
 
     def add(self, values: Float64) -> None:
-        self.total += float((values**2).sum())
+        self.total += energy(values)
         self.elements += values.size
 
     def include(self, other: "_Energy") -> None:
@@ -114,8 +115,8 @@ class _Energies:
         for name in ("weights", "updates", "momenta", "framed_updates", "framed_momenta"):
             getattr(self, name).include(getattr(other, name))
         for mine, others in ((self.matrices, other.matrices), (self.residuals, other.residuals)):
-            for tensor, energy in others.items():
-                mine[tensor].include(energy)
+            for tensor, other_energy in others.items():
+                mine[tensor].include(other_energy)
 
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
@@ -126,9 +127,9 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     alive = [t for t in sound if _has_moments(inputs, t)]
     scales, energies = {}, _Energies()
     measured = in_order(partial(_measure, inputs), alive, lambda triple: inputs.tensor(triple.weight).elements)
-    for triple, (own, energy) in zip(alive, measured, strict=True):
+    for triple, (own, found) in zip(alive, measured, strict=True):
         scales[triple.weight] = own
-        energies.include(energy)
+        energies.include(found)
     for triple, own in list(_quiet(inputs, sound, scales)):
         scales[triple.weight] = own
         energies.include(_energies(inputs, triple, inputs.values(triple), own))
@@ -174,7 +175,8 @@ def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scal
         second, plain, framed = product_of(scales), energies.momenta, energies.framed_momenta
     else:
         second, plain, framed = values.second.matrix, energies.updates, energies.framed_updates
-    plain.add(first[second > 0] / np.sqrt(second[second > 0]))
+    used = second > 0
+    plain.add(first / np.sqrt(second) if used.all() else first[used] / np.sqrt(second[used]))
     weighting = fisher_weighting(scales)
     framed.add(weighting.unweigh(first) / (typical_root(scales) if values.second is None else 1.0))
     weighted = weighting.weigh(values.weight.matrix)

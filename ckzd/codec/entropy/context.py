@@ -9,6 +9,7 @@ vectorised step. A context is a tuple of small classes; its number inside (plane
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +161,7 @@ class _Energies:
         return relative
 
 
+@lru_cache(256)  # a network has few shapes
 def _coded_before(number: int, lines: int, length: int) -> Counts:
     """How many elements of each row or column were coded before a pass: (lines,); every eighth is alike."""
     return np.resize((lattice((8, length)) < number).sum(1, dtype=np.int64), lines)

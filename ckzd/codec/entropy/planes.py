@@ -97,13 +97,13 @@ class TableSymbols:
         """Of a plane to code."""
         levels = np.ascontiguousarray(plane.levels)
         shape = levels.shape[0], levels.shape[1]
-        sums = Lines.zeros(shape)
-        symbols = [kernels.gather(levels, number, sums) for number in range(context.PASSES)]
-        total = int(sums.rows.sum())
+        sums = [Lines.zeros(shape) for _ in range(context.PASSES)]  # of each pass
+        symbols = [kernels.gather(levels, number, own) for number, own in enumerate(sums)]
+        total = sum(int(own.rows.sum()) for own in sums)
         contexts, ids = TableContexts(plane.kind, plane.side_information, shape), []
-        for number in range(context.PASSES):
+        for number, own in enumerate(sums):
             ids.append(contexts.ids(number, total))
-            kernels.gather(levels, number, contexts.known)
+            contexts.known.add(own)
         density = context.density_class(total, levels.size)
         return cls(total, density, np.concatenate(symbols), np.concatenate(ids), tuple(each.size for each in symbols))
 

@@ -18,7 +18,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-int EXPORT ckzd_version(void) { return 1; }
+int EXPORT ckzd_version(void) { return 2; }
 
 /* ---- symbols and their contexts ---- */
 
@@ -173,6 +173,43 @@ WIDE int64_t EXPORT ckzd_rans_decode(const uint8_t *ids, int64_t count, const ui
         symbols[n] = (uint8_t)symbol;
     }
     return at;
+}
+
+/* ---- levels ---- */
+
+enum { CHUNK = 1024, CENTRED = 3 };
+
+WIDE void EXPORT ckzd_quantize(const double *values, int64_t count, double step, double up, int16_t *levels, int64_t *sums,
+                               int64_t *counts) {
+    int32_t inside[CHUNK], sizes[CHUNK];
+    for (int64_t start = 0; start < count; start += CHUNK) {
+        int64_t length = count - start < CHUNK ? count - start : CHUNK;
+        for (int64_t n = 0; n < length; n++) {
+            double relative = values[start + n] / step, size = fabs(relative), level = floor(size + up);
+            level = level < 32767.0 ? level : 32767.0;
+            levels[start + n] = (int16_t)copysign(level, relative);
+            sizes[n] = (int32_t)level;
+            inside[n] = (int32_t)rint((size < 4.0 ? size : 4.0) * 1048576.0);
+        }
+        for (int32_t level = 1; level <= CENTRED; level++) {
+            int64_t sum = 0, found = 0;
+            for (int64_t n = 0; n < length; n++) {
+                sum += sizes[n] == level ? inside[n] : 0;
+                found += sizes[n] == level;
+            }
+            sums[level - 1] += sum;
+            counts[level - 1] += found;
+        }
+    }
+}
+
+WIDE void EXPORT ckzd_dequantize(const int16_t *levels, int64_t count, const double *restored, double step, double *values) {
+    double first = restored[0], second = restored[1], third = restored[2];
+    for (int64_t n = 0; n < count; n++) {
+        double level = levels[n], size = fabs(level);
+        size = size == 1.0 ? first : size == 2.0 ? second : size == 3.0 ? third : size;
+        values[n] = copysign(size, level) * step;
+    }
 }
 
 /* ---- adaptive bases ---- */

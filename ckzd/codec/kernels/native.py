@@ -11,9 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import ContextLevels, Float64, HalfOctaves, Plane
-from ckzd.codec.kernels.plain import ALPHABET, MAX_DIRECTIONS, Cumulative, Ids, Lines, States, Sums, Symbols, Words
+from ckzd.codec.kernels.plain import (
+    ALPHABET,
+    CENTRED_LEVELS,
+    MAX_DIRECTIONS,
+    Cumulative,
+    Ids,
+    Lines,
+    States,
+    Sums,
+    Symbols,
+    Words,
+)
 
-VERSION = 1  # of the functions' arguments: what was built from an older source is not called
+VERSION = 2  # of the functions' arguments: what was built from an older source is not called
 
 _SPACING = (8, 8, 4, 2)
 _OFFSET = (0, 4, 2, 1)
@@ -124,6 +135,20 @@ class Native:
         if at < 0:
             raise ValueError(f"{words.size} words of symbols that ask for more")
         return symbols, at
+
+    def quantize(self, values: Float64, step: float, dead_zone: float) -> tuple[Plane, Sums, Sums]:
+        """See `plain`."""
+        values, levels = np.ascontiguousarray(values), np.empty(values.shape, np.int16)
+        sums, counts = np.zeros((2, CENTRED_LEVELS), np.int64)
+        how = ctypes.c_double(step), ctypes.c_double(1.0 - dead_zone)
+        self._built.ckzd_quantize(_at(values), _int(values.size), *how, _at(levels), _at(sums), _at(counts))
+        return levels, sums, counts
+
+    def dequantize(self, levels: Plane, restored: Float64, step: float) -> Float64:
+        """See `plain`."""
+        levels, values = np.ascontiguousarray(levels), np.empty(levels.shape)
+        self._built.ckzd_dequantize(_at(levels), _int(levels.size), _at(restored), ctypes.c_double(step), _at(values))
+        return values
 
     def orthonormal(self, rows: Float64) -> Float64:
         """See `plain`."""

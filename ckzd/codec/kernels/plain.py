@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.codec.arrays import ContextLevels, Float64, HalfOctaves, Plane
+from ckzd.codec.arrays import MAX_LEVEL, ContextLevels, Float64, HalfOctaves, Plane
 
 Symbols = npt.NDArray[np.uint8]  # (N,)
 Ids = npt.NDArray[np.uint8]  # (N,): contexts of the tables
@@ -30,6 +30,7 @@ MAGNITUDE_LIMIT = 15  # a single outlier must not colour its whole row
 ENERGY_CLASSES = 24
 MEAN_SECOND = np.int16(12)  # class of a second moment as large as the mean of its plane, half octaves apart
 TOTAL_BITS = 15  # of the frequencies of a context together
+CENTRED_LEVELS = 3  # |level| 1..3 restore at their own mean
 LEAST = 1 << 16  # of a lane's state between two symbols
 _LANE_BITS = 16  # of a word
 MAX_DIRECTIONS = 256
@@ -53,6 +54,11 @@ class Lines:
     def zeros(cls, shape: tuple[int, int]) -> Self:
         """To be added to."""
         return cls(np.zeros(shape[0], np.int64), np.zeros(shape[1], np.int64))
+
+    def add(self, other: "Lines") -> None:
+        """Add another one's numbers."""
+        self.rows[...] += other.rows
+        self.columns[...] += other.columns
 
 
 # Symbols and their contexts
@@ -191,6 +197,29 @@ def rans_decode(ids: Ids, cumulative: Cumulative, states: States, words: Words, 
         x[empty] = x[empty] << np.uint32(_LANE_BITS) | words[at : at + empty.size]
         at += empty.size
     return symbols, at
+
+
+# Levels
+
+
+def quantize(values: Float64, step: float, dead_zone: float) -> tuple[Plane, Sums, Sums]:
+    """Levels of values (R, C); of those of magnitude 1 to 3 the sum of |value| / step in 2**-20, and how many, (3,)."""
+    relative = values / step
+    size = np.abs(relative)
+    magnitude = np.minimum(np.floor(size + (1.0 - dead_zone)), MAX_LEVEL)
+    inside = [size[magnitude == level] for level in range(1, CENTRED_LEVELS + 1)]
+    sums = [np.rint(np.minimum(each, 4.0) * 2.0**20).astype(np.int64).sum() for each in inside]
+    levels: Plane = np.copysign(magnitude, relative).astype(np.int16)
+    return levels, np.array(sums, np.int64), np.array([each.size for each in inside], np.int64)
+
+
+def dequantize(levels: Plane, restored: Float64, step: float) -> Float64:
+    """Values (R, C) of levels, given what magnitudes 1 to 3 restore to in steps (3,); the others are themselves."""
+    values = levels.astype(np.float64)
+    magnitude = np.abs(values)
+    for level, inside in enumerate(restored.tolist(), start=1):
+        magnitude[np.abs(levels) == level] = inside
+    return np.copysign(magnitude, values) * step
 
 
 # Adaptive bases: integers in float64, whose sums stay under 2**53, so that no order of summation can change them

@@ -13,6 +13,7 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, Trend
 from ckzd.codec.dtypes import from_float64
+from ckzd.codec.kernels.plain import CENTRED_LEVELS
 from ckzd.codec.methods.method import (
     Candidate,
     Coded,
@@ -30,7 +31,7 @@ from ckzd.codec.records.layout import Role
 from ckzd.codec.records.reference_tensors import ReferenceTensor, add_residual
 from ckzd.codec.scales import typical_root
 from ckzd.codec.transform.adaptive_basis import Observed, has_basis
-from ckzd.codec.transform.quantize import CENTRED_LEVELS, ScalarCode, dequantize_scalar, quantize_scalar
+from ckzd.codec.transform.quantize import ScalarCode, dequantize_scalar, quantize_scalar
 from ckzd.codec.transform.rate_distortion import estimated
 
 _TREND_UNITS = 32  # of a step

@@ -15,7 +15,6 @@ from ckzd.checkpoint import RawArray
 from ckzd.codec.arrays import Float64, Mask, Plane
 from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64
 from ckzd.codec.entropy.context import SideInformation
-from ckzd.codec.methods import rank1
 from ckzd.codec.methods.method import (
     Candidate,
     Coded,
@@ -141,7 +140,7 @@ class CodebookSecond(MomentMethod):
         assert coded.levels is not None, "it has a plane"
         dtype = known.second.dtype
         centres = from_float64(np.maximum(_values(coded), SMALLEST_NORMAL[dtype]), dtype)
-        return np.where(coded.levels != 0, centres, rank1.fill(known.scales, dtype))
+        return np.where(coded.levels != 0, centres, known.fill)
 
     def side_information(self, known: KnownMoments) -> SideInformation:
         """The first moment's levels, and what scales foretell."""

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from ckzd.checkpoint import RawArray, TensorSpec
 from ckzd.codec.arrays import Float64, Plane, Trend
+from ckzd.codec.dtypes import to_float64
 from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
@@ -28,7 +29,7 @@ from ckzd.codec.records.reference_tensors import (
     trend_of,
     weight_side_information,
 )
-from ckzd.codec.scales import FisherWeighting, Scales, fisher_weighting
+from ckzd.codec.scales import FisherWeighting, Scales, fill_of, fisher_weighting
 from ckzd.codec.transform.adaptive_basis import AdaptiveBasis
 
 PLANE_KIND = {Role.WEIGHT: WEIGHTS, Role.FIRST: FIRST, Role.MOMENTUM: FIRST, Role.SECOND: SECOND}  # of planes
@@ -198,6 +199,18 @@ class KnownMoments:
     def trend(self) -> Trend | None:
         """What the weight moved since its reference (R, C), if that is known."""
         return trend_of(self.weight, self.reconstruction)
+
+    @cached_property
+    def fill(self) -> RawArray:
+        """The rank-1 second moment (R, C) in its stored dtype."""
+        assert self.second is not None, "there is a second moment"
+        return fill_of(self.scales, self.second.dtype)
+
+    @cached_property
+    def filled(self) -> Float64:
+        """The same, widened: what first moments are in units of."""
+        assert self.second is not None, "there is a second moment"
+        return to_float64(self.fill, self.second.dtype)
 
     @property
     def restored_weight(self) -> RawArray:

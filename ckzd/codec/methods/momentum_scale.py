@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ckzd.checkpoint import ParamGroup
 from ckzd.codec.arrays import Float64
 from ckzd.codec.budget import filled_up
+from ckzd.codec.sums import inner, norm
 
 _UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what three restores had chosen on the ruler
 _HALVINGS = 30  # of the interval that a share is looked for in
@@ -39,10 +40,10 @@ class MomentumScale:
         shape; `rate` is how far the optimizer moves a weight, in all, for an update of 1.
         """
         update = first / root
-        agreement, fall = float((update * moving).sum()), float((first * moving).sum())
+        agreement, fall = inner(update, moving), inner(first, moving)
         if not (agreement > 0 and fall > 0):
             return None
-        own, trend = math.sqrt((update**2).sum()), math.sqrt((moving**2).sum())
+        own, trend = norm(update), norm(moving)
         return cls(own / trend, agreement / (own * trend), None if rate is None else rate * own / trend * fall)
 
     def length(self, share: float) -> float:

@@ -10,12 +10,13 @@ from functools import partial
 import numpy as np
 
 from ckzd.codec.arrays import MAX_LEVEL
+from ckzd.codec.kernels.plain import CENTRED_LEVELS
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.reference_tensors import ReferenceTensor, add_residual
 from ckzd.codec.transform.adaptive_basis import has_basis
-from ckzd.codec.transform.quantize import CENTRED_LEVELS, ScalarCode, dequantize_scalar, quantize_scalar
+from ckzd.codec.transform.quantize import ScalarCode, dequantize_scalar, quantize_scalar
 
 
 class Scalar(WeightMethod):

@@ -13,7 +13,6 @@ from ckzd.codec.arrays import MAX_LEVEL, Float64, Plane
 from ckzd.codec.dtypes import SMALLEST, from_float64
 from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
-from ckzd.codec.methods.rank1 import fill_of
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role
@@ -34,12 +33,12 @@ class ScaledFirst(MomentMethod):
         """Levels of the update; all are 0 if the step is 0, as where first moments are dropped."""
         if not (step := moments.known.steps.moment_step):
             return Coded(levels=np.zeros(moments.first.shape, np.int16))
-        return Coded(levels=quantize_first(moments.first, fill_of(moments.known), step))
+        return Coded(levels=quantize_first(moments.first, moments.known.filled, step))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """Levels times the root of the fill."""
         assert coded.levels is not None, "it has a plane"
-        return from_float64(restore_first(coded.levels, fill_of(known), known.steps.moment_step), known.first.dtype)
+        return from_float64(restore_first(coded.levels, known.filled, known.steps.moment_step), known.first.dtype)
 
 
 class ScaledMomentum(MomentMethod):
@@ -70,14 +69,14 @@ class ScaledSecond(MomentMethod):
     def coded(self, moments: MomentsToCode) -> Coded:
         """Half octaves over the fill."""
         assert moments.second is not None, "it is of the second moment"
-        return Coded(levels=quantize_second(moments.second, fill_of(moments.known)))
+        return Coded(levels=quantize_second(moments.second, moments.known.filled))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """The fill times a power of the root of 2."""
         assert known.second is not None, "it is of the second moment"
         assert coded.levels is not None, "it has a plane"
         dtype = known.second.dtype
-        return from_float64(restore_second(coded.levels, fill_of(known), SMALLEST[dtype]), dtype)
+        return from_float64(restore_second(coded.levels, known.filled, SMALLEST[dtype]), dtype)
 
     def side_information(self, known: KnownMoments) -> SideInformation:  # noqa: ARG002  # levels are what nothing foretells
         """Nothing: levels are what scales did not foretell."""

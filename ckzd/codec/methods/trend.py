@@ -15,7 +15,6 @@ from ckzd.checkpoint import RawArray
 from ckzd.codec.dtypes import from_float64
 from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
 from ckzd.codec.methods.momentum_scale import MomentumScale
-from ckzd.codec.methods.rank1 import fill_of
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role
 from ckzd.codec.scales import MAX_SCALE_CODE, code_of, product_of, value_of
@@ -47,10 +46,11 @@ class FollowTrend(MomentMethod):
         trend = moments.known.trend
         if trend is None or moments.is_young:
             return None
-        root = np.sqrt(fill_of(moments.known))
-        used = root > 0
-        moving = -moments.known.weighting.weigh(trend.astype(np.float64))[used] / root[used]
-        scale = MomentumScale.of(moments.first[used], root[used], moving, moments.rate)
+        root = np.sqrt(moments.known.filled)
+        first, against = moments.first, moments.known.weighting.weigh(trend.astype(np.float64))
+        if not (used := root > 0).all():
+            root, first, against = root[used], first[used], against[used]
+        scale = MomentumScale.of(first, root, -against / root, moments.rate)
         return Following(trend_bytes(scale.unit), scale=scale) if scale is not None else None
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.codec.arrays import Float64, Plane
+from ckzd.codec.sums import energy
 
 LAMBDA = 0.13  # squared steps of error that a bit less costs, measured where levels are coefficients in bases
 _NEAR, _CLASSES = 9, 48  # magnitudes and classes that the estimate tells apart
@@ -31,7 +32,7 @@ class RateDistortion:
 
 def estimated(lost: Float64, levels: Plane, more_bits: int = 0) -> RateDistortion:
     """About what it costs to lose `lost` (in steps, any shape), and to code levels (R, C) and bits beside them."""
-    return RateDistortion(float((lost**2).sum()), more_bits + _estimated_bits(levels))
+    return RateDistortion(energy(lost), more_bits + _estimated_bits(levels))
 
 
 def _estimated_bits(levels: Plane) -> float:
