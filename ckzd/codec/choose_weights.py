@@ -123,7 +123,7 @@ class WeightChooser:
             data = encode_zeros(zeros, expected_in_weight(before, weight.values.shape))
             restored = replace(restored, values=masked_weight(restored.values, zeros, weight.known.tensor.dtype))
         loss = self._loss(values, weight, restored)
-        return ChosenWeight(cheapest.method, cheapest.candidate.coded, restored, loss, data)
+        return ChosenWeight(cheapest.method, cheapest.candidate.coded(), restored, loss, data)
 
     def _loss(self, triple: TripleValues, weight: WeightToCode, restored: ReferenceTensor) -> Loss:
         """What a weight loses if this is what it restores to."""

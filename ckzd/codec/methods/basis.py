@@ -60,7 +60,7 @@ class BasisWeight(WeightMethod):
                 return None
             lost = (coefficients / step - dequantize_scalar(code, 1.0)) / basis.gains
             coded, cost = Coded(code.centres, code.levels), estimated(lost, code.levels).cost
-            return Candidate(coded, partial(self.restored, coded, weight.known, step), cost)
+            return Candidate(lambda: coded, partial(self.restored, coded, weight.known, step), cost)
 
         return at
 

@@ -76,7 +76,7 @@ class CodebookWeight(WeightMethod):
             from ckzd.codec.paper import kmeans  # noqa: PLC0415  # see `_quantized`
 
             coded = _quantized(residual, kmeans.kept_weights(residual, weight.second()))
-            return Candidate(coded, partial(self.restored, coded, weight.known, step))
+            return Candidate(lambda: coded, partial(self.restored, coded, weight.known, step))
 
         return at
 

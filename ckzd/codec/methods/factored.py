@@ -35,7 +35,11 @@ class Factored(WeightMethod):
             if (found := fitted(weight.weighted / step)) is None:
                 return None
             factors, estimate = found
-            return Candidate(Coded(*factors.split), partial(_restored, factors, weight.known, step), estimate.cost)
+            return Candidate(
+                lambda: Coded(factors.head(), factors.plane),
+                partial(_restored, factors, weight.known, step),
+                estimate.cost,
+            )
 
         return at
 
@@ -59,10 +63,10 @@ class Factored(WeightMethod):
 
 
 def _restored(factors: Factors, known: KnownWeight, step: float) -> ReferenceTensor:
-    fixed = factors.fixed()
-    weighted = np.ldexp(fixed, -FINE_BITS)
+    fixed = factors.fixed
+    weighted = fixed * 2.0**-FINE_BITS
     values = add_residual(known.before, known.weighting.unweigh(weighted * step), known.tensor.dtype)
     turned = known.basis.turned(fixed)
-    levels = np.clip(np.rint(np.ldexp(turned, -FINE_BITS) * known.basis.gains), -127, 127).astype(np.int16)
+    levels = np.clip(np.rint(turned * 2.0**-FINE_BITS * known.basis.gains), -127, 127).astype(np.int16)
     trend, observed = trend_of_residual(weighted), Observed(known.basis, turned)
     return ReferenceTensor(values, levels, trend=trend, observed=observed)

@@ -41,7 +41,7 @@ class Intra(WeightMethod):
                 return None
             levels = exactly.astype(np.int16)
             low, high = wide.split(levels)
-            return Candidate(Coded(low, high), partial(_restored, levels, weight.known, step))
+            return Candidate(lambda: Coded(low, high), partial(_restored, levels, weight.known, step))
 
         return at
 

@@ -138,9 +138,9 @@ class WeightToCode:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to code a weight, and what it costs; `restored` is the decoder's function, not yet called."""
+    """One way to code a weight, and what it costs; the stream and what a decoder makes of it if it is the cheapest."""
 
-    coded: Coded
+    coded: Callable[[], Coded]
     restored: Callable[[], ReferenceTensor]
     cost: float = 0.0  # distortion + lambda * rate, in squared steps; 0 where no other method competes
 

@@ -35,7 +35,7 @@ class Scalar(WeightMethod):
             if np.abs(code.levels).max() >= MAX_LEVEL:  # it jumped further than levels reach
                 return None
             coded = Coded(code.centres, code.levels)
-            return Candidate(coded, partial(self.restored, coded, weight.known, step))
+            return Candidate(lambda: coded, partial(self.restored, coded, weight.known, step))
 
         return at
 

@@ -114,7 +114,7 @@ class AdaptiveBasis:
 
     def coefficients(self, weighted: Float64) -> Float64:
         """A weighted residual (R, C) in this basis; only the encoder asks, so float rounding is free."""
-        return _both(weighted, self, lambda vectors, part: np.ldexp(vectors.T @ part, -_VECTOR_BITS))
+        return _both(weighted, self, lambda vectors, part: (vectors.T @ part) * 2.0**-_VECTOR_BITS)
 
     def turned(self, fixed: Float64) -> Float64:
         """Coefficients of a residual (R, C) in 2**-12 steps that was coded otherwise, exactly: to learn from."""
@@ -129,14 +129,14 @@ class AdaptiveBasis:
 
         ValueError for one that no encoder writes.
         """
-        fixed = np.rint(np.ldexp(gained / self.gains, FINE_BITS))
+        fixed = np.rint(gained / self.gains * 2.0**FINE_BITS)
         if np.abs(fixed).max(initial=0.0) > MAX_COEFFICIENT:
             raise ValueError(f"a coefficient beyond {MAX_COEFFICIENT:g} / 4096 steps")
         return fixed
 
     def residual(self, fixed: Float64) -> Float64:
         """The weighted residual (R, C) of coefficients in 2**-12 steps, in the same unit, exactly."""
-        return np.ldexp(_both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)), -FINE_BITS)
+        return _both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)) * 2.0**-FINE_BITS
 
 
 def has_basis(shape: tuple[int, int]) -> bool:

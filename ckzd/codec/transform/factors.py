@@ -36,6 +36,7 @@ class Factors:
     right: Plane  # (C, K)
     codes: Scale  # (K,), 0..160
 
+    @cached_property
     def fixed(self) -> Float64:
         """The weighted residual (R, C) in 2**-12 steps, exactly; ValueError for one that no encoder writes."""
         left, right = self.left.astype(np.float64), self.right.astype(np.float64) * unit_of(self.codes)
@@ -47,14 +48,28 @@ class Factors:
         return fixed
 
     @cached_property
-    def split(self) -> tuple[bytes, Plane]:
-        """The stream before its plane, and the levels (R + C, K) of the plane."""
-        parts, high = [bytes([self.codes.size]), self.codes.astype(np.uint8).tobytes()], []
-        for left, right in zip(self.left.T, self.right.T, strict=True):
-            sides = [wide.split(side) for side in (left, right)]
-            parts += [low for low, _ in sides]
-            high.append(np.concatenate([rest for _, rest in sides]))
-        return b"".join(parts), np.ascontiguousarray(np.stack(high, axis=1))
+    def _low_bits(self) -> tuple[Plane, Plane]:
+        return wide.low_bits(self.left), wide.low_bits(self.right)
+
+    @cached_property
+    def plane(self) -> Plane:
+        """The levels (R + C, K) of the plane."""
+        return np.concatenate([side >> low for side, low in zip((self.left, self.right), self._low_bits, strict=True)])
+
+    @property
+    def head_bytes(self) -> int:
+        """How much stands before it."""
+        sides = zip((self.left, self.right), self._low_bits, strict=True)
+        return 1 + self.codes.size + sum(wide.nbytes_of(low, len(side)) for side, low in sides)
+
+    def head(self) -> bytes:
+        """The stream before its plane."""
+        parts = [bytes([self.codes.size]), self.codes.astype(np.uint8).tobytes()]
+        for column, counts in enumerate(zip(*(low.tolist() for low in self._low_bits), strict=True)):
+            parts += [
+                wide.packed(side[:, column], count) for side, count in zip((self.left, self.right), counts, strict=True)
+            ]
+        return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,10 @@ def fitted(residual: Float64) -> tuple[Factors, RateDistortion] | None:
         return None
     factors = Factors(sides[0].astype(np.int16), sides[1].astype(np.int16), codes[:count])
     try:
-        lost = residual - np.ldexp(factors.fixed(), -FINE_BITS)
+        lost = residual - factors.fixed * 2.0**-FINE_BITS
     except ValueError:  # further than the format reaches
         return None
-    head, plane = factors.split
-    return factors, estimated(lost, plane, 8 * len(head))
+    return factors, estimated(lost, factors.plane, 8 * factors.head_bytes)
 
 
 def _leading(matrix: Float64) -> tuple[Float64, Float64, Float64]:

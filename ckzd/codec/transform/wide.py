@@ -16,10 +16,25 @@ _HIGH_RMS = 1.4  # at least, of what is left: with less the low bits are not ran
 
 def split(levels: Plane) -> tuple[bytes, Plane]:
     """Levels (R, C) -> their packed low bits and the plane of the rest."""
-    rms = float(np.sqrt(np.mean(levels.astype(np.float64) ** 2))) if levels.size else 0.0
-    count = int(np.clip(np.floor(np.log2(max(rms, 1.0) / _HIGH_RMS)), 0, MAX_LOW_BITS))
+    (count,) = low_bits(levels.reshape(-1, 1)) if levels.size else (np.int16(0),)
+    return packed(levels, int(count)), levels >> count
+
+
+def low_bits(levels: Plane) -> Plane:
+    """How many bits of each column (R, C) are as good as random, (C,)."""
+    rms = np.sqrt(np.einsum("rc,rc->c", levels, levels, dtype=np.float64) / len(levels))
+    return np.clip(np.floor(np.log2(np.maximum(rms, 1.0) / _HIGH_RMS)), 0, MAX_LOW_BITS).astype(np.int16)
+
+
+def packed(levels: Plane, count: int) -> bytes:
+    """The low bits of levels, so many of each."""
     low_RCK = (levels[..., None] >> _places(count)) & 1
-    return bytes([count]) + np.packbits(low_RCK.astype(np.uint8)).tobytes(), levels >> np.int16(count)
+    return bytes([count]) + np.packbits(low_RCK.astype(np.uint8)).tobytes()
+
+
+def nbytes_of(counts: Plane, elements: int) -> int:
+    """How much `packed` makes of columns of so many elements each."""
+    return sum(1 + -(-int(count) * elements // 8) for count in counts)
 
 
 def packed_bytes(data: bytes, elements: int, start: int = 0) -> int:

@@ -73,7 +73,7 @@ def test_files_are_cut_and_come_together_again(tmp_path):
     found = read_checkpoint(path)
     cut = in_tiles(found)
     assert_lossless(cut, path)
-    read_contents(cut, lambda _: None)
+    read_contents(cut, (), lambda _: None)
     joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files).values()]
     assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
     assert all(tensor.elements <= 1 << 13 or tensor.shape[0] <= 256 for tensor in cut.tensors)
@@ -105,7 +105,7 @@ def test_a_damaged_tile_is_found(tmp_path):
     data[inside.offset + 5] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="CRC-32"):
-        read_contents(in_tiles(read_checkpoint(path)), lambda _: None)
+        read_contents(in_tiles(read_checkpoint(path)), (), lambda _: None)
 
 
 def test_a_crc_before_its_bytes_leaves_all_whole(tmp_path):

@@ -28,7 +28,7 @@ def factors_of(draw, largest=30):
 
 def stream_of(factors):
     """As an archive has it."""
-    head, plane = factors.split
+    head, plane = factors.head(), factors.plane
     shape = len(factors.left), len(factors.right)
     seen = Head.of(head, shape).side_information(shape)
     coded, _ = encode_plane(PlaneToCode(0, WEIGHTS, plane, seen), Models())
@@ -37,7 +37,7 @@ def stream_of(factors):
 
 @given(factors_of(), st.binary(max_size=4))
 def test_they_come_back(factors, behind):
-    head, plane = factors.split
+    head, plane = factors.head(), factors.plane
     found = Head.of(head + behind, (len(factors.left), len(factors.right)))
     again = found.joined(plane, len(factors.left))
     assert found.nbytes == len(head)
@@ -53,13 +53,13 @@ def test_sums_are_those_of_whole_numbers(factors):
     for i, j in np.ndindex(len(left), len(right)):
         total = sum(a * b * unit for a, b, unit in zip(left[i], right[j], units, strict=True))
         whole, part = divmod(total, 256)
-        assert factors.fixed()[i, j] == whole + (part > 128 or (part == 128 and whole % 2))
+        assert factors.fixed[i, j] == whole + (part > 128 or (part == 128 and whole % 2))
 
 
 @given(factors_of())
 def test_the_page_says_the_same(factors):
     shape = len(factors.left), len(factors.right)
-    assert np.array_equal(factored(stream_of(factors), shape, PlainModels(b"", b"")), factors.fixed())
+    assert np.array_equal(factored(stream_of(factors), shape, PlainModels(b"", b"")), factors.fixed)
 
 
 def test_units_are_whole_and_halve_every_octave():
@@ -73,10 +73,10 @@ def test_no_order_of_summation_matters(order):
     draw = np.random.default_rng(0)
     levels = draw.integers(-2000, 2001, (2, 400, 60)).astype(np.int16)
     codes = np.full(60, 120, np.int16)
-    plain = Factors(levels[0], levels[1], codes).fixed()
+    plain = Factors(levels[0], levels[1], codes).fixed
     assert np.abs(plain).max() > 2**20
     with largest_sum(order) as largest:
-        again = Factors(Unsigned(levels[0]), levels[1], codes).fixed()
+        again = Factors(Unsigned(levels[0]), levels[1], codes).fixed
     assert np.array_equal(np.asarray(again), plain)
     assert 2**30 < largest[0] < 2**53
 
@@ -98,7 +98,7 @@ class Unsigned(np.ndarray):
 def test_sums_that_no_encoder_writes_are_refused(left, code, message):
     side = np.full((64, 64), left, np.int16)
     with pytest.raises(ValueError, match=message):
-        Factors(side, side, np.full(64, code, np.int16)).fixed()
+        Factors(side, side, np.full(64, code, np.int16)).fixed
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_side_information_tells_how_large_levels_are():
     rows, columns, codes = 512, 128, np.array([64, 40, 24, 12], np.int16)
     sides = [draw.standard_normal((n, 4)) / n**0.5 * 2.0 ** (codes / 8) for n in (rows, columns)]
     factors = Factors(*(np.rint(side).astype(np.int16) for side in sides), codes)
-    head, plane = factors.split
+    head, plane = factors.head(), factors.plane
     seen = Head.of(head, (rows, columns)).side_information((rows, columns)).levels
     for part in (slice(0, rows), slice(rows, None)):
         deviation = np.sqrt((plane[part].astype(float) ** 2).mean(0))

@@ -20,7 +20,7 @@ def test_a_matrix_of_few_directions_takes_as_many_factors_and_loses_less_than_a_
     factors, estimate = fitted(matrix)
     assert factors.codes.size == rank
     assert np.sqrt(estimate.distortion / matrix.size) < 0.5
-    assert estimate.distortion == pytest.approx(((matrix - factors.fixed() / 4096) ** 2).sum())
+    assert estimate.distortion == pytest.approx(((matrix - factors.fixed / 4096) ** 2).sum())
 
 
 def test_noise_below_a_step_takes_none():
