@@ -35,11 +35,8 @@ class Factored(WeightMethod):
             if (found := fitted(weight.weighted / step)) is None:
                 return None
             factors, estimate = found
-            return Candidate(
-                lambda: Coded(factors.head(), factors.plane),
-                partial(_restored, factors, weight.known, step),
-                estimate.cost,
-            )
+            restored = partial(_restored, factors, weight.known, step)
+            return Candidate(lambda: Coded(factors.head(), factors.plane), restored, estimate.cost)
 
         return at
 

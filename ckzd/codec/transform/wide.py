@@ -23,7 +23,9 @@ def split(levels: Plane) -> tuple[bytes, Plane]:
 def low_bits(levels: Plane) -> Plane:
     """How many bits of each column (R, C) are as good as random, (C,)."""
     rms = np.sqrt(np.einsum("rc,rc->c", levels, levels, dtype=np.float64) / len(levels))
-    return np.clip(np.floor(np.log2(np.maximum(rms, 1.0) / _HIGH_RMS)), 0, MAX_LOW_BITS).astype(np.int16)
+    bits = np.floor(np.log2(np.maximum(rms, 1.0) / _HIGH_RMS))
+    counts: Plane = np.clip(bits, 0, MAX_LOW_BITS).astype(np.int16)
+    return counts
 
 
 def packed(levels: Plane, count: int) -> bytes:

@@ -130,3 +130,26 @@ def test_rows_are_made_orthonormal_alike(native, length, kind):
     before = rows.copy()
     assert np.array_equal(native.orthonormal(rows), plain.orthonormal(rows))
     assert np.array_equal(rows, before)
+
+
+@draws
+@given(st.data(), shapes, st.sampled_from([1e-3, 0.25, 1.0, 7.5]), st.sampled_from([0.4, 0.5, 0.6]))
+def test_values_are_quantized_and_restored_alike(native, data, shape, step, dead_zone):
+    numbers = st.floats(-10, 10, width=32) | st.floats(-1e30, 1e30) | st.integers(-8, 8).map(lambda n: n / 4)
+    values = data.draw(arrays(np.float64, shape, elements=numbers))
+    found, expected = (kernels.quantize(values, step, dead_zone) for kernels in (native, plain))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other)
+    restored = data.draw(arrays(np.float64, 3, elements=st.integers(0, 900).map(lambda n: n / 256)))
+    again = [kernels.dequantize(found[0], restored, step) for kernels in (native, plain)]
+    assert again[0].tobytes() == again[1].tobytes()
+
+
+def test_as_many_are_summed_as_there_are():
+    """Over more elements than are worked on at a time."""
+    native, values = Native(BUILT), np.random.default_rng(0).normal(0, 2, (61, 67))
+    levels, sums, counts = native.quantize(values, 0.5, 0.5)
+    assert counts.tolist() == [np.count_nonzero(np.abs(levels) == level) for level in (1, 2, 3)]
+    exact = [np.abs(values[np.abs(levels) == level] / 0.5).sum() for level in (1, 2, 3)]
+    assert sums.tolist() == pytest.approx([total * 2**20 for total in exact], rel=1e-5)

@@ -97,8 +97,9 @@ class Unsigned(np.ndarray):
 )
 def test_sums_that_no_encoder_writes_are_refused(left, code, message):
     side = np.full((64, 64), left, np.int16)
+    factors = Factors(side, side, np.full(64, code, np.int16))
     with pytest.raises(ValueError, match=message):
-        Factors(side, side, np.full(64, code, np.int16)).fixed
+        _ = factors.fixed
 
 
 @pytest.mark.parametrize(
