@@ -5,6 +5,7 @@
 #     -v ./ckzd.toml:/etc/ckzd/ckzd.toml:ro ckzd
 FROM python:3.11-slim AS build
 ENV VIRTUAL_ENV=/opt/ckzd PATH=/opt/ckzd/bin:$PATH PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv "$VIRTUAL_ENV"
 WORKDIR /src
 COPY pyproject.toml README.md ./

@@ -37,4 +37,8 @@ if [ -n "${1:-}" ]; then
 else
     "$python" -m pip install --quiet "$checkout"
 fi
-"$python" -c 'import ckzd, torch; print(f"ckzd {ckzd.__version__} with torch {torch.__version__}")'
+"$python" -c '
+import ckzd, torch
+from ckzd.codec.kernels import is_compiled
+loops = "compiled" if is_compiled else "not compiled, for want of a C compiler: several times slower"
+print(f"ckzd {ckzd.__version__} with torch {torch.__version__}; inner loops {loops}")'
