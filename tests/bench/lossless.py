@@ -87,7 +87,7 @@ class ExactStreams:
         """As `methods.Chain`."""
         now, before = read_checkpoint(checkpoint), read_checkpoint(previous) if previous else None
         known = {tensor.path: number for number, tensor in enumerate(before.tensors)} if before else {}
-        kept = set(Inputs(now, None).kept)
+        kept = set(Inputs(now, None).reference_tensors)
         payloads = [bytes(now.payload(number)) for number in range(len(now.tensors))]
         references = [
             before.payload(known[tensor.path]) if before and number in kept and tensor.path in known else None
@@ -105,6 +105,55 @@ class ExactStreams:
             return b"".join(decode_exact(data, tensor.nbytes, width, old) for data, tensor, old, (width, _) in each)
 
         return _with_rest(_timed(b"".join(payloads), compress, decompress), checkpoint)
+
+
+@dataclass(frozen=True)
+class PcodecStreams:
+    """pcodec of every float32 tensor: in its best mode for moments, as integers less the previous ones' for weights."""
+
+    def add(self, checkpoint: Path, previous: Path | None) -> dict[str, Any]:
+        """As `ExactStreams`; what is no float32 tensor counts as it is."""
+        from pcodec import ChunkConfig, standalone  # an extra: only the benchmarks need it
+
+        now, before = read_checkpoint(checkpoint), read_checkpoint(previous) if previous else None
+        known = {tensor.path: number for number, tensor in enumerate(before.tensors)} if before else {}
+        kept, how = set(Inputs(now, None).reference_tensors), ChunkConfig(compression_level=8)
+        numbers = [number for number, tensor in enumerate(now.tensors) if tensor.dtype == "float32"]
+        payloads = [np.frombuffer(bytes(now.payload(number)), np.uint32) for number in numbers]
+        references = [
+            ordered(np.frombuffer(before.payload(known[now.tensors[number].path]), np.uint32))
+            if before and number in kept and now.tensors[number].path in known
+            else None
+            for number in numbers
+        ]
+
+        def compress(_: bytes) -> list[bytes]:
+            return [
+                standalone.simple_compress(
+                    words_N.view(np.float32) if old_N is None else (ordered(words_N) - old_N).view(np.int32), how
+                )
+                for words_N, old_N in zip(payloads, references, strict=True)
+            ]
+
+        def decompress(coded: list[bytes]) -> bytes:
+            found = [standalone.simple_decompress(data) for data in coded]
+            return b"".join(
+                (values.view(np.uint32) if old_N is None else unordered(values.view(np.uint32) + old_N)).tobytes()
+                for values, old_N in zip(found, references, strict=True)
+            )
+
+        data = b"".join(words_N.tobytes() for words_N in payloads)
+        return _with_rest(_timed(data, compress, decompress), checkpoint)
+
+
+def ordered(words_N: Words) -> Words:
+    """Floats by their bits as integers in the order of the floats."""
+    return np.where(words_N >> 31, ~words_N, words_N | np.uint32(1 << 31))
+
+
+def unordered(words_N: Words) -> Words:
+    """The inverse of `ordered`."""
+    return np.where(words_N >> 31, words_N & np.uint32((1 << 31) - 1), ~words_N)
 
 
 def _delta_planes(checkpoint: Path, previous: Path | None, level: int) -> dict[str, Any]:
@@ -187,6 +236,7 @@ def main() -> None:
     size = options.current.stat().st_size
     candidates = {"delta by ckzd's exact streams": ExactStreams()}
     candidates |= {f"zstd -{level}": zstd(level) for level in LEVELS}
+    candidates |= {"delta by pcodec -8": PcodecStreams()}
     candidates |= {"xz -9": xz(), "zipnn": ZipnnCoder()}
     candidates |= {f"planes zstd -{level}": DeltaPlanes(level) for level in LEVELS}
     candidates |= {f"delta planes zstd -{level}": DeltaPlanes(level) for level in LEVELS}
