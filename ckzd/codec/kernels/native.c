@@ -18,7 +18,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-int EXPORT ckzd_version(void) { return 2; }
+int EXPORT ckzd_version(void) { return 3; }
 
 /* ---- symbols and their contexts ---- */
 
@@ -210,6 +210,40 @@ WIDE void EXPORT ckzd_dequantize(const int16_t *levels, int64_t count, const dou
         size = size == 1.0 ? first : size == 2.0 ? second : size == 3.0 ? third : size;
         values[n] = copysign(size, level) * step;
     }
+}
+
+enum { NEAREST = 9, CLASSES = 48 };
+
+static inline int32_t near_size(int32_t level) {
+    int32_t size = level < 0 ? -level : level;
+    return size < NEAREST ? size : NEAREST;
+}
+
+void EXPORT ckzd_near_sums(const int16_t *levels, int64_t rows, int64_t columns, int64_t *row_sums, int64_t *column_sums) {
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t sum = 0;
+        for (int64_t j = 0; j < columns; j++) {
+            int32_t size = near_size(levels[i * columns + j]);
+            sum += size;
+            column_sums[j] += size;
+        }
+        row_sums[i] += sum;
+    }
+}
+
+WIDE void EXPORT ckzd_class_counts(const int16_t *levels, int64_t rows, int64_t columns, const double *row_logs,
+                                   const double *column_logs, int64_t *counts) {
+    int32_t cells[CHUNK];
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t start = 0; start < columns; start += CHUNK) {
+            int64_t length = columns - start < CHUNK ? columns - start : CHUNK;
+            for (int64_t j = 0; j < length; j++) {
+                double class = floor(4.0 * (row_logs[i] + column_logs[start + j])) + CLASSES / 2;
+                class = class < 0.0 ? 0.0 : class > CLASSES - 1 ? CLASSES - 1 : class;
+                cells[j] = (int32_t)class * (NEAREST + 1) + near_size(levels[i * columns + start + j]);
+            }
+            for (int64_t j = 0; j < length; j++) counts[cells[j]]++;
+        }
 }
 
 /* ---- adaptive bases ---- */

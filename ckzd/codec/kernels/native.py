@@ -14,7 +14,9 @@ from ckzd.codec.arrays import ContextLevels, Float64, HalfOctaves, Plane
 from ckzd.codec.kernels.plain import (
     ALPHABET,
     CENTRED_LEVELS,
+    CLASSES,
     MAX_DIRECTIONS,
+    NEAREST,
     Cumulative,
     Ids,
     Lines,
@@ -24,7 +26,7 @@ from ckzd.codec.kernels.plain import (
     Words,
 )
 
-VERSION = 2  # of the functions' arguments: what was built from an older source is not called
+VERSION = 3  # of the functions' arguments: what was built from an older source is not called
 
 _SPACING = (8, 8, 4, 2)
 _OFFSET = (0, 4, 2, 1)
@@ -149,6 +151,20 @@ class Native:
         levels, values = np.ascontiguousarray(levels), np.empty(levels.shape)
         self._built.ckzd_dequantize(_at(levels), _int(levels.size), _at(restored), ctypes.c_double(step), _at(values))
         return values
+
+    def near_sums(self, levels: Plane) -> Lines:
+        """See `plain`."""
+        levels, (rows, columns) = np.ascontiguousarray(levels), levels.shape
+        sums = Lines.zeros((rows, columns))
+        self._built.ckzd_near_sums(_at(levels), _int(rows), _int(columns), _at(sums.rows), _at(sums.columns))
+        return sums
+
+    def class_counts(self, levels: Plane, row_logs: Float64, column_logs: Float64) -> Sums:
+        """See `plain`."""
+        levels, counts = np.ascontiguousarray(levels), np.zeros((CLASSES, NEAREST + 1), np.int64)
+        shape = map(_int, levels.shape)
+        self._built.ckzd_class_counts(_at(levels), *shape, _at(row_logs), _at(column_logs), _at(counts))
+        return counts
 
     def orthonormal(self, rows: Float64) -> Float64:
         """See `plain`."""

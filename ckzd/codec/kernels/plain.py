@@ -31,6 +31,7 @@ ENERGY_CLASSES = 24
 MEAN_SECOND = np.int16(12)  # class of a second moment as large as the mean of its plane, half octaves apart
 TOTAL_BITS = 15  # of the frequencies of a context together
 CENTRED_LEVELS = 3  # |level| 1..3 restore at their own mean
+NEAREST, CLASSES = 9, 48  # magnitudes and classes that an estimate of a plane's bits tells apart
 LEAST = 1 << 16  # of a lane's state between two symbols
 _LANE_BITS = 16  # of a word
 MAX_DIRECTIONS = 256
@@ -220,6 +221,20 @@ def dequantize(levels: Plane, restored: Float64, step: float) -> Float64:
     for level, inside in enumerate(restored.tolist(), start=1):
         magnitude[np.abs(levels) == level] = inside
     return np.copysign(magnitude, values) * step
+
+
+def near_sums(levels: Plane) -> Lines:
+    """Sums of magnitudes, cut off at 9, of all rows and of all columns of (R, C)."""
+    near = np.minimum(np.abs(levels.astype(np.int64)), NEAREST)
+    return Lines(near.sum(1), near.sum(0))
+
+
+def class_counts(levels: Plane, row_logs: Float64, column_logs: Float64) -> Sums:
+    """How often magnitudes, cut off at 9, follow quarters of an octave of row times column, (48, 10)."""
+    near = np.minimum(np.abs(levels.astype(np.int64)), NEAREST)
+    classes = np.floor(4.0 * np.add.outer(row_logs, column_logs)) + CLASSES // 2
+    cells = np.clip(classes, 0, CLASSES - 1).astype(np.int64) * (NEAREST + 1) + near
+    return np.bincount(cells.ravel(), minlength=CLASSES * (NEAREST + 1)).reshape(CLASSES, NEAREST + 1)
 
 
 # Adaptive bases: integers in float64, whose sums stay under 2**53, so that no order of summation can change them

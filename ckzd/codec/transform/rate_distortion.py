@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.codec.arrays import Float64, Plane
+from ckzd.codec.kernels import kernels
+from ckzd.codec.kernels.plain import NEAREST
 from ckzd.codec.sums import energy
 
 LAMBDA = 0.13  # squared steps of error that a bit less costs, measured where levels are coefficients in bases
-_NEAR, _CLASSES = 9, 48  # magnitudes and classes that the estimate tells apart
 _ESCAPE_BITS = 6.0
 
 
@@ -37,14 +38,16 @@ def estimated(lost: Float64, levels: Plane, more_bits: int = 0) -> RateDistortio
 
 def _estimated_bits(levels: Plane) -> float:
     """About what levels take in contexts that tell how large their row and their column are."""
-    near = np.minimum(np.abs(levels.astype(np.int64)), _NEAR)
-    mean = near.mean()
-    if not mean:
+    sums = kernels.near_sums(levels)
+    if not (total := int(sums.rows.sum())):
         return 0.0
-    rows, columns = (np.log2(np.maximum(near.mean(axis), mean / 64)) for axis in (1, 0))
-    classes = np.floor(4 * (np.add.outer(rows, columns) - np.log2(mean))) + _CLASSES // 2
-    cells = np.clip(classes, 0, _CLASSES - 1).astype(np.int64) * (_NEAR + 1) + near
-    counts = np.bincount(cells.ravel(), minlength=_CLASSES * (_NEAR + 1)).reshape(_CLASSES, -1)
+    mean, half = total / levels.size, np.log2(total / levels.size) / 2
+    rows, columns = (
+        np.log2(np.maximum(each / length, mean / 64)) - half
+        for each, length in ((sums.rows, levels.shape[1]), (sums.columns, levels.shape[0]))
+    )
+    counts = kernels.class_counts(levels, rows, columns)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     magnitudes = -float((counts * np.log2(np.maximum(shares, 1e-12))).sum())
-    return magnitudes + np.count_nonzero(near) + _ESCAPE_BITS * float(counts[:, _NEAR].sum())
+    signs = float(counts[:, 1:].sum())
+    return magnitudes + signs + _ESCAPE_BITS * float(counts[:, NEAREST].sum())

@@ -153,3 +153,11 @@ def test_as_many_are_summed_as_there_are():
     assert counts.tolist() == [np.count_nonzero(np.abs(levels) == level) for level in (1, 2, 3)]
     exact = [np.abs(values[np.abs(levels) == level] / 0.5).sum() for level in (1, 2, 3)]
     assert sums.tolist() == pytest.approx([total * 2**20 for total in exact], rel=1e-5)
+
+
+@draws
+@given(st.data(), shapes.flatmap(planes))
+def test_magnitudes_are_counted_alike(native, data, plane):
+    assert lines_alike(native.near_sums(plane), plain.near_sums(plane))
+    logs = [data.draw(arrays(np.float64, length, elements=st.floats(-20, 20))) for length in plane.shape]
+    assert np.array_equal(native.class_counts(plane, *logs), plain.class_counts(plane, *logs))
