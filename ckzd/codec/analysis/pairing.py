@@ -22,10 +22,10 @@ from ckzd.checkpoint import CODED_FLOATS, Optimizer
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import to_float64
-from ckzd.codec.records.layout import Layout, Triple
+from ckzd.codec.records.layout import Triple
 
 MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
-_SAMPLE = 1 << 16  # elements of a matrix that the evidence looks at
+_SAMPLE = 1 << 14  # elements of a matrix that the evidence looks at: noise of 1/128, where evidence is 0.1 and more
 _LONE = ("momentum_buffer", "exp_avg")  # what a momentum is called that has no second moment beside it
 _BUFFER = re.compile(r"(?:^|\.)running_(?:mean|var)$")  # batch norm's: float tensors of a model that nobody optimizes
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:\.|$)|_norm(?:\.|$)", re.IGNORECASE)
@@ -48,8 +48,6 @@ def pair(inputs: Inputs) -> tuple[Triple, ...]:
     states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
     weights = [n for n in inputs.reference_tensors if n in inputs.tiles and _is_coded(inputs, n)]
     found = _by_name(inputs, states, weights)
-    if found is None:
-        found = _as_before(inputs, states, weights)
     if found is None:
         found = _by_order(inputs, states, weights)
         if inputs.reference is not None:
@@ -104,20 +102,6 @@ def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -
     found = {state: number.get(state.name or state.id) for state in states}
     named = {state: weight for state, weight in found.items() if weight is not None}
     return named if len(named) == len(states) else None
-
-
-def _as_before(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found | None:
-    """As the reference paired them, if that was told by evidence: it was a delta itself, and all its pairs are here."""
-    if inputs.reference is None or not (blob := inputs.reference.blob("layout")):
-        return None
-    layout = Layout.from_json(blob)
-    paths = [tensor.path for tensor in layout.tensors]
-    weight_of = {paths[triple.first]: paths[triple.weight] for triple in layout.triples}
-    number_of = {inputs.tensor(number).path: number for number in weights}
-    found = {state: number_of.get(weight_of.get(inputs.tensor(state.first).path, ())) for state in states}
-    told = any(inputs.reference.form(path, "levels") is not None for path in weight_of.values())
-    known = {state: number for state, number in found.items() if number is not None}
-    return known if told and len(known) == len(found) else None
 
 
 def _by_order(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found:
