@@ -7,7 +7,7 @@ again from its verbatim bytes and its payloads, in both directions: to hash what
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -152,20 +152,26 @@ class Checkpoint:
 
     def sha256(self) -> tuple[str, ...]:
         """Of each file, in hex; reads everything."""
-        found = []
-        for number, layout in enumerate(self.files):
-            digest = hashlib.sha256()
-            for piece, hole in zip(self.verbatim(number), (*layout.holes, None), strict=True):
-                digest.update(piece)
-                if hole is not None:
-                    digest.update(self.payload(hole.tensor))
-            found.append(digest.hexdigest())
-        return tuple(found)
+        return tuple(sha256_of(self._pieces(number)) for number in range(len(self.files)))
+
+    def _pieces(self, file: int) -> Iterator[Bytes]:
+        for piece, hole in zip(self.verbatim(file), (*self.files[file].holes, None), strict=True):
+            yield piece
+            if hole is not None:
+                yield self.payload(hole.tensor)
 
     def verbatim(self, file: int) -> Iterator[Bytes]:
         """The bytes around the holes, one piece per `FileLayout.verbatim_ranges()`."""
         for start, stop in self.files[file].verbatim_ranges():
             yield self.source.read(file, start, stop - start)
+
+
+def sha256_of(pieces: Iterable[Bytes]) -> str:
+    """In hex, of what comes piece by piece."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def storages(files: Sequence[FileLayout]) -> dict[int, list[int]]:

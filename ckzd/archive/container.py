@@ -17,7 +17,6 @@ from typing import BinaryIO, Self
 
 from ckzd.archive.manifest import EntryModel, Manifest, NewerFormat
 from ckzd.archive.records import (
-    MAX_END_BYTES,
     End,
     Member,
     central_header,
@@ -27,6 +26,7 @@ from ckzd.archive.records import (
     parse_end,
 )
 from ckzd.errors import CorruptArchive
+from ckzd.zip_structs import MAX_END_BYTES
 
 MANIFEST = "manifest.json"
 OWN_ENTRY_BYTES = 64 * 1024  # streams from here on have an entry of their own: readable alone, 0.3 % of overhead

@@ -7,17 +7,11 @@ Writer and reader share these functions: the reader rebuilds every record from t
 import struct
 from dataclasses import dataclass
 
-LIMIT_16, LIMIT_32 = 0xFFFF, 0xFFFFFFFF  # a field with this value says "see the ZIP64 field"
+from ckzd.zip_structs import CENTRAL, END, END_64, LIMIT_16, LIMIT_32, LOCAL, LOCATOR_64, MAX_END_BYTES
+
 DATE = 0x0021  # 1980-01-01, the earliest that the format can say
 PLAIN, WITH_ZIP64 = 20, 45  # ZIP versions 2.0 and 4.5
 ZIP64_FIELDS = 0x0001
-
-LOCAL = struct.Struct("<4s5H3I2H")
-CENTRAL = struct.Struct("<4s6H3I5H2I")
-END = struct.Struct("<4s4H2IH")
-END_64 = struct.Struct("<4sQ2H2I4Q")
-LOCATOR_64 = struct.Struct("<4sIQI")
-MAX_END_BYTES = END_64.size + LOCATOR_64.size + END.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,12 @@
 Everything a decoder does (context, probabilities, reconstruction) is called from the modules that the decoder uses.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
-from ckzd.checkpoint import Bytes, Checkpoint, assemble
+from ckzd.checkpoint import Bytes, Checkpoint, assemble, sha256_of
 from ckzd.codec import zstd
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.survey import survey
@@ -186,11 +185,9 @@ class Encoder:
             return self._inputs.payload(number) if values is None else values.tobytes()
 
         for number, layout in enumerate(self._inputs.checkpoint.files):
-            digest, tensors = hashlib.sha256(), [hole.tensor for hole in layout.holes]
+            tensors = [hole.tensor for hole in layout.holes]
             payloads = in_order(restored, tensors, lambda tensor: self._inputs.tensor(tensor).elements)
-            for piece in assemble(layout, list(self._inputs.checkpoint.verbatim(number)), payloads):
-                digest.update(piece)
-            yield digest.hexdigest()
+            yield sha256_of(assemble(layout, list(self._inputs.checkpoint.verbatim(number)), payloads))
 
 
 def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:

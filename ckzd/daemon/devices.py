@@ -34,7 +34,6 @@ class Gpu:
     """One line of `nvidia-smi`."""
 
     uuid: str
-    used_bytes: int
     busy: bool
 
 
@@ -122,7 +121,7 @@ def gpus() -> list[Gpu]:
         if len(line) == 3 and line[1].isdecimal():
             used = int(line[1]) << 20
             busy = line[0] in computing or used > IDLE_GPU_BYTES or line[2] != "0"
-            found.append(Gpu(line[0], used, busy))
+            found.append(Gpu(line[0], busy))
     return found
 
 

@@ -11,21 +11,15 @@ from dataclasses import dataclass
 
 from ckzd.errors import BadCheckpoint
 from ckzd.formats.source import FileView, Window
+from ckzd.zip_structs import CENTRAL, END, END_64, LIMIT_16, LIMIT_32, LOCAL, LOCATOR_64, MAX_END_BYTES
 
 MAGIC = b"PK\x03\x04"
 MAX_RECORDS = 1_000_000
 MAX_DIRECTORY_BYTES = 256 << 20
 
-_END = struct.Struct("<4s4H2LH")
-_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = struct.Struct("<4s3L")
 _DESCRIPTOR64 = struct.Struct("<4sL2Q")
-_ENDS_BYTES = _END64.size + _LOCATOR.size + _END.size
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
-_FULLS = (_FULL16, _FULL32, _FULL32)  # entries, size and offset in an end that leaves them to the ZIP64 end
+_FULLS = (LIMIT_16, LIMIT_32, LIMIT_32)  # entries, size and offset in an end that leaves them to the ZIP64 end
 _HAS_DESCRIPTOR, _UTF8 = 0x0008, 0x0800
 _ALLOWED_FLAGS = _HAS_DESCRIPTOR | _UTF8
 
@@ -91,12 +85,12 @@ def read_records(view: FileView) -> list[Record]:
 
 def find_directory(view: FileView) -> Directory:
     """Read the end of the file. It is what a writer that was interrupted has not written yet."""
-    tail = view.read(max(0, view.size - _ENDS_BYTES), min(view.size, _ENDS_BYTES))
-    if len(tail) < _END.size or not tail[-_END.size :].startswith(b"PK\x05\x06"):
+    tail = view.read(max(0, view.size - MAX_END_BYTES), min(view.size, MAX_END_BYTES))
+    if len(tail) < END.size or not tail[-END.size :].startswith(b"PK\x05\x06"):
         raise BadCheckpoint(view.subject, "a zip without an end: cut off, or still being written")
-    _, disk, first_disk, entries_here, entries, nbytes, offset, comment = _END.unpack(tail[-_END.size :])
-    end = view.size - _END.size
-    if len(tail) == _ENDS_BYTES and tail[_END64.size :].startswith(b"PK\x06\x07"):
+    _, disk, first_disk, entries_here, entries, nbytes, offset, comment = END.unpack(tail[-END.size :])
+    end = view.size - END.size
+    if len(tail) == MAX_END_BYTES and tail[END_64.size :].startswith(b"PK\x06\x07"):
         end = view.size - len(tail)
         small = entries, nbytes, offset
         entries, nbytes, offset = _end64(view, tail)
@@ -105,16 +99,16 @@ def find_directory(view: FileView) -> Directory:
         entries_here = entries
     if disk or first_disk or comment or entries_here != entries:
         raise BadCheckpoint(view.subject, "a zip of several parts or with a comment")
-    if offset + nbytes != end or entries > MAX_RECORDS or not entries * _CENTRAL.size <= nbytes <= MAX_DIRECTORY_BYTES:
+    if offset + nbytes != end or entries > MAX_RECORDS or not entries * CENTRAL.size <= nbytes <= MAX_DIRECTORY_BYTES:
         raise BadCheckpoint(view.subject, f"central directory: {entries} entries, {nbytes} bytes at {offset}")
     return Directory(offset, nbytes, entries)
 
 
 def _end64(view: FileView, tail: bytes) -> tuple[int, int, int]:
     """Entries, size and offset of the central directory from the ZIP64 end, which lies right before its locator."""
-    _, disk, place, disks = _LOCATOR.unpack_from(tail, _END64.size)
-    mark, length, _, _, this_disk, first_disk, here, entries, nbytes, offset = _END64.unpack_from(tail)
-    right_place = mark == b"PK\x06\x06" and place == view.size - len(tail) and length == _END64.size - 12
+    _, disk, place, disks = LOCATOR_64.unpack_from(tail, END_64.size)
+    mark, length, _, _, this_disk, first_disk, here, entries, nbytes, offset = END_64.unpack_from(tail)
+    right_place = mark == b"PK\x06\x06" and place == view.size - len(tail) and length == END_64.size - 12
     if not right_place or disk or disks > 1 or this_disk or first_disk or here != entries:
         raise BadCheckpoint(view.subject, "the ZIP64 end of the zip is not where or what it should be")
     return entries, nbytes, offset
@@ -131,13 +125,13 @@ def _entries(view: FileView, directory: Directory) -> Iterator[_Entry]:
 
 
 def _entry(view: FileView, data: bytes, position: int, base: int) -> tuple[_Entry, int]:
-    if len(data) - position < _CENTRAL.size:
+    if len(data) - position < CENTRAL.size:
         raise BadCheckpoint(view.subject, "the central directory is cut off")
-    mark, _, _, flags, method, _, _, crc, packed, nbytes, *lengths, _, _, _, offset = _CENTRAL.unpack_from(
+    mark, _, _, flags, method, _, _, crc, packed, nbytes, *lengths, _, _, _, offset = CENTRAL.unpack_from(
         data, position
     )
     name_length, extra_length, comment_length = lengths
-    name_start = position + _CENTRAL.size
+    name_start = position + CENTRAL.size
     extra_start = name_start + name_length
     stop = extra_start + extra_length + comment_length
     if mark != b"PK\x01\x02" or stop > len(data):
@@ -158,28 +152,28 @@ def _entry(view: FileView, data: bytes, position: int, base: int) -> tuple[_Entr
 
 def _zip64_values(view: FileView, extra: bytes, values: tuple[int, ...]) -> list[int]:
     """The values, those that are full replaced from the ZIP64 extra field in this order."""
-    if _FULL32 not in values:
+    if LIMIT_32 not in values:
         return list(values)
     position = 0
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, position)
         body = extra[position + 4 : position + 4 + length]
-        if kind == 1 and len(body) >= 8 * values.count(_FULL32):
-            wide = iter(struct.unpack_from(f"<{values.count(_FULL32)}Q", body))
-            return [next(wide) if value == _FULL32 else value for value in values]
+        if kind == 1 and len(body) >= 8 * values.count(LIMIT_32):
+            wide = iter(struct.unpack_from(f"<{values.count(LIMIT_32)}Q", body))
+            return [next(wide) if value == LIMIT_32 else value for value in values]
         position += 4 + length
     raise BadCheckpoint(view.subject, "a zip record without its ZIP64 sizes")
 
 
 def _record(view: FileView, window: Window, entry: _Entry) -> tuple[Record, int]:
     """The record behind an entry, and where the next one must start."""
-    header = window.read(entry.header_offset, _LOCAL.size + len(entry.raw_name))
-    mark, _, flags, method, _, _, crc, packed, nbytes, name_length, extra_length = _LOCAL.unpack_from(header)
-    if mark != MAGIC or flags != entry.flags or method or header[_LOCAL.size :] != entry.raw_name:
+    header = window.read(entry.header_offset, LOCAL.size + len(entry.raw_name))
+    mark, _, flags, method, _, _, crc, packed, nbytes, name_length, extra_length = LOCAL.unpack_from(header)
+    if mark != MAGIC or flags != entry.flags or method or header[LOCAL.size :] != entry.raw_name:
         raise BadCheckpoint(view.subject, f"zip record {_shown(entry)}: local header and central directory disagree")
-    offset = entry.header_offset + _LOCAL.size + name_length + extra_length
+    offset = entry.header_offset + LOCAL.size + name_length + extra_length
     late = bool(flags & _HAS_DESCRIPTOR)
-    if _FULL32 in (packed, nbytes):
+    if LIMIT_32 in (packed, nbytes):
         extra = window.read(offset - extra_length, extra_length)
         nbytes, packed = _zip64_values(view, extra, (nbytes, packed))
     sizes_agree = (late and nbytes == packed == 0) or nbytes == packed == entry.nbytes

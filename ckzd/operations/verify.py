@@ -8,7 +8,6 @@ of threads, that reads the archive from disk. `python -m ckzd.operations.verify`
 the archive and its reference as JSON on stdin, and never loads torch.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from ckzd import durable
 from ckzd.archive import ArchiveReader
 from ckzd.chains import chain, decodable, records_in, references_in
+from ckzd.checkpoint import sha256_of
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
@@ -214,11 +214,9 @@ def check_link(
     opened = OpenCheckpoint(reader, own)
     models = reader.manifest.files
     for position, model in enumerate(models):
-        digest = hashlib.sha256()
-        for piece in opened.file(position):
-            digest.update(piece)
-        if digest.hexdigest() != model.sha256:
-            problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
+        decoded = sha256_of(opened.file(position))
+        if decoded != model.sha256:
+            problem = f"file {model.name}: decodes to sha256 {decoded}, expected {model.sha256}"
             hint = "keep the original; report this with both archives"
             raise VerificationFailed(reader.path, problem, hint=hint)
         on_progress((position + 1) / len(models))
