@@ -1,4 +1,4 @@
-"""The fixed parts of ZIP records (APPNOTE 6.3.10, 4.3 and 4.5): of archives that we write, and of files that we read."""
+"""The fixed parts of ZIP records (APPNOTE 6.3.10, 4.3, 4.5): of archives that we write, and of files that we read."""
 
 import struct
 
