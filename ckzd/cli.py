@@ -154,7 +154,7 @@ def compress(
     effort: Annotated[str, typer.Option(help="best, or fast: several times as fast, larger, as good.")] = Effort.BEST,
     store: Store = None,
     stride: Annotated[int, typer.Option(min=1, help="How many checkpoints back the reference is.")] = 1,
-    max_depth: Annotated[int, typer.Option("--max-depth", min=1, help="How many links a chain may have.")] = MAX_DEPTH,
+    max_depth: Annotated[int, typer.Option("--max-depth", min=1, help="How many deltas a chain may have.")] = MAX_DEPTH,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace each original once its archive is proven.")
     ] = False,

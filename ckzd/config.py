@@ -68,7 +68,7 @@ class WatchSettings(_Frozen):
     settle_seconds: Seconds = 30.0  # unchanged for so long, over two looks; writers pause for seconds between files
     store: AbsolutePath | None = None  # None: `.ckzd` beside the run
     stride: int = Field(default=1, ge=1)  # how many checkpoints back the reference is
-    max_depth: int = Field(default=MAX_DEPTH, ge=1)  # links of a chain at most; a restore decodes them all
+    max_depth: int = Field(default=MAX_DEPTH, ge=1)  # deltas of a chain at most; a restore decodes them all
     trash_seconds: Seconds = 3600.0  # a replaced original can be fetched back from the store's trash for so long
     min_free: Annotated[int, Field(ge=0)] | None = None  # bytes; below it the trash is emptied. None: two checkpoints
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted

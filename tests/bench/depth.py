@@ -1,8 +1,8 @@
 """What a bound on the depth of chains costs in bytes, and what it saves at a restore: a run of many checkpoints.
 
-usage: depth.py WORK [--count 300] [--every 50] [--depths 20 32 64 100000] [--preset resume]
-A small GPT is trained (`small.py`), and every checkpoint is archived under each bound, in closed loop. A line a bound
-gives bytes, their excess over the first bound's, the depth of the chains and the number of bases; then the seconds of
+usage: depth.py WORK [--run DIR] [--count 300] [--every 50] [--depths 100000 64 32 20] [--preset resume]
+A small GPT is trained (`small.py`), and every checkpoint, or those of the run that is named, are archived under each
+bound, in closed loop. A line a bound gives bytes, their excess over the first bound's, the depth of the chains and the number of bases; then the seconds of
 a restore of the deepest archive without the cache.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from machine import machine
 from small import YOUNG
-from training import checkpoint_path, run_series
+from training import run_series
 
 from ckzd.chains import records_in
 from ckzd.operations.compress import compress
@@ -49,6 +49,7 @@ def restored(store: Path, run: Path, work: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--run", type=Path)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--depths", type=int, nargs="+", default=[100_000, 64, 32, 20])
@@ -57,12 +58,12 @@ def main() -> None:
     print(
         json.dumps({**machine(), "preset": options.preset, "count": options.count, "every": options.every}), flush=True
     )
-    run = options.work / "run"
+    run = options.run or options.work / "run"
     job = replace(YOUNG["gpt"], steps=options.count * options.every, every=options.every)
-    for step, loss in run_series(job, run):
+    for step, loss in run_series(job, run) if options.run is None else ():
         if step % (50 * options.every) == 0:
             print(json.dumps({"step": step, "loss": round(loss, 4)}), flush=True)
-    checkpoints = [checkpoint_path(run, (n + 1) * options.every) for n in range(options.count)]
+    checkpoints = sorted(run.glob("step_*.pt"))[: options.count]
     first = None
     for max_depth in options.depths:
         store = options.work / f"store_{max_depth}"
