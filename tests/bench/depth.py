@@ -2,8 +2,8 @@
 
 usage: depth.py WORK [--run DIR] [--count 300] [--every 50] [--depths 100000 64 32 20] [--preset resume]
 A small GPT is trained (`small.py`), and every checkpoint, or those of the run that is named, are archived under each
-bound, in closed loop. A line a bound gives bytes, their excess over the first bound's, the depth of the chains and the number of bases; then the seconds of
-a restore of the deepest archive without the cache.
+bound, in closed loop. A line a bound gives bytes, their excess over the first bound's, the depth of the chains and the
+number of bases; then the seconds of a restore of the deepest archive without the cache.
 """
 
 import argparse
