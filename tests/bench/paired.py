@@ -46,7 +46,10 @@ class Way:
         environment = {**os.environ, **dict.fromkeys(THREADS, str(self.threads)), "PYTHONPATH": str(self.tree)}
         clock = Clock()
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "ckzd", *arguments, "--json"], env=environment, capture_output=True, check=False
+            [sys.executable, "-P", "-m", "ckzd", *arguments, "--json"],
+            env=environment,
+            capture_output=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(done.stderr.decode())

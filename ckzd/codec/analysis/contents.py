@@ -42,19 +42,24 @@ def read_contents(
     sha256: list[str] = []
     tensors: dict[int, Content] = {}
 
-    def read(hole: Hole) -> tuple[Bytes, Content]:
+    def read(hole: Hole) -> tuple[Bytes, Content, int]:
         payload = checkpoint.payload(hole.tensor)
-        return payload, _content(checkpoint, hole.tensor, payload, before if hole.tensor in reference_tensors else None)
+        known = before if hole.tensor in reference_tensors else None
+        return (
+            payload,
+            _content(checkpoint, hole.tensor, payload, known),
+            zlib.crc32(payload) if hole.crc_offsets else 0,
+        )
 
     for file, layout in enumerate(checkpoint.files):
         digest, crc = hashlib.sha256(), _Crc(checkpoint, file)
         read_holes = in_order(read, layout.holes, lambda hole: checkpoint.tensors[hole.tensor].elements)
         verbatim = checkpoint.verbatim(file)
-        for hole, (payload, content) in zip(layout.holes, read_holes, strict=True):
+        for hole, (payload, content, own_crc) in zip(layout.holes, read_holes, strict=True):
             tensors[hole.tensor] = content
             digest.update(next(verbatim))
             digest.update(payload)
-            crc.check(hole, payload)
+            crc.check(hole, payload, own_crc)
         digest.update(next(verbatim))
         sha256.append(digest.hexdigest())
     return Contents(tuple(sha256), tuple(tensors[number] for number in range(len(checkpoint.tensors))))
@@ -83,12 +88,16 @@ class _Crc:
         self._given = any(hole.crc_offsets for hole in checkpoint.files[file].holes)
         self._crc = self._first = 0
 
-    def check(self, hole: Hole, payload: Bytes) -> None:
-        """Take the next one's bytes; BadCheckpoint if it ends a tensor that is not what the file says."""
+    def check(self, hole: Hole, payload: Bytes, own: int) -> None:
+        """Take the next one's bytes; BadCheckpoint if it ends a tensor that is not what the file says.
+
+        `own` is their CRC-32, where a tensor ends: of one that is a single tile it is known already.
+        """
         if not self._given:
             return
         self._first = self._first if hole.continues else hole.tensor
-        self._crc = zlib.crc32(payload, self._crc if hole.continues else 0)
+        is_whole = hole.crc_offsets and not hole.continues
+        self._crc = own if is_whole else zlib.crc32(payload, self._crc if hole.continues else 0)
         checkpoint, name = self._checkpoint, self._checkpoint.files[self._file].name
         stored = {bytes(checkpoint.source.read(self._file, offset, 4)) for offset in hole.crc_offsets}
         if stored and stored != {self._crc.to_bytes(4, "little")}:

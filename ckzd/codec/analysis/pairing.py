@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ckzd.checkpoint import CODED_FLOATS, Optimizer
+from ckzd.checkpoint import CODED_FLOATS, Optimizer, RawArray
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import to_float64
@@ -223,13 +223,13 @@ def _change(inputs: Inputs, number: int) -> Float64:
     now, before = _sampled(inputs, number), inputs.before(number)
     if before is None:
         return np.zeros_like(now)
-    then = _sample(to_float64(before.ravel(), inputs.tensor(number).dtype))
+    then = to_float64(_sample(before), inputs.tensor(number).dtype)
     return np.where(np.isfinite(now) & np.isfinite(then), now - then, 0.0)
 
 
 def _sampled(inputs: Inputs, number: int) -> Float64:
-    return _sample(inputs.matrix(number).ravel())
+    return to_float64(_sample(inputs.stored(number)), inputs.tensor(number).dtype)
 
 
-def _sample(values: Float64) -> Float64:
-    return values[:: -(-values.size // _SAMPLE)]
+def _sample(stored: RawArray) -> RawArray:
+    return stored.ravel()[:: -(-stored.size // _SAMPLE)]
