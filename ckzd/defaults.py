@@ -2,9 +2,7 @@
 
 from enum import StrEnum
 
-MAX_DEPTH = (
-    20  # deltas of a chain over its base at most: a restore decodes them all; its cost is in tests/bench/RESULTS.md
-)
+MAX_DEPTH = 20  # deltas over a base at most: a restore decodes them all (what it costs: tests/bench/RESULTS.md)
 
 
 class Effort(StrEnum):

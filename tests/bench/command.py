@@ -27,9 +27,11 @@ def ckzd(*arguments: str, program: Sequence[str] = CKZD) -> list[dict[str, Any]]
     return list(ckzd_lines(*arguments, program=program))
 
 
-def compress(paths: list[Path], store: Path, preset: str, device: str = "auto") -> Iterator[dict[str, Any]]:
+def compress(
+    paths: list[Path], store: Path, preset: str, device: str = "auto", effort: str = "best"
+) -> Iterator[dict[str, Any]]:
     """Archive checkpoints, or a run, in closed loop: each report with what `inspect` says of the archive."""
-    options = ("--store", str(store), "--preset", preset, "--device", device)
+    options = ("--store", str(store), "--preset", preset, "--device", device, "--effort", effort)
     for report in ckzd_lines("compress", *map(str, paths), *options):
         (seen,) = ckzd("inspect", report["archive"])
         yield report | {"step": seen["step"], "bits": seen["bits_per_parameter"], "coders": seen["coders"]}

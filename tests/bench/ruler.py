@@ -1,6 +1,6 @@
 """A whole run in closed loop: ratio of every archive, bits a parameter by part, and the quality of one restored step.
 
-usage: ruler.py RUN_DIR WORK_DIR --tools DIR [--size dev] [--step 1200] [--preset resume]
+usage: ruler.py RUN_DIR WORK_DIR --tools DIR [--size dev] [--step 1200] [--preset resume] [--effort best]
 RUN_DIR holds step_000100.pt, ... of one deterministic run; DIR holds `quality.py`, which takes SIZE ORIGINAL RESTORED
 and prints a JSON object (kl, resume_gap, heldout_gap). Everything is done by the command line, as a user would.
 """
@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("--size", default="dev")
     parser.add_argument("--step", type=int, default=1200)
     parser.add_argument("--preset", default="resume")
+    parser.add_argument("--effort", default="best")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
-    print(json.dumps({**machine(), "preset": options.preset, "run": options.run.name}))
+    print(json.dumps({**machine(), "preset": options.preset, "effort": options.effort, "run": options.run.name}))
     archives = {}
-    for report in compress([options.run], options.work / "store", options.preset):
+    for report in compress([options.run], options.work / "store", options.preset, effort=options.effort):
         archives[report["step"]] = report
         bits = {part: round(report["bits"].get(part, 0.0), 4) for part in PARTS}
         row = {"step": report["step"], "bytes": report["archive_bytes"], "ratio": round(report["ratio"], 2)}
