@@ -1,6 +1,6 @@
 """Where the seconds of one archive go: by function, of encoding and of its proof, on one thread.
 
-usage: stages.py REFERENCE.pt... CURRENT.pt --work DIR [--preset resume] [--threads 1] [--top 40]
+usage: stages.py REFERENCE.pt... CURRENT.pt --work DIR [--preset resume] [--threads 1] [--top 0]
 Archives the references, then encodes the last and checks its archive in this process, while a thread looks a hundred
 times a second which function of ckzd is at work: the innermost, with all that it calls of other packages.
 PYTHONPATH chooses whose code it is, so that two trees can be compared.
@@ -26,6 +26,22 @@ from ckzd.operations.compress import compress
 from ckzd.operations.verify import check_archive
 
 _EVERY = 0.01  # seconds
+STAGES = {  # by what a function's place begins with, in trees of any age; the first that fits
+    "the other process": ("operations/child.py",),
+    "bases: learning": (
+        "codec/orthogonal", "codec/transform/orthogonal", "codec/kernels/native.py:Native.orthonormal",
+        "codec/kernels/plain.py:shifted", "codec/frames.py:_", "codec/transform/adaptive_basis.py:_",
+        "codec/frames.py:learned", "codec/transform/adaptive_basis.py:tracked",
+    ),
+    "bases: coefficients": ("codec/frames", "codec/transform/adaptive_basis"),
+    "factors": ("codec/lowrank", "codec/factors", "codec/wide", "codec/transform/lowrank", "codec/transform/factors",
+                "codec/transform/wide", "codec/methods/factored"),
+    "symbols": ("codec/entropy", "codec/context", "codec/planes", "codec/models", "codec/fitting", *(f"codec/kernels/native.py:Native.{name}" for name in ("gather", "scatter", "line", "contexts", "count", "rans")),
+        "codec/escapes"),
+    "reading, files, hashes": ("formats", "checkpoint", "codec/analysis/contents", "codec/survey.py:check", "archive",
+                               "durable", "store", "chains", "codec/reconstruction", "codec/records", "operations"),
+}  # fmt: skip
+_REST = "choosing, quantizing, moments"
 
 
 class Sampler:
@@ -61,14 +77,23 @@ def _place(frame: FrameType | None) -> str | None:
     return None
 
 
+def _by_stage(seen: Counter[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for place, count in seen.items():
+        found[next((name for name, starts in STAGES.items() if place.startswith(starts)), _REST)] += count
+    return found
+
+
 @contextmanager
 def sampled(name: str, top: int) -> Iterator[None]:
     """Print what the block took, in all and by function."""
     clock = Clock()
     with Sampler() as sampler:
         yield
-    total = sum(sampler.seen.values()) or 1
-    print(json.dumps({"stage": name, **{key: round(value, 2) for key, value in clock.seconds().items()}}), flush=True)
+    took, total = clock.seconds(), sum(sampler.seen.values()) or 1
+    print(json.dumps({"stage": name, **{key: round(value, 2) for key, value in took.items()}}), flush=True)
+    for stage, count in _by_stage(sampler.seen).most_common():
+        print(f"  {count / total:6.1%}  {count * took['seconds'] / total:5.2f} s  {stage}", flush=True)
     for place, count in sampler.seen.most_common(top):
         print(f"  {count / total:6.1%}  {place}", flush=True)
 
@@ -79,7 +104,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--preset", default="resume")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--top", type=int, default=40)
+    parser.add_argument("--top", type=int, default=0, help="functions that are listed beside the stages")
     options = parser.parse_args()
     print(json.dumps({**machine(), "preset": options.preset, "threads": options.threads}), flush=True)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)))
