@@ -26,21 +26,33 @@ from ckzd.operations.compress import compress
 from ckzd.operations.verify import check_archive
 
 _EVERY = 0.01  # seconds
+_SYMBOLS = ("gather", "scatter", "line_sums", "contexts", "count", "rans_")  # kernels
 STAGES = {  # by what a function's place begins with, in trees of any age; the first that fits
     "the other process": ("operations/child.py",),
     "bases: learning": (
-        "codec/orthogonal", "codec/transform/orthogonal", "codec/kernels/native.py:Native.orthonormal",
-        "codec/kernels/plain.py:shifted", "codec/frames.py:_", "codec/transform/adaptive_basis.py:_",
-        "codec/frames.py:learned", "codec/transform/adaptive_basis.py:tracked",
+        "codec/orthogonal",
+        "codec/transform/orthogonal",
+        "codec/kernels/native.py:Native.orthonormal",
+        "codec/kernels/plain.py:shifted",
+        "codec/frames.py:_",
+        "codec/transform/adaptive_basis.py:_",
+        "codec/frames.py:learned",
+        "codec/transform/adaptive_basis.py:tracked",
     ),
     "bases: coefficients": ("codec/frames", "codec/transform/adaptive_basis"),
-    "factors": ("codec/lowrank", "codec/factors", "codec/wide", "codec/transform/lowrank", "codec/transform/factors",
-                "codec/transform/wide", "codec/methods/factored"),
-    "symbols": ("codec/entropy", "codec/context", "codec/planes", "codec/models", "codec/fitting", *(f"codec/kernels/native.py:Native.{name}" for name in ("gather", "scatter", "line", "contexts", "count", "rans")),
-        "codec/escapes"),
-    "reading, files, hashes": ("formats", "checkpoint", "codec/analysis/contents", "codec/survey.py:check", "archive",
-                               "durable", "store", "chains", "codec/reconstruction", "codec/records", "operations"),
-}  # fmt: skip
+    "factors": (
+        *(f"codec/{name}" for name in ("lowrank", "factors", "wide", "methods/factored")),
+        *(f"codec/transform/{name}" for name in ("lowrank", "factors", "wide")),
+    ),
+    "symbols": (
+        *(f"codec/{name}" for name in ("entropy", "context", "planes", "models", "fitting", "escapes")),
+        *(f"codec/kernels/native.py:Native.{name}" for name in _SYMBOLS),
+    ),
+    "reading, files, hashes": (
+        *("formats", "checkpoint", "archive", "durable", "store", "chains", "operations"),
+        *(f"codec/{name}" for name in ("analysis/contents", "survey.py:check", "reconstruction", "records")),
+    ),
+}
 _REST = "choosing, quantizing, moments"
 
 
