@@ -184,6 +184,9 @@ class TableContexts:
     """
 
     def __init__(self, kind: int, side_information: SideInformation, shape: tuple[int, int]) -> None:
+        for each in (side_information.levels, side_information.second):
+            if each is not None and each.shape != shape:  # kernels believe it
+                raise ValueError(f"side information of {each.shape} for a plane of {shape}")
         self.known = Lines.zeros(shape)
         self._lines = _Energies.of(side_information, shape)
         seen = (side_information.levels, side_information.second)

@@ -108,8 +108,9 @@ void EXPORT ckzd_contexts(int64_t rows, int64_t columns, int32_t pass, const int
     for (int64_t i = 0; i < rows; i++) {
         int64_t own = by_row[i], start = first_column(pass, i);
         for (int64_t j = start; j < columns; j += spacing) {
-            int64_t relative = (own * by_column[j]) >> 12;
-            int32_t class = energy_class[relative < last ? relative : last];
+            /* a total that no encoder writes may make it any number: it wraps, and is cut off at both ends */
+            int64_t relative = (int64_t)((uint64_t)own * (uint64_t)by_column[j]) >> 12;
+            int32_t class = energy_class[relative < 0 ? 0 : relative < last ? relative : last];
             if (second) {
                 class = second[i * columns + j] + (second_alone ? MEAN_SECOND : class);
                 class = class < 0 ? 0 : class > ENERGY_CLASSES - 1 ? ENERGY_CLASSES - 1 : class;

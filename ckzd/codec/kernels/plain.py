@@ -140,7 +140,7 @@ def contexts(
     """
     here = lattice((energies.rows.size, energies.columns.size)) == number
     relative = (energies.rows[:, None] * energies.columns)[here] >> 12
-    energy = energy_class[np.minimum(relative, energy_class.size - 1)]
+    energy = energy_class[np.clip(relative, 0, energy_class.size - 1)]  # negative: a total that no encoder writes
     if second is not None:
         energy = np.clip(second[here] + (MEAN_SECOND if second_alone else energy), 0, ENERGY_CLASSES - 1)
     if guide is not None:

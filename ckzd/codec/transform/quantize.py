@@ -12,6 +12,7 @@ import numpy as np
 
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.kernels import kernels
+from ckzd.codec.kernels.plain import CENTRED_LEVELS
 
 _CENTRE_UNITS = 256
 
@@ -35,6 +36,8 @@ def quantize_scalar(weighted: Float64, step: float, dead_zone: float) -> ScalarC
 
 
 def dequantize_scalar(code: ScalarCode, step: float) -> Float64:
-    """Weighted residuals (R, C)."""
+    """Weighted residuals (R, C); ValueError for centres that no encoder writes."""
+    if len(code.centres) != CENTRED_LEVELS:
+        raise ValueError(f"expected {CENTRED_LEVELS} centres, got {len(code.centres)}")
     restored = [(level - 0.5) + centre / _CENTRE_UNITS for level, centre in enumerate(code.centres, start=1)]
     return kernels.dequantize(code.levels, np.array(restored), step)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from codec.counted_tables import counted_tables
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from plain_range_decoder import PlainRangeDecoder
@@ -16,6 +16,7 @@ from ckzd.codec.kernels import plain
 from ckzd.codec.kernels.plain import ALPHABET
 from ckzd.codec.paper.lstm import SHAPES, LstmModel, LstmWeights
 from ckzd.codec.paper.refined import RefinedModel
+from ckzd.codec.parsing import read_leb, write_leb
 
 shapes = st.tuples(st.integers(0, 14), st.integers(0, 14))
 levels = st.one_of(st.just(0), st.integers(-2, 2), st.integers(-9, 9), st.integers(-32768, 32767))
@@ -177,3 +178,25 @@ def test_symbols_and_levels():
     plane = np.array([[0, 1, -1, 2, -2, 8, -8, 9, -9, 32767, -32768]], np.int16)
     assert plain.to_symbols(plane).tolist() == [[0, 1, 2, 3, 4, 15, 16, 17, 17, 17, 17]]
     assert ALPHABET == 18
+
+
+@given(st.integers(0, 1 << 62), st.integers(0, 255))
+@settings(deadline=None, max_examples=60)
+def test_a_total_that_lies_is_an_error_and_reads_nothing_else(total, seed):
+    """Energies of rows follow from the total: as large or as negative as it makes them, they index a table."""
+    plane = sparse((40, 30), seed)
+    coded, coder = encode_plane(PlaneToCode(0, WEIGHTS, plane, SideInformation()), TRAINED)
+    honest, start = read_leb(coded, 1)
+    forged = coded[:1] + write_leb(total) + coded[start:]
+    assume(total != honest and coder in (Coder.ORDER0, Coder.TABLES))
+    with pytest.raises(ValueError, match=r"."):
+        decode_plane(forged, plane.shape, WEIGHTS, SideInformation(), TRAINED)
+
+
+def test_side_information_of_another_shape_is_an_error():
+    plane = sparse((40, 30))
+    seen = SideInformation(np.zeros((40, 30), np.int8))
+    coded, coder = encode_plane(PlaneToCode(0, WEIGHTS, plane, seen), Models())
+    assert coder is Coder.ORDER0
+    with pytest.raises(ValueError, match="side information of"):
+        decode_plane(coded, plane.shape, WEIGHTS, SideInformation(np.zeros((30, 40), np.int8)), Models())

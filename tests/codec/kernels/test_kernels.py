@@ -66,7 +66,8 @@ def test_escapes_that_are_missing_are_an_error(native, which):
 def test_contexts_are_alike(native, data, shape, number, second_alone):
     side = arrays(np.int8, shape, elements=st.integers(-128, 127))
     guide, second = data.draw(st.none() | side), data.draw(st.none() | side)
-    energies = Lines(*(data.draw(arrays(np.int64, length, elements=st.integers(0, 1 << 30))) for length in shape))
+    numbers = st.integers(0, 1 << 30) | st.integers(-(1 << 63), (1 << 63) - 1)  # the second of damaged totals
+    energies = Lines(*(data.draw(arrays(np.int64, length, elements=numbers)) for length in shape))
     found = [
         kernels.contexts(number, energies, _ENERGY_CLASS, guide, second, second_alone=second_alone)
         for kernels in (native, plain)
