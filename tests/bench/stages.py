@@ -3,7 +3,8 @@
 usage: stages.py REFERENCE.pt... CURRENT.pt --work DIR [--preset resume] [--threads 1] [--top 0]
 Archives the references, then encodes the last and checks its archive in this process, while a thread looks a hundred
 times a second which function of ckzd is at work: the innermost, with all that it calls of other packages.
-PYTHONPATH chooses whose code it is, so that two trees can be compared.
+The proof decodes the references too: only the newest reconstruction is cached. PYTHONPATH chooses whose code it is, so
+that two trees can be compared.
 """
 
 import argparse
