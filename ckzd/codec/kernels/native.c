@@ -1,12 +1,12 @@
-/* The loops that take most of the time, for a machine with a compiler. plain.py has the same in NumPy, and its docstrings
- * say what each is; both give the same bits, which tests/codec/test_kernels.py holds. So: integers, or IEEE operations in
- * the order that is written (no fused multiply-add: see pyproject.toml), and sums of whole numbers below 2**53 only.
+/* The loops that take most of the time, for a machine with a compiler. plain.py has the same in NumPy, and its
+ * docstrings say what each is; both give the same bits, which tests/codec/kernels holds. So: integers, or IEEE
+ * operations in the order that is written (no fused multiply-add: see pyproject.toml), and sums of whole numbers below
+ * 2**53 only. Numbers that an archive claims may be any: nothing here indexes by them unchecked.
  *
  * Each function works on memory that its caller owns, knows nothing of Python, and may run on any number of threads. */
 
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* one binary for all x86-64 machines: the loader takes what the processor has */
@@ -82,7 +82,8 @@ int64_t EXPORT ckzd_scatter(const uint8_t *symbols, int64_t rows, int64_t column
     return used;
 }
 
-void EXPORT ckzd_line_sums(const int8_t *levels, int64_t rows, int64_t columns, int64_t *row_sums, int64_t *column_sums) {
+void EXPORT ckzd_line_sums(const int8_t *levels, int64_t rows, int64_t columns, int64_t *row_sums,
+                           int64_t *column_sums) {
     for (int64_t i = 0; i < rows; i++) {
         const int8_t *row = levels + i * columns;
         int64_t sum = 0;
@@ -180,8 +181,8 @@ WIDE int64_t EXPORT ckzd_rans_decode(const uint8_t *ids, int64_t count, const ui
 
 enum { CHUNK = 1024, CENTRED = 3 };
 
-WIDE void EXPORT ckzd_quantize(const double *values, int64_t count, double step, double up, int16_t *levels, int64_t *sums,
-                               int64_t *counts) {
+WIDE void EXPORT ckzd_quantize(const double *values, int64_t count, double step, double up, int16_t *levels,
+                               int64_t *sums, int64_t *counts) {
     int32_t inside[CHUNK], sizes[CHUNK];
     for (int64_t start = 0; start < count; start += CHUNK) {
         int64_t length = count - start < CHUNK ? count - start : CHUNK;
@@ -204,7 +205,8 @@ WIDE void EXPORT ckzd_quantize(const double *values, int64_t count, double step,
     }
 }
 
-WIDE void EXPORT ckzd_dequantize(const int16_t *levels, int64_t count, const double *restored, double step, double *values) {
+WIDE void EXPORT ckzd_dequantize(const int16_t *levels, int64_t count, const double *restored, double step,
+                                 double *values) {
     double first = restored[0], second = restored[1], third = restored[2];
     for (int64_t n = 0; n < count; n++) {
         double level = levels[n], size = fabs(level);
@@ -220,7 +222,8 @@ static inline int32_t near_size(int32_t level) {
     return size < NEAREST ? size : NEAREST;
 }
 
-void EXPORT ckzd_near_sums(const int16_t *levels, int64_t rows, int64_t columns, int64_t *row_sums, int64_t *column_sums) {
+void EXPORT ckzd_near_sums(const int16_t *levels, int64_t rows, int64_t columns, int64_t *row_sums,
+                           int64_t *column_sums) {
     for (int64_t i = 0; i < rows; i++) {
         int64_t sum = 0;
         for (int64_t j = 0; j < columns; j++) {
@@ -249,10 +252,11 @@ WIDE void EXPORT ckzd_class_counts(const int16_t *levels, int64_t rows, int64_t 
 
 /* ---- adaptive bases ---- */
 
-/* Sums of products of whole numbers below 2**53 are exact in any order and with fused multiply-adds, so these two may use
- * both; everything else may not. */
+/* Sums of products of whole numbers below 2**53 are exact in any order and with fused multiply-adds: functions that are
+ * nothing else may use both. */
 #if defined(__GNUC__) && !defined(__clang__)
-#define EXACT_SUMS __attribute__((optimize("fp-contract=fast", "associative-math", "no-signed-zeros", "no-trapping-math")))
+#define EXACT_SUMS \
+    __attribute__((optimize("fp-contract=fast", "associative-math", "no-signed-zeros", "no-trapping-math")))
 #else
 #define EXACT_SUMS
 #endif
@@ -263,7 +267,8 @@ static const double UP = 262144.0, DOWN = 1.0 / 262144.0; /* 2**18: rows are in 
 enum { STRIP = 32 };
 
 /* found (PANEL, width) = panel (PANEL, count) times by (count, width), rows MOST apart; and more, to a whole strip */
-WIDE EXACT_SUMS static void multiplied(const double *panel, const double *by, int64_t count, int64_t width, double *found) {
+WIDE EXACT_SUMS static void multiplied(const double *panel, const double *by, int64_t count, int64_t width,
+                                       double *found) {
     for (int64_t start = 0; start < width; start += STRIP)
         for (int64_t p = 0; p < PANEL; p += 4) {
             double sum[4][STRIP] = {{0}};
@@ -329,7 +334,8 @@ static void gram_schmidt(double *rows, int64_t count, int64_t length, int64_t st
     }
 }
 
-/* rows (length, length) of at most MOST, in place; `across` has room for MOST * MOST numbers: what is done, transposed */
+/* rows (length, length) of at most MOST, in place; `done` and `across` have room for MOST * MOST numbers each: what is
+ * done, and the same transposed */
 void EXPORT ckzd_orthonormal(double *rows, int64_t length, double *across, double *done) {
     double panel[PANEL * MOST] = {0}, shares[PANEL * MOST], along[PANEL * MOST];
     for (int64_t start = 0; start < length; start += PANEL) {
