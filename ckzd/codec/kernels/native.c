@@ -132,7 +132,8 @@ enum { TOTAL_BITS = 15, ROW = 32 }; /* cumulative frequencies of a row: 18, then
 static const uint32_t LEAST = 1u << 16;
 
 int64_t EXPORT ckzd_rans_encode(const uint8_t *symbols, const uint8_t *ids, const int64_t *passes, int32_t pass_count,
-                                const uint16_t *cumulative, int64_t lanes, uint32_t *states, uint16_t *words, int64_t room) {
+                                const uint16_t *cumulative, int64_t lanes, uint32_t *states, uint16_t *words,
+                                int64_t room) {
     int64_t end = 0, at = room;
     for (int32_t p = 0; p < pass_count; p++) end += passes[p];
     for (int64_t lane = 0; lane < lanes; lane++) states[lane] = LEAST;
@@ -154,7 +155,8 @@ int64_t EXPORT ckzd_rans_encode(const uint8_t *symbols, const uint8_t *ids, cons
 }
 
 WIDE int64_t EXPORT ckzd_rans_decode(const uint8_t *ids, int64_t count, const uint16_t *cumulative, int64_t lanes,
-                                uint32_t *states, const uint16_t *words, int64_t word_count, int64_t at, uint8_t *symbols) {
+                                uint32_t *states, const uint16_t *words, int64_t word_count, int64_t at,
+                                uint8_t *symbols) {
     for (int64_t n = 0; n < count; n++) {
         const uint16_t *row = cumulative + (int64_t)ids[n] * ROW;
         uint32_t *state = states + (n & (lanes - 1)), x = *state;
