@@ -182,16 +182,20 @@ def rans_encode(
 
 def rans_decode(ids: Ids, cumulative: Cumulative, states: States, words: Words, at: int) -> tuple[Symbols, int]:
     """The symbols of the next pass, and the place of the next word; ValueError if there are too few words."""
-    symbols, lanes = np.empty(ids.size, np.uint8), states.size
+    symbols, lanes, total = np.empty(ids.size, np.uint8), states.size, 1 << TOTAL_BITS
+    used, where = np.unique(ids, return_inverse=True)
+    low = cumulative[used].astype(np.uint32)
+    symbol_at = np.stack([np.repeat(np.arange(row.size - 1), np.diff(row)) for row in low]) if used.size else low
+    symbol_at, share, row = symbol_at.astype(np.uint8).ravel(), np.diff(low).ravel(), low.shape[1]
+    tables, rows, shares = where * total, where * row, where * (row - 1)  # of each symbol, in those flat arrays
+    low = low.ravel()
     for first in range(0, ids.size, lanes):
-        rows = cumulative[ids[first : first + lanes]].astype(np.uint32)
-        x = states[: len(rows)]
-        slot = x & np.uint32((1 << TOTAL_BITS) - 1)
-        found = (slot[:, None] >= rows[:, 1:]).sum(1)
-        symbols[first : first + lanes] = found
-        each = np.arange(len(rows))
-        low = rows[each, found]
-        x[...] = (rows[each, found + 1] - low) * (x >> np.uint32(TOTAL_BITS)) + slot - low
+        part = slice(first, min(first + lanes, ids.size))
+        x = states[: part.stop - first]
+        slot = x & np.uint32(total - 1)
+        found = symbol_at[tables[part] + slot]
+        symbols[part] = found
+        x[...] = share[shares[part] + found] * (x >> np.uint32(TOTAL_BITS)) + slot - low[rows[part] + found]
         empty = np.flatnonzero(x < LEAST)
         if at + empty.size > words.size:
             raise ValueError(f"{words.size} words of symbols that ask for more")
