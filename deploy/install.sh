@@ -40,5 +40,5 @@ fi
 "$python" -c '
 import ckzd, torch
 from ckzd.codec.kernels import is_compiled
-loops = "compiled" if is_compiled else "not compiled, for want of a C compiler: several times slower"
+loops = "compiled" if is_compiled else "not compiled, for want of a C compiler: about ten times slower"
 print(f"ckzd {ckzd.__version__} with torch {torch.__version__}; inner loops {loops}")'
