@@ -273,9 +273,10 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         fields = {"checkpoint": str(job.path), "archive": str(damaged.path)}
         log.error("the archive, or what it needs, is damaged: the checkpoint is archived anew", extra=fields)
         job = dataclasses.replace(job, preset=preset_of(damaged.manifest))
-    has_room = _has_room_for_delta(job)
+    record = _reference_record(job, damaged)
+    has_room = _has_room_for_delta(job, record)
     with ExitStack() as stack:
-        reference = _usable_reference(job, _reference_record(job, damaged), stack) if has_room else None
+        reference = _usable_reference(job, record, stack) if has_room else None
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         verify = stack.enter_context(verifier())
         with durable.as_no_space(store.tmp):
@@ -303,13 +304,19 @@ def preset_of(manifest: Manifest) -> Preset:
     return preset_at(manifest.preset, Effort(manifest.effort or Effort.BEST))
 
 
-def _has_room_for_delta(job: _Job) -> bool:
-    """Make room for a delta; for a base where there is none for what deltas learn. Raises NoSpace."""
+def _has_room_for_delta(job: _Job, reference: ArchiveRecord | None) -> bool:
+    """Make room for a delta; for a base where there is none for what deltas learn, or no reference. Raises NoSpace.
+
+    A reference that is not cached, as where a branch begins, is decoded first: that takes room of its own.
+    """
     needed = partial(space_needed, job.store, job.run, job.checkpoint, job.preset, restored=job.acceptance is not None)
+    if reference is None:
+        make_room(job.store, job.run, needed(as_base=True), job.min_free)
+        return False
     try:
-        make_room(job.store, job.run, needed(), job.min_free)
+        make_room(job.store, job.run, needed(reference=reference), job.min_free)
     except NoSpace:
-        if needed(as_base=True) >= needed():
+        if needed(as_base=True) >= needed(reference=reference):
             raise
         make_room(job.store, job.run, needed(as_base=True), job.min_free)
         log.warning("no room for a delta: the archive becomes a new base", extra={"checkpoint": str(job.path)})

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckzd import durable
+from ckzd.chains import ArchiveRecord
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.errors import CkzdError, StoreLocked
@@ -98,12 +99,20 @@ def added_bytes(store: Store, run: Path) -> int:
 
 
 def space_needed(
-    store: Store, run: Path, checkpoint: Checkpoint, preset: Preset, *, restored: bool, as_base: bool = False
+    store: Store,
+    run: Path,
+    checkpoint: Checkpoint,
+    preset: Preset,
+    *,
+    restored: bool,
+    reference: ArchiveRecord | None = None,
+    as_base: bool = False,
 ) -> int:
     """What is written until the archive is there: it, its reconstruction, and the one that the verifier makes itself.
 
     As much as the last archives of this run took, for their checkpoints' sizes; the codec's bounds where there are
-    none. `restored`: the accept command gets a copy. `as_base`: without a reference, though the run may have one.
+    none. `restored`: the accept command gets a copy. `reference`: what it is a delta against, if not the newest.
+    `as_base`: without a reference, though the run may have one.
     """
     records = [record for record in store.archives(run) if record.manifest.preset == preset.name]
     records = [record for record in records if not record.manifest.depth] if as_base else records
@@ -120,7 +129,8 @@ def space_needed(
         if cache.exists():
             growth = 1.0 if exact or record.manifest.depth else _BASES
             reconstruction = growth * cache.stat().st_size * checkpoint.nbytes / record.manifest.original_bytes
-    is_decoded = bool(records) and not store.cache_path(records[-1].manifest.reconstruction).exists()
+    before = reference or (records[-1] if records else None)
+    is_decoded = before is not None and not store.cache_path(before.manifest.reconstruction).exists()
     files = 4 if is_decoded else 2  # the reference's, decoded from its own
     return int(_MARGIN * (archive + files * reconstruction)) + rest
 

@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,24 @@ def test_where_a_delta_has_no_room_a_base_may_have_some(run, monkeypatch):
     assert compress(paths[1], min_free=0).reference is None
     monkeypatch.setattr(durable, "free_bytes", lambda _: 10**9)
     assert compress(write_training_state(run / "step_3.pt", 3), min_free=0).reference is not None
+
+
+def test_what_a_branch_begins_with_is_decoded_first_and_takes_room_for_it(run, monkeypatch):
+    """Only the newest reconstruction is cached: where a delta against an older one does not fit, a base does."""
+    paths = [write_training_state(run / f"step_{step}.pt", step) for step in (1, 2, 3, 4)]
+    for path in paths[:3]:
+        compress(path, min_free=0, max_depth=2)
+    store = Store.open(default_store(run))
+    first, _, newest = store.archives(run)
+    checkpoint = read_checkpoint(paths[3])
+    checkpoint.source.close()
+    needed = partial(space_needed, store, run, checkpoint, PRESETS["resume"], restored=False)
+    assert needed(reference=newest) == needed() < needed(reference=first)
+    monkeypatch.setattr(durable, "free_bytes", lambda _: needed(reference=first) - 1)
+    assert compress(paths[3], min_free=0, max_depth=2).reference is None
+    again = write_training_state(run / "step_5.pt", 5)
+    monkeypatch.setattr(durable, "free_bytes", lambda _: 10**9)
+    assert compress(again, min_free=0, max_depth=2).reference is not None
 
 
 def test_a_replacement_fits_on_a_disk_without_a_free_byte(tmp_path):
