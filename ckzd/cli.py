@@ -151,7 +151,9 @@ def compress(
     ],
     *,
     preset: Annotated[str, typer.Option(help="The quality: resume, archive, paper or lossless.")] = "resume",
-    effort: Annotated[str, typer.Option(help="best, or fast: several times as fast, larger, as good.")] = Effort.BEST,
+    effort: Annotated[
+        str, typer.Option(help="best, or fast: less work and larger archives, within the same budget.")
+    ] = Effort.BEST,
     store: Store = None,
     stride: Annotated[int, typer.Option(min=1, help="How many checkpoints back the reference is.")] = 1,
     max_depth: Annotated[int, typer.Option("--max-depth", min=1, help="How many deltas a chain may have.")] = MAX_DEPTH,

@@ -9,4 +9,4 @@ class Effort(StrEnum):
     """How much work an archive is worth, at the same promise of quality."""
 
     BEST = "best"  # as small as can be
-    FAST = "fast"  # several times as fast, about twice as large
+    FAST = "fast"  # less work, larger archives (how much: tests/bench/RESULTS.md)

@@ -1,5 +1,6 @@
-"""Whether a run saves faster than it is archived: then archives are made with less effort until nothing waits."""
+"""Whether a run saves faster than it is archived: if so, with less effort until it has caught up."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 BEHIND = 3  # checkpoints of a run that wait, the next one among them
@@ -16,6 +17,16 @@ class Backlog:
     def behind(self) -> frozenset[Path]:
         """Runs that are falling behind."""
         return frozenset(self._behind)
+
+    def caught_up(self, run: Path) -> None:
+        """Nothing of the run waits, archived or gone."""
+        self._waiting.pop(run, None)
+        self._behind.discard(run)
+
+    def forget_all_but(self, runs: Collection[Path]) -> None:
+        """These are the runs that there are."""
+        for run in self._waiting.keys() - set(runs):
+            self.caught_up(run)
 
     def look(self, run: Path, waiting: int) -> bool:
         """Whether the run is falling behind, given how many of its checkpoints wait as the next one has its turn.

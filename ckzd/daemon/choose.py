@@ -17,7 +17,7 @@ from ckzd.daemon.protect import Protection
 from ckzd.daemon.scan import Run
 from ckzd.daemon.settle import Rule
 from ckzd.daemon.states import ARCHIVED_AND_THERE, WAITING, Row, State
-from ckzd.daemon.status import replacing_stopped
+from ckzd.daemon.status import effort_of, replacing_stopped
 from ckzd.daemon.stores import Stores
 from ckzd.defaults import Effort
 from ckzd.formats.directory import is_text
@@ -64,6 +64,7 @@ class Chooser:
     def jobs(self, runs: Mapping[Path, Run]) -> Iterator[tuple[Job, Path | None]]:
         """Jobs that could begin now, with their run; ask for the next one only after the last was begun."""
         self._why = {run: reasons for run, reasons in self._why.items() if run in runs}
+        self._backlog.forget_all_but(runs.keys())
         for run in runs.values():
             self._stores.keep_free(run.store, run.path, self._min_free(run))
         cleaning = self._stores.to_clean()
@@ -98,6 +99,9 @@ class Chooser:
         rows = [row for row in self._journal.rows(run=run.path) if self._has_turn(row)]
         if not self._once:
             rows = self._leave_some_raw(rows, run, now)
+        waiting = sum(row.state in WAITING and row.path in order for row in rows)
+        if not waiting:
+            self._backlog.caught_up(run.path)
         row = plan.next_to_compress(rows, order, float("inf") if self._once else now)
         if row is None:
             row = plan.to_take_back(rows, order)
@@ -108,7 +112,7 @@ class Chooser:
         return Compress(
             *(run.store, row.path, row.number, row.identity.size),
             preset=watch.preset,
-            effort=self._effort(run, rows),
+            effort=self._effort(run, waiting),
             stride=watch.stride,
             max_depth=watch.max_depth,
             accept_command=watch.accept_command,
@@ -116,12 +120,10 @@ class Chooser:
             min_free=self._min_free(run),
         )
 
-    def _effort(self, run: Run, rows: Sequence[Row]) -> Effort:
+    def _effort(self, run: Run, waiting: int) -> Effort:
         """As the watch says; less for a run that is falling behind. A pass that does not wait has all the time."""
-        if self._once:
-            return run.watch.effort
-        waiting = sum(row.state in WAITING and row.path in run.order for row in rows)
-        return Effort.FAST if self._backlog.look(run.path, waiting) else run.watch.effort
+        behind = not self._once and self._backlog.look(run.path, waiting)
+        return effort_of(run.watch, behind=behind)
 
     def _has_turn(self, row: Row) -> bool:
         """A pass that does not wait tries everything once."""

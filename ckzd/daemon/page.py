@@ -139,7 +139,7 @@ def _runs(status: Mapping[str, Any]) -> str:
 
 def _of_run(run: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in run["checkpoints"].items()) or "nothing yet"
-    return f"{counts}; falling behind, so made fast" if run.get("falling_behind") else counts
+    return f"{counts}; falling behind, made with effort {run['effort']}" if run.get("falling_behind") else counts
 
 
 def _checkpoints(status: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ckzd import __version__
 from ckzd.chains import read_manifest
+from ckzd.codec.presets import preset_at
 from ckzd.config import Settings, WatchSettings
 from ckzd.daemon import journal_file
 from ckzd.daemon.states import ARCHIVED, Row, State
@@ -179,10 +180,15 @@ def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
     if watch is not None:
         known = {"preset": watch.preset, "replace": watch.replace, "keep_raw": watch.keep_raw}
         behind = run in live.behind
-        known |= {"falling_behind": behind, "effort": Effort.FAST if behind else watch.effort}
+        known |= {"falling_behind": behind, "effort": effort_of(watch, behind=behind)}
     return {"run": str(run), "store": str(store) if store else None, **known} | totals(
         row for row in rows if row.run == run
     )
+
+
+def effort_of(watch: WatchSettings, *, behind: bool) -> Effort:
+    """What the next archive of a run is made with; presets without bases know no less than the best."""
+    return preset_at(watch.preset, Effort.FAST if behind else watch.effort).effort
 
 
 def _checkpoint(row: Row, why: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from ckzd.daemon.backlog import Backlog
+from ckzd.defaults import Effort
+from ckzd.errors import SourceChanged
 
 RUN, OTHER = Path("/run"), Path("/other")
 
@@ -59,6 +61,53 @@ def test_the_daemon_takes_less_effort_says_so_and_goes_back(make_daemon):
     assert daemon.metric("ckzd_archives_total", effort="fast") == efforts.count("fast")
     assert daemon.metric("ckzd_archives_total", effort="best") == efforts.count("best")
     assert daemon.metric("ckzd_runs_falling_behind") == 0
+
+
+def test_what_waited_and_is_gone_is_no_backlog(make_daemon):
+    """A trainer that deletes what waits ends the backlog as well as archives do."""
+    daemon = make_daemon(replace=False)
+    daemon.service.start()
+    steps = iter(range(1, 100))
+
+    def saves_on(job):
+        if not job.checkpoint.exists():
+            return SourceChanged(job.checkpoint, "is gone")
+        if job.effort is Effort.FAST:
+            for path in daemon.run.glob("*.safetensors"):
+                if path.name != job.checkpoint.name:
+                    path.unlink()
+        elif len(daemon.executor.began) <= 8:
+            daemon.write(next(steps), next(steps))
+            daemon.clock.sleep(60)
+        return None
+
+    daemon.executor.behave = saves_on
+    daemon.write(0)
+    daemon.go(400)
+    assert any(job.effort is Effort.FAST for job in daemon.executor.began)
+    daemon.clock.sleep(5000)
+    daemon.go(100)
+    assert not daemon.status()["runs"][0]["falling_behind"]
+    assert daemon.metric("ckzd_runs_falling_behind") == 0
+
+
+def test_runs_that_are_gone_are_forgotten():
+    backlog = Backlog()
+    for count in (3, 4):
+        backlog.look(RUN, count)
+        backlog.look(OTHER, count)
+    backlog.forget_all_but([OTHER])
+    assert backlog.behind == {OTHER}
+    assert not backlog.look(RUN, 5), "it begins anew"
+
+
+def test_a_preset_without_bases_knows_no_less_effort(make_daemon):
+    daemon = make_daemon(replace=False, preset="lossless", effort="fast")
+    daemon.service.start()
+    daemon.write(1)
+    daemon.go(100)
+    assert [job.effort.value for job in daemon.executor.began] == ["best"]
+    assert daemon.status()["runs"][0]["effort"] == "best"
 
 
 def test_a_watch_may_ask_for_less_effort_always(make_daemon):
