@@ -48,7 +48,7 @@ def read_contents(
         return (
             payload,
             _content(checkpoint, hole.tensor, payload, known),
-            zlib.crc32(payload) if hole.crc_offsets else 0,
+            zlib.crc32(payload) if hole.crc_offsets and not hole.continues else 0,
         )
 
     for file, layout in enumerate(checkpoint.files):
@@ -91,7 +91,7 @@ class _Crc:
     def check(self, hole: Hole, payload: Bytes, own: int) -> None:
         """Take the next one's bytes; BadCheckpoint if it ends a tensor that is not what the file says.
 
-        `own` is their CRC-32, where a tensor ends: of one that is a single tile it is known already.
+        `own` is their CRC-32 if they are a whole tensor.
         """
         if not self._given:
             return

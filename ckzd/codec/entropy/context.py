@@ -85,12 +85,12 @@ def passes(
     _, columns = known.shape
     pass_of = lattice(known.shape).ravel()
     fixed = _fixed_part(side_information, known.shape).ravel()
-    lines = _Energies.of(side_information, known.shape)
+    energies = _Energies.of(side_information, known.shape)
     for number, neighbours in enumerate(_KNOWN_NEIGHBOURS):
         places = np.flatnonzero(pass_of == number)
         row = places // max(columns, 1)
         by_row, by_column = (
-            lines.relative_energy(known.sum(axis, dtype=np.int64), number, total, axis) for axis in (1, 0)
+            energies.relative_energy(known.sum(axis, dtype=np.int64), number, total, axis) for axis in (1, 0)
         )
         relative = by_row[row] * by_column[places - row * columns] >> 12
         energy = _ENERGY_CLASS[np.minimum(relative, _ENERGY_STEPS[-1])]
@@ -188,7 +188,7 @@ class TableContexts:
             if each is not None and each.shape != shape:  # kernels believe it
                 raise ValueError(f"side information of {each.shape} for a plane of {shape}")
         self.known = Lines.zeros(shape)
-        self._lines = _Energies.of(side_information, shape)
+        self._energies = _Energies.of(side_information, shape)
         seen = (side_information.levels, side_information.second)
         self._guide, self._second = (None if each is None else np.ascontiguousarray(each) for each in seen)
         self._second_alone = kind == SECOND
@@ -196,8 +196,8 @@ class TableContexts:
     def ids(self, number: int, total: int) -> TableIds:
         """Of each element of a pass in coding order, (N,): class of guide * 24 + class of energy."""
         energies = Lines(
-            self._lines.relative_energy(self.known.rows, number, total, axis=1),
-            self._lines.relative_energy(self.known.columns, number, total, axis=0),
+            self._energies.relative_energy(self.known.rows, number, total, axis=1),
+            self._energies.relative_energy(self.known.columns, number, total, axis=0),
         )
         return kernels.contexts(
             number, energies, _ENERGY_CLASS, self._guide, self._second, second_alone=self._second_alone

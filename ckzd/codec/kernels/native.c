@@ -18,7 +18,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-int EXPORT ckzd_version(void) { return 3; }
+int EXPORT ckzd_version(void) { return 4; }
 
 /* ---- symbols and their contexts ---- */
 
@@ -143,7 +143,7 @@ int64_t EXPORT ckzd_rans_encode(const uint8_t *symbols, const uint8_t *ids, cons
             const uint16_t *row = cumulative + (int64_t)ids[n] * ROW;
             uint32_t low = row[symbols[n]], high = row[symbols[n] + 1], frequency = high - low;
             uint32_t *state = states + ((n - start) & (lanes - 1)), x = *state;
-            if (x >> 17 >= frequency) {
+            if (x >> (32 - TOTAL_BITS) >= frequency) {
                 words[--at] = (uint16_t)x;
                 x >>= 16;
             }

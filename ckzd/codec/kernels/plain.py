@@ -34,6 +34,7 @@ CENTRED_LEVELS = 3  # |level| 1..3 restore at their own mean
 NEAREST, CLASSES = 9, 48  # magnitudes and classes that an estimate of a plane's bits tells apart
 LEAST = 1 << 16  # of a lane's state between two symbols
 _LANE_BITS = 16  # of a word
+_FULL_BITS = 32 - TOTAL_BITS  # a state that is as many times a frequency gives a word away first
 MAX_DIRECTIONS = 256
 ROW_BITS = 18  # of the vectors that `orthonormal` returns
 _WORK_BITS = 22  # of a row on its way there: 256 squares stay under 2**53
@@ -167,12 +168,10 @@ def rans_encode(
     frequency = cumulative[ids, symbols.astype(np.int64) + 1] - low
     for length in reversed(passes):
         start = stop - length
-        for first in range(start + (length - 1) // lanes * lanes if length else start, start - 1, -lanes):
-            if not length:
-                break
+        for first in reversed(range(start, stop, lanes)):
             part = slice(first, min(first + lanes, stop))
             x, each = states[: part.stop - first], frequency[part]
-            full = x >> np.uint64(17) >= each
+            full = x >> np.uint64(_FULL_BITS) >= each
             words.append((x[full] & np.uint64(0xFFFF)).astype(np.uint16))
             x = np.where(full, x >> np.uint64(_LANE_BITS), x)
             states[: part.stop - first] = ((x // each) << np.uint64(TOTAL_BITS)) + x % each + low[part]
