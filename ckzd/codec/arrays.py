@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.float32] | npt.NDArray[np.float64]  # (R, C)
 Plane = npt.NDArray[np.int16]  # (R, C) levels of one tensor seen as a matrix
 ContextLevels = npt.NDArray[np.int8]  # (R, C) levels as later planes see them, cut off at 127
 Trend = npt.NDArray[np.int8]  # (R, C) a decoded residual, Fisher-weighted, in 1/32 steps, cut off at 127

@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
+from math import fsum
 from typing import Self
 
 import numpy as np
 
-from ckzd.codec.arrays import Float64
-from ckzd.codec.sums import norm
+from ckzd.codec.arrays import Numbers
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Moments, Updates
 
 EXACT = 16  # a step exponent: so many more bits an element cost as much as the element itself
 TRIES = 3  # of all weights with halved steps, before what is still too much is coded exactly
@@ -79,22 +81,22 @@ class Pace:
     norm: float  # of all updates by the original first moment, likewise
 
     @classmethod
-    def of(cls, original: Float64, restored: Float64, first: Float64, *, eps: float) -> Self:
-        """The pace that a restored second moment leaves, given the original first, all of one shape; eps > 0.
+    def of(cls, moments: Moments, restored: Numbers, *, eps: float) -> Self:
+        """The pace that a restored second moment (R, C) leaves, given the original moments; eps > 0.
 
         Elements that are 0 in both second moments say nothing. The median is that of some elements of a large tensor.
         """
-        if not (used := (original > 0) | (restored > 0)).all():
-            original, restored, first = original[used], restored[used], first[used]
-        if not original.size:
-            return cls.unchanged()
-        before, after = (np.sqrt(second) + eps for second in (original, restored))
-        total, length = float(original.sum()), norm(first / before)
-        some = slice(None, None, -(-before.size // _MEDIAN_OF))
+        before, after = (elementwise.updates(Moments(moments.first, each), eps) for each in (moments.second, restored))
+        if before.zeros.any() and after.zeros.any():
+            unused = (moments.second == 0) & (restored == 0)
+            first = np.where(unused, moments.first.dtype.type(0), moments.first)
+            before, after = (elementwise.updates(Moments(first, each), eps) for each in (moments.second, restored))
+        total, again = fsum(before.second), fsum(after.second)
+        length, later = (math.sqrt(fsum(each.length)) for each in (before, after))
         return cls(
-            total=float(restored.sum()) / total if total else math.inf,
-            median=float(np.median(before.ravel()[some] / after.ravel()[some])),
-            norm=norm(first / after) / length if length else 1.0,
+            total=again / total if total else (math.inf if again else 1.0),
+            median=_median(moments.second, restored, eps),
+            norm=later / length if length else 1.0,
         )
 
     @classmethod
@@ -113,16 +115,25 @@ def filled_up(beta2: float, step: int | None) -> float:
     return 1 - beta2**step if step else 1.0
 
 
-def is_overshooting(before: Float64, after: Float64) -> bool:
+def _median(original: Numbers, restored: Numbers, eps: float) -> float:
+    """Of how much longer an element's update is with a restored second moment (R, C), where one of both is not 0."""
+    some = slice(None, None, -(-original.size // _MEDIAN_OF))
+    ours, theirs = (second.ravel()[some].astype(np.float64) for second in (original, restored))
+    used = (ours > 0) | (theirs > 0)
+    ratios = (np.sqrt(ours[used]) + eps) / (np.sqrt(theirs[used]) + eps)
+    return float(np.median(ratios)) if ratios.size else 1.0
+
+
+def is_overshooting(before: Updates, after: Updates) -> bool:
     """Whether restored updates are longer than the original ones, together or any one of them far longer than all."""
-    longest = max(float(np.abs(before).max(initial=0.0)), _UPDATE)
-    together = norm(after) > _LONGER * norm(before)
-    return together or float(np.abs(after).max(initial=0.0)) > _FAR_LONGER * longest
+    longest = max(float(before.longest.max(initial=0.0)), _UPDATE)
+    together = fsum(after.length) > _LONGER**2 * fsum(before.length)
+    return together or float(after.longest.max(initial=0.0)) > _FAR_LONGER * longest
 
 
-def is_falling_short(before: Float64, after: Float64) -> bool:
+def is_falling_short(before: Updates, after: Updates) -> bool:
     """Whether restored updates are far shorter than the original ones, together."""
-    return _LONGER * norm(after) < norm(before)
+    return _LONGER**2 * fsum(after.length) < fsum(before.length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-import numpy as np
-
 from ckzd.checkpoint import RawArray
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
-from ckzd.codec.arrays import Float64, Mask, Plane
+from ckzd.codec.arrays import Mask, Numbers, Plane
 from ckzd.codec.budget import (
     DEFAULT_BETAS,
     DEFAULT_EPS,
@@ -27,7 +25,9 @@ from ckzd.codec.budget import (
     is_falling_short,
     is_overshooting,
 )
-from ckzd.codec.dtypes import to_float64
+from ckzd.codec.dtypes import to_numbers
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.methods.method import Coded, CodingMethod, KnownMoments, MomentMethod, MomentsToCode
 from ckzd.codec.methods.momentum_scale import MomentumScale, rate_of
 from ckzd.codec.methods.registry import moment_method, moment_methods, verbatim
@@ -99,8 +99,9 @@ class MomentChooser:
     def _chosen(self, moments: MomentsToCode) -> list[ChosenMoment]:
         if moments.second is None:
             return [self._momentum(moments)]
+        original = Moments(moments.first, moments.second)
         for second, first in self._pairs(moments):
-            if (found := self._in_pace(moments, moments.second, second, first)) is not None:
+            if (found := self._in_pace(original, second, first)) is not None:
                 return found
         raise AssertionError("what is exact is as it was")
 
@@ -111,8 +112,8 @@ class MomentChooser:
     def _to_code(self, weight_levels: Plane | None) -> MomentsToCode:
         return MomentsToCode(
             known=self.known,
-            first=self.values.first.matrix,
-            second=None if self.values.second is None else self.values.second.matrix,
+            first=self.values.first.numbers,
+            second=None if self.values.second is None else self.values.second.numbers,
             weight_levels=weight_levels,
             dead_zone=self.preset.dead_zone,
             is_young=self.survey.is_young,
@@ -156,17 +157,15 @@ class MomentChooser:
             if (own := coded(first)) is not None and (others := coded(second)) is not None:
                 yield ChosenMoment(number, second.name, others), ChosenMoment(self.triple.first, first.name, own)
 
-    def _in_pace(
-        self, moments: MomentsToCode, original: Float64, second: ChosenMoment, first: ChosenMoment
-    ) -> list[ChosenMoment] | None:
+    def _in_pace(self, original: Moments, second: ChosenMoment, first: ChosenMoment) -> list[ChosenMoment] | None:
         """Both moments with their zeros, if they leave the optimizer's steps as they were; else None."""
         restored, eps = self._restored(Role.SECOND, second), self._eps(second.number)
         again = self._with_zeros(restored, second.number)
-        pace = Pace.of(original, again, moments.first, eps=eps)
+        pace = Pace.of(original, again, eps=eps)
         if not self.preset.budget.keeps_pace(pace):
             return None
         moved = self._with_zeros(self._restored(Role.FIRST, first), first.number)
-        before, after = moments.first / (np.sqrt(original) + eps), moved / (np.sqrt(again) + eps)
+        before, after = (elementwise.updates(each, eps) for each in (original, Moments(moved, again)))
         if is_overshooting(before, after) or (self._is_to_go_as_far and is_falling_short(before, after)):
             return None
         if first.method is not Method.EXACT or second.method is not Method.EXACT:
@@ -191,9 +190,13 @@ class MomentChooser:
     @cached_property
     def _zeros(self) -> Mask | None:
         """(R, C): where all that is kept of a weight is 0; None where nothing is."""
-        roles = map(self.triple.role_of, self.triple.moments)
-        zeros = np.logical_and.reduce([self.values.of(role).matrix == 0 for role in roles])
-        return zeros if zeros.any() else None
+        zeros: Mask | None = None
+        for number in self.triple.moments:  # most weights have none
+            own = self.values.of(self.triple.role_of(number)).numbers == 0
+            zeros = own if zeros is None else zeros & own
+            if not zeros.any():
+                return None
+        return zeros
 
     def _masked(self, first: ChosenMoment, second: RawArray | None) -> ChosenMoment:
         """The first moment with the mask of both, given the restored second (R, C)."""
@@ -201,7 +204,7 @@ class MomentChooser:
             return first
         return replace(first, zeros=encode_zeros(self._zeros, expected_in_moments(self.known, second)))
 
-    def _with_zeros(self, restored: RawArray, number: int) -> Float64:
+    def _with_zeros(self, restored: RawArray, number: int) -> Numbers:
         """What is restored of a moment, with its zeros, (R, C)."""
         masked = restored if self._zeros is None else without(restored, self._zeros)
-        return to_float64(masked, self.inputs.tensor(number).dtype)
+        return to_numbers(masked, self.inputs.tensor(number).dtype)

@@ -6,14 +6,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-import numpy as np
+from math import fsum
 
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
-from ckzd.codec.arrays import Float64
+from ckzd.codec.arrays import Float64, Numbers
 from ckzd.codec.budget import EXACT, Loss
-from ckzd.codec.dtypes import to_float64
+from ckzd.codec.dtypes import to_numbers
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.methods.registry import weight_methods
 from ckzd.codec.methods.zeros import encode_zeros, expected_in_weight, masked_weight
@@ -22,7 +22,6 @@ from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Triple
 from ckzd.codec.records.reference_tensors import ReferenceTensor, reference_values
 from ckzd.codec.scales import product_of
-from ckzd.codec.sums import energy, inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +56,10 @@ class WeightChooser:
     def chosen(self, triple: Triple, values: TripleValues) -> ChosenWeight | None:
         """A weight within the budget; None if it must be coded exactly."""
         number = triple.weight
-        has_reference = self.inputs.finite_before(number) is not None
-        if number in self.survey.same or (not has_reference and self.inputs.before(number) is not None):
+        before = self.inputs.numbers_before(number)
+        if number in self.survey.same or (before is None and self.inputs.before(number) is not None):
             return None
-        weight = self._to_code(triple, values, has_reference=has_reference)
+        weight = self._to_code(triple, values, before)
         ways = [(way, at) for way in weight_methods(self.preset.scheme) if (at := way.quantizer(weight)) is not None]
         while self.step_exponents.get(number, 0) < EXACT:
             cheapest = self._cheapest(ways, self.step_exponents.get(number, 0))
@@ -78,22 +77,15 @@ class WeightChooser:
         """What a decoder knows of a weight before its stream."""
         return KnownWeight(self.inputs.tensor(number), self.inputs.reference, self.survey.scales[number])
 
-    def _to_code(self, triple: Triple, values: TripleValues, *, has_reference: bool) -> WeightToCode:
-        weight = values.weight.matrix
+    def _to_code(self, triple: Triple, values: TripleValues, before: Numbers | None) -> WeightToCode:
         return WeightToCode(
             known=self.known(triple.weight),
-            values=weight,
-            residual=partial(self._residual, triple.weight, weight) if has_reference else None,
+            values=values.weight.numbers,
+            before=before,
             second=partial(self._second, triple, values),
             dead_zone=self.preset.dead_zone,
             in_basis=self.preset.scheme is Scheme.UNIFORM,
         )
-
-    def _residual(self, number: int, values: Float64) -> Float64:
-        """What there is to code: nothing where the weight is 0, whatever it was before, for its mask says so."""
-        residual = self.inputs.residual(number, values)
-        assert residual is not None, "it has a reference"
-        return np.where(values == 0, 0.0, residual)
 
     def _second(self, triple: Triple, values: TripleValues) -> Float64:
         if values.second is None:
@@ -127,20 +119,18 @@ class WeightChooser:
 
     def _loss(self, triple: TripleValues, weight: WeightToCode, restored: ReferenceTensor) -> Loss:
         """What a weight loses if this is what it restores to."""
-        values, weighting, first = weight.values, weight.known.weighting, triple.first.matrix
-        error = to_float64(restored.values, weight.known.tensor.dtype).reshape(values.shape) - values
-        first_order, progress = inner(first, error), 0.0
-        if weight.residual is not None and self.survey.is_young:
-            residual = values - to_float64(weight.known.before, weight.known.tensor.dtype).reshape(values.shape)
-            progress = -inner(first, residual)
-        lost, own = (energy(weighting.weigh(each)) for each in (error, values))
+        values, dtype = weight.values, weight.known.tensor.dtype
+        after = to_numbers(restored.values, dtype).reshape(values.shape)
+        before = weight.before if weight.before is not None else values  # without one it made no progress
+        found = elementwise.losses(values, after, before, triple.first.numbers, weight.known.weighting)
+        first_order, progress = fsum(found.first_order), -fsum(found.progress) if self.survey.is_young else 0.0
         return Loss(
-            error=lost,
-            energy=own,
+            error=fsum(found.error),
+            energy=fsum(found.own),
             elements=values.size,
             first_order=0.0 if triple.second is None else first_order,  # a lone momentum has no unit of the loss
             lost_progress=first_order / progress if progress > 0 else 0.0,
-            own_error=energy(error),
-            own_energy=energy(values),
+            own_error=fsum(found.plain_error),
+            own_energy=fsum(found.plain_own),
             is_vector=min(values.shape) == 1,
         )

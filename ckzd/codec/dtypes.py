@@ -3,7 +3,7 @@
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray
-from ckzd.codec.arrays import Float64, Mask
+from ckzd.codec.arrays import Float64, Mask, Numbers
 
 SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
@@ -23,6 +23,21 @@ def to_float64(stored: RawArray, dtype: str) -> Float64:
         stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     with np.errstate(invalid="ignore"):  # a signalling NaN is a value like others
         return stored.astype(np.float64)
+
+
+def to_numbers(stored: RawArray, dtype: str) -> Numbers:
+    """Stored values as kernels take them: float32 as it is, all others widened, exactly."""
+    return stored.astype(np.float32, copy=False) if is_single(dtype) else to_float64(stored, dtype)
+
+
+def from_numbers(values: Numbers, dtype: str) -> RawArray:
+    """What a kernel gave for that dtype in its stored form: float32 if `is_single`, else float64 to be rounded."""
+    return values if values.dtype == np.float32 else from_float64(values.astype(np.float64, copy=False), dtype)
+
+
+def is_single(dtype: str) -> bool:
+    """Whether kernels take and give values of it in float32."""
+    return dtype == "float32"
 
 
 def from_float64(values: Float64, dtype: str) -> RawArray:

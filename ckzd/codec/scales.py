@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.arrays import Float64, HalfOctaves, Scale
-from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_float64
+from ckzd.codec.arrays import Float64, HalfOctaves, Numbers, Scale
+from ckzd.codec.dtypes import SMALLEST, SMALLEST_NORMAL, from_numbers, is_single
 from ckzd.codec.entropy.tables import OCTAVE
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Lengths, Moments, MomentSums, Used
 
 ZERO = np.int16(-32768)
 MAX_SCALE_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
@@ -74,21 +76,32 @@ def value_of(codes: Scale) -> Float64:
     return np.where(codes == ZERO, 0.0, values)
 
 
-def scales_of(second: Float64, first: Float64, dtype: str) -> Scales:
-    """Scales of a second moment (R, C), given the first, from where one of them is not 0; a row without is zero.
+def scales_of(moments: Moments, dtype: str) -> Scales:
+    """Scales of a second moment (R, C), from where one of both moments is not 0; a row without is zero.
 
     A row of which `dtype` could hold nothing but 0 counts as a quarter of the smallest number that it has.
     """
-    alive = ((second != 0) | (first != 0)).astype(np.float64)
-    rows = second.sum(1) / np.maximum(alive.sum(1), 1)
-    columns = np.ones(second.shape[1])
-    for _ in range(1 if alive.all() else _FITS):  # to the sums of rows and columns; without gaps the first is it
-        columns = second.sum(0) / np.maximum(alive.T @ rows, _LEAST_SUM)
-        rows = second.sum(1) / np.maximum(alive @ columns, _LEAST_SUM)
+    sums = elementwise.moment_sums(moments)
+    used_rows, used_columns = sums.used_rows > 0, sums.used_columns > 0
+    if sums.used_rows.sum() == used_rows.sum() * used_columns.sum():  # no gaps but whole rows and columns
+        columns = sums.columns / max(float((sums.rows / np.maximum(sums.used_rows, 1)).sum()), _LEAST_SUM)
+        rows = sums.rows / max(float(columns.sum()), _LEAST_SUM)
+    else:
+        rows, columns = _fitted(moments, sums)
     rows, columns = np.maximum(rows, SMALLEST[dtype] / 4), np.maximum(columns, 2.0**-40)
-    if not second.any():
-        columns = np.ones(second.shape[1])
-    return Scales(code_of(np.where(alive.any(1), rows, 0.0)), code_of(np.where(alive.any(0), columns, 0.0)))
+    if not sums.rows.any():
+        columns = np.ones(columns.size)
+    return Scales(code_of(np.where(used_rows, rows, 0.0)), code_of(np.where(used_columns, columns, 0.0)))
+
+
+def _fitted(moments: Moments, sums: MomentSums) -> tuple[Float64, Float64]:
+    """Row means (R,) and relative column means (C,) whose products have these sums where a moment is not 0."""
+    alive = ((moments.second != 0) | (moments.first != 0)).astype(np.float64)
+    rows, columns = sums.rows / np.maximum(sums.used_rows, 1), np.ones(alive.shape[1])
+    for _ in range(_FITS):
+        columns = sums.columns / np.maximum(alive.T @ rows, _LEAST_SUM)
+        rows = sums.rows / np.maximum(alive @ columns, _LEAST_SUM)
+    return rows, columns
 
 
 def scales_beside(other: Scales, rows: int) -> Scales:
@@ -122,6 +135,16 @@ def product_of(scales: Scales) -> Float64:
     return value_of(scales.rows)[:, None] * value_of(scales.columns)
 
 
+def values_of(scales: Scales) -> Lengths:
+    """What codes of rows and columns stand for."""
+    return Lengths(value_of(scales.rows), value_of(scales.columns))
+
+
+def used_by(scales: Scales) -> Used:
+    """Rows and columns that have moments."""
+    return Used(scales.rows != ZERO, scales.columns != ZERO)
+
+
 def fill_of(scales: Scales, dtype: str) -> RawArray:
     """The restored rank-1 second moment (R, C) in its stored dtype.
 
@@ -129,9 +152,8 @@ def fill_of(scales: Scales, dtype: str) -> RawArray:
     its dtype has (before format 6 the smallest normal one, which in float16 is more than most second moments are): a
     zero there would make the first resumed steps several times too long.
     """
-    product, floor = product_of(scales), (SMALLEST_NORMAL if scales.reach is None else SMALLEST)[dtype]
-    filled = np.maximum(product, floor)
-    return from_float64(filled if product.all() else np.where(product > 0, filled, 0.0), dtype)
+    floor = (SMALLEST_NORMAL if scales.reach is None else SMALLEST)[dtype]
+    return from_numbers(elementwise.fill(values_of(scales), floor, single=is_single(dtype)), dtype)
 
 
 def typical_root(scales: Scales) -> float:
@@ -157,30 +179,27 @@ def _mean_code(codes: Scale) -> int:
     return largest + int(nearest_code(np.array(int(total) / codes.size * 2.0**-30)))
 
 
-@dataclass(frozen=True, slots=True)
-class FisherWeighting:
+class FisherWeighting(Lengths):
     """What multiplies a residual before it is quantized: fourth roots of the second moment's row and column means.
 
     A second moment is about the diagonal of the Fisher information, so that its root says how much an error of a weight
     costs; here the square root of that is split between row and column.
     """
 
-    rows: Float64  # (R, 1)
-    columns: Float64  # (1, C)
+    __slots__ = ()
 
-    def weigh(self, residual: Float64) -> Float64:
+    def weigh(self, residual: Numbers) -> Float64:
         """Into the domain in which every unit of error costs about the same; (R, C)."""
-        return residual * self.rows * self.columns
+        return elementwise.weighed(residual, None, self)
 
     def unweigh(self, weighted: Float64) -> Float64:
-        """Out of that domain again, (R, C); this order of divisions is the format's."""
-        return (weighted / self.rows) / self.columns
+        """Out of that domain again, (R, C)."""
+        return elementwise.restored(None, weighted, 1.0, self, single=False).astype(np.float64, copy=False)
 
 
 def fisher_weighting(scales: Scales) -> FisherWeighting:
     """Fourth roots by two square roots. A row that is all zero weighs as if two octaves below the smallest other."""
-    rows, columns = (_fourth_root(codes, scales.reach) for codes in (scales.rows, scales.columns))
-    return FisherWeighting(rows[:, None], columns[None, :])
+    return FisherWeighting(*(_fourth_root(codes, scales.reach) for codes in (scales.rows, scales.columns)))
 
 
 def _fourth_root(codes: Scale, reach: int | None) -> Float64:

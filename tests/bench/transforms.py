@@ -143,9 +143,9 @@ def matrices_in_bases(found: Chooser) -> Iterator[tuple[Matrix, PlaneToCode]]:
         if found.methods[plane.number] is not Method.FRAMED or plane.kind != WEIGHTS:
             continue
         tensor = found.inputs.tensor(plane.number)
-        residual = found.inputs.residual(plane.number, found.inputs.matrix(plane.number))
-        assert residual is not None, "it was coded against a reference"
-        weighted = fisher_weighting(found.survey.scales[plane.number]).weigh(residual)
+        values, before = found.inputs.matrix(plane.number), found.inputs.numbers_before(plane.number)
+        assert before is not None, "it was coded against a reference"
+        weighted = fisher_weighting(found.survey.scales[plane.number]).weigh(values - before)
         trend = trend_of(tensor, reference) if reference is not None else None
         before = np.zeros(weighted.shape) if trend is None else trend * (step / TREND_UNITS)
         yield Matrix("/".join(map(str, tensor.path)), weighted, before, found.losses[plane.number].error), plane

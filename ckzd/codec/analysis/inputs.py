@@ -6,10 +6,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
 from ckzd.codec.analysis.contents import Contents, read_contents
-from ckzd.codec.arrays import Float64
-from ckzd.codec.dtypes import stored_array, to_float64
+from ckzd.codec.arrays import Float64, Numbers
+from ckzd.codec.dtypes import stored_array, to_numbers
 from ckzd.codec.records.layout import Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.records.reference_tensors import finite_reference, reference_values
@@ -23,9 +25,14 @@ class Values:
     stored: RawArray  # in its own shape and dtype
 
     @cached_property
+    def numbers(self) -> Numbers:
+        """(R, C), exactly, as kernels take them."""
+        return to_numbers(self.stored, self.tensor.dtype).reshape(plane_shape(self.tensor.shape))
+
+    @property
     def matrix(self) -> Float64:
-        """(R, C), exactly."""
-        return to_float64(self.stored, self.tensor.dtype).reshape(plane_shape(self.tensor.shape))
+        """(R, C), exactly, widened."""
+        return self.numbers.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -128,12 +135,10 @@ class Inputs:
         """The reference's values of it, if all are finite too: no residual can be taken against others."""
         return finite_reference(self.tensor(number), self.reference)
 
-    def residual(self, number: int, values: Float64) -> Float64 | None:
-        """A tensor's values (R, C) less the reference's; None where no residual can be taken."""
-        before = self.finite_before(number)
-        if before is None:
-            return None
-        return values - to_float64(before, self.tensor(number).dtype).reshape(values.shape)
+    def numbers_before(self, number: int) -> Numbers | None:
+        """The reference's values of it (R, C) as kernels take them; None where no residual can be taken."""
+        tensor, before = self.tensor(number), self.finite_before(number)
+        return None if before is None else to_numbers(before, tensor.dtype).reshape(plane_shape(tensor.shape))
 
     def reference_blob(self, field: str) -> bytes:
         """What the reference holds under a field alone; empty without a reference."""

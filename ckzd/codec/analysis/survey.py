@@ -5,19 +5,20 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import fsum
 
 import numpy as np
 
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.pairing import pair
-from ckzd.codec.arrays import Float64
 from ckzd.codec.budget import DEFAULT_BETAS, filled_up
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import QuantizationSteps
 from ckzd.codec.records.layout import Triple, plane_shape
 from ckzd.codec.scales import (
-    ZERO,
     Scales,
     fisher_weighting,
     product_of,
@@ -25,8 +26,8 @@ from ckzd.codec.scales import (
     scales_of,
     scales_of_momentum,
     typical_root,
+    used_by,
 )
-from ckzd.codec.sums import energy
 from ckzd.codec.transform.adaptive_basis import has_basis
 
 _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this times the energy of pure noise
@@ -58,10 +59,6 @@ class _Energy:
 
     total: float = 0.0
     elements: int = 0
-
-    def add(self, values: Float64) -> None:
-        self.total += energy(values)
-        self.elements += values.size
 
     def include(self, other: "_Energy") -> None:
         self.total += other.total
@@ -154,7 +151,7 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
     if values.second is None:
         scales = scales_of_momentum(values.first.matrix)
     else:
-        scales = scales_of(values.second.matrix, values.first.matrix, values.second.tensor.dtype)
+        scales = scales_of(Moments(values.first.numbers, values.second.numbers), values.second.tensor.dtype)
     return scales, _energies(inputs, triple, values, scales)
 
 
@@ -170,29 +167,24 @@ def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scale
 
 
 def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scales) -> _Energies:
-    energies, first, tensor = _Energies(), values.first.matrix, inputs.first_tile[triple.weight]
+    energies, tensor, weight = _Energies(), inputs.first_tile[triple.weight], values.weight.numbers
+    weighting, used, before = fisher_weighting(scales), used_by(scales), inputs.numbers_before(triple.weight)
+    moments = Moments(values.first.numbers, product_of(scales) if values.second is None else values.second.numbers)
+    found = elementwise.energies(weight, before, moments, weighting, used)
+    update = _Energy(fsum(found.update), int(found.updates.sum()))
+    unweighted = _Energy(fsum(found.unweighted_first), weight.size)
     if values.second is None:
-        second, plain, framed = product_of(scales), energies.momenta, energies.framed_momenta
+        unweighted.total /= typical_root(scales) ** 2
+        energies.momenta, energies.framed_momenta = update, unweighted
     else:
-        second, plain, framed = values.second.matrix, energies.updates, energies.framed_updates
-    used = second > 0
-    plain.add(first / np.sqrt(second) if used.all() else first[used] / np.sqrt(second[used]))
-    weighting = fisher_weighting(scales)
-    framed.add(weighting.unweigh(first) / (typical_root(scales) if values.second is None else 1.0))
-    weighted = weighting.weigh(values.weight.matrix)
-    energies.weights.add(weighted)
+        energies.updates, energies.framed_updates = update, unweighted
+    energies.weights = _Energy(fsum(found.weight), weight.size)
+    trained = int(used.rows.sum()) * int(used.columns.sum())
     if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
-        energies.matrices[tensor].add(_trained(weighted, scales))
-    residual = inputs.residual(triple.weight, values.weight.matrix)
-    if residual is not None:
-        energies.residuals[tensor].add(_trained(weighting.weigh(residual), scales))
+        energies.matrices[tensor] = _Energy(fsum(found.trained), trained)
+    if before is not None:
+        energies.residuals[tensor] = _Energy(fsum(found.residual), trained)
     return energies
-
-
-def _trained(values: Float64, scales: Scales) -> Float64:
-    """Rows and columns (of R, C) that have moments."""
-    rows, columns = scales.rows != ZERO, scales.columns != ZERO
-    return values if rows.all() and columns.all() else values[np.ix_(rows, columns)]
 
 
 def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> QuantizationSteps:

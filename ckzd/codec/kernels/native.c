@@ -18,7 +18,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-int EXPORT ckzd_version(void) { return 4; }
+int EXPORT ckzd_version(void) { return 5; }
 
 /* ---- symbols and their contexts ---- */
 

@@ -26,7 +26,7 @@ from ckzd.codec.kernels.plain import (
     Words,
 )
 
-VERSION = 4  # of native.c, which says it too: what was built from an older source is not called
+VERSION = 5  # of native.c, which says it too: what was built from an older source is not called
 
 _SPACING = (8, 8, 4, 2)
 _OFFSET = (0, 4, 2, 1)
@@ -64,16 +64,18 @@ class Native:
         """See `plain`."""
         rows, columns = levels.shape
         symbols = np.empty(elements_of(number, rows, columns), np.uint8)
-        where = _int(rows), _int(columns), number
-        self._built.ckzd_gather(_at(levels), *where, _at(symbols), _at(sums.rows), _at(sums.columns))
+        where = int64(rows), int64(columns), number
+        self._built.ckzd_gather(address(levels), *where, address(symbols), address(sums.rows), address(sums.columns))
         return symbols
 
     def scatter(self, symbols: Symbols, number: int, escapes: Plane, levels: Plane, sums: Lines) -> int:
         """See `plain`."""
-        where = *map(_int, levels.shape), number
-        beyond = _at(escapes), _int(escapes.size)
+        where = *map(int64, levels.shape), number
+        beyond = address(escapes), int64(escapes.size)
         used = int(
-            self._built.ckzd_scatter(_at(symbols), *where, *beyond, _at(levels), _at(sums.rows), _at(sums.columns))
+            self._built.ckzd_scatter(
+                address(symbols), *where, *beyond, address(levels), address(sums.rows), address(sums.columns)
+            )
         )
         if used < 0:
             raise ValueError(f"{escapes.size} escapes but symbols that ask for more")
@@ -83,7 +85,9 @@ class Native:
         """See `plain`."""
         rows, columns = levels.shape
         sums = Lines.zeros((rows, columns))
-        self._built.ckzd_line_sums(_at(levels), _int(rows), _int(columns), _at(sums.rows), _at(sums.columns))
+        self._built.ckzd_line_sums(
+            address(levels), int64(rows), int64(columns), address(sums.rows), address(sums.columns)
+        )
         return sums
 
     def contexts(
@@ -98,19 +102,19 @@ class Native:
     ) -> Ids:
         """See `plain`."""
         rows, columns = energies.rows.size, energies.columns.size
-        seen = [None if each is None else _at(each) for each in (guide, second)]
+        seen = [None if each is None else address(each) for each in (guide, second)]
         ids = np.empty(elements_of(number, rows, columns), np.uint8)
-        where = _int(rows), _int(columns), number
-        classes = _at(energy_class), _int(energy_class.size - 1)
+        where = int64(rows), int64(columns), number
+        classes = address(energy_class), int64(energy_class.size - 1)
         self._built.ckzd_contexts(
-            *where, _at(energies.rows), _at(energies.columns), *classes, *seen, second_alone, _at(ids)
+            *where, address(energies.rows), address(energies.columns), *classes, *seen, second_alone, address(ids)
         )
         return ids
 
     def count(self, ids: Ids, symbols: Symbols, contexts: int) -> Sums:
         """See `plain`."""
         cells = np.zeros((contexts, ALPHABET), np.int64)
-        self._built.ckzd_count(_at(ids), _at(symbols), _int(ids.size), _at(cells))
+        self._built.ckzd_count(address(ids), address(symbols), int64(ids.size), address(cells))
         return cells
 
     def rans_encode(
@@ -120,8 +124,8 @@ class Native:
         states, words = np.empty(lanes, np.uint32), np.empty(symbols.size, np.uint16)
         lengths = np.array(passes, np.int64)
         start = self._built.ckzd_rans_encode(
-            _at(symbols), _at(ids), _at(lengths), len(passes), _at(cumulative), _int(lanes), _at(states), _at(words),
-            _int(words.size),
+            address(symbols), address(ids), address(lengths), len(passes), address(cumulative), int64(lanes),
+            address(states), address(words), int64(words.size),
         )  # fmt: skip
         return states, words[start:]
 
@@ -131,8 +135,8 @@ class Native:
         """See `plain`."""
         symbols = np.empty(ids.size, np.uint8)
         at = self._built.ckzd_rans_decode(
-            _at(ids), _int(ids.size), _at(cumulative), _int(states.size), _at(states), _at(words), _int(words.size),
-            _int(at), _at(symbols),
+            address(ids), int64(ids.size), address(cumulative), int64(states.size), address(states), address(words),
+            int64(words.size), int64(at), address(symbols),
         )  # fmt: skip
         if at < 0:
             raise ValueError(f"{words.size} words of symbols that ask for more")
@@ -143,27 +147,33 @@ class Native:
         values, levels = np.ascontiguousarray(values), np.empty(values.shape, np.int16)
         sums, counts = np.zeros((2, CENTRED_LEVELS), np.int64)
         how = ctypes.c_double(step), ctypes.c_double(1.0 - dead_zone)
-        self._built.ckzd_quantize(_at(values), _int(values.size), *how, _at(levels), _at(sums), _at(counts))
+        self._built.ckzd_quantize(
+            address(values), int64(values.size), *how, address(levels), address(sums), address(counts)
+        )
         return levels, sums, counts
 
     def dequantize(self, levels: Plane, restored: Float64, step: float) -> Float64:
         """See `plain`."""
         levels, values = np.ascontiguousarray(levels), np.empty(levels.shape)
-        self._built.ckzd_dequantize(_at(levels), _int(levels.size), _at(restored), ctypes.c_double(step), _at(values))
+        self._built.ckzd_dequantize(
+            address(levels), int64(levels.size), address(restored), ctypes.c_double(step), address(values)
+        )
         return values
 
     def near_sums(self, levels: Plane) -> Lines:
         """See `plain`."""
         levels, (rows, columns) = np.ascontiguousarray(levels), levels.shape
         sums = Lines.zeros((rows, columns))
-        self._built.ckzd_near_sums(_at(levels), _int(rows), _int(columns), _at(sums.rows), _at(sums.columns))
+        self._built.ckzd_near_sums(
+            address(levels), int64(rows), int64(columns), address(sums.rows), address(sums.columns)
+        )
         return sums
 
     def class_counts(self, levels: Plane, row_logs: Float64, column_logs: Float64) -> Sums:
         """See `plain`."""
         levels, counts = np.ascontiguousarray(levels), np.zeros((CLASSES, NEAREST + 1), np.int64)
-        shape = map(_int, levels.shape)
-        self._built.ckzd_class_counts(_at(levels), *shape, _at(row_logs), _at(column_logs), _at(counts))
+        shape = map(int64, levels.shape)
+        self._built.ckzd_class_counts(address(levels), *shape, address(row_logs), address(column_logs), address(counts))
         return counts
 
     def orthonormal(self, rows: Float64) -> Float64:
@@ -171,14 +181,16 @@ class Native:
         rows = np.ascontiguousarray(rows).copy()
         across, done = np.zeros((2, MAX_DIRECTIONS, MAX_DIRECTIONS))
         for each in rows:
-            self._built.ckzd_orthonormal(_at(each), _int(len(each)), _at(across), _at(done))
+            self._built.ckzd_orthonormal(address(each), int64(len(each)), address(across), address(done))
         return rows
 
 
-def _at(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+def address(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+    """Where an array lies."""
     assert array.flags.c_contiguous, "kernels know no strides"
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def _int(value: int) -> ctypes.c_int64:
+def int64(value: int) -> ctypes.c_int64:
+    """A number as C takes it."""
     return ctypes.c_int64(value)

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.arrays import Float64, Trend
 from ckzd.codec.dtypes import from_float64
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.kernels.plain import CENTRED_LEVELS
 from ckzd.codec.methods.method import (
     Candidate,
@@ -28,18 +28,11 @@ from ckzd.codec.methods.method import (
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role
-from ckzd.codec.records.reference_tensors import ReferenceTensor, add_residual
+from ckzd.codec.records.reference_tensors import ReferenceTensor
 from ckzd.codec.scales import typical_root
 from ckzd.codec.transform.adaptive_basis import Observed, has_basis
 from ckzd.codec.transform.quantize import ScalarCode, dequantize_scalar, quantize_scalar
 from ckzd.codec.transform.rate_distortion import estimated
-
-_TREND_UNITS = 32  # of a step
-
-
-def trend_of_residual(weighted: Float64) -> Trend:
-    """A Fisher-weighted residual (R, C) in steps as dependents see it: int8, in 1/32 steps."""
-    return np.clip(np.rint(weighted * _TREND_UNITS), -127, 127).astype(np.int8)
 
 
 class BasisWeight(WeightMethod):
@@ -49,7 +42,7 @@ class BasisWeight(WeightMethod):
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a residual of a matrix."""
-        if weight.residual is None or not has_basis(weight.known.shape):
+        if weight.before is None or not has_basis(weight.known.shape):
             return None
         basis = weight.known.basis
         coefficients = basis.coefficients(weight.weighted) * basis.gains
@@ -73,9 +66,8 @@ class BasisWeight(WeightMethod):
         assert coded.levels is not None, "it has a plane"
         fixed = known.basis.fixed(dequantize_scalar(ScalarCode(coded.levels, coded.head), 1.0))
         weighted = known.basis.residual(fixed)
-        values = add_residual(known.before, known.weighting.unweigh(weighted * step), known.tensor.dtype)
-        trend, observed = trend_of_residual(weighted), Observed(known.basis, fixed)
-        return ReferenceTensor(values, coded.levels, trend=trend, observed=observed)
+        trend, observed = elementwise.trend(weighted), Observed(known.basis, fixed)
+        return ReferenceTensor(known.moved(weighted, step), coded.levels, trend=trend, observed=observed)
 
 
 class BasisMoment(MomentMethod):
@@ -90,7 +82,7 @@ class BasisMoment(MomentMethod):
         step = _step(moments.known)
         if not step or (basis := moments.known.basis) is None:
             return None
-        gained = basis.coefficients(moments.known.weighting.unweigh(moments.first)) * basis.gains
+        gained = basis.coefficients(moments.known.weighting.unweigh(moments.first.astype(np.float64))) * basis.gains
         code = quantize_scalar(gained, step, moments.dead_zone)
         return Coded(code.centres, code.levels) if basis.reaches(code.levels) else None
 

@@ -68,9 +68,9 @@ class CodebookWeight(WeightMethod):
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a residual."""
-        if weight.residual is None:
+        if weight.before is None:
             return None
-        residual = weight.residual()
+        residual = np.where(weight.values == 0, 0.0, np.subtract(weight.values, weight.before, dtype=np.float64))
 
         def at(step: float) -> Candidate:
             from ckzd.codec.paper import kmeans  # noqa: PLC0415  # see `_quantized`
@@ -99,7 +99,7 @@ class CodebookFirst(MomentMethod):
 
     def coded(self, moments: MomentsToCode) -> Coded:
         """A codebook of the moments that are kept."""
-        return _quantized(moments.first, _mask(moments))
+        return _quantized(moments.first.astype(np.float64), _mask(moments))
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # of any shape
         """The codebook."""
@@ -128,7 +128,7 @@ class CodebookSecond(MomentMethod):
     def coded(self, moments: MomentsToCode) -> Coded:
         """A codebook of the moments that are kept."""
         assert moments.second is not None, "it is of the second moment"
-        return _quantized(moments.second, _mask(moments))
+        return _quantized(moments.second.astype(np.float64), _mask(moments))
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # of any shape
         """The codebook."""
@@ -153,4 +153,4 @@ def _mask(moments: MomentsToCode) -> Mask:
 
     levels: Plane | None = moments.weight_levels
     is_kept = np.ones(moments.first.shape, np.bool_) if levels is None else levels != 0
-    return kmeans.kept_moments(moments.first, is_kept)
+    return kmeans.kept_moments(moments.first.astype(np.float64), is_kept)

@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 
 from ckzd.codec.entropy.context import SideInformation
-from ckzd.codec.methods.basis import trend_of_residual
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.records.index import Method
-from ckzd.codec.records.reference_tensors import ReferenceTensor, add_residual
+from ckzd.codec.records.reference_tensors import ReferenceTensor
 from ckzd.codec.transform.adaptive_basis import FINE_BITS, Observed, has_basis
 from ckzd.codec.transform.factors import Factors, Head
 from ckzd.codec.transform.lowrank import fitted
@@ -28,7 +28,7 @@ class Factored(WeightMethod):
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a residual of a matrix."""
-        if weight.residual is None or not has_basis(weight.known.shape):
+        if weight.before is None or not has_basis(weight.known.shape):
             return None
 
         def at(step: float) -> Candidate | None:
@@ -62,8 +62,7 @@ class Factored(WeightMethod):
 def _restored(factors: Factors, known: KnownWeight, step: float) -> ReferenceTensor:
     fixed = factors.fixed
     weighted = fixed * 2.0**-FINE_BITS
-    values = add_residual(known.before, known.weighting.unweigh(weighted * step), known.tensor.dtype)
     turned = known.basis.turned(fixed)
     levels = np.clip(np.rint(turned * 2.0**-FINE_BITS * known.basis.gains), -127, 127).astype(np.int16)
-    trend, observed = trend_of_residual(weighted), Observed(known.basis, turned)
-    return ReferenceTensor(values, levels, trend=trend, observed=observed)
+    trend, observed = elementwise.trend(weighted), Observed(known.basis, turned)
+    return ReferenceTensor(known.moved(weighted, step), levels, trend=trend, observed=observed)

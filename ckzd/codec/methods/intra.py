@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 
 from ckzd.codec.arrays import MAX_LEVEL, Plane
-from ckzd.codec.dtypes import from_float64
+from ckzd.codec.dtypes import from_numbers, is_single
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
@@ -31,9 +32,9 @@ class Intra(WeightMethod):
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a weight that has no reference."""
-        if weight.residual is not None:
+        if weight.before is not None:
             return None
-        weighted = weight.known.weighting.weigh(weight.values)
+        weighted = weight.weighted
 
         def at(step: float) -> Candidate | None:
             exactly = np.rint(weighted / step)
@@ -56,5 +57,6 @@ class Intra(WeightMethod):
 
 
 def _restored(levels: Plane, known: KnownWeight, step: float) -> ReferenceTensor:
-    values = known.weighting.unweigh(levels.astype(np.float64) * step)
-    return ReferenceTensor(from_float64(values, known.tensor.dtype))
+    dtype, weighted = known.tensor.dtype, levels.astype(np.float64)
+    values = elementwise.restored(None, weighted, step, known.weighting, single=is_single(dtype))
+    return ReferenceTensor(from_numbers(values, dtype))

@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import ClassVar
 
 from ckzd.checkpoint import RawArray, TensorSpec
-from ckzd.codec.arrays import Float64, Plane, Trend
-from ckzd.codec.dtypes import to_float64
+from ckzd.codec.arrays import Float64, Numbers, Plane, Trend
+from ckzd.codec.dtypes import from_numbers, is_single, to_numbers
 from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
 from ckzd.codec.records.layout import Role, plane_shape
@@ -107,6 +108,13 @@ class KnownWeight:
             raise ValueError(f"tensor {self.tensor.path}: the reference does not have it")
         return found
 
+    def moved(self, weighted: Float64, step: float) -> RawArray:
+        """The reference's values, moved by a Fisher-weighted residual (R, C) in steps and rounded once, (R, C)."""
+        dtype = self.tensor.dtype
+        before = to_numbers(self.before, dtype).reshape(self.shape)
+        moved = elementwise.restored(before, weighted, step, self.weighting, single=is_single(dtype))
+        return from_numbers(moved, dtype)
+
     @cached_property
     def stored_basis(self) -> AdaptiveBasis | None:
         """The adaptive basis that the reference has of it."""
@@ -123,17 +131,19 @@ class WeightToCode:
     """A weight as the encoder has it."""
 
     known: KnownWeight
-    values: Float64  # (R, C)
-    residual: Callable[[], Float64] | None  # (R, C), computed anew: what a method keeps of it is of its own domain
+    values: Numbers  # (R, C)
+    before: Numbers | None  # (R, C): the reference's, if a residual can be taken against them
     second: Callable[[], Float64]  # (R, C): its second moment, or the rank-1 variance of its momentum
     dead_zone: float
     in_basis: bool  # if it is a matrix: the preset is one of bases
 
     @cached_property
     def weighted(self) -> Float64:
-        """The Fisher-weighted residual (R, C)."""
-        assert self.residual is not None, "there is a reference"
-        return self.known.weighting.weigh(self.residual())
+        """The Fisher-weighted residual (R, C); where there is no reference the weight itself.
+
+        A residual is 0 where the weight is, whatever that was before, for its mask says so.
+        """
+        return elementwise.weighed(self.values, self.before, self.known.weighting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +217,10 @@ class KnownMoments:
         return fill_of(self.scales, self.second.dtype)
 
     @cached_property
-    def filled(self) -> Float64:
-        """The same, widened: what first moments are in units of."""
+    def filled(self) -> Numbers:
+        """The same as kernels take it: what first moments are in units of."""
         assert self.second is not None, "there is a second moment"
-        return to_float64(self.fill, self.second.dtype)
+        return to_numbers(self.fill, self.second.dtype)
 
     @property
     def restored_weight(self) -> RawArray:
@@ -226,8 +236,8 @@ class MomentsToCode:
     """A weight's moments as the encoder has them."""
 
     known: KnownMoments
-    first: Float64  # (R, C)
-    second: Float64 | None  # (R, C)
+    first: Numbers  # (R, C)
+    second: Numbers | None  # (R, C)
     weight_levels: Plane | None  # (R, C): of the weight, if it has some
     dead_zone: float
     is_young: bool

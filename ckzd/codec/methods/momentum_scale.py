@@ -11,11 +11,11 @@ the weights. No first moment gets longer than the original, but for the rounding
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import fsum
 
 from ckzd.checkpoint import ParamGroup
-from ckzd.codec.arrays import Float64
 from ckzd.codec.budget import filled_up
-from ckzd.codec.sums import inner, norm
+from ckzd.codec.kernels.plain_elementwise import AlongTrend
 
 _UNKNOWN_LENGTH = 0.5  # where no learning rate is known: what three restores had chosen on the ruler
 _HALVINGS = 30  # of the interval that a share is looked for in
@@ -33,17 +33,16 @@ class MomentumScale:
     reach: float | None
 
     @classmethod
-    def of(cls, first: Float64, root: Float64, moving: Float64, rate: float | None) -> "MomentumScale | None":
+    def of(cls, seen: AlongTrend, rate: float | None) -> "MomentumScale | None":
         """The scale of one first moment; None where trend and exp_avg do not agree that the weight moved down the loss.
 
-        exp_avg, the root of exp_avg_sq as restored, all > 0, and the update by a first moment that is the trend, of one
-        shape; `rate` is how far the optimizer moves a weight, in all, for an update of 1.
+        `seen` is of its updates, by exp_avg_sq as restored, and of the trend as one; `rate` is how far the optimizer
+        moves a weight, in all, for an update of 1.
         """
-        update = first / root
-        agreement, fall = inner(update, moving), inner(first, moving)
+        agreement, fall = fsum(seen.agreement), fsum(seen.fall)
         if not (agreement > 0 and fall > 0):
             return None
-        own, trend = norm(update), norm(moving)
+        own, trend = math.sqrt(fsum(seen.of_update)), math.sqrt(fsum(seen.of_trend))
         return cls(own / trend, agreement / (own * trend), None if rate is None else rate * own / trend * fall)
 
     def length(self, share: float) -> float:

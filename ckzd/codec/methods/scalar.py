@@ -14,7 +14,7 @@ from ckzd.codec.kernels.plain import CENTRED_LEVELS
 from ckzd.codec.methods.method import Candidate, Coded, KnownWeight, Quantizer, WeightMethod, WeightToCode
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method
-from ckzd.codec.records.reference_tensors import ReferenceTensor, add_residual
+from ckzd.codec.records.reference_tensors import ReferenceTensor
 from ckzd.codec.transform.adaptive_basis import has_basis
 from ckzd.codec.transform.quantize import ScalarCode, dequantize_scalar, quantize_scalar
 
@@ -27,7 +27,7 @@ class Scalar(WeightMethod):
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """For a weight that is too narrow for a basis, as vectors are; without bases for all."""
-        if weight.residual is None or (weight.in_basis and has_basis(weight.known.shape)):
+        if weight.before is None or (weight.in_basis and has_basis(weight.known.shape)):
             return None
 
         def at(step: float) -> Candidate | None:
@@ -46,6 +46,5 @@ class Scalar(WeightMethod):
     def restored(self, coded: Coded, known: KnownWeight, step: float) -> ReferenceTensor:
         """Reference + residual."""
         assert coded.levels is not None, "it has a plane"
-        weighted = dequantize_scalar(ScalarCode(coded.levels, coded.head), step)
-        values = add_residual(known.before, known.weighting.unweigh(weighted), known.tensor.dtype)
-        return ReferenceTensor(values, coded.levels, known.stored_basis)
+        weighted = dequantize_scalar(ScalarCode(coded.levels, coded.head), 1.0)
+        return ReferenceTensor(known.moved(weighted, step), coded.levels, known.stored_basis)

@@ -9,9 +9,11 @@ Stream: the plane alone.
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.arrays import MAX_LEVEL, Float64, Plane
-from ckzd.codec.dtypes import SMALLEST, from_float64
+from ckzd.codec.arrays import Float64, Numbers, Plane
+from ckzd.codec.dtypes import SMALLEST, from_float64, from_numbers, is_single
 from ckzd.codec.entropy.context import SideInformation
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method
@@ -33,12 +35,13 @@ class ScaledFirst(MomentMethod):
         """Levels of the update; all are 0 if the step is 0, as where first moments are dropped."""
         if not (step := moments.known.steps.moment_step):
             return Coded(levels=np.zeros(moments.first.shape, np.int16))
-        return Coded(levels=quantize_first(moments.first, moments.known.filled, step))
+        update = Moments(moments.first, moments.known.filled)
+        return Coded(levels=elementwise.quantize_update(update, step, _DEAD_ZONE))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """Levels times the root of the fill."""
         assert coded.levels is not None, "it has a plane"
-        return from_float64(restore_first(coded.levels, known.filled, known.steps.moment_step), known.first.dtype)
+        return _restored(coded.levels, known.filled, known.steps.moment_step, known.first.dtype)
 
 
 class ScaledMomentum(MomentMethod):
@@ -51,13 +54,13 @@ class ScaledMomentum(MomentMethod):
     def coded(self, moments: MomentsToCode) -> Coded:
         """Levels of the momentum over the root of its rank-1 variance."""
         known = moments.known
-        return Coded(levels=quantize_first(moments.first, product_of(known.scales), known.steps.momentum_step))
+        update = Moments(moments.first, product_of(known.scales))
+        return Coded(levels=elementwise.quantize_update(update, known.steps.momentum_step, _DEAD_ZONE))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """Levels times the root of the variance."""
         assert coded.levels is not None, "it has a plane"
-        values = restore_first(coded.levels, product_of(known.scales), known.steps.momentum_step)
-        return from_float64(values, known.first.dtype)
+        return _restored(coded.levels, product_of(known.scales), known.steps.momentum_step, known.first.dtype)
 
 
 class ScaledSecond(MomentMethod):
@@ -69,32 +72,22 @@ class ScaledSecond(MomentMethod):
     def coded(self, moments: MomentsToCode) -> Coded:
         """Half octaves over the fill."""
         assert moments.second is not None, "it is of the second moment"
-        return Coded(levels=quantize_second(moments.second, moments.known.filled))
+        return Coded(levels=quantize_second(moments.second.astype(np.float64), moments.known.filled.astype(np.float64)))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """The fill times a power of the root of 2."""
         assert known.second is not None, "it is of the second moment"
         assert coded.levels is not None, "it has a plane"
         dtype = known.second.dtype
-        return from_float64(restore_second(coded.levels, known.filled, SMALLEST[dtype]), dtype)
+        return from_float64(restore_second(coded.levels, known.filled.astype(np.float64), SMALLEST[dtype]), dtype)
 
     def side_information(self, known: KnownMoments) -> SideInformation:  # noqa: ARG002  # levels are what nothing foretells
         """Nothing: levels are what scales did not foretell."""
         return SideInformation()
 
 
-def quantize_first(first: Float64, second: Float64, step: float) -> Plane:
-    """exp_avg / sqrt(restored exp_avg_sq) in units of `step`, with a dead zone; 0 where the second moment is 0."""
-    unit = np.sqrt(second) * step
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(unit > 0, first / unit, 0.0)
-    magnitude = np.minimum(np.floor(np.abs(relative) + (1.0 - _DEAD_ZONE)), MAX_LEVEL)
-    return np.copysign(magnitude, relative).astype(np.int16)
-
-
-def restore_first(levels: Plane, second: Float64, step: float) -> Float64:
-    """The inverse of `quantize_first` up to its loss, (R, C)."""
-    return levels.astype(np.float64) * (np.sqrt(second) * step)
+def _restored(levels: Plane, second: Numbers, step: float, dtype: str) -> RawArray:
+    return from_numbers(elementwise.restored_update(levels, second, step, single=is_single(dtype)), dtype)
 
 
 def quantize_second(second: Float64, filled: Float64) -> Plane:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.checkpoint import RawArray
-from ckzd.codec.dtypes import from_float64
+from ckzd.codec.dtypes import from_numbers, is_single
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.methods.method import Coded, KnownMoments, MomentMethod, MomentsToCode
 from ckzd.codec.methods.momentum_scale import MomentumScale
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role
-from ckzd.codec.scales import MAX_SCALE_CODE, code_of, product_of, value_of
+from ckzd.codec.scales import MAX_SCALE_CODE, code_of, used_by, value_of
 
 _TIMES = struct.Struct("<h")
 
@@ -46,11 +48,9 @@ class FollowTrend(MomentMethod):
         trend = moments.known.trend
         if trend is None or moments.is_young:
             return None
-        root = np.sqrt(moments.known.filled)
-        first, against = moments.first, moments.known.weighting.weigh(trend.astype(np.float64))
-        if not (used := root > 0).all():
-            root, first, against = root[used], first[used], against[used]
-        scale = MomentumScale.of(first, root, -against / root, moments.rate)
+        known = moments.known
+        seen = elementwise.along_trend(Moments(moments.first, known.filled), trend, known.weighting)
+        scale = MomentumScale.of(seen, moments.rate)
         return Following(trend_bytes(scale.unit), scale=scale) if scale is not None else None
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
@@ -60,6 +60,6 @@ class FollowTrend(MomentMethod):
         (code,) = _TIMES.unpack(coded.head)
         if abs(code) > MAX_SCALE_CODE:
             raise ValueError(f"a trend of {code} eighths of an octave")
-        times = value_of(np.array(code, np.int16))
-        against = times * known.weighting.weigh(trend.astype(np.float64))
-        return from_float64(np.where(product_of(known.scales) > 0, 0.0 - against, 0.0), known.first.dtype)
+        times, dtype = float(value_of(np.array(code, np.int16))), known.first.dtype
+        used, single = used_by(known.scales), is_single(dtype)
+        return from_numbers(elementwise.against_trend(trend, times, known.weighting, used, single=single), dtype)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ckzd.codec.dtypes import SMALLEST_NORMAL, to_float64
+from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.methods.codebook import CodebookSecond
 from ckzd.codec.methods.method import Coded
 from ckzd.codec.paper.codebook import Codebook
@@ -22,6 +23,6 @@ def test_a_kept_second_moment_is_never_zero(dtype, data):
     shape = data.draw(matrices)
     levels = data.draw(arrays(np.int16, shape, elements=st.integers(0, 2)))
     head = Codebook(np.array([0.0, 1e-30], np.float32), 0).to_bytes()
-    scales = scales_of(np.ones(shape), np.ones(shape), "float32")
+    scales = scales_of(Moments(np.ones(shape), np.ones(shape)), "float32")
     restored = to_float64(CodebookSecond().restored(Coded(head, levels), known_moments(scales, dtype)), dtype)
     assert (restored >= SMALLEST_NORMAL[dtype]).all()

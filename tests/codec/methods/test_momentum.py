@@ -20,6 +20,8 @@ from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.arrays import MAX_LEVEL
 from ckzd.codec.dtypes import from_float64
+from ckzd.codec.kernels import elementwise
+from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.methods import scaled
 from ckzd.codec.methods.method import Coded
 from ckzd.codec.records.index import Method
@@ -368,8 +370,8 @@ def test_momenta_come_back_within_their_step(momentum, step):
     checked_scales(scales.rows, scales.columns, scales.reach)
     alive = momentum != 0
     assert np.array_equal(energy > 0, alive.any(1)[:, None] & alive.any(0))
-    levels = scaled.quantize_first(momentum, energy, step)
-    exact = scaled.restore_first(levels, energy, step)
+    levels = elementwise.quantize_update(Moments(momentum, energy), step, scaled._DEAD_ZONE)
+    exact = elementwise.restored_update(levels, energy, step, single=False)
     inside = np.abs(levels) < MAX_LEVEL
     limit = scaled._DEAD_ZONE * step * np.sqrt(energy) * (1 + 1e-9)
     assert (np.abs(exact - momentum)[inside] <= limit[inside]).all()

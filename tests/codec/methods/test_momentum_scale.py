@@ -8,10 +8,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckzd.checkpoint import ParamGroup
+from ckzd.codec.kernels.plain_elementwise import AlongTrend
 from ckzd.codec.methods.momentum_scale import MomentumScale, rate_of, share_for
 
 RATE = 2.0
 positive = st.floats(1e-3, 1e3)
+
+
+def scale_of(first, root, moving, rate=RATE):
+    """Of exp_avg, the root of exp_avg_sq, and a trend seen as an update."""
+    update = first / root
+    terms = (update * moving, first * moving, update**2, moving**2)
+    return MomentumScale.of(AlongTrend(*(term.sum(-1) for term in terms)), rate)
 
 
 def scale(seed=0, agreement=0.3, rate=RATE, spread=1.0):
@@ -19,7 +27,7 @@ def scale(seed=0, agreement=0.3, rate=RATE, spread=1.0):
     draw = np.random.default_rng(seed)
     root = np.exp(spread * draw.standard_normal((20, 1))) * np.ones((20, 30))
     update, noise = draw.standard_normal((2, 20, 30))
-    return MomentumScale.of(update * root, root, noise + agreement * update, rate)
+    return scale_of(update * root, root, noise + agreement * update, rate)
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0.05, 3)), min_size=1, max_size=5), positive)
@@ -49,7 +57,7 @@ def test_the_full_length_is_the_originals_and_its_reach_the_first_order_fall_of_
     draw = np.random.default_rng(1)
     first, noise = draw.standard_normal((2, 8, 9))
     moving = noise + 0.5 * first
-    following = MomentumScale.of(first, np.full((8, 9), 2.0), moving, RATE)
+    following = scale_of(first, np.full((8, 9), 2.0), moving)
     update = following.unit * moving
     assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(first / 2))
     assert following.reach == pytest.approx(RATE * (first * update).sum())
@@ -57,9 +65,9 @@ def test_the_full_length_is_the_originals_and_its_reach_the_first_order_fall_of_
 
 def test_a_weight_that_moved_along_its_gradient_does_not_follow():
     assert scale(agreement=-0.3) is None
-    assert MomentumScale.of(np.ones((4, 4)), np.ones((4, 4)), np.zeros((4, 4)), RATE) is None
-    assert MomentumScale.of(np.zeros((4, 4)), np.ones((4, 4)), np.ones((4, 4)), RATE) is None
-    assert MomentumScale.of(np.zeros(0), np.ones(0), np.ones(0), RATE) is None
+    assert scale_of(np.ones((4, 4)), np.ones((4, 4)), np.zeros((4, 4))) is None
+    assert scale_of(np.zeros((4, 4)), np.ones((4, 4)), np.ones((4, 4))) is None
+    assert scale_of(np.zeros((0, 1)), np.ones((0, 1)), np.ones((0, 1))) is None
 
 
 def test_without_a_learning_rate_it_is_half_as_long_or_what_the_original_had_along_the_trend():
