@@ -60,6 +60,7 @@ from ckzd.codec.parsing import read_leb, write_leb
 _HAS_CODES, _PACKED, _SEES_SECOND, _LANES = 128, 64, 32, 16
 _FLAGS = _HAS_CODES | _PACKED | _SEES_SECOND | _LANES
 _SMALL_BYTES = 1 << 18  # of escapes: on megabytes, zstd at its highest level took more time than all else
+_WORTH_TRYING = 1.25  # times the packed size that zstd's fast level may take, for its highest to be worth its time
 
 
 class Coder(IntEnum):
@@ -204,9 +205,8 @@ class _Coded:
     words: bytes
 
     def to_bytes(self) -> bytes:
-        packed = escapes.pack(self.escapes) if self.escapes.size else b""
-        block = min(packed, _zstd_of(self.escapes), key=len) if packed else b""
-        flags = (_HAS_CODES if self.codes.size else 0) + (_PACKED if block and block is packed else 0)
+        block, is_packed = _block_of(self.escapes) if self.escapes.size else (b"", False)
+        flags = (_HAS_CODES if self.codes.size else 0) + (_PACKED if is_packed else 0)
         flags += (_SEES_SECOND if self.sees_second else 0) + (_LANES if self.in_lanes else 0)
         name = bytes([self.coder + flags])
         return name + write_leb(self.total) + write_leb(len(block)) + self.codes.tobytes() + block + self.words
@@ -223,9 +223,13 @@ class _Coded:
         return _Coded(coder, bool(data[0] & _SEES_SECOND), bool(data[0] & _LANES), total, codes, levels, words)
 
 
-def _zstd_of(escapes: Plane) -> bytes:
-    plain = escapes.astype("<i2").tobytes()
-    return zstd.compress(plain, zstd.SMALL if len(plain) <= _SMALL_BYTES else zstd.FAST)
+def _block_of(levels: Plane) -> tuple[bytes, bool]:
+    """Escapes as they take least, and whether they are packed, as nearly all are."""
+    packed, plain = escapes.pack(levels), levels.astype("<i2").tobytes()
+    block = zstd.compress(plain, zstd.FAST)
+    if len(block) < _WORTH_TRYING * len(packed) and len(plain) <= _SMALL_BYTES:
+        block = min(block, zstd.compress(plain), key=len)
+    return (block, False) if len(block) < len(packed) else (packed, True)
 
 
 def _unpacked(block: bytes, elements: int, *, packed: bool) -> Plane:
