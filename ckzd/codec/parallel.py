@@ -48,7 +48,8 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
     """`work` of every item, in the order of the items; `elements` says how much each is."""
     count = threads()
     if count == 1:
-        yield from map(work, items)
+        with one_blas_thread():
+            yield from map(work, items)
         return
     with one_blas_thread(), ThreadPoolExecutor(count) as pool:
         ahead: deque[tuple[Future[R], int]] = deque()
