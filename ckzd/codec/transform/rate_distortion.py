@@ -12,7 +12,6 @@ import numpy as np
 from ckzd.codec.arrays import Float64, Plane
 from ckzd.codec.kernels import kernels
 from ckzd.codec.kernels.plain import NEAREST
-from ckzd.codec.sums import energy
 
 LAMBDA = 0.13  # squared steps of error that a bit less costs, measured where levels are coefficients in bases
 _ESCAPE_BITS = 6.0
@@ -33,7 +32,7 @@ class RateDistortion:
 
 def estimated(lost: Float64, levels: Plane, more_bits: int = 0) -> RateDistortion:
     """About what it costs to lose `lost` (in steps, any shape), and to code levels (R, C) and bits beside them."""
-    return RateDistortion(energy(lost), more_bits + _estimated_bits(levels))
+    return RateDistortion(float(np.vdot(lost, lost)), more_bits + _estimated_bits(levels))
 
 
 def _estimated_bits(levels: Plane) -> float:
