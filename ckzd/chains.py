@@ -17,6 +17,7 @@ from pathlib import Path
 from ckzd import durable
 from ckzd.archive import ArchiveReader, Manifest
 from ckzd.errors import CkzdError, CorruptArchive, MissingReference
+from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_SUFFIX
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 ARCHIVE_SUFFIX = POINTER_SUFFIX  # a pointer stands for an archive
 READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
 _MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
-
-Mark = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +202,14 @@ def sound(records: Iterable[ArchiveRecord]) -> set[Path]:
 def _require_whole(archive: Path) -> None:
     """Read it back, once for each process as long as nothing of the file changes, and again in each period."""
     status = archive.stat()
-    mark = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    _read_back(archive, mark, int(time.monotonic() // READ_AGAIN_SECONDS))
+    # an archive is never renamed once it stands, so its ctime counts: nothing can set that back after a change
+    version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
+    _read_back(archive, version, int(time.monotonic() // READ_AGAIN_SECONDS))
 
 
 @lru_cache(maxsize=_MAX_REMEMBERED)  # it remembers what returned, not what raised
-def _read_back(archive: Path, mark: Mark, period: int) -> None:
-    del mark, period
+def _read_back(archive: Path, version: tuple[int, int, Mark], period: int) -> None:
+    del version, period
     try:
         durable.forget_cached(archive)
         with ArchiveReader(archive) as reader:

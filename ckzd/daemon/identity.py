@@ -1,16 +1,20 @@
 """Who a checkpoint is: the files it consists of, as the file system tells them apart."""
 
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from ckzd.file_marks import Mark, walk
 
 _MAX_INTEGER = (1 << 63) - 1  # of SQLite
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A rewritten step has another one. For a directory: its own inode, the sum of sizes, the newest file's mtime."""
+    """A rewritten step has another one. For a directory: its own inode, the sum of sizes, the newest file's mtime.
+
+    The journal has a row for each: marks of all files would not fit into one.
+    """
 
     ino: int
     size: int
@@ -23,13 +27,11 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class FileMark:
+class SeenFile:
     """One file inside a checkpoint; `name` is relative, "" for the checkpoint that is a file itself."""
 
     name: str
-    ino: int
-    size: int
-    mtime_ns: int
+    mark: Mark
     links: int
     is_symlink: bool
 
@@ -39,7 +41,7 @@ class Fingerprint:
     """Everything that a look at a checkpoint sees without reading it. Equal fingerprints: nothing has moved."""
 
     ino: int
-    files: tuple[FileMark, ...]
+    files: tuple[SeenFile, ...]
 
     @property
     def identity(self) -> Identity:
@@ -49,33 +51,24 @@ class Fingerprint:
     @property
     def nbytes(self) -> int:
         """Sum of the file sizes."""
-        return sum(file.size for file in self.files)
+        return sum(file.mark.size for file in self.files)
 
     @property
     def newest_mtime_ns(self) -> int:
         """Last time that one of the files was written."""
-        return max((file.mtime_ns for file in self.files), default=0)
+        return max((file.mark.mtime_ns for file in self.files), default=0)
 
 
 def fingerprint(checkpoint: Path) -> Fingerprint:
-    """Look at every file of a checkpoint, in name order; OSError if one vanishes meanwhile."""
-    status = os.lstat(checkpoint)
-    if not stat.S_ISDIR(status.st_mode):
-        return Fingerprint(status.st_ino, (_mark("", status),))
-    marks: list[FileMark] = []
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(checkpoint / folder) as entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(name)
-                else:
-                    marks.append(_mark(name, entry.stat(follow_symlinks=False)))
-    return Fingerprint(status.st_ino, tuple(sorted(marks, key=lambda mark: mark.name)))
+    """Look at every file of a checkpoint; OSError if one vanishes meanwhile.
 
-
-def _mark(name: str, status: os.stat_result) -> FileMark:
-    is_symlink = stat.S_ISLNK(status.st_mode)
-    return FileMark(name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_nlink, is_symlink)
+    Directories in it do not count: what comes to them, or goes, are files.
+    """
+    found = list(walk(checkpoint))
+    files = [
+        SeenFile(name, Mark.of(status), status.st_nlink, stat.S_ISLNK(status.st_mode))
+        for name, status in found
+        if not stat.S_ISDIR(status.st_mode)
+    ]
+    _, own = found[0]
+    return Fingerprint(own.st_ino, tuple(files))

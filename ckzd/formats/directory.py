@@ -14,10 +14,11 @@ from typing import Any
 
 from ckzd.checkpoint import Checkpoint, FileLayout, Optimizer, TensorSpec
 from ckzd.errors import BadCheckpoint, SourceChanged
+from ckzd.file_marks import is_unchanged
 from ckzd.formats import foreign, sniff
 from ckzd.formats.names import POINTER_NAME, TENSOR_SUFFIXES, TRAINER_STATE, is_being_written, step_in_name
 from ckzd.formats.parsed import MAX_VERBATIM_BYTES, OPAQUE_HOLE_BYTES, ParsedFile, collect, opaque
-from ckzd.formats.source import FileSource, FileView, as_ckzd_errors, closed_on_error, file_stat, identity
+from ckzd.formats.source import FileSource, FileView, as_ckzd_errors, closed_on_error, file_stat
 
 MAX_FILES = 10_000
 INDEX_SUFFIX = ".index.json"
@@ -97,7 +98,7 @@ def read_directory(path: Path) -> Checkpoint:
         step = trainer_step(views)
         checkpoint = _assemble(listing, source, [_parse(view) for view in views], step)
         again = list_directory(path)
-        if (again.names, identity(again.stat)) != (listing.names, identity(listing.stat)):
+        if again.names != listing.names or not is_unchanged(listing.stat, again.stat):
             raise SourceChanged(path, "files came or went while it was read")
         return checkpoint
 

@@ -13,19 +13,13 @@ from pathlib import Path
 from ckzd.access import plain_mode
 from ckzd.checkpoint import FileStat
 from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
+from ckzd.file_marks import is_unchanged
 
 MAX_OPEN_FILES = 8
 WINDOW_BYTES = 4096
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not make us wait
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ENODEV}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
-
-Identity = tuple[int, int, int, int]
-
-
-def identity(found: os.stat_result) -> Identity:
-    """What tells a file from the one that was there before: device, inode, size, mtime."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def file_stat(path: Path, found: os.stat_result) -> FileStat:
@@ -122,8 +116,8 @@ class FileSource:
             os.close(self._open.pop(file))
 
     def _check(self, file: int, descriptor: int) -> None:
-        was = identity(self.stats[file])
-        if identity(os.fstat(descriptor)) != was or identity(os.lstat(self.paths[file])) != was:
+        looks = os.fstat(descriptor), os.lstat(self.paths[file])
+        if not all(is_unchanged(self.stats[file], found) for found in looks):
             raise SourceChanged(self.paths[file], "was replaced or written to while it was read")
 
 

@@ -8,28 +8,20 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ckzd import durable
 from ckzd.archive import FileModel, Manifest
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import BadCheckpoint, SourceChanged
+from ckzd.file_marks import Mark, walk
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.pointer import large_files
 from ckzd.store import MAX_NAME_BYTES
 
 
-class Mark(NamedTuple):
-    """What changes when a file is written or replaced."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-
 def marks_of(checkpoint: Path) -> dict[str, Mark]:
     """The marks of a file ("") or of a directory and all that is in it, by relative name. Follows no link."""
-    return {name: _mark(status) for name, status in _walk(checkpoint)}
+    return {name: Mark.of(status) for name, status in _walk(checkpoint)}
 
 
 def require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
@@ -142,22 +134,11 @@ def allocated_bytes(paths: Iterator[Path] | list[Path]) -> int:
 
 
 def _walk(checkpoint: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Name relative to the checkpoint ("" is itself) and lstat of all that is there, sorted, parents first."""
-    pending = [""]
-    while pending:
-        name = pending.pop(0)
-        path = checkpoint / name
-        try:
-            status = path.lstat()
-            children = sorted(child.name for child in path.iterdir()) if stat.S_ISDIR(status.st_mode) else []
-        except FileNotFoundError:
-            raise SourceChanged(path, "is gone") from None
-        yield name, status
-        pending += [f"{name}/{child}" if name else child for child in children]
-
-
-def _mark(status: os.stat_result) -> Mark:
-    return Mark(status.st_ino, 0 if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mtime_ns)
+    """As `walk`; SourceChanged where something is gone meanwhile."""
+    try:
+        yield from walk(checkpoint)
+    except FileNotFoundError as error:
+        raise SourceChanged(error.filename, "is gone") from None
 
 
 def _require_size(path: Path, file: FileModel) -> None:

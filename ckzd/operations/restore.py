@@ -21,8 +21,9 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
+from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_NAME
-from ckzd.operations.originals import Mark, marks_of
+from ckzd.operations.originals import marks_of
 from ckzd.operations.pointer import is_as_archived, pointer_for, points_to, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import LOCK_SECONDS, recover

@@ -20,9 +20,9 @@ from typing import Literal, Self
 from ckzd import durable
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CorruptArchive
+from ckzd.file_marks import Mark
 from ckzd.formats.foreign import MAX_JSON_BYTES, json_object, read_small
 from ckzd.formats.names import POINTER_NAME
-from ckzd.operations.originals import Mark
 from ckzd.store import Store
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.access import access_to, give
+from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_NAME
-from ckzd.operations.originals import Mark, marks_of
+from ckzd.operations.originals import marks_of
 from ckzd.operations.trash import Entry
 
 
