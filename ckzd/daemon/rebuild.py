@@ -6,7 +6,7 @@ from pathlib import Path
 from ckzd.chains import ArchiveRecord
 from ckzd.daemon.identity import Identity
 from ckzd.daemon.journal import Journal
-from ckzd.daemon.stores import points_to
+from ckzd.operations.pointer import pointer_for, points_to
 
 
 def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: float) -> None:
@@ -17,7 +17,7 @@ def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: floa
     for record in records:
         manifest = record.manifest
         path = run / manifest.name
-        replaced = points_to(path, record.path)
+        replaced = points_to(pointer_for(path), record.path)
         if not replaced and os.path.lexists(path):
             continue
         identity = Identity.of(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))

@@ -14,7 +14,7 @@ from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Clean, Job
 from ckzd.errors import CkzdError
-from ckzd.operations.pointer import archive_of, pointer_for
+from ckzd.operations.pointer import pointer_for, points_to
 from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Stores:
                     if record.path in unwanted
                     and record.path not in kept
                     and record.manifest.reconstruction not in references
-                    and not points_to(run / record.manifest.name, record.path)
+                    and not points_to(pointer_for(run / record.manifest.name), record.path)
                 ]
                 if not droppable:
                     return dropped
@@ -150,14 +150,6 @@ class Stores:
     def _has_old_trash(self, opened: _Opened) -> bool:
         limit = self._clock.time() - opened.trash_seconds
         return any(verified <= limit for verified in _verified_at(opened.store.trash))
-
-
-def points_to(checkpoint: Path, archive: Path) -> bool:
-    """Whether there is a pointer in the checkpoint's place that names this archive."""
-    try:
-        return archive_of(pointer_for(checkpoint)) == archive.resolve()
-    except (CkzdError, OSError):
-        return False
 
 
 def _is_short_of_space(opened: _Opened) -> bool:

@@ -85,9 +85,9 @@ def archive_of(path: Path) -> Path:
 
 
 def points_to(pointer: Path, archive: Path) -> bool:
-    """Whether a pointer is there and names this archive; False for whatever else may have its name."""
+    """Whether a pointer is there and names this archive, by whichever way; False for whatever else has its name."""
     try:
-        return _is_file(pointer) and is_pointer(pointer) and archive_of(pointer).samefile(archive)
+        return archive_of(pointer).samefile(archive)
     except (CkzdError, OSError):
         return False
 

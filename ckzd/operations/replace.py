@@ -25,7 +25,7 @@ from ckzd.archive import Manifest
 from ckzd.chains import is_sound, read_manifest, require_sound
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import originals
-from ckzd.operations.pointer import archive_of, large_files, pointer_for, pointer_text, read_pointer, resolve
+from ckzd.operations.pointer import large_files, pointer_for, pointer_text, points_to, read_pointer, resolve
 from ckzd.operations.trash import Entry, Intent
 from ckzd.operations.undo import (
     end_restore,
@@ -308,9 +308,8 @@ def _proven(archive: Path) -> Manifest:
 
 
 def _is_replaced(checkpoint: Path, archive: Path, manifest: Manifest) -> bool:
-    pointer = pointer_for(checkpoint)
     gone = not any(os.path.lexists(path) for path in large_files(checkpoint, manifest))
-    return gone and pointer.is_file() and archive_of(pointer) == archive
+    return gone and points_to(pointer_for(checkpoint), archive)
 
 
 def _recover_entry(store: Store, root: Path) -> str | None:

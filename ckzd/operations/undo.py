@@ -45,14 +45,7 @@ def holds_original(entry: Entry) -> bool:
 def is_prepared(entry: Entry, place: Path) -> bool:
     """Whether what stands at `place` is the directory that was prepared to take the original's place."""
     prepared = entry.intent.prepared.get("")
-    try:
-        return (
-            prepared is not None
-            and place.lstat().st_ino == prepared.inode
-            and (place / POINTER_NAME).read_text() == entry.intent.pointer_text
-        )
-    except (OSError, UnicodeDecodeError):
-        return False
+    return prepared is not None and _inode(place) == prepared.inode and _is_own_pointer(entry, place / POINTER_NAME)
 
 
 def forget_prepared(entry: Entry) -> Entry:
@@ -120,10 +113,14 @@ def optimizer_last(name: str) -> tuple[bool, str]:
 
 def stands(entry: Entry) -> bool:
     """Whether the file, or the directory that is being replaced in pieces, stands in its place."""
-    try:
-        return entry.checkpoint.lstat().st_ino == entry.intent.original[""].inode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    return _inode(entry.checkpoint) == entry.intent.original[""].inode
+
+
+def _inode(place: Path) -> int | None:
+    """Of what stands there, if anything does."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return place.lstat().st_ino
+    return None
 
 
 def set_directory_time(entry: Entry) -> None:
@@ -148,14 +145,24 @@ def _move_back(held: Path, place: Path) -> str | None:
 
 def _withdraw_pointer(entry: Entry) -> None:
     """Take our pointer away, or put the one back that it superseded; leave anybody else's."""
-    with suppress(FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
-        if entry.pointer.read_text() != entry.intent.pointer_text:
-            return
-        if entry.intent.previous_pointer is None:
-            durable.remove(entry.pointer)
-            return
-        temp = entry.store.new_temp(".pointer")
-        with durable.write_atomically(temp, mode=0o600) as file:
-            file.write(entry.intent.previous_pointer.encode())
-        give(temp, access_to([entry.pointer], place=entry.pointer.parent))
-        durable.overwrite(temp, entry.pointer)
+    if not _is_own_pointer(entry, entry.pointer):
+        return
+    if entry.intent.previous_pointer is None:
+        durable.remove(entry.pointer)
+        return
+    temp = entry.store.new_temp(".pointer")
+    with durable.write_atomically(temp, mode=0o600) as file:
+        file.write(entry.intent.previous_pointer.encode())
+    give(temp, access_to([entry.pointer], place=entry.pointer.parent))
+    durable.overwrite(temp, entry.pointer)
+
+
+def _is_own_pointer(entry: Entry, place: Path) -> bool:
+    """Whether the pointer of this replacement stands at `place`, and not what somebody else has put there.
+
+    What cannot be read raises: it may be read later, and what is decided here is final.
+    """
+    try:
+        return place.read_text() == entry.intent.pointer_text
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
+        return False

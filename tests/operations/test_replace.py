@@ -670,6 +670,15 @@ class TestAfterAnEarlierAttempt:
         assert len(trashed(store)) == 2
         assert single.exists()
 
+    def test_what_took_the_pointers_place_is_nobodys_pointer(self, store, single, monkeypatch):
+        killed_after("pointer", single, store_archive(store, single), store, monkeypatch)
+        pointer_for(single).unlink()
+        pointer_for(single).mkdir()
+        assert recover(store) == [f"undone {single}"]
+        assert trashed(store) == []
+        assert single.exists()
+        assert pointer_for(single).is_dir()
+
     def test_one_that_cannot_be_undone_stops_the_next(self, store, single, monkeypatch):
         archive = store_archive(store, single)
         killed_after("pointer", single, archive, store, monkeypatch)
