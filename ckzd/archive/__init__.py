@@ -1,6 +1,6 @@
 """The .ckz container: named bytes and one manifest. It knows bytes, never tensors. FORMAT.md specifies it."""
 
-from ckzd.archive.container import ArchiveReader, ArchiveWriter, StreamRef
+from ckzd.archive.container import ArchiveReader, ArchiveWriter
 from ckzd.archive.manifest import EntryModel, FileModel, Manifest, StatModel, files_digest
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "FileModel",
     "Manifest",
     "StatModel",
-    "StreamRef",
     "files_digest",
 ]

@@ -26,6 +26,7 @@ from ckzd.archive.records import (
     parse_end,
 )
 from ckzd.errors import CorruptArchive
+from ckzd.streams import StreamRef
 from ckzd.zip_structs import MAX_END_BYTES
 
 MANIFEST = "manifest.json"
@@ -38,15 +39,6 @@ CHUNK_BYTES = 1024 * 1024
 
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 _ENTRY = re.compile(r"[a-z][a-z0-9_]*(/[0-9]+)?|manifest\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRef:
-    """Where a stream lies: bytes [offset, offset + nbytes) of an entry."""
-
-    entry: str
-    offset: int
-    nbytes: int
 
 
 @dataclass(slots=True)

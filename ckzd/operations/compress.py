@@ -35,7 +35,7 @@ from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
-from ckzd.operations.reconstruct import as_tuple, malformed_as_corrupt, reconstruction_of, scratch_file
+from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
@@ -398,7 +398,7 @@ def _write(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> 
                 job.checkpoint,
                 reference.reconstruction if reference is not None else None,
                 job.preset,
-                put=lambda kind, data: as_tuple(writer.put(kind, data)),
+                put=writer.put,
                 add=writer.add,
                 reconstruction=cache_file,
                 scratch=scratch,

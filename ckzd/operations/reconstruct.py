@@ -9,12 +9,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import BinaryIO
 
 from ckzd import durable
-from ckzd.archive import ArchiveReader, StreamRef
+from ckzd.archive import ArchiveReader
 from ckzd.chains import chain
 from ckzd.checkpoint import Bytes, assemble
 from ckzd.codec import zstd
@@ -159,12 +158,8 @@ def _blob(reference: Reconstruction | None, field: str) -> bytes:
 
 def decoder_from_reference(reader: ArchiveReader, reference: Reconstruction | None) -> Decoder:
     """A decoder of everything in the archive."""
-    return Decoder.from_reference(
-        lambda name: _entry(reader, name),
-        lambda ref: reader.stream(StreamRef(*ref)),
-        reference,
-        reader.manifest.original_bytes,
-    )
+    original_bytes = reader.manifest.original_bytes
+    return Decoder.from_reference(lambda name: _entry(reader, name), reader.stream, reference, original_bytes)
 
 
 def _check_files(reader: ArchiveReader, layout: Layout) -> None:
@@ -179,9 +174,7 @@ class OpenCheckpoint:
     def __init__(self, reader: ArchiveReader, own: Reconstruction) -> None:
         self._reader, self._own = reader, own
         with malformed_as_corrupt(reader.path):
-            self.decoder = Decoder.from_own(
-                lambda name: _entry(reader, name), lambda ref: reader.stream(StreamRef(*ref)), own
-            )
+            self.decoder = Decoder.from_own(lambda name: _entry(reader, name), reader.stream, own)
             self.layout = self.decoder.index.layout
             self.verbatim = split_skeleton(own.blob("skeleton"), self.layout.files)
         _check_files(reader, self.layout)
@@ -205,9 +198,3 @@ class OpenCheckpoint:
 
 def _entry(reader: ArchiveReader, name: str) -> bytes:
     return reader.read(name) if name in reader.entries() else b""
-
-
-def as_tuple(ref: StreamRef) -> tuple[str, int, int]:
-    """A stream's place as the codec keeps it."""
-    entry, offset, nbytes = astuple(ref)
-    return entry, offset, nbytes

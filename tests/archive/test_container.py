@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import archive_bytes, made_manifest
 
-from ckzd.archive import ArchiveReader, ArchiveWriter, StreamRef
+from ckzd.archive import ArchiveReader, ArchiveWriter
 from ckzd.archive import container as module
 from ckzd.archive.manifest import FORMAT_VERSION
 from ckzd.archive.records import End, Member, central_header, end_records, local_header, parse_directory, parse_end
 from ckzd.errors import CorruptArchive
+from ckzd.streams import StreamRef
 
 KINDS = ("weights", "first_moment", "state")
 streams = st.lists(

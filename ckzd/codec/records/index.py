@@ -15,6 +15,7 @@ from typing import Any
 from ckzd.codec import zstd
 from ckzd.codec.parsing import read_json
 from ckzd.codec.records.layout import MAX_BYTES, Layout
+from ckzd.streams import StreamRef as StreamRef  # noqa: PLC0414  # who takes codes from here takes their places too
 
 MAX_INDEX_BYTES = 1 << 30
 MOST_COMPRESSED = 1024  # a layout without a reference's: 10 to 40, names of a thousand characters 150
@@ -25,8 +26,6 @@ MAX_STEP_EXPONENT = 64
 MAX_REACH = 4000
 MAX_SLACK = 14
 _LENGTHS = struct.Struct("<II")
-
-StreamRef = tuple[str, int, int]  # entry, offset, nbytes: where a stream lies in the archive
 
 
 class Method(StrEnum):
@@ -184,7 +183,7 @@ def _zeros(entries: list[list[Any]]) -> dict[int, StreamRef | None]:
 def _place(place: Sequence[Any]) -> StreamRef:
     match place:
         case (str(entry), int(offset), int(nbytes)):
-            return entry, offset, nbytes
+            return StreamRef(entry, offset, nbytes)
     raise ValueError(f"a stream at {place!r:.60}")
 
 
