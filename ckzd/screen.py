@@ -14,18 +14,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from ckzd.errors import CkzdError
+from ckzd.stages import Stage
 
 PIPE_WIDTH = 200  # columns of a table that nobody's terminal cuts
 _RECORD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__)
-STAGES = {
-    "read": "reading",
-    "encode": "encoding",
-    "written": "written",
-    "verified": "verified",
-    "accept": "asking the accept command",
-    "accepted": "accepted",
-    "publish": "publishing",
-    "replaced": "replaced",
+STAGES = {  # as a person reads them
+    Stage.READ: "reading",
+    Stage.ENCODE: "encoding",
+    Stage.WRITTEN: "written",
+    Stage.VERIFIED: "verified",
+    Stage.ACCEPT: "asking the accept command",
+    Stage.ACCEPTED: "accepted",
+    Stage.PUBLISH: "publishing",
+    Stage.REPLACED: "replaced",
 }
 
 
@@ -104,9 +105,9 @@ class Bar:
         self._name = name
         self._progress.reset(self._task, description=name)
 
-    def stage(self, stage: str, fraction: float) -> None:
+    def stage(self, stage: Stage, fraction: float) -> None:
         """`stage` is `fraction` done."""
-        self._progress.update(self._task, completed=fraction, description=f"{self._name}: {STAGES.get(stage, stage)}")
+        self._progress.update(self._task, completed=fraction, description=f"{self._name}: {STAGES[stage]}")
 
     def fraction(self, fraction: float) -> None:
         """`fraction` is done."""

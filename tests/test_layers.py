@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ckzd"
 
 LEVELS = (
-    ("errors", "checkpoint", "cores", "defaults", "file_marks", "streams", "zip_structs"),
+    ("errors", "checkpoint", "cores", "defaults", "file_marks", "stages", "streams", "zip_structs"),
     ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
     ("chains",),
     ("store",),

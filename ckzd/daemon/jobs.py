@@ -58,7 +58,7 @@ class Progress:
     """A running job has come to a stage."""
 
     job: Job
-    stage: str
+    stage: str  # a `stages.Stage` of a compression; of a replacement its step
     fraction: float
 
 

@@ -26,6 +26,7 @@ from ckzd.errors import (
     VerificationFailed,
 )
 from ckzd.operations.inspect import KEPT_EXACT
+from ckzd.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ _VERIFY_REASONS = {
 }
 
 
-_DURING = {  # after the operation said this, it does that
-    "waiting for the worker": "start", "read": "read", "encode": "encode", "written": "verify", "verified": "publish",
-    "accept": "accept", "accepted": "publish",
+_WAITING = "waiting for the worker"
+_DURING = {  # after the operation said this, it does that: what `metrics.STAGES` names
+    _WAITING: "start", Stage.READ: "read", Stage.ENCODE: "encode", Stage.WRITTEN: "verify", Stage.VERIFIED: "publish",
+    Stage.ACCEPT: "accept", Stage.ACCEPTED: "publish",
 }  # fmt: skip
 
 
@@ -85,7 +87,7 @@ class Outcomes:
 
     def began(self, job: Job, run: Path | None) -> None:
         """A job was given to the executor."""
-        self.running.append(Running(job, run, "waiting for the worker", 0.0, self.clock.monotonic()))
+        self.running.append(Running(job, run, _WAITING, 0.0, self.clock.monotonic()))
         self.metrics.started.labels(job.kind).inc()
 
     def apply(self, event: Event) -> None:
@@ -319,7 +321,7 @@ class Outcomes:
                     self._end_stage(event.job)
                     running.since = self.clock.monotonic()
                 running.stage, running.fraction = event.stage, event.fraction
-        if event.stage == "written" and event.job.kind == "compress":
+        if event.stage == Stage.WRITTEN and event.job.kind == "compress":
             row = self._row(event.job)
             if row is not None:
                 self.journal.written(row.number, self.clock.time())

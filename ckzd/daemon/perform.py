@@ -4,14 +4,14 @@ import time
 from typing import Any
 
 from ckzd.daemon.jobs import Clean, Compress, Job, Replace
-from ckzd.daemon.worker import OnStage
+from ckzd.daemon.worker import Tell
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.room import keep_free, watch_room
 from ckzd.store import Store
 
 
-def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
+def perform(job: Job, device: str, tell: Tell) -> dict[str, Any]:
     """Do one job; the report as a dict."""
     match job:
         case Compress():
@@ -27,21 +27,21 @@ def perform(job: Job, device: str, on_stage: OnStage) -> dict[str, Any]:
                     accept_command=job.accept_command,
                     accept_seconds=job.accept_seconds,
                     min_free=job.min_free,
-                    on_stage=on_stage,
+                    on_stage=tell,
                 )
             return report.to_dict()
         case Replace():
-            return {"reclaimed_bytes": _replace(job, on_stage)}
+            return {"reclaimed_bytes": _replace(job, tell)}
         case Clean():
             return _clean(job)
     raise AssertionError(job.kind)
 
 
-def _replace(job: Replace, on_stage: OnStage) -> int:
+def _replace(job: Replace, tell: Tell) -> int:
     store = Store.open(job.store)
     for checkpoint, archive in job.beside:
         require_replaceable(checkpoint, archive, store)
-    return replace(job.checkpoint, job.archive, store, on_step=lambda step: on_stage(f"replace: {step}", 0.0))
+    return replace(job.checkpoint, job.archive, store, on_step=lambda step: tell(f"replace: {step}", 0.0))
 
 
 def _clean(job: Clean) -> dict[str, Any]:

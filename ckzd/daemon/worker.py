@@ -23,8 +23,8 @@ from ckzd.priority import stand_back
 READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
 _OOM_SCORE = "500"  # out of 1000: before the training job, whose memory is worth more
 
-OnStage = Callable[[str, float], None]
-Operation = Callable[[Job, str, OnStage], dict[str, Any]]
+Tell = Callable[[str, float], None]  # the stage of `Progress`, and how much of it is done
+Operation = Callable[[Job, str, Tell], dict[str, Any]]
 
 
 def begin(parent: int, nice: int, *, as_json: bool) -> None:
@@ -58,11 +58,11 @@ def serve(pipe: Connection, device: str, perform: Operation) -> None:
 
 
 def _outcome(job: Job, pipe: Connection, device: str, perform: Operation) -> Done | Failed:
-    def on_stage(stage: str, fraction: float) -> None:
+    def tell(stage: str, fraction: float) -> None:
         pipe.send(Progress(job, stage, fraction))
 
     try:
-        return Done(job, perform(job, device, on_stage))
+        return Done(job, perform(job, device, tell))
     except CkzdError as error:
         return Failed(job, error)
     except Exception as error:  # noqa: BLE001  # one bad checkpoint must not end the worker

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,11 +40,10 @@ from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
 from ckzd.operations.verify import verifier
+from ckzd.stages import OnStage, Stage
 from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
-
-OnStage = Callable[[str, float], None]
 
 _TOOLS = ("numpy", "constriction", "zstandard")
 _PAPER_TOOLS = ("torch", "scikit-learn")  # of codebooks and the LSTM, which other presets have not
@@ -120,7 +119,7 @@ def compress(
         _require_known_whole(path)
     if replace and Store.is_at(root):
         recover(Store.open(root))  # an earlier run may have died with this very checkpoint in its hands
-    tell("read", 0.0)
+    tell(Stage.READ, 0.0)
     checkpoint = in_tiles(read_checkpoint(path))
     with closing(checkpoint.source):
         durable.sweep_beside(path, but_with=POINTER_NAME)  # of restores that were killed
@@ -141,7 +140,7 @@ def compress(
     if replace and kept is None:
         replace_original(path, record.path, opened)
         _free_original(opened)
-        tell("replaced", 1.0)
+        tell(Stage.REPLACED, 1.0)
     report = _report(job, record, already=already, replaced=replace and kept is None)
     seconds = time.monotonic() - started
     return dataclasses.replace(report, seconds=seconds, kept=kept, damaged=tuple(map(str, damaged)))
@@ -281,10 +280,10 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         verify = stack.enter_context(verifier())
         with durable.as_no_space(store.tmp):
             manifest = _write(job, reference, temp, cache)
-        job.tell("written", 1.0)
+        job.tell(Stage.WRITTEN, 1.0)
         before = reference.record.path if reference is not None else None
         verify(temp, before)
-        job.tell("verified", 1.0)
+        job.tell(Stage.VERIFIED, 1.0)
         _ask(job, temp, before, hint="the original is untouched, the archive was thrown away")
         give(temp, job.access)
         give(cache, job.access)
@@ -295,7 +294,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
             _ask_again(job, target)
             manifest = read_manifest(target)
         _forget_old_reconstructions(store, run, job.stride)
-    job.tell("publish", 1.0)
+    job.tell(Stage.PUBLISH, 1.0)
     return ArchiveRecord(target, manifest)
 
 
@@ -342,9 +341,9 @@ def _place_of(job: _Job, manifest: Manifest) -> Path:
 def _ask(job: _Job, archive: Path, reference: Path | None, *, hint: str) -> None:
     """Raises NotAccepted if there is a command and it refuses what `archive` restores to."""
     if job.acceptance is not None:
-        job.tell("accept", 0.0)
+        job.tell(Stage.ACCEPT, 0.0)
         require_accepted(job.acceptance, archive, reference, original=job.path, store=job.store, hint=hint)
-        job.tell("accepted", 1.0)
+        job.tell(Stage.ACCEPTED, 1.0)
 
 
 def _ask_again(job: _Job, archive: Path) -> None:
@@ -390,7 +389,7 @@ def _temporary(store: Store, suffix: str) -> Iterator[Path]:
 
 def _write(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> Manifest:
     """Encode into `temp` and the reconstruction into `cache`; both are on disk when this returns."""
-    job.tell("encode", 0.0)
+    job.tell(Stage.ENCODE, 0.0)
     with durable.create(temp) as archive_file, durable.create(cache) as cache_file, scratch_file(job.store) as scratch:
         writer = ArchiveWriter(archive_file)
         with malformed_as_corrupt(reference.record.path if reference is not None else Path(job.checkpoint.name)):
@@ -403,7 +402,7 @@ def _write(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> 
                 reconstruction=cache_file,
                 scratch=scratch,
                 device=job.device,
-                progress=lambda fraction: job.tell("encode", fraction),
+                progress=lambda fraction: job.tell(Stage.ENCODE, fraction),
             ).encode()
         manifest = writer.finish(_manifest(job, reference, encoded))
         for file in (archive_file, cache_file):
