@@ -182,12 +182,6 @@ def systemd() -> Systemd:
     return Systemd(os.environ.get("NOTIFY_SOCKET") or None, seconds)
 
 
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker: this process's with `changes`, without the service manager's socket."""
-    inherited = {name: value for name, value in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
-    return {**inherited, **changes}
-
-
 def _read_toml(path: Path) -> Json:
     try:
         with path.open("rb") as file:

@@ -209,16 +209,6 @@ def test_systemd_gives_the_state_directory_and_the_watchdog(monkeypatch):
     assert config.systemd().watchdog_seconds is None
 
 
-def test_a_worker_does_not_inherit_the_service_manager_s_socket(monkeypatch):
-    monkeypatch.setenv("NOTIFY_SOCKET", "@here")
-    monkeypatch.setenv("KEPT", "yes")
-
-    environment = config.child_environment({"OMP_NUM_THREADS": "1"})
-
-    assert "NOTIFY_SOCKET" not in environment
-    assert (environment["KEPT"], environment["OMP_NUM_THREADS"]) == ("yes", "1")
-
-
 def test_settings_are_frozen(write):
     settings: Settings = load(write(GOOD))
 

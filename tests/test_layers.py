@@ -188,6 +188,8 @@ def calls_of(path: Path) -> set[str]:
 RULES = [
     (("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"), ("demo_training.py",)),  # it plays the trainer
     (("importlib.import_module", "import_module"), ("__init__.py",)),
+    (("pkgutil.resolve_name", "resolve_name"), ("daemon/worker.py",)),  # the operation that it is started for
+    (("sys.executable",), ("operations/child.py", "demo.py")),  # the demo plays a user
     (
         ("os.environ", "os.getenv"),
         ("config.py", "codec/parallel.py", "demo.py", "operations/child.py"),

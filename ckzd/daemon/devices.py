@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckzd.config import DaemonSettings
 from ckzd.cores import cores
+from ckzd.operations.child import thread_limits
 
 MAX_CPU_WORKERS = 4
 MAX_THREADS = 8  # of one worker, each with a tensor of its own: a job runs beside it
@@ -71,18 +72,18 @@ class GpuWatch:
 
 def place(device: str, settings: DaemonSettings, watch: GpuWatch, taken: frozenset[str] = frozenset()) -> Placement:
     """Turn a configured device into a placement, now: `auto` takes an idle GPU (not `taken`), else the CPU."""
-    threads = _thread_limits(settings)
+    limits = thread_limits(threads(settings))
     if device == "auto":
         idle = [gpu.uuid for gpu in watch.gpus() if not gpu.busy and gpu.uuid not in taken]
         return (
-            Placement("cuda:0", {**threads, "CUDA_VISIBLE_DEVICES": idle[0]}) if idle else place("cpu", settings, watch)
+            Placement("cuda:0", {**limits, "CUDA_VISIBLE_DEVICES": idle[0]}) if idle else place("cpu", settings, watch)
         )
     if device == "cpu":
-        return Placement("cpu", {**threads, "CUDA_VISIBLE_DEVICES": ""})
+        return Placement("cpu", {**limits, "CUDA_VISIBLE_DEVICES": ""})
     if device == "cuda":
-        return Placement("cuda:0", threads)
+        return Placement("cuda:0", limits)
     number = device.removeprefix("cuda:")
-    return Placement("cuda:0", {**threads, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": number})
+    return Placement("cuda:0", {**limits, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": number})
 
 
 def cpu_workers(settings: DaemonSettings) -> int:
@@ -132,9 +133,3 @@ def _smi(query: str) -> list[list[str]] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-
-
-def _thread_limits(settings: DaemonSettings) -> dict[str, str]:
-    count = str(threads(settings))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return dict.fromkeys(names, count)

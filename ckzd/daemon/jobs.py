@@ -1,6 +1,6 @@
 """What the service and an executor say to each other. Everything here can be pickled."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -60,6 +60,9 @@ class Progress:
     job: Job
     stage: str  # a `stages.Stage` of a compression; of a replacement its step
     fraction: float
+
+
+Tell = Callable[[str, float], None]  # how a running job tells its stage and fraction
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 import time
 from typing import Any
 
-from ckzd.daemon.jobs import Clean, Compress, Job, Replace
-from ckzd.daemon.worker import Tell
+from ckzd.daemon.jobs import Clean, Compress, Job, Replace, Tell
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.room import keep_free, watch_room

@@ -1,29 +1,42 @@
-"""One worker process and its pipe, seen from the parent."""
+"""A process and the pipe to it, seen from the parent: a worker is one, and so is the reader."""
 
 import contextlib
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Self
 
-import ckzd
-from ckzd.config import child_environment
 from ckzd.daemon.devices import Placement
+from ckzd.operations.child import start_module
 
-# -P keeps the working directory off the path: a `random.py` beside somebody's checkpoints must not be ours
-_BOOT = """
-import sys
-sys.path.extend(place for place in {places!r} if place not in sys.path)
-from ckzd.daemon import worker
-worker.begin({parent}, {nice}, as_json={as_json})
-from {module} import {function}
-worker.main({descriptor}, {device!r}, {function})
-"""
+
+def start_with_pipe(
+    module: str, arguments: Sequence[str], variables: Mapping[str, str], *, start_new_session: bool = False
+) -> tuple["subprocess.Popen[bytes]", Connection]:
+    """Start `python -m MODULE DESCRIPTOR ARGUMENTS`; the process and our end of the pipe whose other end that names.
+
+    OSError if the system has no room for another process.
+    """
+    ours, theirs = Pipe()
+    try:
+        process = start_module(
+            module,
+            [str(theirs.fileno()), *arguments],
+            variables,
+            stdout=2,  # our standard output belongs to our own results
+            pass_fds=[theirs.fileno()],
+            start_new_session=start_new_session,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +45,12 @@ class Boot:
 
     operation: str  # "module:function"
     nice: int
-    places: list[str]  # further directories on its module path
+    places: tuple[str, ...]  # further directories on its module path
     log_as_json: bool = False
 
-    def script(self, descriptor: int, device: str) -> str:
-        """The program that it runs."""
-        module, function = self.operation.split(":")
-        return _BOOT.format(
-            places=[str(Path(ckzd.__file__).parent.parent), *self.places],
-            parent=os.getpid(),
-            nice=self.nice,
-            as_json=self.log_as_json,
-            module=module,
-            function=function,
-            descriptor=descriptor,
-            device=device,
-        )
+    def arguments(self, device: str) -> list[str]:
+        """Behind the descriptor of its pipe: see `worker.main`."""
+        return [device, self.operation, str(self.nice), "json" if self.log_as_json else "text", *self.places]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +67,10 @@ class WorkerProcess:
     @classmethod
     def start(cls, placement: Placement, boot: Boot) -> Self:
         """Start it; OSError if the system has no room for another process."""
-        ours, theirs = Pipe()
-        try:
-            process = subprocess.Popen(  # noqa: S603  # our own text, no shell
-                [sys.executable, "-P", "-c", boot.script(theirs.fileno(), placement.device)],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # our standard output belongs to our own results
-                env=child_environment(placement.environment),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return cls(process, ours, placement)
+        process, pipe = start_with_pipe(
+            "ckzd.daemon.worker", boot.arguments(placement.device), placement.environment, start_new_session=True
+        )
+        return cls(process, pipe, placement)
 
     def messages(self) -> list[Any]:
         """What it has sent and we have not read."""

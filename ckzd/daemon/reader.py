@@ -7,24 +7,22 @@ longer than its limit is killed, and its checkpoint refused.
 import json
 import subprocess
 import time
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from ckzd.config import child_environment
 from ckzd.daemon.identity import Fingerprint, fingerprint
+from ckzd.daemon.processes import start_with_pipe
 from ckzd.daemon.reading import MAX_BYTES
 from ckzd.daemon.settle import NotReadYet
 from ckzd.errors import BadCheckpoint, SourceChanged
-from ckzd.operations.child import error_of, module_command
+from ckzd.operations.child import error_of, thread_limits
 from ckzd.priority import FairClock
 
 READ_SECONDS = 20.0  # of one checkpoint; headers and pickles of the largest take a few
 WAIT_SECONDS = 0.2  # that the service gives to one question; most take thousandths
 POLL_SECONDS = 0.2
 MAX_KEPT = 1000  # answers that nobody has come for yet
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 Question = tuple[str, Path, Fingerprint]
 
@@ -131,21 +129,7 @@ class Reader:
 
     def _start(self) -> None:
         self._end()
-        ours, theirs = Pipe()
-        try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                module_command("ckzd.daemon.reading", [str(theirs.fileno())]),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # our standard output belongs to our own results
-                env=child_environment(_ONE_THREAD),
-                pass_fds=[theirs.fileno()],
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._pipe = ours
+        self._process, self._pipe = start_with_pipe("ckzd.daemon.reading", [], thread_limits(1))
 
     def _end(self) -> None:
         """Kill the process, if there is one; what it was asked is forgotten."""

@@ -2,44 +2,47 @@
 
 It is polite (takes what CPU and disk are left over, first to be killed when memory runs out) and cannot outlive its
 parent: the kernel kills it when the parent dies, and the end of the pipe ends it.
+`python -m ckzd.daemon.worker DESCRIPTOR DEVICE OPERATION NICE json|text PLACE...` is such a process.
 """
 
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ckzd.codec.parallel import set_threads, threads
 from ckzd.cores import idle_cores
-from ckzd.daemon.jobs import Done, Failed, Job, Progress
+from ckzd.daemon.jobs import Done, Failed, Job, Progress, Tell
 from ckzd.daemon.logs import configure
 from ckzd.errors import CkzdError
-from ckzd.operations.child import die_with_parent
 from ckzd.priority import stand_back
 
 READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
 _OOM_SCORE = "500"  # out of 1000: before the training job, whose memory is worth more
 
-Tell = Callable[[str, float], None]  # the stage of `Progress`, and how much of it is done
 Operation = Callable[[Job, str, Tell], dict[str, Any]]
 
 
-def begin(parent: int, nice: int, *, as_json: bool) -> None:
-    """First thing in a new process, before anything heavy is loaded: tie it to its parent and make it polite."""
-    die_with_parent(parent)
-    configure(as_json=as_json)
-    stand_back(nice)
+def main(arguments: Sequence[str]) -> None:
+    """Serve jobs from the pipe until it closes.
+
+    The operation ("module:function") may lie in one of the places. It is loaded when this process is polite already:
+    that takes seconds.
+    """
+    descriptor, device, operation, nice, log_as, *places = arguments
+    configure(as_json=log_as == "json")
+    stand_back(int(nice))
     with suppress(OSError):  # some containers forbid it
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
-
-
-def main(descriptor: int, device: str, perform: Operation) -> None:
-    """Serve jobs from the pipe at `descriptor` until it closes."""
-    os.set_inheritable(descriptor, False)
-    with Connection(descriptor) as pipe:
+    os.set_inheritable(int(descriptor), False)
+    sys.path += places
+    perform: Operation = resolve_name(operation)
+    with Connection(int(descriptor)) as pipe:
         pipe.send(READY)
         serve(pipe, device, perform)
 
@@ -69,3 +72,7 @@ def _outcome(job: Job, pipe: Connection, device: str, perform: Operation) -> Don
         problem = f"unexpected {type(error).__name__}: {error}"
         wrapped = CkzdError(job.checkpoint, problem, hint="the traceback is in the daemon's log")
         return Failed(job, wrapped, traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -61,7 +61,7 @@ class LocalExecutor:
         self._settings = settings
         self._clock = clock
         self._operation = operation
-        self._places = list(places)  # further directories on the workers' module path
+        self._places = tuple(places)  # further directories on the workers' module path
         self._log_as_json = log_as_json
         self._gpus = devices.GpuWatch()
         names = devices.slots(settings)

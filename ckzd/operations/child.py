@@ -1,7 +1,8 @@
 """Python in a fresh process, and its errors back as the errors that they were.
 
 A restore must not depend on what this process has loaded or set (a trainer's default dtype, its threads), and an
-encoder must not check its own work. The child gets our environment and a number of threads of its own.
+encoder must not check its own work. `start_module` is how ckzd starts itself, everywhere: the child dies with us and
+gets our environment.
 """
 
 import ctypes
@@ -30,12 +31,13 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 _PLACE = str(Path(ckzd.__file__).resolve().parent.parent)
 _PR_SET_PDEATHSIG = 1
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_SERVICE_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC"})  # it expects us to speak to it, and no child
 
 
 def run_module(module: str, arguments: Sequence[str], *, subject: Path) -> None:
     """Run `python -m MODULE ARGUMENTS` to its end; raises what it said on stderr (see `error_line`), else CkzdError."""
-    with _started(module, arguments, {}) as child:
+    with _asked(module, arguments, {}) as child:
         _finish(child, "", subject)
 
 
@@ -46,41 +48,57 @@ def waiting_module(module: str, *, count: int) -> Iterator[Callable[[str, Path],
     Called with that and its subject, it does as `run_module`; it is killed if it was not called. What to do is one
     line: the end of stdin does not come as long as a process lives that was forked from this one meanwhile.
     """
-    with _started(module, [], dict.fromkeys(_THREADS, str(count))) as child:
+    with _asked(module, [], thread_limits(count)) as child:
         yield partial(_finish, child)
 
 
 @contextmanager
-def _started(module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen(  # noqa: S603  # our own interpreter and module
-        module_command(module, arguments),
-        env=environment_with(variables),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
+def _asked(module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    pipe = subprocess.PIPE
+    with start_module(module, arguments, variables, stdin=pipe, stdout=pipe, stderr=pipe) as child:
         try:
             yield child
         finally:
             child.kill()
 
 
-def _finish(child: "subprocess.Popen[str]", line: str, subject: Path) -> None:
-    _, said = child.communicate(line + "\n")
+def _finish(child: "subprocess.Popen[bytes]", line: str, subject: Path) -> None:
+    _, said = child.communicate(line.encode() + b"\n")
     if child.returncode != 0:
-        raise error_of(subject, child.returncode, said)
+        raise error_of(subject, child.returncode, said.decode(errors="replace"))
 
 
-def module_command(module: str, arguments: Sequence[str]) -> list[str]:
-    """The words of `python -m MODULE ARGUMENTS` in a process that is killed when we die."""
+def start_module(
+    module: str,
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int,
+    stderr: int | None = None,
+    pass_fds: Sequence[int] = (),
+    start_new_session: bool = False,
+) -> "subprocess.Popen[bytes]":
+    """Start `python -m MODULE ARGUMENTS` with our environment and these variables, in a process that dies with us.
+
+    The kernel kills it when the thread that started it ends. OSError if the system has no room for another process.
+    """
     boot = _BOOT.format(place=_PLACE, parent=os.getpid(), module=module)
-    return [sys.executable, "-P", "-c", boot, *arguments]
+    inherited = {name: value for name, value in os.environ.items() if name not in _SERVICE_MANAGER}
+    return subprocess.Popen(  # noqa: S603  # our own interpreter and module
+        [sys.executable, "-P", "-c", boot, *arguments],
+        env={**inherited, **variables},
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=start_new_session,
+    )
 
 
-def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
-    """Our environment for a child, with these variables set."""
-    return {**os.environ, **variables}
+def thread_limits(count: int) -> dict[str, str]:
+    """The variables that give a child so many threads."""
+    return dict.fromkeys(_THREADS, str(count))
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:

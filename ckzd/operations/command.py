@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckzd.errors import ConfigError
-from ckzd.operations.child import die_with_parent, environment_with, module_command
+from ckzd.operations.child import die_with_parent, start_module
 from ckzd.priority import FairClock, carry_into_session
 
 DEFAULT_SECONDS = 1800.0  # an evaluation of a restored model takes minutes
@@ -62,13 +62,9 @@ def run(words: Sequence[str], variables: Mapping[str, str], seconds: float) -> O
 
     What it waits for a core does not count: it stands back as we do.
     """
-    with subprocess.Popen(  # noqa: S603  # it is the user's own
-        module_command("ckzd.operations.command", words),
-        env=environment_with(variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+    pipe = subprocess.PIPE
+    with start_module(
+        "ckzd.operations.command", words, variables, stdout=pipe, stderr=pipe, start_new_session=True
     ) as guard:
         try:
             answer, tail = _listen(guard, seconds, b"")

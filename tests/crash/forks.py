@@ -28,12 +28,12 @@ from pathlib import Path
 # Before anything heavy is loaded: a pool of threads does not survive a fork
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
-from ckzd import cli
-from ckzd.daemon import perform, service, worker, workers  # noqa: F401  # loaded once, here
+from ckzd import cli, priority
+from ckzd.daemon import perform, service, workers  # noqa: F401  # loaded once, here
 from ckzd.operations import child, compress, restore, verify  # noqa: F401
 
 service.TICK_SECONDS, service.MIN_SCAN_SECONDS = 0.02, 0.0  # nobody else changes the run: no need to wait
-worker.stand_back = lambda _nice: None  # on a busy machine what stands back takes minutes
+priority.stand_back = lambda _nice: None  # on a busy machine what stands back takes minutes
 
 WRITING = (
     "write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "truncate", "ftruncate",
@@ -43,7 +43,7 @@ WRITING = (
 )  # fmt: skip
 _OPENING = {"open", "openat"}
 _CREATES = re.compile(r"O_(CREAT|TRUNC|TMPFILE)")
-ROLES = {"verifier": "ckzd.operations.verify", "worker": "ckzd.daemon import worker"}  # what a child's program holds
+ROLES = {"verifier": "ckzd.operations.verify", "worker": "ckzd.daemon.worker"}  # what a child's program holds
 MAX_SECONDS = 60.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_PTRACER, _ANY = 1, 36, 0x59616D61, -1
 
