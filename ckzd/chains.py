@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader, Manifest
@@ -33,6 +34,11 @@ class ArchiveRecord:
 
     path: Path
     manifest: Manifest
+
+    @classmethod
+    def read(cls, archive: Path) -> Self:
+        """Open it. Raises CorruptArchive."""
+        return cls(archive, read_manifest(archive))
 
 
 # What there is
@@ -69,7 +75,7 @@ def records_in(directory: Path, tell: Callable[[Path, Exception], None] = lambda
     records = []
     for path in archive_files(directory):
         try:
-            records.append(ArchiveRecord(path, read_manifest(path)))
+            records.append(ArchiveRecord.read(path))
         except FileNotFoundError:
             continue
         except (CorruptArchive, OSError) as error:
@@ -80,35 +86,33 @@ def records_in(directory: Path, tell: Callable[[Path, Exception], None] = lambda
 # Who needs whom
 
 
-def reference_of(archive: Path) -> Path | None:
+def reference_of(record: ArchiveRecord) -> ArchiveRecord | None:
     """The archive that this one is a delta against, among its neighbours; None for a base.
 
     Two neighbours may have one reconstruction (a checkpoint that did not change, or was archived anew): any that is
     nearer to the base will do, and one that is sound is taken first. Raises MissingReference naming the id.
     """
-    manifest = read_manifest(archive)
-    return _reference_among(_neighbours(archive), archive, manifest)
+    return _reference_among(records_in(record.path.parent), record)
 
 
-def chain(archive: Path) -> list[Path]:
+def chain(record: ArchiveRecord) -> list[ArchiveRecord]:
     """The archive and all it needs, base first."""
-    neighbours = _neighbours(archive)
-    links = [archive]
-    while (reference := _reference_among(neighbours, links[-1], read_manifest(links[-1]))) is not None:
+    neighbours = records_in(record.path.parent)
+    links = [record]
+    while (reference := _reference_among(neighbours, links[-1])) is not None:
         links.append(reference)
     return links[::-1]
 
 
-def references_in(records: Sequence[ArchiveRecord]) -> dict[Path, Path | None]:
+def references_in(records: Sequence[ArchiveRecord]) -> dict[Path, ArchiveRecord | None]:
     """What each is a delta against, None for a base; those whose reference is not among them are left out."""
     by_reconstruction: dict[str, list[ArchiveRecord]] = {}
     for record in records:
         by_reconstruction.setdefault(record.manifest.reconstruction, []).append(record)
-    found: dict[Path, Path | None] = {}
+    found: dict[Path, ArchiveRecord | None] = {}
     for record in records:
-        wanted = record.manifest.reference
         with suppress(MissingReference):
-            found[record.path] = _reference_among(by_reconstruction.get(wanted or "", []), record.path, record.manifest)
+            found[record.path] = _reference_among(by_reconstruction.get(record.manifest.reference or "", []), record)
     return found
 
 
@@ -122,11 +126,11 @@ def within_depth(newest: ArchiveRecord, records: Sequence[ArchiveRecord], max_de
     """
     if newest.manifest.depth < max_depth:
         return newest
-    references, by_path = references_in(records), {record.path: record for record in records}
-    dependents = Counter(reference for reference in references.values() if reference is not None)
+    references = references_in(records)
+    dependents = Counter(reference.path for reference in references.values() if reference is not None)
     start, reference = newest, references[newest.path]
-    while reference is not None and dependents[reference] == 1:
-        start, reference = by_path[reference], references[reference]
+    while reference is not None and dependents[reference.path] == 1:
+        start, reference = reference, references[reference.path]
     return start if start.manifest.depth < max_depth else None
 
 
@@ -143,25 +147,22 @@ def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] 
     return found
 
 
-def _neighbours(archive: Path) -> list[ArchiveRecord]:
-    return [record for record in records_in(archive.parent) if record.path.name != archive.name]
-
-
-def _reference_among(records: list[ArchiveRecord], archive: Path, manifest: Manifest) -> Path | None:
+def _reference_among(neighbours: list[ArchiveRecord], record: ArchiveRecord) -> ArchiveRecord | None:
+    manifest, folder = record.manifest, record.path.parent
     if manifest.reference is None:
         return None
     found = [  # depth falls along a chain: no circle, even where two have one reconstruction
-        record.path
-        for record in records
-        if record.manifest.reconstruction == manifest.reference and record.manifest.depth < manifest.depth
+        other
+        for other in neighbours
+        if other.manifest.reconstruction == manifest.reference and other.manifest.depth < manifest.depth
     ]
     if len(found) > 1:
-        whole_chains = sound(records_in(archive.parent))
-        found = [path for path in found if path in whole_chains] or found
+        whole_chains = sound(records_in(folder))
+        found = [other for other in found if other.path in whole_chains] or found
     if found:
         return found[0]
-    problem = f"needs the archive with reconstruction {manifest.reference}, which is not in {archive.parent}"
-    raise MissingReference(archive, problem, hint="copy the whole chain to one folder")
+    problem = f"needs the archive with reconstruction {manifest.reference}, which is not in {folder}"
+    raise MissingReference(record.path, problem, hint="copy the whole chain to one folder")
 
 
 # Is it sound
@@ -172,8 +173,8 @@ def require_sound(archive: Path) -> None:
 
     Raises CorruptArchive or MissingReference. That a cached reconstruction is whole says nothing of this.
     """
-    for link in chain(archive):
-        _require_whole(link)
+    for link in chain(ArchiveRecord.read(archive)):
+        _require_whole(link.path)
 
 
 def is_sound(archive: Path) -> bool:

@@ -25,11 +25,11 @@ def test_a_killed_run_resumes_from_a_replaced_checkpoint(tmp_path):
         assert len(left) == PLAN.keep_raw
         assert len(demo.archived) >= 3
         for name in demo.archived:
-            assert verify(resolve(demo.run / name)).ok
+            assert verify(resolve(demo.run / name).path).ok
 
         demo.restore_newest_replaced()
         restored = demo.run / demo.restored.checkpoint
-        (recorded,) = inspect(resolve(restored))["files"]
+        (recorded,) = inspect(resolve(restored).path)["files"]
         assert hashlib.sha256(restored.read_bytes()).hexdigest() == recorded["sha256"]
         assert restored.stat().st_mtime_ns == recorded["mtime_ns"]
         assert ensure_restored(restored) == restored

@@ -18,7 +18,7 @@ from typing import Self
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader
-from ckzd.chains import read_manifest
+from ckzd.chains import ArchiveRecord
 from ckzd.errors import CkzdError, ConfigError, NotAccepted
 from ckzd.operations.child import error_line, run_module
 from ckzd.operations.command import Outcome, command_words, require_program, run
@@ -48,7 +48,7 @@ class Acceptance:
 
 
 def require_accepted(
-    acceptance: Acceptance, archive: Path, reference: Path | None, *, original: Path, store: Store, hint: str
+    acceptance: Acceptance, archive: ArchiveRecord, reference: Path | None, *, original: Path, store: Store, hint: str
 ) -> None:
     """Restore `archive` (a delta against `reference`) into the store's tmp/ and run the command on that.
 
@@ -73,16 +73,15 @@ def _refusal(outcome: Outcome, seconds: float) -> str:
 
 
 @contextmanager
-def _restored(archive: Path, reference: Path | None, store: Store) -> Iterator[Path]:
+def _restored(archive: ArchiveRecord, reference: Path | None, store: Store) -> Iterator[Path]:
     """What the archive restores to, under its own name, in a directory that nobody else may enter."""
-    manifest = read_manifest(archive)
-    durable.require_space(store.tmp, manifest.original_bytes)
+    durable.require_space(store.tmp, archive.manifest.original_bytes)
     place = store.new_temp(".accept")
-    target = place / manifest.name
+    target = place / archive.manifest.name
     try:
         place.mkdir(mode=0o700)
-        paths = [str(path) for path in (archive, target, reference) if path is not None]
-        run_module("ckzd.operations.accept", paths, subject=archive)
+        paths = [str(path) for path in (archive.path, target, reference) if path is not None]
+        run_module("ckzd.operations.accept", paths, subject=archive.path)
         yield target
     finally:
         if target.is_dir():

@@ -21,7 +21,7 @@ from typing import Any
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
-from ckzd.chains import ArchiveRecord, is_sound, is_whole, read_manifest, reference_of
+from ckzd.chains import ArchiveRecord, is_sound, is_whole, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.encode import Encoded, Encoder
@@ -131,7 +131,7 @@ def compress(
             known = _known(job)
             already = known is not None and is_sound(known.path)
             if known is not None and already:
-                _ask_again(job, known.path)
+                _ask_again(job, known)
                 record = known
             else:
                 record = _archive(job, known)
@@ -284,18 +284,18 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         before = reference.record.path if reference is not None else None
         verify(temp, before)
         job.tell(Stage.VERIFIED, 1.0)
-        _ask(job, temp, before, hint="the original is untouched, the archive was thrown away")
+        _ask(job, ArchiveRecord(temp, manifest), before, hint="the original is untouched, the archive was thrown away")
         give(temp, job.access)
         give(cache, job.access)
-        target = _place_of(job, manifest)
-        if durable.publish(temp, target):
+        published = ArchiveRecord(_place_of(job, manifest), manifest)
+        if durable.publish(temp, published.path):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
         else:  # another machine was first: its archive stays, ours goes
-            _ask_again(job, target)
-            manifest = read_manifest(target)
+            published = ArchiveRecord.read(published.path)
+            _ask_again(job, published)
         _forget_old_reconstructions(store, run, job.stride)
     job.tell(Stage.PUBLISH, 1.0)
-    return ArchiveRecord(target, manifest)
+    return published
 
 
 def preset_of(manifest: Manifest) -> Preset:
@@ -338,7 +338,7 @@ def _place_of(job: _Job, manifest: Manifest) -> Path:
     return target
 
 
-def _ask(job: _Job, archive: Path, reference: Path | None, *, hint: str) -> None:
+def _ask(job: _Job, archive: ArchiveRecord, reference: Path | None, *, hint: str) -> None:
     """Raises NotAccepted if there is a command and it refuses what `archive` restores to."""
     if job.acceptance is not None:
         job.tell(Stage.ACCEPT, 0.0)
@@ -346,10 +346,11 @@ def _ask(job: _Job, archive: Path, reference: Path | None, *, hint: str) -> None
         job.tell(Stage.ACCEPTED, 1.0)
 
 
-def _ask_again(job: _Job, archive: Path) -> None:
+def _ask_again(job: _Job, archive: ArchiveRecord) -> None:
     """Of an archive in the store: nobody may have asked about it yet. Others may need it, so it stays in any case."""
     reference = reference_of(archive) if job.acceptance is not None else None
-    _ask(job, archive, reference, hint="the original is untouched; the archive was there before, and stays")
+    before = reference.path if reference is not None else None
+    _ask(job, archive, before, hint="the original is untouched; the archive was there before, and stays")
 
 
 def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord | None:
@@ -358,9 +359,9 @@ def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord
         return None
     if damaged is not None:
         with suppress(CkzdError):  # it is read again below: for what needs it, not for itself
-            before = reference_of(damaged.path)
-            if before is not None and is_sound(before):
-                return ArchiveRecord(before, read_manifest(before))
+            before = reference_of(damaged)
+            if before is not None and is_sound(before.path):
+                return before
     return job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride, job.max_depth)
 
 
@@ -368,7 +369,7 @@ def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack)
     """The archive to take deltas against, its reconstruction opened in `stack`; None makes this one a base."""
     if record is None:
         return None
-    reconstruction = stack.enter_context(reconstruction_of(record.path))
+    reconstruction = stack.enter_context(reconstruction_of(record, job.store))
     changed = _changed_shape(job.checkpoint, reconstruction)
     if changed is not None:
         fields = {"path": str(job.path), "tensor": changed}

@@ -31,8 +31,7 @@ def ensure_restored(path: Path | str) -> Path:
     checkpoint = Path(path)
     for replaced in [checkpoint, *_replaced_below(checkpoint)]:
         if not _is_there(replaced):
-            archive = resolve(replaced)
-            with _turn(archive):
+            with _turn(resolve(replaced).path):
                 if not _is_there(replaced):
                     _restore_in_child(replaced)
     return checkpoint

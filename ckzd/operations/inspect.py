@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ckzd.archive import Manifest
-from ckzd.chains import read_manifest
 from ckzd.codec.presets import PRESETS, Scheme
 from ckzd.codec.records.index import Method
 from ckzd.defaults import Effort
@@ -20,13 +19,12 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
     `promise` is what its preset says today, `tightened` whether bits were spent to keep to the budget in `quality`.
     """
-    archive = resolve(Path(path))
-    manifest = read_manifest(archive)
-    archive_bytes = archive.stat().st_size
+    record = resolve(Path(path))
+    manifest, archive_bytes = record.manifest, record.path.stat().st_size
     fields = manifest.model_dump(mode="json")
     parts = {**manifest.parts, "container": archive_bytes - sum(manifest.parts.values())}
     return {
-        "archive": str(archive),
+        "archive": str(record.path),
         "archive_bytes": archive_bytes,
         "ratio": manifest.original_bytes / archive_bytes,
         **{name: value for name, value in fields.items() if name != "parts"},

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ckzd.archive import FileModel, Manifest
-from ckzd.chains import ARCHIVE_SUFFIX, archive_files, is_pointer, read_manifest
+from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, is_pointer
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import POINTER_NAME
@@ -108,26 +108,25 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def resolve(path: Path) -> Path:
-    """The archive that a user means by an archive, a pointer, or a checkpoint that is archived.
+def resolve(path: Path) -> ArchiveRecord:
+    """The archive that a user means by an archive, a pointer, or a checkpoint that is archived: it is opened once here.
 
     A checkpoint that is there, but not as it was archived, is refused: its pointer names an older version.
     """
     path = path.absolute()
-    if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file():
-        return archive_of(path) if is_pointer(path) else path.resolve()
-    if path.name == POINTER_NAME and path.is_file():
-        return archive_of(path)
+    named = _archive_named(path)
+    if named is not None:
+        return ArchiveRecord.read(named)
     pointer = pointer_for(path)
     if _is_file(pointer):  # an archive may have been given that name by hand
-        archives = [pointer.resolve() if is_archive(pointer) else archive_of(pointer)]
+        records = [ArchiveRecord.read(pointer.resolve() if is_archive(pointer) else archive_of(pointer))]
     else:
-        archives = _in_default_store(path)
-    for archive in archives:
-        if is_as_archived(path, read_manifest(archive)):
-            return archive
-    if archives:
-        problem, hint = "was written again since it was archived", f"the older version is {archives[0]}"
+        records = _in_default_store(path)
+    for record in records:
+        if is_as_archived(path, record.manifest):
+            return record
+    if records:
+        problem, hint = "was written again since it was archived", f"the older version is {records[0].path}"
     elif os.path.lexists(path):
         problem, hint = "is not an archive, and nothing says that it is archived", "name a .ckz file"
     else:
@@ -135,10 +134,17 @@ def resolve(path: Path) -> Path:
     raise ConfigError(path, problem, hint=hint)
 
 
+def _archive_named(path: Path) -> Path | None:
+    """The archive, readable or not, that `path` is or that the pointer there names; None where it is neither."""
+    if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file():
+        return archive_of(path) if is_pointer(path) else path.resolve()
+    return archive_of(path) if path.name == POINTER_NAME and path.is_file() else None
+
+
 def archives_meant(path: Path) -> list[Path | CkzdError]:
     """All archives that a user means by a store, a directory of runs, a run, a folder of archives; else as `resolve`.
 
-    What names an archive that is not there is an error in its place.
+    Readable or not; what names an archive that is not there is an error in its place.
     """
     path = path.absolute()
     found: list[Path | CkzdError] = []
@@ -149,7 +155,7 @@ def archives_meant(path: Path) -> list[Path | CkzdError]:
             directories.append(Store.open(default_store(path)).run_directory(path))
         found += [archive for directory in (path, *directories) for archive in archive_files(directory)]
         found += [_or_error(pointer, archive_of) for pointer in _pointers_in(path)]
-    return found or [_or_error(path, resolve)]
+    return found or [_or_error(path, lambda path: _archive_named(path) or resolve(path).path)]
 
 
 def named_below(root: Path) -> set[Path]:
@@ -205,11 +211,11 @@ def is_as_archived(checkpoint: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _in_default_store(checkpoint: Path) -> list[Path]:
+def _in_default_store(checkpoint: Path) -> list[ArchiveRecord]:
     """Archives of this name, newest first: for when a framework's rotation took the pointer with the checkpoint."""
     try:
         store = Store.open(default_store(checkpoint.parent))
     except CkzdError:
         return []
     records = store.archives(checkpoint.parent)
-    return [record.path for record in records if record.manifest.name == checkpoint.name][::-1]
+    return [record for record in records if record.manifest.name == checkpoint.name][::-1]

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader
-from ckzd.chains import chain
+from ckzd.chains import ArchiveRecord, chain
 from ckzd.checkpoint import Bytes, assemble
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED, Decoder
@@ -82,31 +82,28 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
 
 
 @contextmanager
-def reconstruction_of(archive: Path) -> Iterator[Reconstruction]:
-    """What the dependents of this archive need, from the cache or by decoding its chain."""
-    store = store_of(archive)
-    with ArchiveReader(archive) as reader:
-        identity = reader.manifest.reconstruction
-    with cached(store, identity) as found:
+def reconstruction_of(record: ArchiveRecord, store: Store | None) -> Iterator[Reconstruction]:
+    """What the dependents of this archive need, from its store's cache, if it has one, or by decoding its chain."""
+    with cached(store, record.manifest.reconstruction) as found:
         if found is not None:
             yield found
             return
-    with _decoded(store, chain(archive)) as found:
+    with _decoded(store, chain(record)) as found:
         yield found
 
 
 @contextmanager
 def reconstruction_or_none(reference: Path | None) -> Iterator[Reconstruction | None]:
-    """The same of a reference; None of none."""
+    """The same of a reference that a process was told by its path; None of none."""
     if reference is None:
         yield None
         return
-    with reconstruction_of(reference) as found:
+    with reconstruction_of(ArchiveRecord.read(reference), store_of(reference)) as found:
         yield found
 
 
 @contextmanager
-def _decoded(store: Store | None, links: list[Path]) -> Iterator[Reconstruction]:
+def _decoded(store: Store | None, links: list[ArchiveRecord]) -> Iterator[Reconstruction]:
     """The last link's reconstruction, decoded from the nearest that is cached, two of them on disk at a time."""
     held = ExitStack()
     try:
@@ -114,7 +111,7 @@ def _decoded(store: Store | None, links: list[Path]) -> Iterator[Reconstruction]
         for link in rest:
             with ExitStack() as following, held:  # the one before goes when its dependent is decoded
                 file = following.enter_context(scratch_file(store))
-                with ArchiveReader(link) as reader:
+                with ArchiveReader(link.path) as reader:
                     found = decode_link(reader, found, file)
                 decoded = following.pop_all()
             held = decoded
@@ -125,12 +122,11 @@ def _decoded(store: Store | None, links: list[Path]) -> Iterator[Reconstruction]
 
 
 def _nearest_cached(
-    store: Store | None, links: list[Path], held: ExitStack
-) -> tuple[Reconstruction | None, list[Path]]:
+    store: Store | None, links: list[ArchiveRecord], held: ExitStack
+) -> tuple[Reconstruction | None, list[ArchiveRecord]]:
     """The newest cached reconstruction of a chain, opened in `held`, and the links after it."""
     for position in range(len(links) - 1, -1, -1):
-        with ArchiveReader(links[position]) as reader:
-            found = held.enter_context(cached(store, reader.manifest.reconstruction))
+        found = held.enter_context(cached(store, links[position].manifest.reconstruction))
         if found is not None:
             return found, links[position + 1 :]
     return None, links

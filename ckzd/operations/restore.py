@@ -30,6 +30,7 @@ from ckzd.operations.replace import LOCK_SECONDS, recover
 from ckzd.operations.trash import Entry, Intent
 from ckzd.operations.undo import carry_over_what_came_later, end_restore
 from ckzd.operations.weights import write_safetensors
+from ckzd.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -66,53 +67,57 @@ def restore(
     """
     started = time.monotonic()
     path, output = Path(path), None if output is None else Path(output)
-    archive = resolve(path)
+    record = resolve(path)
+    archive, manifest, store = record.path, record.manifest, store_of(record.path)
+    ours = store if store is not None and store.is_writable() else None  # the same, if we may write to it
     if output is None:
-        _recover_store_of(archive)
-    target = _target(path.absolute(), archive, output, weights_only=weights_only)
+        _recover(ours)
+    target = _target(path.absolute(), archive, ours, output, weights_only=weights_only)
     tell = on_progress or (lambda _: None)
-    with ArchiveReader(archive) as reader:
-        manifest = reader.manifest
-        durable.require_space(target.parent, manifest.original_bytes)
-        with reconstruction_of(archive) as own, durable.as_no_space(target.parent), _staging(archive, target) as staged:
-            checkpoint = OpenCheckpoint(reader, own)
-            if weights_only:
-                written = write_safetensors(staged, checkpoint)
-                give(staged, access_to([archive], place=target.parent))
+    durable.require_space(target.parent, manifest.original_bytes)
+    with (
+        ArchiveReader(archive) as reader,
+        reconstruction_of(record, store) as own,
+        durable.as_no_space(target.parent),
+        _staging(ours, target) as staged,
+    ):
+        checkpoint = OpenCheckpoint(reader, own)
+        if weights_only:
+            written = write_safetensors(staged, checkpoint)
+            give(staged, access_to([archive], place=target.parent))
+            _publish_file(staged, target)
+            files = 1
+        else:
+            written = write_files(checkpoint, manifest, archive, staged, tell)
+            files = len(manifest.files)
+            if manifest.kind == "file":
                 _publish_file(staged, target)
-                files = 1
             else:
-                written = write_files(checkpoint, manifest, archive, staged, tell)
-                files = len(manifest.files)
-                if manifest.kind == "file":
-                    _publish_file(staged, target)
-                else:
-                    _publish_directory(staged, target, archive)
-                if points_to(pointer := pointer_for(target), archive):
-                    durable.remove(pointer)
+                _publish_directory(staged, target, archive, ours)
+            if points_to(pointer := pointer_for(target), archive):
+                durable.remove(pointer)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
 
 
-def _recover_store_of(archive: Path) -> None:
+def _recover(ours: Store | None) -> None:
     """What a crash left of a replacement may be the original itself: exact, and no longer to be decoded."""
-    store = store_of(archive)
-    if store is not None and store.is_writable():
+    if ours is not None:
         try:
-            recover(store)
+            recover(ours)
         except StoreLocked as error:  # whoever is at work there does it, or did it
-            log.info("not recovered before a restore", extra={"store": str(store.root), "error": str(error)})
+            log.info("not recovered before a restore", extra={"store": str(ours.root), "error": str(error)})
 
 
-def _finish_killed_restore(target: Path, archive: Path) -> None:
+def _finish_killed_restore(target: Path, archive: Path, ours: Store | None) -> None:
     """One that died between the file and its pointer left both; a replacement leaves both only under its lock."""
-    store = store_of(archive)
-    if target.is_file() and store is not None and store.is_writable():
-        with suppress(StoreLocked), store.replace_lock(wait_seconds=0.0):
-            if points_to(pointer_for(target), archive) and is_as_archived(target, read_manifest(archive)):
+    if target.is_file() and ours is not None:
+        with suppress(StoreLocked), ours.replace_lock(wait_seconds=0.0):
+            manifest = read_manifest(archive)  # again: what was read before the lock proves nothing
+            if points_to(pointer_for(target), archive) and is_as_archived(target, manifest):
                 durable.remove(pointer_for(target))
 
 
-def _target(path: Path, archive: Path, output: Path | None, *, weights_only: bool) -> Path:
+def _target(path: Path, archive: Path, ours: Store | None, output: Path | None, *, weights_only: bool) -> Path:
     """What is to be created. Raises ConfigError if that is not clear or already there."""
     if output is not None:
         target = output.absolute()
@@ -129,18 +134,17 @@ def _target(path: Path, archive: Path, output: Path | None, *, weights_only: boo
         raise ConfigError(path, "is an archive in a store: the original place is not clear", hint="add -o PATH")
     target = path.with_suffix("") if path == pointer_for(path.with_suffix("")) and path.is_file() else path
     if os.path.lexists(target) and not (target / POINTER_NAME).exists():
-        _finish_killed_restore(target, archive)
+        _finish_killed_restore(target, archive, ours)
         raise ConfigError(target, "is there: nothing to restore", hint="use -o PATH to write a copy elsewhere")
     return target
 
 
 @contextmanager
-def _staging(archive: Path, target: Path) -> Iterator[Path]:
+def _staging(ours: Store | None, target: Path) -> Iterator[Path]:
     """A path on the target's file system, in the store's tmp/ if that is on it; whatever is left there is removed."""
-    store = store_of(archive)
-    if store is not None and store.is_writable() and store.tmp.stat().st_dev == target.parent.stat().st_dev:
-        store.sweep_temps()  # of those that were killed: a full copy each
-        staged = store.new_temp(".restore")
+    if ours is not None and ours.tmp.stat().st_dev == target.parent.stat().st_dev:
+        ours.sweep_temps()  # of those that were killed: a full copy each
+        staged = ours.new_temp(".restore")
     else:
         durable.sweep_beside(target, but_with=POINTER_NAME)
         staged = durable.temp_beside(target)
@@ -192,7 +196,7 @@ def _publish_file(staged: Path, target: Path) -> None:
         raise ConfigError(target, "appeared while it was restored", hint="nothing was overwritten")
 
 
-def _publish_directory(staged: Path, target: Path, archive: Path) -> None:
+def _publish_directory(staged: Path, target: Path, archive: Path, ours: Store | None) -> None:
     """Trade places with the directory that holds the pointer, keeping what was put there or changed there since."""
     if not target.exists():
         durable.rename(staged, target)
@@ -203,7 +207,7 @@ def _publish_directory(staged: Path, target: Path, archive: Path) -> None:
             _carry_over(path, staged / path.name)
     os.utime(staged, ns=(status.st_mtime_ns, status.st_mtime_ns))
     durable.fsync_tree(staged)
-    with _on_record(staged, target, archive, marks) as ready:
+    with _on_record(staged, target, archive, marks, ours) as ready:
         try:
             durable.exchange(ready, target)
         except OSError as error:
@@ -214,29 +218,28 @@ def _publish_directory(staged: Path, target: Path, archive: Path) -> None:
 
 
 @contextmanager
-def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark]) -> Iterator[Path]:
+def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark], ours: Store | None) -> Iterator[Path]:
     """Where the restored directory lies to trade places from; afterwards what came later moves from what made way.
 
     It is a record in the store's trash, so that this is done after a crash too.
     """
-    store = store_of(archive)
-    if store is None or staged.parent != store.tmp:
+    if ours is None or staged.parent != ours.tmp:
         yield staged
         if (staged / POINTER_NAME).exists():
             carry_over_what_came_later(staged, marks, target)
             durable.remove(staged / POINTER_NAME)  # now there is nothing left in it that is anybody's
         return
-    with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS):
+    with ours.lock(shared=True), ours.replace_lock(wait_seconds=LOCK_SECONDS):
         intent = Intent(
             method="restore",
-            checkpoint=os.path.relpath(target, store.root),
-            archive=os.path.relpath(archive, store.root),
+            checkpoint=os.path.relpath(target, ours.root),
+            archive=os.path.relpath(archive, ours.root),
             pointer_text=(target / POINTER_NAME).read_text(),
             previous_pointer=None,
             original=marks,
             prepared={},
         )
-        entry = Entry.begin(store, intent)
+        entry = Entry.begin(ours, intent)
         try:
             durable.rename(staged, entry.held)
             yield entry.held

@@ -20,13 +20,14 @@ from typing import Any, BinaryIO
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader
-from ckzd.chains import chain, decodable, records_in, references_in
+from ckzd.chains import ArchiveRecord, chain, decodable, records_in, references_in
 from ckzd.checkpoint import sha256_of
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace, VerificationFailed
 from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
 from ckzd.operations.pointer import archives_meant, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
+from ckzd.store import Store
 
 OnProgress = Callable[[float], None]
 OnArchive = Callable[[Path], None]
@@ -54,7 +55,7 @@ def verify(path: Path | str, *, on_progress: OnProgress = lambda _: None) -> Ver
     Its chain is decoded from the archives; nothing that is cached is believed. Raises CorruptArchive, MissingReference,
     or VerificationFailed where all bytes are whole and decode to others.
     """
-    (outcome,) = _outcomes([resolve(Path(path))], lambda _: None, on_progress)
+    (outcome,) = _outcomes([resolve(Path(path)).path], lambda _: None, on_progress)
     if isinstance(outcome, CkzdError):
         raise outcome
     return outcome
@@ -85,10 +86,10 @@ def _outcomes(
     dependents, unreachable = _forest(archives)
     for archive in unreachable:
         try:
-            chain(archive)
+            chain(ArchiveRecord.read(archive))
         except (CkzdError, OSError) as error:
             yield _as_error(archive, error)
-    walk = _Walk(set(archives), dependents, on_archive, on_progress)
+    walk = _Walk(set(archives), dependents, store_of(archives[0]), on_archive, on_progress)
     for base in dependents.get(None, ()):
         yield from walk.branch(base, None, ExitStack())
 
@@ -99,7 +100,8 @@ def _forest(archives: Sequence[Path]) -> tuple[dict[Path | None, list[Path]], li
     And whose chain has no base.
     """
     records = records_in(archives[0].parent)
-    there, references = decodable(records), references_in(records)
+    there = decodable(records)
+    references = {path: record.path if record is not None else None for path, record in references_in(records).items()}
     needed: set[Path] = set()
     for archive in archives:
         link: Path | None = archive
@@ -129,6 +131,7 @@ class _Walk:
 
     wanted: set[Path]
     dependents: Mapping[Path | None, Sequence[Path]]
+    store: Store | None  # that they lie in
     on_archive: OnArchive
     on_progress: OnProgress
 
@@ -163,10 +166,10 @@ class _Walk:
         self, link: Path, reference: Reconstruction | None, stack: ExitStack
     ) -> tuple[Reconstruction, VerifyReport | CkzdError | None]:
         """Its reconstruction, and what is to be said of it; raises if what hangs on it cannot be decoded either."""
-        started, store = time.monotonic(), store_of(link)
+        started = time.monotonic()
         durable.forget_cached(link)
         with ArchiveReader(link) as reader, durable.as_no_space(link):
-            file = stack.enter_context(scratch_file(store))
+            file = stack.enter_context(scratch_file(self.store))
             if link not in self.wanted:
                 return decode_link(reader, reference, file), None
             self.on_archive(link)
@@ -176,7 +179,7 @@ class _Walk:
                 CorruptArchive,
                 VerificationFailed,
             ) as error:  # maybe in what no dependent needs
-                return decode_link(reader, reference, stack.enter_context(scratch_file(store))), error
+                return decode_link(reader, reference, stack.enter_context(scratch_file(self.store))), error
         return own, VerifyReport(str(link), files, time.monotonic() - started)
 
     def _lost(self, link: Path, error: CkzdError) -> Iterator[CkzdError]:

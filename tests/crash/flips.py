@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import ckzd
-from ckzd.chains import chain
+from ckzd.chains import ArchiveRecord, chain
 from ckzd.errors import CkzdError
 from ckzd.operations.replace import replace
 from ckzd.store import Store, default_store
@@ -36,7 +36,7 @@ def flip_all(place: Path, every: int) -> tuple[int, int]:
     last = [Path(ckzd.compress(checkpoint).archive) for checkpoint in checkpoints][-1]
     store, content = Store.open(default_store(place / "run")), checkpoints[-1].read_bytes()
     bits = lost = 0
-    for archive in chain(last):
+    for archive in [link.path for link in chain(ArchiveRecord.read(last))]:
         whole = archive.read_bytes()
         for bit in range(0, 8 * len(whole), every):
             damaged = bytearray(whole)

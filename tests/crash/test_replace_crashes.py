@@ -106,7 +106,7 @@ class Scene:
         """The pointer stands and leads to a whole archive."""
         if not pointer_for(self.checkpoint).is_file():
             return False
-        with ArchiveReader(resolve(pointer_for(self.checkpoint))) as archive:
+        with ArchiveReader(resolve(pointer_for(self.checkpoint)).path) as archive:
             archive.check()
         return True
 

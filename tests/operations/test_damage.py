@@ -149,7 +149,7 @@ def test_the_command_puts_them_back_itself(run):
     rot(run.archives[0])
     run.compress(1, replace=True)
     assert run.checkpoints[0].read_bytes() == run.contents[0]
-    assert resolve(run.checkpoints[1]).exists()
+    assert resolve(run.checkpoints[1]).path.exists()
 
 
 def test_a_place_that_is_taken_keeps_the_older_original_in_the_trash(run):

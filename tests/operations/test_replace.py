@@ -109,7 +109,7 @@ class TestFile:
         assert recover(store) == []
         assert empty_trash(store, 0.0, time.time() + 1) == allocated
         assert trashed(store) == []
-        assert resolve(single) == archive
+        assert resolve(single).path == archive
 
     def test_replacing_twice_is_replacing_once(self, store, single):
         archive = store_archive(store, single)
@@ -237,7 +237,7 @@ class TestFile:
         assert pointer_for(single).read_text() == old
         assert single.read_bytes() == b"the next version"
         replace(single, second, store)
-        assert resolve(single) == second
+        assert resolve(single).path == second
 
 
 class TestArchiveFirst:
@@ -317,7 +317,7 @@ class TestDirectory:
             kept -= {"shards"}  # its time is new; only the checkpoint's own is what rotation goes by
         assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
         assert (folder.stat().st_ino == inode) is (method == "pieces")
-        assert resolve(folder) == resolve(folder / "ckzd.json") == archive
+        assert resolve(folder).path == resolve(folder / "ckzd.json").path == archive
         held = trashed(store)[0] / "held" / folder.name
         assert all(tree_of(held)[name][0] == before[name][0] for name in large)
         assert replace(folder, archive, store) == 0
@@ -452,7 +452,7 @@ class TestDirectory:
         replace(folder, archive, store, on_step=lambda name: shutil.rmtree(folder) if name == "exchanged" else None)
         assert not folder.exists()
         assert empty_trash(store, 0.0, time.time() + 1) > 0
-        assert resolve(folder) == archive
+        assert resolve(folder).path == archive
 
     def test_files_that_the_archive_does_not_know_stay(self, store, folder, method):
         archive = store_archive(store, folder)
@@ -539,31 +539,35 @@ class TestResolve:
         archive = store_archive(store, single)
         link = single.with_name("link.ckz")
         link.symlink_to(archive)
-        assert resolve(archive) == resolve(link) == archive
+        assert resolve(archive).path == resolve(link).path == archive
 
     def test_a_damaged_archive_is_still_the_archive_that_is_meant(self, store, single):
         archive = store_archive(store, single)
         archive.write_bytes(b"\0" + archive.read_bytes()[1:])
-        assert resolve(archive) == archive
+        assert resolve(archive).path == archive
+        archive.write_bytes(archive.read_bytes()[:-1])
+        with pytest.raises(CorruptArchive) as caught:
+            resolve(archive)
+        assert caught.value.subject == str(archive)
 
     def test_a_pointer_follows_a_tree_that_moves(self, store, single, tmp_path):
         archive = store_archive(store, single)
         replace(single, archive, store)
         moved = (tmp_path / "runs").rename(tmp_path / "moved")
-        assert resolve(moved / "gpt" / "step_100.pt") == moved / archive.relative_to(tmp_path / "runs")
+        assert resolve(moved / "gpt" / "step_100.pt").path == moved / archive.relative_to(tmp_path / "runs")
 
     def test_a_pointer_alone_finds_its_archive_where_it_was(self, store, single, tmp_path):
         archive = store_archive(store, single)
         replace(single, archive, store)
         alone = Path(shutil.move(pointer_for(single), tmp_path / "x.ckz"))
-        assert resolve(alone) == archive
+        assert resolve(alone).path == archive
         archive.unlink()
         with pytest.raises(MissingReference, match="points to"):
             resolve(alone)
 
     def test_an_archived_checkpoint_that_is_still_there_names_its_archive(self, store, single, folder):
         for checkpoint in (single, folder):
-            assert store_archive(store, checkpoint) == resolve(checkpoint)
+            assert store_archive(store, checkpoint) == resolve(checkpoint).path
 
     def test_one_that_was_written_again_does_not(self, store, single):
         archive = store_archive(store, single)
@@ -575,7 +579,7 @@ class TestResolve:
 
     def test_an_archive_named_like_a_pointer_is_meant_itself(self, store, single):
         archive = shutil.move(store_archive(store, single), pointer_for(single))
-        assert resolve(single) == archive
+        assert resolve(single).path == archive
 
     @pytest.mark.parametrize(("characters", "error"), [(300, MissingReference), (5000, CorruptArchive)])
     def test_a_pointer_to_a_name_that_is_too_long(self, run, characters, error):
@@ -633,7 +637,7 @@ class TestAfterAnEarlierAttempt:
         recover(store)
         empty_trash(store, 0.0, time.time() + 1)
         assert trashed(store) == []
-        assert resolve(single) == archive
+        assert resolve(single).path == archive
 
     @pytest.mark.parametrize("step", ["intent", "prepared", "pointer", "exchanged", "moved model.safetensors"])
     def test_so_does_a_directory(self, store, folder, method, monkeypatch, step):
@@ -647,7 +651,7 @@ class TestAfterAnEarlierAttempt:
         empty_trash(store, 0.0, time.time() + 1)
         recover(store)
         assert trashed(store) == []
-        assert resolve(folder) == archive
+        assert resolve(folder).path == archive
         assert (folder / "trainer_state.json").exists()
 
     def test_even_one_that_nobody_settled_leaves_the_pointer_alone(self, store, single, monkeypatch):
@@ -661,7 +665,7 @@ class TestAfterAnEarlierAttempt:
         assert len(trashed(store)) == 1
         recover(store)
         assert trashed(store) == []
-        assert resolve(single) == archive
+        assert resolve(single).path == archive
 
     def test_another_checkpoints_intent_is_left_to_those_who_recover(self, store, single, folder, monkeypatch):
         archives = store_archive(store, single), store_archive(store, folder)

@@ -5,15 +5,18 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from serving import write_checkpoint
 
 import ckzd
-from ckzd import durable
+from ckzd import chains, durable
+from ckzd.archive import ArchiveReader
 from ckzd.errors import ConfigError
 from ckzd.locks import Process
+from ckzd.operations import pointer as pointers
 from ckzd.operations import undo
 from ckzd.operations.pointer import pointer_for, points_to, resolve
 from ckzd.operations.replace import recover
@@ -46,6 +49,47 @@ def test_the_pointer_of_another_archive_stays(archived, tmp_path):
     ckzd.restore(archived[1], output=target)
     assert pointer.exists()
     assert not points_to(pointer, archived[1])
+
+
+@pytest.fixture
+def looks(monkeypatch) -> Counter:
+    """How often something is opened or listed: archives by their step, directories of archives, pointers, stores."""
+    found: Counter = Counter()
+
+    def count(owner, name, key):
+        look = getattr(owner, name)
+
+        def counted(*arguments):
+            found[key(*arguments) if callable(key) else key] += 1
+            return look(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(ArchiveReader, "__init__", lambda _, path: path.name.partition(".")[0])
+    count(chains, "archive_files", "lists")
+    count(pointers, "read_pointer", "pointers")
+    count(Store, "open", "stores")
+    return found
+
+
+def test_a_restore_looks_at_each_thing_as_often_as_it_has_to(tmp_path, looks):
+    """What is meant and what it needs is found out once: of slow disks and long chains every look counts."""
+    run = tmp_path / "run"
+    steps = [write_checkpoint(run / f"step_{step}.safetensors") for step in (1, 2, 3, 4)]
+    reports = [ckzd.compress(path, preset="lossless", replace=path == steps[-1]) for path in steps]
+    assert [report.reference for report in reports] == [None, *(report.archive for report in reports[:-1])]
+    for cached in (tmp_path / ".ckzd" / "cache").iterdir():
+        cached.unlink()
+    looks.clear()
+    ckzd.restore(steps[-1])
+    links = dict.fromkeys(("step_1", "step_2", "step_3"), 2)  # its manifest among its neighbours', and to decode it
+    own = {"step_4": 4}  # as well, and to know it by what names it, and to restore from it
+    assert looks == {**links, **own, "lists": 1, "pointers": 2, "stores": 1}  # the pointer again before it goes
+
+
+def test_what_is_said_of_an_archive_takes_one_look_at_it(archived, looks):
+    ckzd.inspect(archived[0])
+    assert looks == {"step_1": 1, "lists": 1, "stores": 1}
 
 
 def test_weights_alone_are_not_the_checkpoint(archived, tmp_path):
