@@ -26,7 +26,7 @@ from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, expected
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
 from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.parallel import in_batches
-from ckzd.codec.records.index import Code, Index, StreamRef
+from ckzd.codec.records.index import Code, Index
 from ckzd.codec.records.layout import MAX_BYTES, Layout, Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import ArrayFile, Arrays, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import (
@@ -38,6 +38,7 @@ from ckzd.codec.records.reference_tensors import (
 )
 from ckzd.codec.records.side import decode_scales
 from ckzd.codec.scales import Scales, checked_scales
+from ckzd.streams import StreamRef
 
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, struct.error)
 

@@ -29,7 +29,7 @@ from ckzd.codec.methods.registry import METHODS, verbatim
 from ckzd.codec.paper.lstm import encode_lstm
 from ckzd.codec.parallel import in_order, one_blas_thread
 from ckzd.codec.presets import Preset
-from ckzd.codec.records.index import Code, Index, Method, StreamRef
+from ckzd.codec.records.index import Code, Index, Method
 from ckzd.codec.records.layout import Layout
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import seal
@@ -37,6 +37,7 @@ from ckzd.codec.records.side import encode_scales
 from ckzd.codec.records.skeleton import skeleton_of
 from ckzd.codec.scales import REACH
 from ckzd.codec.transform.adaptive_basis import SLACK
+from ckzd.streams import StreamRef
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
 _PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane

@@ -15,7 +15,7 @@ from typing import Any
 from ckzd.codec import zstd
 from ckzd.codec.parsing import read_json
 from ckzd.codec.records.layout import MAX_BYTES, Layout
-from ckzd.streams import StreamRef as StreamRef  # noqa: PLC0414  # who takes codes from here takes their places too
+from ckzd.streams import StreamRef
 
 MAX_INDEX_BYTES = 1 << 30
 MOST_COMPRESSED = 1024  # a layout without a reference's: 10 to 40, names of a thousand characters 150
