@@ -144,9 +144,9 @@ def test_only_the_command_line_and_what_is_slow_to_load_is_imported_late():
 
 
 CODEC = (  # the codec's rooms: each imports those before it, and what stands beside them as it likes
-    ("arrays", "dtypes", "parsing", "zstd", "parallel", "presets", "budget"),
+    ("arrays", "dtypes", "parsing", "zstd", "parallel", "svd"),
     ("kernels",),
-    ("entropy", "scales"),
+    ("presets", "budget", "entropy", "scales"),
     ("transform", "lossless"),
     ("records",),
     ("analysis", "paper"),

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec import zstd
+from ckzd.codec.arrays import Float64
 from ckzd.codec.parsing import read_leb, write_leb
+from ckzd.codec.svd import Float32, leading
 
 Unsigned = npt.NDArray[np.unsignedinteger]
-Float32 = npt.NDArray[np.float32]
 
 MAX_FACTORS = 32  # sums of so many products of int8 stay under 2**24: exact in float32, in any order
 _FACTORS = (4, 8, 16, 32)  # counts that are tried
@@ -98,34 +99,23 @@ def _factors(residual: Float32, bits: int) -> tuple[npt.NDArray[np.int8], npt.ND
     rows, columns = residual.shape
     most = min(MAX_FACTORS, rows // 4, columns // 4)
     residual *= np.float32(2.0**-bits)
-    if not _paying(residual, _leading(residual, min(_SKETCH, most), rounds=1)[1]):
+    if not _paying(residual, leading(residual, min(_SKETCH, most), rounds=1)[1]):
         return np.empty((rows, 0), np.int8), np.empty((0, columns), np.int8), 0
-    left, sizes, right = _leading(residual, most, rounds=_ROUNDS)
+    left, sizes, right = leading(residual, most, rounds=_ROUNDS)
     best = _paying(residual, sizes)
     roots, balance = np.sqrt(sizes[:best]), (rows / columns) ** 0.25
-    left, right = left[:, :best] * (roots * balance), (roots / balance)[:, None] * right[:best]
+    left, right = left[:, :best] * (roots * balance), (right[:, :best] * (roots / balance)).T
     step = max(np.abs(left).max(initial=0), np.abs(right).max(initial=0)) / _FACTOR_RANGE
     factor_unit = int(np.clip(np.rint(bits + 2 * np.log2(max(step, 1e-30))), 0, bits - 1))
-    scale = np.float32(2.0 ** ((bits - factor_unit) / 2))
+    scale = 2.0 ** ((bits - factor_unit) / 2)
     coded = [np.clip(np.rint(factor * scale), -127, 127).astype(np.int8) for factor in (left, right)]
     return coded[0], coded[1], factor_unit
 
 
-def _leading(residual: Float32, count: int, rounds: int) -> tuple[Float32, Float32, Float32]:
-    """About the leading singular vectors and values: (R, count), (count,), (count, C)."""
-    right = np.random.default_rng(0).standard_normal((residual.shape[1], count)).astype(np.float32)
-    left = np.empty((residual.shape[0], count), np.float32)
-    for _ in range(rounds):
-        left, _ = np.linalg.qr(residual @ right)
-        right = residual.T @ left
-    turn, sizes, right = np.linalg.svd(right.T, full_matrices=False)
-    return left @ turn, sizes, right
-
-
-def _paying(residual: Float32, sizes: Float32) -> int:
+def _paying(residual: Float32, sizes: Float64) -> int:
     """How many of the leading factors save most, each of so many sizes; 0 if none do."""
     energy = max(float(np.vdot(residual, residual)), 1e-30)
     counts = np.array([0, *(count for count in _FACTORS if count <= sizes.size)])
-    taken = np.concatenate([[0.0], np.cumsum(sizes.astype(np.float64) ** 2)])[counts] / energy
+    taken = np.concatenate([[0.0], np.cumsum(sizes**2)])[counts] / energy
     saved = -0.5 * residual.size * np.log2(np.maximum(1 - taken, 1e-6))
     return int(counts[np.argmax(saved - _TERM_BITS * sum(residual.shape) * counts)])

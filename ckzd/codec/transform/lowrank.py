@@ -10,6 +10,7 @@ import numpy as np
 
 from ckzd.codec.arrays import MAX_LEVEL, Float64
 from ckzd.codec.scales import nearest_code
+from ckzd.codec.svd import leading
 from ckzd.codec.transform.adaptive_basis import FINE_BITS, MAX_COEFFICIENT
 from ckzd.codec.transform.factors import FACTOR_BITS, MAX_FACTOR_CODE, Factors, unit_of
 from ckzd.codec.transform.rate_distortion import LAMBDA, RateDistortion, estimated
@@ -24,7 +25,8 @@ def fitted(residual: Float64) -> tuple[Factors, RateDistortion] | None:
     """Factors of a residual (R, C) in steps, as many as pay; None if none do, or if it is beyond the format."""
     if not np.abs(residual).max(initial=0.0) <= _FURTHEST:  # float32 would not reach much further either
         return None
-    left, sizes, right = _leading(residual)
+    count = min(_MOST_COMPONENTS + _MORE, *residual.shape)
+    left, sizes, right = (each[..., :_MOST_COMPONENTS] for each in leading(residual.astype(np.float32), count, _ROUNDS))
     codes = np.clip(nearest_code(np.maximum(sizes, 1.0)), 0, MAX_FACTOR_CODE)
     lengths = np.sqrt(np.ldexp(sizes, FACTOR_BITS) / unit_of(codes))  # of each vector of integers
     count = _paying(residual.shape, sizes, lengths)
@@ -37,22 +39,6 @@ def fitted(residual: Float64) -> tuple[Factors, RateDistortion] | None:
     except ValueError:  # further than the format reaches
         return None
     return factors, estimated(lost, factors.plane, 8 * factors.head_bytes)
-
-
-def _leading(matrix: Float64) -> tuple[Float64, Float64, Float64]:
-    """About the leading singular vectors and values, (R, K), (K,) descending, (C, K): randomized SVD (Halko 2011)."""
-    if matrix.shape[0] < matrix.shape[1]:
-        right, sizes, left = _leading(matrix.T)
-        return left, sizes, right
-    count = min(_MOST_COMPONENTS + _MORE, matrix.shape[1])
-    working = matrix.astype(np.float32)
-    basis = np.random.default_rng(0).standard_normal((matrix.shape[1], count), np.float32)
-    for _ in range(_ROUNDS):  # on the shorter side
-        basis, _ = np.linalg.qr(working.T @ (working @ basis))
-    seen = (working @ basis).astype(np.float64)
-    squares, turn = np.linalg.eigh(seen.T @ seen)
-    sizes, turn = np.sqrt(np.maximum(squares[::-1], 0.0))[:_MOST_COMPONENTS], turn[:, ::-1][:, :_MOST_COMPONENTS]
-    return seen @ (turn / np.maximum(sizes, 1e-30)), sizes, basis.astype(np.float64) @ turn
 
 
 def _paying(shape: tuple[int, ...], sizes: Float64, lengths: Float64) -> int:
