@@ -20,7 +20,7 @@ from ckzd.codec.parallel import one_blas_thread
 from ckzd.codec.records.reference_tensors import with_tracked_bases
 from ckzd.codec.scales import Scales
 from ckzd.codec.transform import quantize
-from ckzd.codec.transform.adaptive_basis import AdaptiveBasis
+from ckzd.codec.transform.adaptive_basis import AdaptiveBasis, in_fine_units
 
 PARAMETERS = 1 << 24  # the widest that is measured, once
 RANK, STEP = 16, 1.0
@@ -41,7 +41,9 @@ def seconds(width: int) -> float:
     def coded(basis: AdaptiveBasis, weighted: np.ndarray) -> AdaptiveBasis:
         known = KnownWeight(TensorSpec(("w",), "float32", (width, width), before.nbytes), None, scales)
         vars(known).update(before=before, basis=basis)  # as if a reference held them
-        code = quantize.quantize_scalar(basis.coefficients(weighted) * basis.gains, STEP, 0.5)
+        fixed = in_fine_units(weighted, STEP)
+        assert fixed is not None
+        code = quantize.quantize_scalar(basis.gained(fixed), 1.0, 0.5)
         restored = BasisWeight().restored(Coded(code.centres, code.levels), known, STEP)
         (tensor,) = with_tracked_bases([restored])
         assert tensor is not None

@@ -30,7 +30,7 @@ from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role
 from ckzd.codec.records.reference_tensors import ReferenceTensor
 from ckzd.codec.scales import typical_root
-from ckzd.codec.transform.adaptive_basis import Observed, has_basis
+from ckzd.codec.transform.adaptive_basis import Observed, has_basis, in_fine_units
 from ckzd.codec.transform.quantize import ScalarCode, dequantize_scalar, quantize_scalar
 from ckzd.codec.transform.rate_distortion import estimated
 
@@ -45,13 +45,16 @@ class BasisWeight(WeightMethod):
         if weight.before is None or not has_basis(weight.known.shape):
             return None
         basis = weight.known.basis
-        coefficients = basis.coefficients(weight.weighted) * basis.gains
 
         def at(step: float) -> Candidate | None:
-            code = quantize_scalar(coefficients, step, weight.dead_zone)
+            fixed = in_fine_units(weight.weighted, step)
+            if fixed is None:
+                return None
+            gained = basis.gained(fixed)
+            code = quantize_scalar(gained, 1.0, weight.dead_zone)
             if not basis.reaches(code.levels):
                 return None
-            lost = (coefficients / step - dequantize_scalar(code, 1.0)) / basis.gains
+            lost = (gained - dequantize_scalar(code, 1.0)) / basis.gains
             coded, cost = Coded(code.centres, code.levels), estimated(lost, code.levels).cost
             return Candidate(lambda: coded, partial(self.restored, coded, weight.known, step), cost)
 
@@ -82,8 +85,10 @@ class BasisMoment(MomentMethod):
         step = _step(moments.known)
         if not step or (basis := moments.known.basis) is None:
             return None
-        gained = basis.coefficients(moments.known.weighting.unweigh(moments.first.astype(np.float64))) * basis.gains
-        code = quantize_scalar(gained, step, moments.dead_zone)
+        fixed = in_fine_units(moments.known.weighting.unweigh(moments.first.astype(np.float64)), step)
+        if fixed is None:
+            return None
+        code = quantize_scalar(basis.gained(fixed), 1.0, moments.dead_zone)
         return Coded(code.centres, code.levels) if basis.reaches(code.levels) else None
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # of any shape

@@ -33,6 +33,7 @@ Vectors = npt.NDArray[np.int16]
 MIN_SIDE = 16  # of a matrix that has a basis: directions of fewer numbers say little
 FINE_BITS = 12  # of a coefficient in units of the quantizer's step, before it is turned back
 MAX_COEFFICIENT = 2.0**26  # in 2**-12 steps: sums over 256 directions stay exact
+_MAX_ELEMENT = 2.0**30  # of a residual, in the same unit: 16 times as much after one side, and sums of that under 2**53
 _VECTOR_BITS = 14
 _VARIANCE_BITS = 14
 _LEARNING_BITS = 6  # of a coefficient in units of the step, when the basis learns from it
@@ -112,13 +113,16 @@ class AdaptiveBasis:
         """(R, C): what multiplies each coefficient before it is quantized."""
         return self.left.gains[:, None] * self.right.gains
 
-    def coefficients(self, weighted: Float64) -> Float64:
-        """A weighted residual (R, C) in this basis; only the encoder asks, so float rounding is free."""
-        return _both(weighted, self, lambda vectors, part: (vectors.T @ part) * 2.0**-_VECTOR_BITS)
-
-    def turned(self, fixed: Float64) -> Float64:
-        """Coefficients of a residual (R, C) in 2**-12 steps that was coded otherwise, exactly: to learn from."""
+    def coefficients(self, fixed: Float64) -> Float64:
+        """Coefficients (R, C) of a residual in `in_fine_units`, in the same unit, exactly."""
         return _both(fixed, self, lambda vectors, part: shifted(vectors.T @ part, -_VECTOR_BITS))
+
+    def gained(self, fixed: Float64) -> Float64:
+        """Likewise, in steps and times their gains (R, C): what is quantized."""
+        gained = self.coefficients(fixed)
+        gained *= self.gains
+        gained *= 2.0**-FINE_BITS
+        return gained
 
     def reaches(self, levels: Plane) -> bool:
         """Whether coefficients of these levels can be coded."""
@@ -137,6 +141,14 @@ class AdaptiveBasis:
     def residual(self, fixed: Float64) -> Float64:
         """The weighted residual (R, C) of coefficients in 2**-12 steps, in the same unit, exactly."""
         return _both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)) * 2.0**-FINE_BITS
+
+
+def in_fine_units(weighted: Float64, step: float) -> Float64 | None:
+    """A weighted residual (R, C) in 2**-12 steps, the nearest integers; None if its sums would not be exact."""
+    fixed = weighted / step
+    fixed *= 2.0**FINE_BITS
+    np.rint(fixed, out=fixed)
+    return fixed if np.abs(fixed).max(initial=0.0) <= _MAX_ELEMENT else None
 
 
 def has_basis(shape: tuple[int, int]) -> bool:

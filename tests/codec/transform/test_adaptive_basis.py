@@ -9,6 +9,7 @@ import pytest
 import torch
 from codec.chains import compressed_run, decode, encode, restored
 from codec.exactness import largest_sum, watched
+from scipy.linalg import hadamard
 from threadpoolctl import ThreadpoolController
 
 from ckzd.checkpoint import TensorSpec
@@ -17,7 +18,15 @@ from ckzd.codec.records.index import Method
 from ckzd.codec.records.reconstruction import ArrayFile
 from ckzd.codec.records.reference_tensors import ReferenceTensor, basis_of, put_reference_tensor
 from ckzd.codec.transform import quantize
-from ckzd.codec.transform.adaptive_basis import MAX_COEFFICIENT, SLACK, AdaptiveBasis, BasisSide, Observed, tracked
+from ckzd.codec.transform.adaptive_basis import (
+    MAX_COEFFICIENT,
+    SLACK,
+    AdaptiveBasis,
+    BasisSide,
+    Observed,
+    in_fine_units,
+    tracked,
+)
 
 ONE = 2.0**14
 FIELDS = ("left", "left_energy", "right", "right_energy")
@@ -34,7 +43,7 @@ def residuals(rows, columns, count, *, rank=3, seed=0):
 
 def turned(basis, residual, step=1.0):
     """The basis after a residual was coded in it, and what was restored of it."""
-    code = quantize.quantize_scalar(basis.coefficients(residual) * basis.gains, step, 0.5)
+    code = quantize.quantize_scalar(basis.gained(in_fine_units(residual, step)), 1.0, 0.5)
     fixed = basis.fixed(quantize.dequantize_scalar(code, 1.0))
     return learned(basis, fixed), basis.residual(fixed) * step
 
@@ -96,13 +105,14 @@ def test_a_basis_concentrates_what_stays():
     for residual in seen:
         basis, _ = turned(basis, residual)
         basis = AdaptiveBasis(basis.left, basis.right)
-    coefficients = basis.coefficients(last)
+    fixed = in_fine_units(last, 1.0)
+    coefficients = basis.coefficients(fixed) / 2**12
     assert (coefficients[:3, :3] ** 2).sum() > 0.9 * (last**2).sum()
     assert (coefficients**2).sum() == pytest.approx((last**2).sum(), rel=0.01)
     assert np.all(np.diff(basis.left.codes) <= 0)
     assert basis.left.codes[0] > 20
     assert basis.left.codes[-1] < 0
-    coded, before = (quantize.quantize_scalar(f.coefficients(last) * f.gains, 4.0, 0.5).levels for f in
+    coded, before = (quantize.quantize_scalar(known.gained(fixed), 4.0, 0.5).levels for known in
                      (basis, AdaptiveBasis.unknown(48, 64)))  # fmt: skip
     assert np.count_nonzero(coded) < 0.5 * np.count_nonzero(before)
 
@@ -114,7 +124,7 @@ def test_the_page_says_the_same(shape, slack):
     kept, basis = plain_decoder.Reconstruction(), AdaptiveBasis.unknown(*shape)
     for residual in residuals(*shape, 2):
         plain = plain_decoder.Frame(("w",), shape, kept)
-        code = quantize.quantize_scalar(basis.coefficients(residual) * basis.gains, 0.5, 0.5)
+        code = quantize.quantize_scalar(basis.gained(in_fine_units(residual, 0.5)), 1.0, 0.5)
         fixed = basis.fixed(quantize.dequantize_scalar(code, 1.0))
         assert np.array_equal(plain.coefficients(plain_decoder.fractions(code.centres, code.levels)), fixed)
         assert np.array_equal(plain.residual(fixed.astype(np.int64)), basis.residual(fixed))
@@ -186,6 +196,17 @@ def test_no_zero_is_negative():
         assert not np.signbit(found[found == 0]).any()
         coefficients.flat[np.random.default_rng(3).integers(600)] -= 1
     assert (found == 0).any()
+
+
+def test_a_residual_has_exact_coefficients_or_none():
+    """The largest elements that are taken, all of them gathered in one coefficient."""
+    side = BasisSide((ONE / 16 * hadamard(256)).astype(np.int16), np.zeros(256, np.int16))
+    fixed = in_fine_units(np.full((256, 256), 2.0**18), 1.0)
+    with largest_sum() as found:
+        coefficients = AdaptiveBasis(side, side).coefficients(watched(fixed))
+    assert found[0] == 2.0**52
+    assert coefficients[0, 0] == 2.0**38 == np.abs(coefficients).sum()
+    assert in_fine_units(np.full((256, 256), 2.0**18 + 1), 1.0) is None
 
 
 def test_coefficients_no_encoder_writes_are_refused():
