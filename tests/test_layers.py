@@ -29,7 +29,7 @@ HOMES = {
     "sklearn": ("codec/paper/kmeans.py",),  # apart from quantize.py, which a restore loads
     "scipy": ("codec/analysis/pairing.py",),
     "threadpoolctl": ("codec/parallel.py",),
-    "torch": ("codec/paper/train.py", "demo_training.py"),
+    "torch": ("codec/algebra/on_torch.py", "codec/paper/train.py", "demo_training.py"),
     "watchdog": ("daemon/watch.py",),
     "prometheus_client": ("daemon/metrics.py",),
     "typer": ("cli.py",),
@@ -146,7 +146,7 @@ def test_only_the_command_line_and_what_is_slow_to_load_is_imported_late():
 CODEC = (  # the codec's rooms: each imports those before it, and what stands beside them as it likes
     ("arrays", "dtypes", "parsing", "zstd", "parallel", "svd"),
     ("kernels",),
-    ("presets", "budget", "entropy", "scales"),
+    ("presets", "budget", "entropy", "scales", "algebra"),
     ("transform", "lossless"),
     ("records",),
     ("analysis", "paper"),

@@ -33,6 +33,7 @@ STAGES = {  # by what a function's place begins with, in trees of any age; the f
     "bases: learning": (
         "codec/orthogonal",
         "codec/transform/orthogonal",
+        "codec/algebra",
         "codec/kernels/native.py:Native.orthonormal",
         "codec/kernels/plain.py:shifted",
         "codec/frames.py:_",

@@ -76,7 +76,7 @@ class Index:
     A weight in `step_exponents` has the step of all weights times 2 to the minus so many.
     `zeros` are the tensors with a mask of exact zeros, by number: a weight, or a first moment for all that is kept of
     its weight. None is a mask that is as expected. `reach` is that of all `scales.Scales`, `slack` that of all adaptive
-    bases (`transform.orthogonal.refined`); None in formats that did not know them.
+    bases (`algebra.exact.refine`); None in formats that did not know them.
     """
 
     layout: Layout

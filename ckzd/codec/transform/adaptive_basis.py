@@ -7,26 +7,27 @@ are the ones the loss feels: they get finer steps. A side longer than 256 is cut
 of its own, so that the cost an element does not grow with the matrix.
 
 Each archive turns the basis of its reference by one step of orthogonal iteration on what it decoded: all in integers
-(`orthogonal`), because a basis decides which value every level stands for.
+(`algebra`), because a basis decides which value every level stands for.
 
 # R = rows, C = columns of a tensor seen as a matrix, N = length of a side, B = width of its widest block
+# K = blocks that are turned together, M = length of the other side
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Generic, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ckzd.checkpoint import RawArray
+from ckzd.codec.algebra.exact import A, Algebra, diagonal, refine
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.arrays import Float64, Plane, Scale
-from ckzd.codec.kernels import kernels
-from ckzd.codec.kernels.plain import MAX_DIRECTIONS, ROW_BITS, shifted
+from ckzd.codec.kernels.plain import MAX_DIRECTIONS, ROW_BITS
 from ckzd.codec.scales import nearest_code, value_of
-from ckzd.codec.transform.orthogonal import refined
 
 Vectors = npt.NDArray[np.int16]
 
@@ -41,7 +42,6 @@ _MAX_VARIANCE_CODE = 80  # eighths of an octave: 256 directions share what they 
 _FLOOR = -45  # eighths of an octave: no direction counts as weaker than 1/50 of the mean one
 _REGULAR = 2.0**-4  # of the mean variance, added to every direction's: keeps the iteration well conditioned
 _REMEMBERED = 0.25  # what a basis remembers of the variances it had
-_TOGETHER = 16  # blocks that are turned at once: more are no faster and take memory
 _COLD_PASSES = 3  # a basis that has seen no residual yet turns further
 SLACK = 9  # directions are made orthonormal again when two of them are off by more than 2**-9: rounding takes long
 
@@ -74,10 +74,11 @@ class BasisSide:
             vectors[start:stop, : stop - start] = np.eye(stop - start) * 2**_VECTOR_BITS
         return cls(vectors, np.zeros(length, np.int16))
 
-    def blocks(self) -> Iterator[tuple[slice, Float64]]:
+    def blocks(self, algebra: Algebra[A]) -> Iterator[tuple[slice, A]]:
         """Place of each block in its side, and its vectors."""
+        vectors = algebra.put(self.vectors)
         for start, stop in _blocks(len(self.codes)):
-            yield slice(start, stop), self.vectors[start:stop, : stop - start].astype(np.float64)
+            yield slice(start, stop), vectors[start:stop, : stop - start]
 
     def copied(self) -> Self:
         """A copy in memory of its own."""
@@ -108,18 +109,23 @@ class AdaptiveBasis:
         """That of a matrix whose residuals nobody has seen."""
         return cls(BasisSide.identity(rows), BasisSide.identity(columns), settled=False)
 
+    @property
+    def sides(self) -> tuple[BasisSide, BasisSide]:
+        """That of the rows, that of the columns."""
+        return self.left, self.right
+
     @cached_property
     def gains(self) -> Float64:
         """(R, C): what multiplies each coefficient before it is quantized."""
         return self.left.gains[:, None] * self.right.gains
 
-    def coefficients(self, fixed: Float64) -> Float64:
+    def coefficients(self, fixed: Float64, algebra: Algebra[Any] = CORES) -> Float64:
         """Coefficients (R, C) of a residual in `in_fine_units`, in the same unit, exactly."""
-        return _both(fixed, self, lambda vectors, part: shifted(vectors.T @ part, -_VECTOR_BITS))
+        return self._turned(fixed, algebra, lambda vectors: vectors.mT)
 
-    def gained(self, fixed: Float64) -> Float64:
+    def gained(self, fixed: Float64, algebra: Algebra[Any] = CORES) -> Float64:
         """Likewise, in steps and times their gains (R, C): what is quantized."""
-        gained = self.coefficients(fixed)
+        gained = self.coefficients(fixed, algebra)
         gained *= self.gains
         gained *= 2.0**-FINE_BITS
         return gained
@@ -138,9 +144,21 @@ class AdaptiveBasis:
             raise ValueError(f"a coefficient beyond {MAX_COEFFICIENT:g} / 4096 steps")
         return fixed
 
-    def residual(self, fixed: Float64) -> Float64:
-        """The weighted residual (R, C) of coefficients in 2**-12 steps, in the same unit, exactly."""
-        return _both(fixed, self, lambda vectors, part: shifted(vectors @ part, -_VECTOR_BITS)) * 2.0**-FINE_BITS
+    def residual(self, fixed: Float64, algebra: Algebra[Any] = CORES) -> Float64:
+        """The weighted residual (R, C) of coefficients in 2**-12 steps, in steps, exactly."""
+        residual = self._turned(fixed, algebra, lambda vectors: vectors)
+        residual *= 2.0**-FINE_BITS
+        return residual
+
+    def _turned(self, fixed: Float64, algebra: Algebra[A], by: Callable[[A], A]) -> Float64:
+        """Integers (R, C), turned by all blocks of the left side and then of the right."""
+        matrix = algebra.put(fixed)
+        half, whole = algebra.empty_like(matrix), algebra.empty_like(matrix)
+        for place, vectors in self.left.blocks(algebra):
+            half[place] = algebra.shifted(by(vectors) @ matrix[place], -_VECTOR_BITS)
+        for place, vectors in self.right.blocks(algebra):
+            whole[:, place] = algebra.shifted(half[:, place] @ by(vectors).mT, -_VECTOR_BITS)
+        return algebra.get(whole)
 
 
 def in_fine_units(weighted: Float64, step: float) -> Float64 | None:
@@ -156,16 +174,6 @@ def has_basis(shape: tuple[int, int]) -> bool:
     return min(shape) >= MIN_SIDE
 
 
-def _both(matrix: Float64, basis: AdaptiveBasis, apply: Callable[[Float64, Float64], Float64]) -> Float64:
-    """Apply to all blocks of the left side, then of the right."""
-    half, whole = np.empty_like(matrix), np.empty_like(matrix)
-    for place, vectors in basis.left.blocks():
-        half[place] = apply(vectors, matrix[place])
-    for place, vectors in basis.right.blocks():
-        whole[:, place] = apply(vectors, half[:, place].T).T
-    return whole
-
-
 # Tracking
 
 
@@ -177,70 +185,83 @@ class Observed:
     fixed: Float64
 
 
-def tracked(observed: Iterable[Observed], slack: int | None = SLACK) -> list[AdaptiveBasis]:
+def tracked(
+    observed: Iterable[Observed], slack: int | None = SLACK, algebra: Algebra[Any] = CORES
+) -> list[AdaptiveBasis]:
     """The bases for the next residuals, in order. Blocks of all of them are turned together: see `_turn`.
 
-    `slack` is None in formats before 7: see `orthogonal.refined`.
+    `slack` is None in formats before 7: see `algebra.exact.refine`.
     """
     bases: list[AdaptiveBasis] = []
-    alike: dict[tuple[int, int], list[_Block]] = {}  # by passes and width
+    alike: dict[tuple[int, int, int], list[_Block[Any]]] = {}  # by passes, width, and length of the other side
     for each in observed:
         basis = AdaptiveBasis(each.basis.left.copied(), each.basis.right.copied())
         limit = float(min(2**17, math.isqrt(2**44 // max(each.fixed.shape))))  # squares of a row sum to at most 2**44
-        seen = np.clip(shifted(each.fixed, _LEARNING_BITS - FINE_BITS), -limit, limit)
+        seen = algebra.shifted(algebra.put(each.fixed), _LEARNING_BITS - FINE_BITS).clip(-limit, limit)
         passes = 1 if each.basis.settled else _COLD_PASSES
-        for side, coefficients in ((basis.left, seen), (basis.right, seen.T)):
+        for side, coefficients in zip(basis.sides, (seen, seen.mT), strict=True):
             for start, stop in _blocks(len(side.codes)):
                 vectors, codes = side.vectors[start:stop, : stop - start], side.codes[start:stop]
                 block = _Block(vectors, codes, coefficients[start:stop])
-                alike.setdefault((passes, stop - start), []).append(block)
+                alike.setdefault((passes, stop - start, coefficients.shape[1]), []).append(block)
         bases.append(basis)
-    for (passes, _), blocks in alike.items():
-        for first in range(0, len(blocks), _TOGETHER):
-            _turn(blocks[first : first + _TOGETHER], passes, slack)
+    for (passes, width, _), blocks in alike.items():
+        together = algebra.together(width)
+        for first in range(0, len(blocks), together):
+            _turn(blocks[first : first + together], passes, slack, algebra)
     return bases
 
 
-@dataclass(slots=True)
-class _Block:
+@dataclass(frozen=True, slots=True)
+class _Block(Generic[A]):
     """Views of a block's directions (B, B) and codes (B,), to be turned, and coefficients (B, M) seen in them."""
 
     vectors: Vectors
     codes: Scale
-    seen: Float64
-
-    def covariance(self) -> Float64:
-        """What directions have in common (B, B), in 2**-14 of the mean variance: in what was seen and before."""
-        size, seen = len(self.codes), self.seen @ self.seen.T
-        covariance = (1 - _REMEMBERED) * (seen * (size / max(float(np.trace(seen)), 1.0)))
-        np.einsum("bb->b", covariance)[...] += _REMEMBERED * value_of(self.codes) + _REGULAR
-        return shifted(covariance, _VARIANCE_BITS)
-
-    def turn(self, covariance: Float64, rows: Float64, slack: int | None) -> None:
-        """Turn the directions by orthonormal rows (B, B), those of the highest variance first."""
-        along = (rows * shifted(rows @ covariance, -ROW_BITS)).sum(1)
-        variances = np.maximum(np.ldexp(along, -ROW_BITS - _VARIANCE_BITS), 2.0**-10)
-        order = np.argsort(-variances, kind="stable")
-        turned = shifted(self.vectors.astype(np.float64) @ rows[order].T, -ROW_BITS)
-        turned, near = refined(turned, _VECTOR_BITS, slack)
-        if near and self.seen.any():  # else a direction got lost and would never be coded again, or nothing was seen
-            self.vectors[...] = np.clip(turned, -32767, 32767)
-            self.codes[...] = np.maximum(nearest_code(variances[order]), _FLOOR)
+    seen: A
 
 
-def _turn(blocks: Sequence[_Block], passes: int, slack: int | None) -> None:
-    """Turn blocks of one width, each towards what it has seen, by steps of orthogonal iteration.
+def _turn(blocks: Sequence[_Block[A]], passes: int, slack: int | None, algebra: Algebra[A]) -> None:
+    """Turn blocks of one form, each towards what it has seen, by steps of orthogonal iteration.
 
-    Gram-Schmidt takes all at once, for its calls are on few numbers; products are faster on one that fits a cache.
+    Whatever has B numbers a block is worked on by the host, whatever has more stays where the algebra is.
     """
+    seen = algebra.stacked([block.seen for block in blocks])
+    vectors = algebra.put(np.stack([block.vectors for block in blocks]))
+    codes = np.stack([block.codes for block in blocks])
     for number in range(passes):
-        is_last = number + 1 == passes
-        before = [] if is_last else [block.vectors.astype(np.float64) for block in blocks]
-        covariances = [block.covariance() for block in blocks]
-        # squares alone would spread over more than the 22 bits of a row
-        powers = [each @ each.T + 2.0**_VARIANCE_BITS * each for each in covariances]  # a symmetric product is faster
-        for block, covariance, rows in zip(blocks, covariances, kernels.orthonormal(np.stack(powers)), strict=True):
-            block.turn(covariance, rows, slack)  # powers are symmetric: their rows are their columns
-        for block, old in zip(blocks, before, strict=not is_last):
-            turn = shifted(old.T @ block.vectors.astype(np.float64), -_VECTOR_BITS)
-            block.seen = shifted(turn.T @ block.seen, -_VECTOR_BITS)
+        covariance, energy = _covariance(seen, codes, algebra)
+        # squares alone would spread over more than the 22 bits of a row; they are symmetric: their rows are columns
+        rows = algebra.orthonormal(covariance @ covariance.mT + covariance * 2.0**_VARIANCE_BITS)
+        along = algebra.get((rows * algebra.shifted(rows @ covariance, -ROW_BITS)).sum(-1))
+        variances = np.maximum(np.ldexp(along, -ROW_BITS - _VARIANCE_BITS), 2.0**-10)
+        order = np.argsort(-variances, axis=1, kind="stable")
+        turned = algebra.shifted(vectors @ algebra.ordered(rows, order).mT, -ROW_BITS)
+        is_near = refine(turned, _VECTOR_BITS, slack, algebra)
+        turned = turned.clip(-32767, 32767)
+        # else a direction got lost and would never be coded again, or nothing was seen
+        is_turned = is_near & (energy > 0)
+        if stays := np.flatnonzero(~is_turned).tolist():
+            turned[stays] = vectors[stays]
+        descending = np.take_along_axis(variances, order, 1)
+        codes = np.where(is_turned[:, None], np.maximum(nearest_code(descending), _FLOOR), codes).astype(np.int16)
+        if number + 1 < passes:
+            turn = algebra.shifted(vectors.mT @ turned, -_VECTOR_BITS)
+            seen = algebra.shifted(turn.mT @ seen, -_VECTOR_BITS)
+        vectors = turned
+    for block, found, found_codes in zip(blocks, algebra.get(vectors), codes, strict=True):
+        block.vectors[...], block.codes[...] = found, found_codes
+
+
+def _covariance(seen: A, codes: Scale, algebra: Algebra[A]) -> tuple[A, Float64]:
+    """What directions have in common (K, B, B), in 2**-14 of the mean variance: in what was seen and before.
+
+    And the energy of what was seen (K,).
+    """
+    covariance = seen @ seen.mT  # a symmetric product is faster
+    energy = algebra.get(diagonal(covariance).sum(-1))
+    scale = codes.shape[1] / np.maximum(energy, 1.0)
+    covariance = covariance * algebra.put(scale[:, None, None]) * (1 - _REMEMBERED)
+    of_each = diagonal(covariance)
+    of_each += algebra.put(_REMEMBERED * value_of(codes) + _REGULAR)
+    return algebra.shifted(covariance, _VARIANCE_BITS), energy

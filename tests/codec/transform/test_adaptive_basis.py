@@ -13,6 +13,7 @@ from scipy.linalg import hadamard
 from threadpoolctl import ThreadpoolController
 
 from ckzd.checkpoint import TensorSpec
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.records import reference_tensors
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.reconstruction import ArrayFile
@@ -57,7 +58,7 @@ def off(basis):
     """How far the products of any two directions are from what they should be."""
     found = []
     for side in (basis.left, basis.right):
-        for _, vectors in side.blocks():
+        for _, vectors in side.blocks(CORES):
             found.append(np.abs(vectors.T @ vectors / ONE**2 - np.eye(len(vectors))).max())
     return max(found)
 
@@ -385,7 +386,7 @@ def test_decoders_learn_what_encoders_learned(tmp_path):
     """One basis more or less, and every level of the next archive would stand for another value."""
     archives = compressed_run(run_of(tmp_path, [moving] * 3))
     decode(archives[2], archives[1])
-    unchanged = mock.patch.object(reference_tensors, "tracked", lambda observed, _: [each.basis for each in observed])
+    unchanged = mock.patch.object(reference_tensors, "tracked", lambda observed, *_: [each.basis for each in observed])
     with unchanged, pytest.raises(AssertionError):
         decode(archives[2], archives[1])
 

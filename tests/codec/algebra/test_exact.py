@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
+from ckzd.codec.algebra import exact
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.kernels import kernels, plain
 from ckzd.codec.kernels.plain import MAX_DIRECTIONS, ROW_BITS
-from ckzd.codec.transform import orthogonal
 
 ONE = 2.0**ROW_BITS
 draw = np.random.default_rng(0)
@@ -25,8 +26,9 @@ def orthonormal(rows):
 
 def refined(vectors):
     """Likewise; in 2**-18."""
-    found, _ = orthogonal.refined(vectors, ROW_BITS)
-    return found
+    found = vectors[None].copy()
+    exact.refine(found, ROW_BITS, None, CORES)
+    return found[0]
 
 
 def integers(*shape, bits=22):
@@ -94,7 +96,7 @@ def test_what_is_nearly_orthonormal_is_told_from_what_is_not(spoil):
     vectors = orthonormal(integers(20, 20)).T
     vectors[:, 3] += np.rint(spoil * vectors[:, 7])
     lost = np.where(np.arange(20) == 5, 0, vectors)
-    assert [orthogonal.refined(each, ROW_BITS)[1] for each in (vectors, lost)] == [spoil < 1 / 16, False]
+    assert exact.refine(np.stack([vectors, lost]), ROW_BITS, None, CORES).tolist() == [spoil < 1 / 16, False]
 
 
 @pytest.mark.parametrize("name", hard_matrices())
