@@ -131,6 +131,7 @@ def test_every_foreign_package_stays_in_its_home():
 
 LATE = {  # seconds of every command that `resume` and `archive` do without
     ("codec/encode.py", "ckzd.codec.paper"): "torch",
+    ("codec/encode.py", "ckzd.codec.algebra.on_torch"): "torch",
     ("operations/compress.py", "ckzd.codec.paper"): "torch",
     ("codec/methods/codebook.py", "ckzd.codec.paper"): "scikit-learn",
     ("codec/analysis/pairing.py", "scipy.optimize"): "scipy",

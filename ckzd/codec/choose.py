@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from typing import Any
 
 import numpy as np
 
 from ckzd.checkpoint import Bytes, RawArray
+from ckzd.codec.algebra.exact import Algebra
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Plane
@@ -43,6 +46,7 @@ class Chooser:
     preset: Preset
     reconstruction: ArrayFile
     scratch: ArrayFile
+    algebra: Algebra[Any] = CORES  # where bases are worked with: it decides how long that takes, and nothing else
     step_exponents: dict[int, int] = field(default_factory=dict)  # of weights whose step is halved; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
     heads: dict[int, bytes] = field(default_factory=dict)  # of lossy tensors' streams, before their planes
@@ -68,10 +72,10 @@ class Chooser:
 
     def _chosen(self, lossy: Mapping[int, Triple], numbers: list[int]) -> list["_Chosen"]:
         """Reference tensors within the budget, with bases that have learned, and their moments; each is read once."""
-        chooser = WeightChooser(self.inputs, self.survey, self.preset, self.step_exponents)
+        chooser = WeightChooser(self.inputs, self.survey, self.preset, self.step_exponents, self.algebra)
         values = [self.inputs.values(lossy[number]) if number in lossy else None for number in numbers]
         weights = [chooser.chosen(lossy[n], v) if v is not None else None for n, v in zip(numbers, values, strict=True)]
-        restored = with_tracked_bases([weight.restored if weight else None for weight in weights])
+        restored = with_tracked_bases([weight.restored if weight else None for weight in weights], algebra=self.algebra)
         found = []
         for number, value, weight, tracked in zip(numbers, values, weights, restored, strict=True):
             kept = tracked or self._exact(number, value)
@@ -152,7 +156,8 @@ class Chooser:
 
     def _known_moments(self, triple: Triple) -> KnownMoments:
         first_levels = partial(self._first_levels, triple)
-        return known_moments(self.inputs, self.survey, self.reconstruction, triple, first_levels)
+        known = known_moments(self.inputs, self.survey, self.reconstruction, triple, first_levels)
+        return replace(known, algebra=self.algebra)
 
     def _first_levels(self, triple: Triple) -> Plane:
         levels = self._levels(triple.first)
@@ -216,13 +221,19 @@ class _Chosen:
 
 
 def within_budget(
-    inputs: Inputs, surveyed: Survey, preset: Preset, reconstruction: ArrayFile, scratch: ArrayFile
+    inputs: Inputs,
+    surveyed: Survey,
+    preset: Preset,
+    reconstruction: ArrayFile,
+    scratch: ArrayFile,
+    *,
+    algebra: Algebra[Any] = CORES,
 ) -> Chooser:
     """Choose for a checkpoint, again with finer steps where its weights lose more than the preset's budget in all."""
     step_exponents: dict[int, int] = {}
     allowed = preset.budget.max_weight_error * surveyed.weight_energy
     for attempt in count(1):
-        chooser = Chooser(inputs, surveyed, preset, reconstruction, scratch, step_exponents)
+        chooser = Chooser(inputs, surveyed, preset, reconstruction, scratch, algebra, step_exponents)
         chooser.run()
         exactly = preset.scheme is Scheme.KMEANS or attempt >= TRIES
         over = too_much(chooser.losses, allowed, exactly=exactly)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import fsum
+from typing import Any
 
+from ckzd.codec.algebra.exact import Algebra
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Float64, Numbers
@@ -52,6 +55,7 @@ class WeightChooser:
     survey: Survey
     preset: Preset
     step_exponents: dict[int, int]
+    algebra: Algebra[Any] = CORES  # where bases are worked with
 
     def chosen(self, triple: Triple, values: TripleValues) -> ChosenWeight | None:
         """A weight within the budget; None if it must be coded exactly."""
@@ -75,7 +79,8 @@ class WeightChooser:
 
     def known(self, number: int) -> KnownWeight:
         """What a decoder knows of a weight before its stream."""
-        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, self.survey.scales[number])
+        scales = self.survey.scales[number]
+        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, scales, self.algebra)
 
     def _to_code(self, triple: Triple, values: TripleValues, before: Numbers | None) -> WeightToCode:
         return WeightToCode(

@@ -13,10 +13,12 @@ Everything a decoder does (context, probabilities, reconstruction) is called fro
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ckzd.checkpoint import Bytes, Checkpoint, assemble, sha256_of
 from ckzd.codec import zstd
+from ckzd.codec.algebra.exact import Algebra
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.survey import survey
 from ckzd.codec.budget import EXACT, Pace
@@ -67,6 +69,15 @@ def fit_models(counts: Counted, reference: Reconstruction | None, preset: Preset
     return fitting.with_lstm(counts, tables, reference, preset, device)
 
 
+def algebra_on(device: str) -> Algebra[Any]:
+    """Where bases are worked with, for one of torch's devices; an archive is the same wherever that is."""
+    if device == "cpu":
+        return CORES
+    from ckzd.codec.algebra.on_torch import OnTorch  # noqa: PLC0415  # a second of torch, for who has a GPU to spare
+
+    return OnTorch(device)
+
+
 class Encoder:
     """Encodes one checkpoint. `put(kind, data)` stores a stream, `add(name, data)` an entry."""
 
@@ -99,7 +110,8 @@ class Encoder:
     def _encode(self) -> Encoded:
         surveyed = survey(self._inputs, self._preset)
         self._progress(0.15)
-        chooser = within_budget(self._inputs, surveyed, self._preset, self._reconstruction, self._scratch)
+        places = self._reconstruction, self._scratch
+        chooser = within_budget(self._inputs, surveyed, self._preset, *places, algebra=algebra_on(self._device))
         self._progress(0.4)
         counts = counted(chooser.planes(), grid=self._preset.lstm_cold_steps > 0)
         fitted = fit_models(counts, self._inputs.reference, self._preset, self._device)

@@ -50,7 +50,7 @@ class BasisWeight(WeightMethod):
             fixed = in_fine_units(weight.weighted, step)
             if fixed is None:
                 return None
-            gained = basis.gained(fixed)
+            gained = basis.gained(fixed, weight.known.algebra)
             code = quantize_scalar(gained, 1.0, weight.dead_zone)
             if not basis.reaches(code.levels):
                 return None
@@ -68,7 +68,7 @@ class BasisWeight(WeightMethod):
         """Reference + residual; the basis is yet to learn from it."""
         assert coded.levels is not None, "it has a plane"
         fixed = known.basis.fixed(dequantize_scalar(ScalarCode(coded.levels, coded.head), 1.0))
-        weighted = known.basis.residual(fixed)
+        weighted = known.basis.residual(fixed, known.algebra)
         trend, observed = elementwise.trend(weighted), Observed(known.basis, fixed)
         return ReferenceTensor(known.moved(weighted, step), coded.levels, trend=trend, observed=observed)
 
@@ -88,7 +88,7 @@ class BasisMoment(MomentMethod):
         fixed = in_fine_units(moments.known.weighting.unweigh(moments.first.astype(np.float64)), step)
         if fixed is None:
             return None
-        code = quantize_scalar(basis.gained(fixed), 1.0, moments.dead_zone)
+        code = quantize_scalar(basis.gained(fixed, moments.known.algebra), 1.0, moments.dead_zone)
         return Coded(code.centres, code.levels) if basis.reaches(code.levels) else None
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # of any shape
@@ -101,7 +101,8 @@ class BasisMoment(MomentMethod):
         if (basis := known.basis) is None:
             raise ValueError(f"tensor {known.first.path}: its weight has no adaptive basis")
         fixed = basis.fixed(dequantize_scalar(ScalarCode(coded.levels, coded.head), 1.0))
-        return from_float64(known.weighting.weigh(basis.residual(fixed) * _step(known)), known.first.dtype)
+        weighted = basis.residual(fixed, known.algebra) * _step(known)
+        return from_float64(known.weighting.weigh(weighted), known.first.dtype)
 
 
 def _step(known: KnownMoments) -> float:

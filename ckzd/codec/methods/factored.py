@@ -62,7 +62,7 @@ class Factored(WeightMethod):
 def _restored(factors: Factors, known: KnownWeight, step: float) -> ReferenceTensor:
     fixed = factors.fixed
     weighted = fixed * 2.0**-FINE_BITS
-    turned = known.basis.coefficients(fixed)
+    turned = known.basis.coefficients(fixed, known.algebra)
     levels = np.clip(np.rint(turned * 2.0**-FINE_BITS * known.basis.gains), -127, 127).astype(np.int16)
     trend, observed = elementwise.trend(weighted), Observed(known.basis, turned)
     return ReferenceTensor(known.moved(weighted, step), levels, trend=trend, observed=observed)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ckzd.checkpoint import RawArray, TensorSpec
+from ckzd.codec.algebra.exact import Algebra
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.arrays import Float64, Numbers, Plane, Trend
 from ckzd.codec.dtypes import from_numbers, is_single, to_numbers
 from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
@@ -89,6 +91,7 @@ class KnownWeight:
     tensor: TensorSpec
     reference: Reconstruction | None
     scales: Scales
+    algebra: Algebra[Any] = CORES  # where its basis is worked with
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -194,6 +197,7 @@ class KnownMoments:
     steps: QuantizationSteps
     reconstruction: Arrays  # this archive's own
     first_levels: Callable[[], Plane]  # for a second moment whose contexts see them
+    algebra: Algebra[Any] = CORES  # where the weight's basis is worked with
 
     @property
     def weighting(self) -> FisherWeighting:

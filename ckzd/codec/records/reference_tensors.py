@@ -5,10 +5,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
+from ckzd.codec.algebra.exact import Algebra
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.dtypes import from_float64, is_finite, to_float64
 from ckzd.codec.entropy.context import SideInformation
@@ -36,10 +39,10 @@ class ReferenceTensor:
 
 
 def with_tracked_bases(
-    found: Sequence[ReferenceTensor | None], slack: int | None = SLACK
+    found: Sequence[ReferenceTensor | None], slack: int | None = SLACK, algebra: Algebra[Any] = CORES
 ) -> list[ReferenceTensor | None]:
     """Tensors with the bases that their coefficients lead to, None for None: of many together they cost less."""
-    bases = iter(tracked([tensor.observed for tensor in found if tensor and tensor.observed], slack))
+    bases = iter(tracked([tensor.observed for tensor in found if tensor and tensor.observed], slack, algebra))
     return [
         replace(tensor, basis=next(bases), observed=None) if tensor and tensor.observed else tensor for tensor in found
     ]

@@ -1,12 +1,16 @@
 """torch gives NumPy's bits, on the CPU everywhere, and on a GPU where there is one."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
+from codec.chains import Zoo, compressed_run, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ckzd.codec import encode as encoding
 from ckzd.codec.algebra.exact import refine
 from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.algebra.on_torch import OnTorch
@@ -130,3 +134,19 @@ def test_bases_turn_alike(there, slack):
                 assert np.array_equal(mine.vectors, others.vectors)
                 assert np.array_equal(mine.codes, others.codes)
     assert sum(bool(basis.left.codes.any()) for basis in bases) > len(forms) / 2
+
+
+@pytest.mark.parametrize("preset", ["resume", "archive", "paper"])
+def test_archives_are_alike(there, tmp_path, preset):
+    """Bytes and reconstruction ids of a chain of everything at once, which a decoder reads without torch."""
+    zoo, paths = Zoo(), []
+    for step in range(3):
+        zoo.advance()
+        paths.append(zoo.save(tmp_path / f"step_{step}.pt"))
+    chain = compressed_run(paths, preset)
+    with mock.patch.object(encoding, "algebra_on", return_value=there) as asked:
+        again = compressed_run(paths, preset)
+    assert asked.call_count == len(paths)
+    assert [archive.fingerprint() for archive in again] == [archive.fingerprint() for archive in chain]
+    assert [archive.encoded.reconstruction for archive in again] == [a.encoded.reconstruction for a in chain]
+    decode(again[-1], again[-2])
