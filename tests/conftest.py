@@ -51,6 +51,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """A stand-in for nvidia-smi on the PATH."""
+
+    def _write(cards: str, processes: str) -> None:
+        file = tmp_path / "nvidia-smi"
+        file.write_text(f'#!/bin/sh\ncase "$1" in *gpu=*) printf "{cards}";; *) printf "{processes}";; esac\n')
+        file.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return _write
+
+
 @pytest.fixture(autouse=True)
 def _no_leaked_processes() -> Iterator[None]:
     before = child_processes()

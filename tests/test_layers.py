@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ckzd"
 
 LEVELS = (
-    ("errors", "checkpoint", "cores", "defaults", "file_marks", "stages", "streams", "zip_structs"),
+    ("errors", "checkpoint", "cores", "defaults", "file_marks", "gpus", "stages", "streams", "zip_structs"),
     ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
     ("chains",),
     ("store",),
@@ -133,6 +133,7 @@ LATE = {  # seconds of every command that `resume` and `archive` do without
     ("codec/encode.py", "ckzd.codec.paper"): "torch",
     ("codec/encode.py", "ckzd.codec.algebra.on_torch"): "torch",
     ("operations/compress.py", "ckzd.codec.paper"): "torch",
+    ("operations/compress.py", "ckzd.codec.algebra.on_torch"): "torch",
     ("codec/methods/codebook.py", "ckzd.codec.paper"): "scikit-learn",
     ("codec/analysis/pairing.py", "scipy.optimize"): "scipy",
 }

@@ -43,6 +43,11 @@ class Preset:
     lstm_steps: int = 0  # training steps at most, when the reference has an LSTM to start from; 0: tables alone
     lstm_cold_steps: int = 0
 
+    @property
+    def has_work_for_gpu(self) -> bool:
+        """Whether it has bases to turn, or an LSTM to train."""
+        return self.scheme in {Scheme.UNIFORM, Scheme.KMEANS}
+
 
 # ExCP: kept weights |R| > min(cap, alpha / sqrt(mean v)) * median |R|; kept moments |m| > beta * mean |m|
 EXCP_ALPHA = 5e-5

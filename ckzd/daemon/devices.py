@@ -1,10 +1,6 @@
-"""Where workers may run: how many on the CPU, and which GPUs are left over by training.
-
-Asked through `nvidia-smi`: this process never loads torch or CUDA.
-"""
+"""Where workers may run: how many on the CPU, and which GPUs are left over by training."""
 
 import os
-import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -12,30 +8,21 @@ from pathlib import Path
 
 from ckzd.config import DaemonSettings
 from ckzd.cores import cores
+from ckzd.gpus import Gpu, gpus
 from ckzd.operations.child import thread_limits
 
 MAX_CPU_WORKERS = 4
 MAX_THREADS = 8  # of one worker, each with a tensor of its own: a job runs beside it
 MEMORY_PER_WORKER = 16 << 30  # bytes; what its threads have in work, and rows that are very long
-IDLE_GPU_BYTES = 1 << 30  # a GPU that holds more than this is somebody's, though no process may be visible to us
-_SMI_SECONDS = 20.0
 _WAIT_SECONDS = 2.0  # what the service waits for an answer; it takes tenths
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What one worker process runs on: torch's name for it, and the environment that makes it true."""
+    """What one worker process runs on: the device of its jobs, and the environment that makes it true."""
 
     device: str
     environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One line of `nvidia-smi`."""
-
-    uuid: str
-    busy: bool
 
 
 def slots(settings: DaemonSettings) -> tuple[str, ...]:
@@ -71,13 +58,16 @@ class GpuWatch:
 
 
 def place(device: str, settings: DaemonSettings, watch: GpuWatch, taken: frozenset[str] = frozenset()) -> Placement:
-    """Turn a configured device into a placement, now: `auto` takes an idle GPU (not `taken`), else the CPU."""
+    """Turn a configured device into a placement, now: `auto` takes an idle GPU (not `taken`), else the CPU.
+
+    A worker that sees that GPU alone is told `auto`, too: it may have a torch without CUDA.
+    """
     limits = thread_limits(threads(settings))
     if device == "auto":
         idle = [gpu.uuid for gpu in watch.gpus() if not gpu.busy and gpu.uuid not in taken]
-        return (
-            Placement("cuda:0", {**limits, "CUDA_VISIBLE_DEVICES": idle[0]}) if idle else place("cpu", settings, watch)
-        )
+        if idle:
+            return Placement("auto", {**limits, "CUDA_VISIBLE_DEVICES": idle[0]})
+        return place("cpu", settings, watch)
     if device == "cpu":
         return Placement("cpu", {**limits, "CUDA_VISIBLE_DEVICES": ""})
     if device == "cuda":
@@ -110,26 +100,3 @@ def memory_bytes() -> int:
     return min(machine, int(limit)) if limit.isdecimal() else machine
 
 
-def gpus() -> list[Gpu]:
-    """The GPUs of this machine and whether somebody computes on them; [] when that cannot be told."""
-    cards = _smi("gpu=uuid,memory.used,utilization.gpu")
-    processes = _smi("compute-apps=gpu_uuid")
-    if cards is None or processes is None:
-        return []
-    computing = {line[0] for line in processes}
-    found = []
-    for line in cards:
-        if len(line) == 3 and line[1].isdecimal():
-            used = int(line[1]) << 20
-            busy = line[0] in computing or used > IDLE_GPU_BYTES or line[2] != "0"
-            found.append(Gpu(line[0], busy))
-    return found
-
-
-def _smi(query: str) -> list[list[str]] | None:
-    command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]

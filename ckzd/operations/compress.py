@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME
+from ckzd.gpus import gpus
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
@@ -443,12 +445,29 @@ def _tools(preset: Preset) -> tuple[str, ...]:
 
 
 def _device(name: str, preset: Preset) -> str:
-    """Where the preset's LSTM is trained, if it has one; ConfigError for a device that is not there."""
-    if not preset.lstm_cold_steps and name in {"auto", "cpu"}:
-        return "cpu"
-    from ckzd.codec.paper import train  # noqa: PLC0415  # a second of torch, for the one preset that trains, or a named GPU
+    """Where the preset's bases are turned and its LSTM is trained; ConfigError for a device that is not there.
 
-    return train.pick_device(name)
+    `auto` is a GPU that nobody computes on, if torch sees one and the preset has work for it.
+    """
+    if name == "auto":
+        return (_idle_gpu() if preset.has_work_for_gpu else None) or "cpu"
+    if name == "cpu":
+        return name
+    from ckzd.codec.paper import train  # noqa: PLC0415  # a second of torch, for who named a GPU
+
+    device = train.pick_device(name)
+    return device if preset.has_work_for_gpu else "cpu"
+
+
+@cache
+def _idle_gpu() -> str | None:
+    """Torch's name of it. Asked once a process: from then on it is we who compute there."""
+    idle = {gpu.uuid for gpu in gpus() if not gpu.busy}
+    if not idle or find_spec("torch") is None:
+        return None
+    from ckzd.codec.algebra.on_torch import idle_device  # noqa: PLC0415  # a second of torch, for who has a GPU to spare
+
+    return idle_device(idle)
 
 
 def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
