@@ -22,10 +22,10 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 @pytest.fixture(params=DEVICES, scope="module")
 def there(request):
-    """torch's algebra."""
+    """torch's algebra, which leaves nothing to the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield OnTorch(request.param)
+    yield OnTorch(request.param, few=0)
     torch.set_num_threads(threads)
 
 
@@ -64,6 +64,15 @@ def powers(rows):
 def test_rows_are_made_orthonormal_alike(there, width):
     for rows in (stacks(width), powers(np.clip(stacks(width), -(2**17), 2**17))):
         assert np.array_equal(there.get(there.orthonormal(there.put(rows))), CORES.orthonormal(rows))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_few_rows_are_left_to_the_cores(device):
+    rows = stacks(40)
+    with mock.patch.object(OnTorch, "_gram_schmidt") as never:
+        found = OnTorch(device).orthonormal(OnTorch(device).put(rows))
+    assert np.array_equal(OnTorch(device).get(found), CORES.orthonormal(rows))
+    never.assert_not_called()
 
 
 @settings(max_examples=60)
