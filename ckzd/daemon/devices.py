@@ -98,5 +98,3 @@ def memory_bytes() -> int:
     except OSError:
         return machine
     return min(machine, int(limit)) if limit.isdecimal() else machine
-
-
