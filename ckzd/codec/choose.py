@@ -95,7 +95,9 @@ class Chooser:
         known = HeldArrays()
         put_reference_tensor(known, self.inputs.tensor(triple.weight), restored, self.survey.scales[triple.weight])
         first_levels = partial(self._first_levels, triple)
-        chooser = MomentChooser(self.inputs, self.survey, self.preset, known, triple, values, first_levels)
+        chooser = MomentChooser(
+            self.inputs, self.survey, self.preset, known, triple, values, first_levels, self.algebra
+        )
         return chooser.chosen(weight.coded.levels if weight is not None else None)
 
     def _keep(self, number: int, chosen: "_Chosen") -> None:
@@ -156,8 +158,8 @@ class Chooser:
 
     def _known_moments(self, triple: Triple) -> KnownMoments:
         first_levels = partial(self._first_levels, triple)
-        known = known_moments(self.inputs, self.survey, self.reconstruction, triple, first_levels)
-        return replace(known, algebra=self.algebra)
+        places = self.inputs, self.survey, self.reconstruction, triple
+        return known_moments(*places, first_levels, algebra=self.algebra)
 
     def _first_levels(self, triple: Triple) -> Plane:
         levels = self._levels(triple.first)

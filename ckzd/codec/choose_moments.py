@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 from ckzd.checkpoint import RawArray
+from ckzd.codec.algebra.exact import Algebra
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Mask, Numbers, Plane
@@ -57,7 +59,13 @@ class ChosenMoment:
 
 
 def known_moments(
-    inputs: Inputs, survey: Survey, reconstruction: Arrays, triple: Triple, first_levels: Callable[[], Plane]
+    inputs: Inputs,
+    survey: Survey,
+    reconstruction: Arrays,
+    triple: Triple,
+    first_levels: Callable[[], Plane],
+    *,
+    algebra: Algebra[Any],
 ) -> KnownMoments:
     """What a decoder knows of a weight's moments before their streams."""
     return KnownMoments(
@@ -68,6 +76,7 @@ def known_moments(
         steps=survey.steps,
         reconstruction=reconstruction,
         first_levels=first_levels,
+        algebra=algebra,
     )
 
 
@@ -82,11 +91,13 @@ class MomentChooser:
     triple: Triple
     values: TripleValues
     first_levels: Callable[[], Plane]
+    algebra: Algebra[Any]  # where the weight's basis is worked with
 
     @cached_property
     def known(self) -> KnownMoments:
         """What a decoder knows of them before their streams."""
-        return known_moments(self.inputs, self.survey, self.reconstruction, self.triple, self.first_levels)
+        places = self.inputs, self.survey, self.reconstruction, self.triple
+        return known_moments(*places, self.first_levels, algebra=self.algebra)
 
     def chosen(self, weight_levels: Plane | None) -> list[ChosenMoment]:
         """A weight's moments with their exact zeros. `weight_levels` are its own (R, C), if it has some."""
