@@ -18,6 +18,7 @@ import numpy.typing as npt
 from closed_loop import chain_of, choices_of, run_parser
 from machine import machine
 
+from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.arrays import Float64
 from ckzd.codec.choose import Chooser
 from ckzd.codec.entropy import context
@@ -86,7 +87,7 @@ def planes_with_second(chooser: Chooser) -> Iterator[tuple[PlaneToCode, Float64]
 def along(basis: BasisSide, moments: Float64) -> Float64:
     """A side's second moments (N,) as its directions see them."""
     seen = np.empty(len(moments))
-    for place, vectors in basis.blocks():
+    for place, vectors in basis.blocks(CORES):
         seen[place] = (vectors**2).T @ moments[place] * 2.0**-28
     return seen
 

@@ -27,7 +27,7 @@ def test_a_run_is_trained_archived_and_measured(kind, tmp_path):
     archives = sum(line["archive_bytes"] for line in archived)
     assert last["ratio_whole"] == pytest.approx(originals / archives, abs=0.01)
     assert measured["restored_step"] == 10
-    assert 0 < measured["kl"] < 1e-3
+    assert -1e-6 < measured["kl"] < 1e-3  # of so young a run it is as good as 0: rounding decides its sign
     assert abs(measured["heldout_gap"]) < 0.01
 
 
