@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckzd.operations.restore import restore
     from ckzd.operations.verify import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["CkzdError", "__version__", "compress", "ensure_restored", "inspect", "restore", "verify"]
 
