@@ -81,12 +81,12 @@ class Pace:
     norm: float  # of all updates by the original first moment, likewise
 
     @classmethod
-    def of(cls, moments: Moments, restored: Numbers, *, eps: float) -> Self:
-        """The pace that a restored second moment (R, C) leaves, given the original moments; eps > 0.
+    def of(cls, moments: Moments, restored: Numbers, before: Updates, *, eps: float) -> Self:
+        """The pace that a restored second moment (R, C) leaves, given the original moments and their updates; eps > 0.
 
         Elements that are 0 in both second moments say nothing. The median is that of some elements of a large tensor.
         """
-        before, after = (elementwise.updates(Moments(moments.first, each), eps) for each in (moments.second, restored))
+        after = elementwise.updates(Moments(moments.first, restored), eps)
         if before.zeros.any() and after.zeros.any():
             unused = (moments.second == 0) & (restored == 0)
             first = np.where(unused, moments.first.dtype.type(0), moments.first)

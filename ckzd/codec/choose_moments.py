@@ -172,11 +172,12 @@ class MomentChooser:
         """Both moments with their zeros, if they leave the optimizer's steps as they were; else None."""
         restored, eps = self._restored(Role.SECOND, second), self._eps(second.number)
         again = self._with_zeros(restored, second.number)
-        pace = Pace.of(original, again, eps=eps)
+        before = elementwise.updates(original, eps)
+        pace = Pace.of(original, again, before, eps=eps)
         if not self.preset.budget.keeps_pace(pace):
             return None
         moved = self._with_zeros(self._restored(Role.FIRST, first), first.number)
-        before, after = (elementwise.updates(each, eps) for each in (original, Moments(moved, again)))
+        after = elementwise.updates(Moments(moved, again), eps)
         if is_overshooting(before, after) or (self._is_to_go_as_far and is_falling_short(before, after)):
             return None
         if first.method is not Method.EXACT or second.method is not Method.EXACT:

@@ -8,6 +8,7 @@ import torch
 from codec.chains import compressed_run, restored
 
 from ckzd.codec.budget import Budget, Pace
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.records.index import Method
 
@@ -96,12 +97,16 @@ def test_what_is_of_rank_one_costs_nothing_and_what_is_not_a_little(tmp_path):
     assert methods == {"flat": Method.FILL, "uneven": Method.SCALED}
 
 
+def pace_of(moments, restored, eps=1e-30):
+    return Pace.of(moments, restored, elementwise.updates(moments, eps), eps=eps)
+
+
 def test_a_pace_is_what_it_says():
     moments = Moments(np.ones((1, 4)), np.array([[4.0, 4, 4, 0]]))
-    pace = Pace.of(moments, np.array([[1.0, 1, 16, 0]]), eps=1e-30)
+    pace = pace_of(moments, np.array([[1.0, 1, 16, 0]]))
     assert (pace.total, pace.median) == (1.5, 2.0)
     assert pace.norm == pytest.approx(math.sqrt((1 + 1 + 1 / 16) / (3 / 4)))
     assert pace.worst == (1.5, 2.0)
     assert not Budget(1, 1).keeps_pace(pace)
     assert Budget(1, 1).keeps_pace(Pace.unchanged())
-    assert not Budget(1, 1).keeps_pace(Pace.of(Moments(np.ones((1, 2)), np.zeros((1, 2))), np.ones((1, 2)), eps=1e-30))
+    assert not Budget(1, 1).keeps_pace(pace_of(Moments(np.ones((1, 2)), np.zeros((1, 2))), np.ones((1, 2))))
