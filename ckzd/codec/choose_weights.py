@@ -60,9 +60,9 @@ class WeightChooser:
     def chosen(self, triple: Triple, values: TripleValues) -> ChosenWeight | None:
         """A weight within the budget; None if it must be coded exactly."""
         number = triple.weight
-        before = self.inputs.numbers_before(number)
-        if number in self.survey.same or (before is None and self.inputs.before(number) is not None):
+        if number in self.survey.same:
             return None
+        before = None if number in self.survey.intra else self.inputs.numbers_before(number)
         weight = self._to_code(triple, values, before)
         ways = [(way, at) for way in weight_methods(self.preset.scheme) if (at := way.quantizer(weight)) is not None]
         while self.step_exponents.get(number, 0) < EXACT:

@@ -169,7 +169,7 @@ def test_values_that_are_not_finite_are_kept_exactly_and_never_spread(chain, pat
         for moment in state["optimizer"]["state"].values():
             assert torch.isfinite(moment["exp_avg_sq"]).all()
     after = states[BROKEN + 1]["model"]["nan"], originals_[BROKEN + 1]["model"]["nan"]
-    assert torch.allclose(*after, atol=0.02)
+    assert torch.linalg.norm(after[0] - after[1]) < 0.05 * torch.linalg.norm(after[1])
     if preset != "lossless":  # a broken reference must not set the step of all others
         steps = [archive.index(before).steps.step for archive, before in zip(archives[1:], archives, strict=False)]
         assert max(steps) <= 4 * min(steps)

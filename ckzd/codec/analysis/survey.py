@@ -34,6 +34,7 @@ _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this t
 _YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
 _FRESH_MEMORIES = 20  # before, even beside a trend: the gradient turns faster than checkpoints are written
 _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
+_FAR = 4.0  # times its own energy is a weight's residual: levels of its own cost less (of a replaced one it is twice)
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
 
@@ -45,6 +46,7 @@ class Survey:
     copies: dict[int, int]  # number of a tensor -> of the first one with the same bytes
     same: frozenset[int]  # tensors whose bytes the reference has
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
+    intra: frozenset[int]  # lossy weights that are coded as if the reference had them not: it would cost more
     scales: dict[int, Scales]  # of each lossy weight, by its number
     weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
@@ -107,6 +109,7 @@ class _Energies:
     momenta: _Energy = field(default_factory=_Energy)  # lone momenta over the root of their rank-1 variance
     framed_updates: _Energy = field(default_factory=_Energy)  # exp_avg as bases see it
     framed_momenta: _Energy = field(default_factory=_Energy)
+    intra: set[int] = field(default_factory=set)  # weights whose residual would cost more than they do
 
     def include(self, other: "_Energies") -> None:
         for name in ("weights", "updates", "momenta", "framed_updates", "framed_momenta"):
@@ -114,6 +117,7 @@ class _Energies:
         for mine, others in ((self.matrices, other.matrices), (self.residuals, other.residuals)):
             for tensor, other_energy in others.items():
                 mine[tensor].include(other_energy)
+        self.intra |= other.intra
 
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
@@ -136,6 +140,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         copies=copies,
         same=same,
         lossy=lossy,
+        intra=frozenset(energies.intra if preset.scheme is not Scheme.KMEANS else ()),  # codebooks are of residuals
         scales=scales,
         weight_energy=energies.weights.total,
         update_energy=typical.total,
@@ -182,8 +187,11 @@ def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scal
     trained = int(used.rows.sum()) * int(used.columns.sum())
     if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
         energies.matrices[tensor] = _Energy(fsum(found.trained), trained)
-    if before is not None:
-        energies.residuals[tensor] = _Energy(fsum(found.residual), trained)
+    residual = _Energy(fsum(found.residual), trained)
+    if before is None or residual.total > _FAR * fsum(found.trained):
+        energies.intra.add(triple.weight)
+    else:
+        energies.residuals[tensor] = residual
     return energies
 
 

@@ -1,4 +1,4 @@
-"""Intra: a weight by levels of its own, without a reference.
+"""Intra: a weight by levels of its own, without a reference or past one that is no help.
 
 Stream: the low bits of all levels (`wide`), and the plane of the rest.
 
@@ -31,7 +31,7 @@ class Intra(WeightMethod):
         return steps.whole_step
 
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
-        """For a weight that has no reference."""
+        """For a weight that no residual is taken of."""
         if weight.before is not None:
             return None
         weighted = weight.weighted
