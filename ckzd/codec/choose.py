@@ -115,7 +115,7 @@ class Chooser:
         elif number in self.survey.same:
             self.methods[number] = Method.SAME
         else:
-            self.methods[number] = Method.EXACT if self.inputs.before(number) is None else Method.DELTA
+            self.methods[number] = Method.EXACT
         put_reference_tensor(self.reconstruction, tensor, restored, self.survey.scales.get(number))
 
     def _keep_moment(self, moment: ChosenMoment) -> None:

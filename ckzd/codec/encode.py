@@ -27,7 +27,8 @@ from ckzd.codec.entropy.fitting import Counted, Fitted, counted, fit_tables
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import Coder, PlaneToCode, encode_plane
 from ckzd.codec.methods.method import Streams
-from ckzd.codec.methods.registry import METHODS, verbatim
+from ckzd.codec.methods.registry import METHODS
+from ckzd.codec.methods.verbatim import encoded_exactly
 from ckzd.codec.paper.lstm import encode_lstm
 from ckzd.codec.parallel import in_order, one_blas_thread
 from ckzd.codec.presets import Preset
@@ -146,7 +147,6 @@ class Encoder:
             if number in self._codes:
                 continue
             method = chooser.methods[number]
-            self._coders[method.value] += 1
             if method is Method.COPY:
                 self._codes[number] = Code(method, other=chooser.survey.copies[number])
             elif _STREAMS[method] is Streams.NONE:
@@ -154,9 +154,12 @@ class Encoder:
             elif number in chooser.heads:
                 self._put(number, method, "first_moment", chooser.heads[number])
             else:
-                data = verbatim(method).encoded(chooser.payload(number), tensor, self._inputs.before(number))
+                is_kept = number in reference_tensors
+                before = self._inputs.before(number) if is_kept else None
+                method, data = encoded_exactly(chooser.payload(number), tensor, before)
                 moment = next((_MOMENTS[part] for part in tensor.path if part in _MOMENTS), "state")
-                self._put(number, method, "weights" if number in reference_tensors else moment, data)
+                self._put(number, method, "weights" if is_kept else moment, data)
+            self._coders[method.value] += 1
 
     def _put(self, number: int, method: Method, part: str, data: bytes) -> None:
         self._parts[part] += len(data)

@@ -53,3 +53,14 @@ def test_weights_that_a_reference_is_no_help_for_are_coded_without_it(rolled):
     alone = {number for number, method in enumerate(methods) if method is Method.WHOLE}
     assert alone == UNAIDED.get(rolled.kind, set())
     assert not {Method.EXACT, Method.DELTA} & set(methods)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_nan_all_over_costs_next_to_nothing(tmp_path, preset):
+    """With a reference and without; and what follows loses nothing by it under presets that code exactly, too."""
+    rolled = Rolled(tmp_path, "all nan", preset)
+    assert rolled.itself.nbytes < 2000
+    assert rolled.base(rolled.wrong).nbytes < 4000
+    assert rolled.after.nbytes < rolled.base(rolled.last).nbytes
+    for tensor in restored(rolled.itself, rolled.before)["model"].values():
+        assert tensor.isnan().all()

@@ -2,7 +2,10 @@
 
 from typing import ClassVar
 
+import numpy as np
+
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray, TensorSpec
+from ckzd.codec.dtypes import stored_array, to_numbers
 from ckzd.codec.lossless.exact import decode_exact, encode_exact
 from ckzd.codec.methods.method import CodingMethod, Streams
 from ckzd.codec.records.index import Method
@@ -66,6 +69,24 @@ class Copy(CodingMethod):
     name = Method.COPY
     roles = _REFERENCE_TENSORS
     streams = Streams.OTHER
+
+
+def encoded_exactly(payload: Bytes, tensor: TensorSpec, before: RawArray | None) -> tuple[Method, bytes]:
+    """How a tensor is coded exactly, and its stream: against the reference's values, if it has some, where that costs less."""
+    if before is None:
+        return Method.EXACT, Exact().encoded(payload, tensor, None)
+    ways: list[Verbatim] = [Delta()] if _is_change(payload, tensor, before) else [Delta(), Exact()]
+    coded = [(way.name, way.encoded(payload, tensor, before)) for way in ways]
+    return min(coded, key=lambda each: len(each[1]))
+
+
+def _is_change(payload: Bytes, tensor: TensorSpec, before: RawArray) -> bool:
+    """Whether most elements are nearer to the reference's than to 0, as a NaN never is, and they are not all alike."""
+    stored = stored_array(payload, tensor.dtype, tensor.shape)
+    values, others = to_numbers(stored, tensor.dtype), to_numbers(before, tensor.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        nearer = int(np.count_nonzero(np.abs(values - others) < np.abs(values)))
+    return 2 * nearer > values.size and bool((values != values.flat[0]).any())
 
 
 def _itemsize(tensor: TensorSpec) -> int:
