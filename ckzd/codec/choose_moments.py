@@ -101,11 +101,18 @@ class MomentChooser:
 
     def chosen(self, weight_levels: Plane | None) -> list[ChosenMoment]:
         """A weight's moments with their exact zeros. `weight_levels` are its own (R, C), if it has some."""
+        if not self.inputs.has_sound_moments(self.triple):
+            return [self._broken(number) for number in self.triple.moments]
         found = self._chosen(self._to_code(weight_levels))
         return [
             replace(moment, exact=self._stored(moment.number)) if moment.method is Method.EXACT else moment
             for moment in found
         ]
+
+    def _broken(self, number: int) -> ChosenMoment:
+        """A moment that is exact because some number of both is not sound."""
+        stored = self.inputs.stored(number).reshape(plane_shape(self.known.first.shape))
+        return ChosenMoment(number, Method.EXACT, Coded(), exact=stored)
 
     def _chosen(self, moments: MomentsToCode) -> list[ChosenMoment]:
         if moments.second is None:

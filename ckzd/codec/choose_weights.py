@@ -60,7 +60,7 @@ class WeightChooser:
     def chosen(self, triple: Triple, values: TripleValues) -> ChosenWeight | None:
         """A weight within the budget; None if it must be coded exactly."""
         number = triple.weight
-        if number in self.survey.same:
+        if number in self.survey.same or not self.inputs.contents.tensors[number].is_finite:
             return None
         before = None if number in self.survey.intra else self.inputs.numbers_before(number)
         weight = self._to_code(triple, values, before)

@@ -14,7 +14,8 @@ from ckzd.codec.arrays import Float64, Numbers
 from ckzd.codec.dtypes import stored_array, to_numbers
 from ckzd.codec.records.layout import Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
-from ckzd.codec.records.reference_tensors import finite_reference, reference_values
+from ckzd.codec.records.reference_tensors import finite_reference, reference_scales, reference_values
+from ckzd.codec.scales import Scales
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,22 @@ class Inputs:
         """What the first reading says; BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
         return read_contents(self.checkpoint, frozenset(self.reference_tensors), self.before)
 
+    def has_sound_moments(self, triple: Triple) -> bool:
+        """Whether a weight's moments are finite, and none of the second ones is below 0."""
+        contents = self.contents.tensors
+        if not all(contents[number].is_finite for number in triple.moments):
+            return False
+        return triple.second is None or not contents[triple.second].has_negative
+
     def values(self, triple: Triple) -> TripleValues:
-        """A weight and its moments, each read once."""
-        second = None if triple.second is None else self._values(triple.second)
-        return TripleValues(self._values(triple.weight), self._values(triple.first), second)
+        """A weight and its moments, each read once; moments that are not sound tell nothing, and are all 0 here."""
+        read = self._values if self.has_sound_moments(triple) else self._nothing
+        second = None if triple.second is None else read(triple.second)
+        return TripleValues(self._values(triple.weight), read(triple.first), second)
+
+    def _nothing(self, number: int) -> Values:
+        tensor = self.tensor(number)
+        return Values(tensor, np.zeros(tensor.shape, STORED_AS[tensor.dtype]))
 
     def _values(self, number: int) -> Values:
         return Values(self.tensor(number), self.stored(number))
@@ -139,6 +152,10 @@ class Inputs:
         """The reference's values of it (R, C) as kernels take them; None where no residual can be taken."""
         tensor, before = self.tensor(number), self.finite_before(number)
         return None if before is None else to_numbers(before, tensor.dtype).reshape(plane_shape(tensor.shape))
+
+    def scales_before(self, number: int) -> Scales | None:
+        """The reference's scales of a weight, if it has some of the same lengths."""
+        return reference_scales(self.tensor(number), self.reference)
 
     def reference_blob(self, field: str) -> bytes:
         """What the reference holds under a field alone; empty without a reference."""

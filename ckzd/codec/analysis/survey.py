@@ -125,13 +125,13 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     copies, same = _repeats(inputs)
     triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
     sound = [t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t)]
-    alive = [t for t in sound if _has_moments(inputs, t)]
+    alive = [t for t in sound if _has_moments(inputs, t) and inputs.has_sound_moments(t)]
     scales, energies = {}, _Energies()
     measured = in_order(partial(_measure, inputs), alive, lambda triple: inputs.tensor(triple.weight).elements)
     for triple, (own, found) in zip(alive, measured, strict=True):
         scales[triple.weight] = own
         energies.include(found)
-    for triple, own in list(_quiet(inputs, sound, scales)):
+    for triple, own in [*_quiet(inputs, sound, scales), *_broken(inputs, sound)]:
         scales[triple.weight] = own
         energies.include(_energies(inputs, triple, inputs.values(triple), own))
     lossy = tuple(t for t in sound if t.weight in scales)
@@ -171,18 +171,29 @@ def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scale
             yield triple, scales_beside(known[0], rows)
 
 
+def _broken(inputs: Inputs, triples: Sequence[Triple]) -> Iterator[tuple[Triple, Scales]]:
+    """Weights whose moments say nothing: what the reference knows of them serves once more."""
+    for triple in triples:
+        if not inputs.has_sound_moments(triple) and (known := inputs.scales_before(triple.weight)) is not None:
+            yield triple, known
+
+
 def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scales) -> _Energies:
+    """What is finite of a weight and its moments."""
     energies, tensor, weight = _Energies(), inputs.first_tile[triple.weight], values.weight.numbers
-    weighting, used, before = fisher_weighting(scales), used_by(scales), inputs.numbers_before(triple.weight)
+    is_finite, before = inputs.contents.tensors[triple.weight].is_finite, inputs.numbers_before(triple.weight)
+    weighting, used, has_moments = fisher_weighting(scales), used_by(scales), inputs.has_sound_moments(triple)
     moments = Moments(values.first.numbers, product_of(scales) if values.second is None else values.second.numbers)
-    found = elementwise.energies(weight, before, moments, weighting, used)
-    update = _Energy(fsum(found.update), int(found.updates.sum()))
-    unweighted = _Energy(fsum(found.unweighted_first), weight.size)
+    found = elementwise.energies(weight if is_finite else np.zeros_like(weight), before, moments, weighting, used)
+    update = _Energy(fsum(found.update), int(found.updates.sum())) if has_moments else _Energy()
+    unweighted = _Energy(fsum(found.unweighted_first), weight.size) if has_moments else _Energy()
     if values.second is None:
         unweighted.total /= typical_root(scales) ** 2
         energies.momenta, energies.framed_momenta = update, unweighted
     else:
         energies.updates, energies.framed_updates = update, unweighted
+    if not is_finite:
+        return energies
     energies.weights = _Energy(fsum(found.weight), weight.size)
     trained = int(used.rows.sum()) * int(used.columns.sum())
     if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
@@ -240,11 +251,8 @@ def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
 
 
 def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
-    """Finite, and no second moment below 0."""
-    contents = inputs.contents.tensors
-    if not all(contents[number].is_finite for number in (triple.weight, *triple.moments)):
-        return False
-    return triple.second is None or not contents[triple.second].has_negative
+    """A weight that is finite, or has moments that may."""
+    return inputs.contents.tensors[triple.weight].is_finite or inputs.has_sound_moments(triple)
 
 
 def _has_moments(inputs: Inputs, triple: Triple) -> bool:

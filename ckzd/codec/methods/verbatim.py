@@ -72,7 +72,7 @@ class Copy(CodingMethod):
 
 
 def encoded_exactly(payload: Bytes, tensor: TensorSpec, before: RawArray | None) -> tuple[Method, bytes]:
-    """How a tensor is coded exactly, and its stream: against the reference's values, if it has some, where that costs less."""
+    """How a tensor is coded exactly, and its stream: against the reference's values where that costs less."""
     if before is None:
         return Method.EXACT, Exact().encoded(payload, tensor, None)
     ways: list[Verbatim] = [Delta()] if _is_change(payload, tensor, before) else [Delta(), Exact()]

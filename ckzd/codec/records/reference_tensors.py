@@ -23,7 +23,7 @@ from ckzd.codec.records.reconstruction import (
     Reconstruction,
     ReconstructionWriter,
 )
-from ckzd.codec.scales import Scales
+from ckzd.codec.scales import REACH, Scales, checked_scales
 from ckzd.codec.transform.adaptive_basis import SLACK, AdaptiveBasis, BasisSide, Observed, tracked
 
 
@@ -89,6 +89,16 @@ def finite_reference(tensor: TensorSpec, reference: Reconstruction | None) -> Ra
     """The reference's values unless one is an infinity or a NaN: no residual can be taken against that."""
     found = reference_values(tensor, reference)
     return found if found is not None and is_finite(found, tensor.dtype) else None
+
+
+def reference_scales(tensor: TensorSpec, reference: Reconstruction | None) -> Scales | None:
+    """The reference's scales of a weight of this shape, if it has some; ValueError if damaged."""
+    if reference is None:
+        return None
+    rows, columns = reference.get(tensor.path, "rows"), reference.get(tensor.path, "columns")
+    if rows is None or columns is None or (rows.size, columns.size) != plane_shape(tensor.shape):
+        return None
+    return checked_scales(rows, columns, REACH)
 
 
 def add_residual(before: RawArray, residual: Float64, dtype: str) -> RawArray:
