@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIX = POINTER_SUFFIX  # a pointer stands for an archive
 READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
+_RUINED = 0.5  # of an archive's numbers: where some layers are NaN the others are worth a delta against them
 _MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
 
 
@@ -132,6 +133,16 @@ def within_depth(newest: ArchiveRecord, records: Sequence[ArchiveRecord], max_de
     while reference is not None and dependents[reference.path] == 1:
         start, reference = reference, references[reference.path]
     return start if start.manifest.depth < max_depth else None
+
+
+def is_ruined(record: ArchiveRecord) -> bool:
+    """Whether so much of it became infinite or no number at all that none that comes later is a delta against it."""
+    return record.manifest.quality.get("ruined", 0.0) >= _RUINED
+
+
+def next_references(records: Sequence[ArchiveRecord], stride: int) -> set[Path]:
+    """What its next checkpoints may be deltas against: the newest `stride` of a run's archives that are not ruined."""
+    return {record.path for record in [record for record in records if not is_ruined(record)][-stride:]}
 
 
 def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] = lambda _: True) -> set[Path]:

@@ -33,6 +33,7 @@ from ckzd.chains import (
     ArchiveRecord,
     archive_files,
     decodable,
+    is_ruined,
     records_in,
     sound,
     within_depth,
@@ -215,9 +216,10 @@ class Store:
         Fewer back if there are not that many, None if there is none; further back, or None, where its chain would be
         deeper than `max_depth` (`chains.within_depth`). Without a step it counts as the newest. Only an
         archive whose whole chain is sound is named, read back from disk; nothing is referred to across one that is not,
-        for that would be a delta to a checkpoint of long ago. `name` is for the log only.
+        for that would be a delta to a checkpoint of long ago. Ruined ones are passed over, as if they were not there.
+        `name` is for the log only.
         """
-        records = self.archives(run)
+        records = [record for record in self.archives(run) if not is_ruined(record)]
         there, whole = decodable(records), sound(records)
         for record in records:
             if record.path not in there:

@@ -14,6 +14,7 @@ from ckzd.chains import (
     chain,
     is_sound,
     is_whole,
+    next_references,
     reference_of,
     require_sound,
     sound,
@@ -62,6 +63,13 @@ class TestChain:
         assert chain_of(archives[0]) == archives[:1]
         assert path_of_reference(archives[0]) is None
         assert path_of_reference(archives[2]) == archives[1]
+
+    def test_the_next_checkpoints_are_deltas_against_the_newest_that_are_not_ruined(self, run, store):
+        archives = put_chain(store, run, 3)
+        put(store, run, 300, "step_200.pt", quality={"ruined": 1.0})
+        assert next_references(store.archives(run), 1) == {archives[2]}
+        assert next_references(store.archives(run), 2) == set(archives[1:])
+        assert next_references(store.archives(run), 9) == set(archives)
 
     def test_a_missing_link_is_named(self, run, store):
         archives = put_chain(store, run, 4)

@@ -194,6 +194,24 @@ class TestReference:
             assert self.names(store.reference_for(run, 400, "step_400.pt", 1)) == "step_100.pt"
         assert "reference is missing" in caplog.text
 
+    def test_ruined_ones_are_passed_over_as_if_they_were_not_there(self, run, store):
+        """Neither stride nor depth count them, and the next ruined one is beside the first."""
+        put_chain(store, run, 3)
+        for step in (300, 310):
+            assert self.names(store.reference_for(run, step, f"step_{step}.pt")) == "step_200.pt"
+            put(store, run, step, "step_200.pt", quality={"ruined": 0.5}, depth=3)
+        put(store, run, 320, "step_200.pt", depth=3)
+        assert self.names(store.reference_for(run, 400, "step_400.pt")) == "step_320.pt"
+        assert self.names(store.reference_for(run, 400, "step_400.pt", 2)) == "step_200.pt"
+        assert (
+            self.names(store.reference_for(run, 400, "step_400.pt", max_depth=3)) == "step_0.pt"
+        )  # where branches begin
+
+    def test_one_that_is_ruined_in_part_is_still_one(self, run, store):
+        put(store, run, 100)
+        put(store, run, 200, "step_100.pt", quality={"ruined": 0.4})
+        assert self.names(store.reference_for(run, 300, "step_300.pt")) == "step_200.pt"
+
 
 @contextmanager
 def other_process(code: str, *arguments):

@@ -74,8 +74,16 @@ def is_negative(stored: RawArray) -> Mask:
     return negative
 
 
+def finite(stored: RawArray, dtype: str) -> Mask:
+    """Where stored values are finite."""
+    found: Mask
+    if dtype == "bfloat16":
+        found = (stored.view(np.uint16) & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
+    else:
+        found = np.isfinite(stored)
+    return found
+
+
 def is_finite(stored: RawArray, dtype: str) -> bool:
     """Whether every value is finite."""
-    if dtype == "bfloat16":
-        return not bool(np.any((stored.view(np.uint16) & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
-    return bool(np.isfinite(stored).all())
+    return bool(finite(stored, dtype).all())

@@ -234,6 +234,7 @@ def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
         "tightened_tensors": len(chooser.finer),
         "exact_tensors": sum(exponent == EXACT for exponent in chooser.step_exponents.values()),
         **(first_order if gradients_known else {}),
+        **({"ruined": surveyed.ruined} if surveyed.ruined else {}),
         "update_signal": surveyed.update_signal,
         **asdict(surveyed.steps),
     }

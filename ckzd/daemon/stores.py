@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
-from ckzd.chains import ArchiveRecord
+from ckzd.chains import ArchiveRecord, next_references
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Clean, Job
@@ -110,7 +110,8 @@ class Stores:
         """Delete those of the unwanted archives that nothing needs; what was deleted.
 
         Needed is what another archive is a delta against, what a pointer in the run names, and the newest `stride`
-        archives: the next checkpoint is a delta against one of them. StoreLocked while somebody reads or writes.
+        archives: the next checkpoint is a delta against one of them, so ruined ones do not count. StoreLocked while
+        somebody reads or writes.
         """
         store = self._opened[root].store
         dropped: list[Path] = []
@@ -118,7 +119,7 @@ class Stores:
             records = store.archives(run)
             while True:
                 references = {record.manifest.reference for record in records}
-                kept = {record.path for record in records[-stride:]}
+                kept = next_references(records, stride)
                 droppable = [
                     record
                     for record in records

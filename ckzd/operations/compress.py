@@ -22,7 +22,7 @@ from typing import Any
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
-from ckzd.chains import ArchiveRecord, is_sound, is_whole, reference_of
+from ckzd.chains import ArchiveRecord, is_sound, is_whole, next_references, reference_of
 from ckzd.checkpoint import STORED_AS, Checkpoint
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.encode import Encoded, Encoder
@@ -496,5 +496,8 @@ def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None
 
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:
     """Keep what the next checkpoints of this run are deltas against; the rest can be decoded again."""
-    for record in store.archives(run)[:-stride]:
-        durable.remove(store.cache_path(record.manifest.reconstruction))
+    records = store.archives(run)
+    kept = next_references(records, stride)
+    for record in records:
+        if record.path not in kept:
+            durable.remove(store.cache_path(record.manifest.reconstruction))

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.checkpoint import CODED_FLOATS, Bytes, Checkpoint, Hole, RawArray
-from ckzd.codec.dtypes import is_finite, is_negative, is_zero, stored_array
+from ckzd.codec.dtypes import finite, is_negative, is_zero, stored_array
 from ckzd.codec.parallel import in_order
 from ckzd.errors import BadCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the bytes of one tensor say. The last three are False for dtypes that may not lose precision."""
+    """What the bytes of one tensor say; of dtypes that may not lose precision the first two alone."""
 
     digest: bytes  # sha256 of what dependents may refer to; empty of all others
     is_same: bool  # as the reference's
     is_finite: bool = False
     is_zero: bool = False  # all of it
     has_negative: bool = False  # a number below 0
+    ruined: int = 0  # elements that are finite in the reference, and are not any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,18 @@ def _content(
     stored = stored_array(payload, tensor.dtype, tensor.shape)
     with np.errstate(invalid="ignore"):  # a signalling NaN is a value like others
         zero, negative = is_zero(stored), is_negative(stored)
-    return Content(digest, is_same, is_finite(stored, tensor.dtype), bool(zero.all()), bool((negative & ~zero).any()))
+    numbers = finite(stored, tensor.dtype)
+    ruined = 0
+    if known is not None and not numbers.all():
+        ruined = int(np.count_nonzero(finite(known, tensor.dtype) & ~numbers))
+    return Content(
+        digest,
+        is_same,
+        is_finite=bool(numbers.all()),
+        is_zero=bool(zero.all()),
+        has_negative=bool((negative & ~zero).any()),
+        ruined=ruined,
+    )
 
 
 class _Crc:

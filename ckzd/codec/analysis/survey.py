@@ -48,6 +48,7 @@ class Survey:
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
     intra: frozenset[int]  # lossy weights that are coded as if the reference had them not: it would cost more
     scales: dict[int, Scales]  # of each lossy weight, by its number
+    ruined: float  # share of the reference tensors' elements that the reference has as numbers, and that are none now
     weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
     update_signal: float  # mean of exp_avg**2 / exp_avg_sq
@@ -142,6 +143,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         lossy=lossy,
         intra=frozenset(energies.intra if preset.scheme is not Scheme.KMEANS else ()),  # codebooks are of residuals
         scales=scales,
+        ruined=_ruined(inputs),
         weight_energy=energies.weights.total,
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
@@ -248,6 +250,11 @@ def _repeats(inputs: Inputs) -> tuple[dict[int, int], frozenset[int]]:
         if first != number:
             copies[number] = first
     return copies, frozenset(n for n in inputs.reference_tensors if inputs.contents.tensors[n].is_same)
+
+
+def _ruined(inputs: Inputs) -> float:
+    elements = sum(inputs.tensor(number).elements for number in inputs.reference_tensors)
+    return sum(inputs.contents.tensors[number].ruined for number in inputs.reference_tensors) / max(elements, 1)
 
 
 def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
