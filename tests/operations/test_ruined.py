@@ -1,11 +1,13 @@
 """A run that diverges, saves NaN, is rolled back and goes on in the same directory."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 from codec.diverged import DIVERGED, STEPS, diverged, saved, sound
 from operations.test_damage import rot
+from plain_decoder import PlainArchive
 
 import ckzd
 from ckzd.chains import read_manifest
@@ -93,3 +95,15 @@ def test_a_run_that_is_resumed_from_an_older_step_goes_on_from_there(run):
     assert reference_of(resumed) == Path(first.archive)
     assert reference_of(following) == Path(resumed.archive) != Path(old.archive)
     assert max(resumed.archive_bytes, following.archive_bytes) < base.archive_bytes
+
+
+def test_a_decoder_written_from_the_format_page_reads_them(run):
+    """A weight with its reference's scales, moments of an exact weight, and a weight without what the reference has."""
+    damaged = diverged("moments nan"), diverged("one infinity") | {"step": DIVERGED + 10}
+    before = None
+    for report in compressed(run, sound(SECOND), *damaged, sound(LAST)):
+        archive = PlainArchive(Path(report.archive), before)
+        before = archive.own
+        assert hashlib.sha256(before.to_bytes()).hexdigest() == archive.manifest["reconstruction"]
+        (data,) = archive.files().values()
+        assert hashlib.sha256(data).hexdigest() == archive.manifest["files"][0]["sha256"]
