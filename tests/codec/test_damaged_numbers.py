@@ -12,7 +12,14 @@ from ckzd.codec.presets import PRESETS
 from ckzd.codec.records.index import Method
 
 ALL = {0, 1, 2, 3, 4}  # the last bias is too small to be a tensor of its own
-UNAIDED = {"all nan": ALL, "half nan": ALL, "last layer nan": {4}, "one infinity": {2}, "blown up": ALL}
+UNAIDED = {
+    "all nan": ALL,
+    "half nan": ALL,
+    "last layer nan": {4},
+    "one infinity": {2},
+    "blown up": ALL,
+    "another initialization": {0, 2, 4},  # biases without a basis cost no less by themselves
+}
 
 
 class Rolled:
@@ -95,3 +102,11 @@ def test_damaged_numbers_are_exact_and_stay_where_they_are(rolled):
     quality = rolled.itself.encoded.quality
     assert all(math.isfinite(value) for value in quality.values())
     assert quality["weight_error"] <= PRESETS[rolled.preset].budget.max_weight_error
+
+
+@pytest.mark.parametrize("kind", ["blown up", "another initialization"])
+def test_weights_that_were_replaced_cost_no_more_than_a_base(tmp_path, kind):
+    """Neither they, nor those that come back, at a coarser preset, too."""
+    rolled = Rolled(tmp_path, kind, "archive")
+    assert rolled.itself.nbytes < rolled.base(rolled.wrong).nbytes
+    assert rolled.after.nbytes < rolled.base(rolled.last).nbytes

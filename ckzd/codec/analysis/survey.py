@@ -34,7 +34,8 @@ _STEADY_SIGNAL = 2.0  # first moments are coded where they hold more than this t
 _YOUNG_MEMORIES = 60  # steps in units of 1 / (1 - beta1): before, a lost memory is a visible part of the progress
 _FRESH_MEMORIES = 20  # before, even beside a trend: the gradient turns faster than checkpoints are written
 _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 steps: never dropped
-_FAR = 4.0  # times its own energy is a weight's residual: levels of its own cost less (of a replaced one it is twice)
+_FAR = 4.0  # times its own energy is a weight's residual: levels of its own cost less (rulers' biases: up to 0.6)
+_FAR_IN_BASIS = 1.5  # the same where strong directions get finer steps: of a matrix that was replaced it is about 2
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
 
@@ -198,10 +199,11 @@ def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scal
         return energies
     energies.weights = _Energy(fsum(found.weight), weight.size)
     trained = int(used.rows.sum()) * int(used.columns.sum())
-    if has_basis(plane_shape(inputs.tensor(triple.weight).shape)):
+    in_basis = has_basis(plane_shape(inputs.tensor(triple.weight).shape))
+    if in_basis:
         energies.matrices[tensor] = _Energy(fsum(found.trained), trained)
     residual = _Energy(fsum(found.residual), trained)
-    if before is None or residual.total > _FAR * fsum(found.trained):
+    if before is None or residual.total > (_FAR_IN_BASIS if in_basis else _FAR) * fsum(found.trained):
         energies.intra.add(triple.weight)
     else:
         energies.residuals[tensor] = residual
