@@ -54,7 +54,8 @@ def test_what_the_next_checkpoint_needs_stays_in_the_cache(run):
     """It is the sound one, however many ruined ones came after it; and their own are of no use."""
     before, *ruined = compressed(run, sound(FIRST), diverged("all nan"), diverged("half nan") | {"step": DIVERGED + 10})
     assert [reference_of(report) for report in ruined] == [Path(before.archive)] * 2
-    assert [path.stem for path in cached(before)] == [read_manifest(Path(before.archive)).reconstruction]
+    own = [read_manifest(Path(report.archive)).reconstruction for report in (before, *ruined)]
+    assert [path.stem for path in cached(before) if path.stem in own] == own[:1]  # other runs may share the store
 
 
 def test_archives_around_a_ruined_one_are_made_again_as_they_were(run):
