@@ -132,8 +132,8 @@ def test_every_foreign_package_stays_in_its_home():
 LATE = {  # seconds of every command that `resume` and `archive` do without
     ("codec/encode.py", "ckzd.codec.paper"): "torch",
     ("codec/encode.py", "ckzd.codec.algebra.on_torch"): "torch",
-    ("operations/compress.py", "ckzd.codec.paper"): "torch",
-    ("operations/compress.py", "ckzd.codec.algebra.on_torch"): "torch",
+    ("operations/placement.py", "ckzd.codec.paper"): "torch",
+    ("operations/placement.py", "ckzd.codec.algebra.on_torch"): "torch",
     ("codec/methods/codebook.py", "ckzd.codec.paper"): "scikit-learn",
     ("codec/analysis/pairing.py", "scipy.optimize"): "scipy",
 }

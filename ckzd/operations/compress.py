@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME
-from ckzd.gpus import gpus
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
+from ckzd.operations.placement import device_for
 from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
@@ -115,7 +114,7 @@ def compress(
         if value < 1:
             raise ConfigError(name, f"expected 1 or more, got {value}")
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
-    device = _device(device, quality)
+    device = device_for(quality, device)
     root = Path(store) if store is not None else default_store(path.parent)
     if replace:
         _require_known_whole(path)
@@ -442,32 +441,6 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
 def _tools(preset: Preset) -> tuple[str, ...]:
     """What takes part in an archive of this preset."""
     return (*_TOOLS, *(_PAPER_TOOLS if preset.scheme is Scheme.KMEANS else ()))
-
-
-def _device(name: str, preset: Preset) -> str:
-    """Where the preset's bases are turned and its LSTM is trained; ConfigError for a device that is not there.
-
-    `auto` is a GPU that nobody computes on, if torch sees one and the preset has work for it.
-    """
-    if name == "auto":
-        return (_idle_gpu() if preset.has_work_for_gpu else None) or "cpu"
-    if name == "cpu":
-        return name
-    from ckzd.codec.paper import train  # noqa: PLC0415  # a second of torch, for who named a GPU
-
-    device = train.pick_device(name)
-    return device if preset.has_work_for_gpu else "cpu"
-
-
-@cache
-def _idle_gpu() -> str | None:
-    """Torch's name of it. Asked once a process: from then on it is we who compute there."""
-    idle = {gpu.uuid for gpu in gpus() if not gpu.busy}
-    if not idle or find_spec("torch") is None:
-        return None
-    from ckzd.codec.algebra.on_torch import idle_device  # noqa: PLC0415  # a second of torch, for who has a GPU to spare
-
-    return idle_device(idle)
 
 
 def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:

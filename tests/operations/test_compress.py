@@ -15,7 +15,7 @@ from ckzd.chains import read_manifest
 from ckzd.codec.presets import preset_at
 from ckzd.defaults import Effort
 from ckzd.errors import ConfigError, NoSpace
-from ckzd.operations import compress as compressing
+from ckzd.operations import placement
 from ckzd.store import Store
 
 DYING = """
@@ -59,9 +59,9 @@ def test_an_archive_names_the_versions_of_what_took_part_in_it(tmp_path, preset)
 @pytest.fixture
 def asked_anew():
     """Which GPU is idle is asked once a process."""
-    compressing._idle_gpu.cache_clear()
+    placement._idle_gpu.cache_clear()
     yield
-    compressing._idle_gpu.cache_clear()
+    placement._idle_gpu.cache_clear()
 
 
 class Card:
@@ -89,14 +89,14 @@ def cards(monkeypatch, asked_anew):
 def test_auto_is_a_gpu_that_is_idle_and_seen_if_there_is_work_for_it(smi, cards, preset, effort, has_work):
     smi("GPU-a, 70000, 99\\nGPU-b, 4, 0\\nGPU-c, 4, 0\\n", "GPU-a\\n")
     cards("a", "c")
-    assert compressing._device("auto", preset_at(preset, Effort(effort))) == ("cuda:1" if has_work else "cpu")
+    assert placement.device_for(preset_at(preset, Effort(effort)), "auto") == ("cuda:1" if has_work else "cpu")
 
 
 @pytest.mark.parametrize("seen", [(), ("a",)])
 def test_auto_is_the_cpu_where_torch_sees_no_idle_gpu(smi, cards, seen):
     smi("GPU-a, 70000, 99\\nGPU-b, 4, 0\\n", "GPU-a\\n")
     cards(*seen)
-    assert compressing._device("auto", preset_at("resume")) == "cpu"
+    assert placement.device_for(preset_at("resume"), "auto") == "cpu"
 
 
 @pytest.mark.parametrize("preset", ["resume", "lossless"])
