@@ -8,13 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDE
-#endif
-
-#define EXPORT __attribute__((visibility("default")))
+#include "export.h"
 
 enum { PIECE = 512, LANES = 8 };
 static const double LARGEST_SINGLE = 3.4028234663852886e38;
@@ -72,7 +66,6 @@ static inline void narrow(const double *values, int64_t start, int64_t count, vo
         single[n] = (float)(value > LARGEST_SINGLE ? LARGEST_SINGLE : value);
     }
 }
-
 
 static inline int64_t piece(int64_t columns, int64_t start) { return columns - start < PIECE ? columns - start : PIECE; }
 
@@ -159,8 +152,7 @@ WIDE void EXPORT ckzd_weighed(Matrix weight, Matrix before, int64_t rows, int64_
 }
 
 WIDE void EXPORT ckzd_restored(Matrix before, const double *residual, double step, int64_t rows, int64_t columns,
-                               const double *by_row, const double *by_column, void *out,
-                               int32_t is_single) {
+                               const double *by_row, const double *by_column, void *out, int32_t is_single) {
     double room[PIECE], values[PIECE];
     for (int64_t i = 0; i < rows; i++)
         for (int64_t start = 0; start < columns; start += PIECE) {
