@@ -626,6 +626,8 @@ class PlainArchive:
         self.layout = json.loads(self.layout_json)
         self.index = json.loads(unpack(self.entries["index"][8 + first : 8 + first + second]))
         self.triples = {number: triple for triple in self.layout["triples"] for number in triple}
+        self.states = dict(self.layout.get("states", []))
+        self.predictions = {number: how for number, *how in self.index.get("predictions", [])}
         self.masks = {number: place for number, *place in self.index.get("zeros", [])}
         self.reach = self.index.get("reach")
         self.skeleton = unpack(self.entries["skeleton"], self.reference.blob("skeleton"))
@@ -633,7 +635,7 @@ class PlainArchive:
         self.models = Models(unpack(self.entries.get("tables", b"")), self.lstm)
         self.scales = self._scales()
         self.own = Reconstruction()
-        for number in self.layout["kept"]:
+        for number in sorted(self.layout["kept"], key=self._waits):
             self._keep(number)
         for field, data in (("lstm", self.lstm), ("skeleton", self.skeleton), ("layout", self.layout_json)):
             self.own.put((), field, np.frombuffer(data, np.uint8))
@@ -651,10 +653,11 @@ class PlainArchive:
             return {}
         codes = plane(self.entries["scales"], (sum(map(sum, shapes.values())), 1), 0, Models(b"", b""))[:, 0]
         found, start = {}, 0
-        for number, shape in shapes.items():
-            parts = []
-            for field, length in zip(("rows", "columns"), shape, strict=True):
+        for number in sorted(shapes, key=lambda number: number in self.predictions):
+            parts, others = [], found.get(self.predictions.get(number, [None])[0])
+            for side, (field, length) in enumerate(zip(("rows", "columns"), shapes[number], strict=True)):
                 before = self.reference.get(self.layout["tensors"][number][0], field)
+                before = before if others is None else np.array(others[side], np.int16)
                 usable = before is not None and before.shape == (length,)
                 own = codes[start : start + length] + (before if usable else np.int16(0))
                 parts.append(own.astype(np.int16).tolist())
@@ -681,10 +684,12 @@ class PlainArchive:
             values, frame = rounded(self._whole(number), dtype).reshape(shape), None
         elif method in ("scalar", "framed", "factored", "kmeans"):
             levels, residual = self._residual(number, method, frame)
-            base = widened(before, dtype)
+            base = widened(before if number not in self.predictions else self._predicted(number), dtype)
             values = rounded(np.where(np.isfinite(base), base, 0.0) + residual.reshape(shape), dtype)
-        elif method == "copy":
-            values = self.own.get(self.layout["tensors"][place[0]][0], "weights").reshape(shape)
+        elif method in ("copy", "cast"):
+            other, other_dtype, *_ = self.layout["tensors"][place[0]]
+            found = self.own.get(other, "weights").reshape(shape)
+            values = found if method == "copy" else rounded(widened(found, other_dtype), dtype)
         elif method == "same":
             values = before
         else:
@@ -702,6 +707,21 @@ class PlainArchive:
             self._keep_frame(path, frame)
         if self.trend is not None:
             self.own.put(path, "trend", self.trend)
+
+    def _waits(self, number: int) -> bool:
+        """Whether a kept tensor follows from others of this archive, or is a copy of one that does."""
+        method, *place = self.index["codes"][number]
+        return method == "cast" or number in self.predictions or (method == "copy" and self._waits(place[0]))
+
+    def _predicted(self, number: int) -> np.ndarray:
+        other, own, now, before = self.predictions[number]
+        dtype, shape = self.layout["tensors"][number][1:3]
+        other_path, other_dtype, *_ = self.layout["tensors"][other]
+        total = now * widened(self.own.get(other_path, "weights"), other_dtype).reshape(shape)
+        for times, tensor in ((own, number), (before, other)):
+            if times:
+                total = total + times * widened(self._before(tensor), self.layout["tensors"][tensor][1]).reshape(shape)
+        return rounded(total, dtype)
 
     def _masked(self, number: int, values: np.ndarray, before: np.ndarray | None) -> np.ndarray:
         if number not in self.masks:
@@ -796,8 +816,31 @@ class PlainArchive:
                 zeros = self._mask(first, is_zero(weights) | is_zero(energy))
                 restored = np.where(zeros.reshape(restored.shape), restored.dtype.type(0), restored)
             return restored.tobytes()
+        if self.index["codes"][number][0].startswith("state_"):
+            return self._state(number)
         itemsize = np.dtype(DTYPES[dtype]).itemsize if dtype in DTYPES else 1
         return exact(self._stream(number), nbytes // itemsize, itemsize, None)
+
+    def _state(self, number: int) -> bytes:
+        _, dtype, shape, _ = self.layout["tensors"][number]
+        data, form = self._stream(number), matrix_shape(shape)
+        (length,) = struct.unpack_from("<I", data)
+        codes = plane(data[4 : 4 + length], (sum(form), 1), 0, Models(b"", b""))[:, 0]
+        expected = self.scales.get(self.states.get(number), ([0] * form[0], [0] * form[1]))
+        codes = (codes + np.array([*expected[0], *expected[1]], np.int16)).astype(np.int16).tolist()
+        rows, columns = (
+            np.array([scale_value(code) for code in part]) for part in (codes[: form[0]], codes[form[0] :])
+        )
+        product, data = rows[:, None] * columns[None, :], data[4 + length :]
+        if self.index["codes"][number][0] == "state_mean":
+            levels = plane(data[4:], form, 1, self.models)
+            return rounded(levels * (np.sqrt(product) * struct.unpack_from("<f", data)[0]), dtype).tobytes()
+        filled = rounded(np.where(product > 0, np.maximum(product, SMALLEST[dtype]), 0.0), dtype)
+        if self.index["codes"][number][0] == "state_variance":
+            fill, levels = widened(filled, dtype), plane(data, form, 2, self.models)
+            times = np.vectorize(lambda level: scale_value(4 * int(level)), otypes=[float])(levels)
+            filled = rounded(np.where(fill > 0, np.maximum(fill * times, SMALLEST[dtype]), 0.0), dtype)
+        return filled.tobytes()
 
     def _own_guide(self, weight: int) -> np.ndarray | None:
         return self.own.get(self.layout["tensors"][weight][0], "levels")

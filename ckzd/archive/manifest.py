@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-FORMAT_VERSION: Final = 7
+FORMAT_VERSION: Final = 8
 FIRST_WITH_EFFORT: Final = 7
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -63,7 +63,7 @@ class EntryModel(_Frozen):
 class Manifest(_Frozen):
     """Everything an archive says of itself; validated against itself, so that no two fields contradict each other."""
 
-    format: Literal[1, 2, 3, 4, 5, 6, 7] = FORMAT_VERSION
+    format: Literal[1, 2, 3, 4, 5, 6, 7, 8] = FORMAT_VERSION
     preset: Text
     effort: Literal["fast"] | None = None  # since format 7; None, which is the best, is not spelled
     name: Text

@@ -22,19 +22,28 @@ from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
 from ckzd.codec.choose_moments import ChosenMoment, MomentChooser, known_moments
+from ckzd.codec.choose_states import StateChooser
 from ckzd.codec.choose_weights import ChosenWeight, WeightChooser
+from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.planes import PlaneToCode
 from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments
 from ckzd.codec.methods.momentum_scale import MomentumScale, share_for
-from ckzd.codec.methods.registry import moment_method, weight_method
+from ckzd.codec.methods.registry import moment_method, state_method, weight_method
 from ckzd.codec.methods.trend import trend_bytes
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, without
 from ckzd.codec.parallel import in_batches
 from ckzd.codec.presets import Preset, Scheme
-from ckzd.codec.records.index import Method
+from ckzd.codec.records.index import Method, in_turn
 from ckzd.codec.records.layout import Role, Triple
 from ckzd.codec.records.reconstruction import ArrayFile, HeldArrays
-from ckzd.codec.records.reference_tensors import ReferenceTensor, basis_of, put_reference_tensor, with_tracked_bases
+from ckzd.codec.records.reference_tensors import (
+    ReferenceTensor,
+    basis_of,
+    cast_values,
+    predicted_values,
+    put_reference_tensor,
+    with_tracked_bases,
+)
 
 
 @dataclass(slots=True)
@@ -58,21 +67,42 @@ class Chooser:
     def run(self) -> None:
         """Fill all of it. Threads at work on single weights write nothing but their own step exponents."""
         lossy = {triple.weight: triple for triple in self.survey.lossy}
-        chosen = in_batches(partial(self._chosen, lossy), self.inputs.reference_tensors, self._elements)
         scales: dict[int, MomentumScale] = {}
-        for number, each in zip(self.inputs.reference_tensors, chosen, strict=True):
-            self._keep(number, each)
-            for moment in each.moments:
-                self._keep_moment(moment)
-                if moment.scale is not None:
-                    scales[moment.number] = moment.scale
+        for numbers in self._turns:
+            chosen = in_batches(partial(self._chosen, lossy), numbers, self._elements)
+            for number, each in zip(numbers, chosen, strict=True):
+                self._keep(number, each)
+                for moment in each.moments:
+                    self._keep_moment(moment)
+                    if moment.scale is not None:
+                        scales[moment.number] = moment.scale
         self._follow(scales)
+        for state in self._state_chooser.chosen():
+            self._keep_coded(state.number, state.method, state.coded)
+            if state.pace is not None:
+                self.paces[state.number] = state.pace
         for number in range(len(self.inputs.checkpoint.tensors)):
             self.methods.setdefault(number, Method.EXACT)
 
+    @property
+    def _turns(self) -> tuple[list[int], list[int]]:
+        """Reference tensors in the order of their decoding."""
+        dependent = self.survey.casts.keys() | self.survey.predictions.keys()
+        return in_turn(self.inputs.reference_tensors, dependent, self.survey.copies)
+
+    def _predicted(self, number: int) -> RawArray | None:
+        """A weight's linear prediction from what is restored already, if it has one."""
+        prediction = self.survey.predictions.get(number)
+        if prediction is None:
+            return None
+        other = self.inputs.tensor(prediction.other)
+        now = self.reconstruction.get(other.path, "weights")
+        assert now is not None, "it has been its turn"
+        return predicted_values(self.inputs.tensor(number), prediction, self.inputs.reference, other, now)
+
     def _chosen(self, lossy: Mapping[int, Triple], numbers: list[int]) -> list["_Chosen"]:
         """Reference tensors within the budget, with bases that have learned, and their moments; each is read once."""
-        chooser = WeightChooser(self.inputs, self.survey, self.preset, self.step_exponents, self.algebra)
+        chooser = self._weight_chooser(self.algebra)
         values = [self.inputs.values(lossy[number]) if number in lossy else None for number in numbers]
         weights = [chooser.chosen(lossy[n], v) if v is not None else None for n, v in zip(numbers, values, strict=True)]
         restored = with_tracked_bases([weight.restored if weight else None for weight in weights], algebra=self.algebra)
@@ -83,6 +113,13 @@ class Chooser:
             found.append(_Chosen(weight, kept, moments))
         return found
 
+    def _weight_chooser(self, algebra: Algebra[Any]) -> WeightChooser:
+        return WeightChooser(self.inputs, self.survey, self.preset, self.step_exponents, self._predicted, algebra)
+
+    @property
+    def _state_chooser(self) -> StateChooser:
+        return StateChooser(self.inputs, self.survey, self.preset)
+
     def _exact(self, number: int, values: TripleValues | None) -> ReferenceTensor:
         """A reference tensor that loses nothing; a copy gets its values in `_keep`, from what the first restores to."""
         stored = self.inputs.stored(number) if values is None else values.weight.stored
@@ -91,7 +128,9 @@ class Chooser:
     def _moments(
         self, triple: Triple, values: TripleValues, weight: ChosenWeight | None, restored: ReferenceTensor
     ) -> list[ChosenMoment]:
-        """A weight's moments, by what a decoder knows once it has the weight."""
+        """A weight's moments, if it has some, by what a decoder knows once it has the weight."""
+        if not triple.moments:
+            return []
         known = HeldArrays()
         put_reference_tensor(known, self.inputs.tensor(triple.weight), restored, self.survey.scales[triple.weight])
         first_levels = partial(self._first_levels, triple)
@@ -107,6 +146,12 @@ class Chooser:
             self._keep_coded(number, weight.method, weight.coded)
             if weight.zeros is not None:
                 self.zeros[number] = weight.zeros
+        elif number in self.survey.casts:
+            self.methods[number] = Method.CAST
+            master = self.inputs.tensor(self.survey.casts[number])
+            values = self.reconstruction.get(master.path, "weights")
+            assert values is not None, "it has been its turn"
+            restored = replace(restored, values=cast_values(values, master.dtype, tensor))
         elif number in self.survey.copies:
             self.methods[number] = Method.COPY
             copied = self.reconstruction.get(self.inputs.tensor(self.survey.copies[number]).path, "weights")
@@ -162,7 +207,7 @@ class Chooser:
         return known_moments(*places, first_levels, algebra=self.algebra)
 
     def _first_levels(self, triple: Triple) -> Plane:
-        levels = self._levels(triple.first)
+        levels = self._levels(triple.first_moment)
         assert levels is not None, "a second moment has a codebook where the first has one"
         return levels
 
@@ -172,14 +217,18 @@ class Chooser:
 
     def planes(self) -> Iterator[PlaneToCode]:
         """Every plane that is to be coded, by tensor number."""
-        chooser = WeightChooser(self.inputs, self.survey, self.preset, self.step_exponents)
+        chooser = self._weight_chooser(CORES)
         triple_of = {n: t for t in self.survey.lossy for n in (t.weight, *t.moments)}
         for number in range(len(self.inputs.checkpoint.tensors)):
             levels = self._levels(number)
             if levels is None:
                 continue
+            name = self.methods[number]
+            if number in self.survey.states:
+                yield PlaneToCode(number, state_method(name).kind, levels, SideInformation())
+                continue
             triple = triple_of[number]
-            role, name = triple.role_of(number), self.methods[number]
+            role = triple.role_of(number)
             if role is Role.WEIGHT:
                 side_information = weight_method(name).side_information(self.heads[number], chooser.known(number))
             else:
@@ -194,14 +243,19 @@ class Chooser:
                 return found.tobytes()
         return self.inputs.payload(number)
 
+    def restored_state(self, number: int) -> RawArray:
+        """What a decoder yields for a lossy state (R, C)."""
+        coded = Coded(self.heads[number], self._levels(number))
+        return state_method(self.methods[number]).restored(coded, self._state_chooser.known(number))
+
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a moment of a lossy weight (R, C), from the levels in hand."""
         known = self._known_moments(triple)
         restored = self._restored(number, triple, known)
-        if self.methods[number] is Method.EXACT or triple.first not in self.zeros:
+        if self.methods[number] is Method.EXACT or triple.first_moment not in self.zeros:
             return restored
         second = None if triple.second is None else self._restored(triple.second, triple, known)
-        return without(restored, decode_zeros(self.zeros[triple.first], expected_in_moments(known, second)))
+        return without(restored, decode_zeros(self.zeros[triple.first_moment], expected_in_moments(known, second)))
 
     def _restored(self, number: int, triple: Triple, known: KnownMoments) -> RawArray:
         """A restored moment (R, C), but for its exact zeros."""

@@ -70,7 +70,7 @@ def known_moments(
     """What a decoder knows of a weight's moments before their streams."""
     return KnownMoments(
         weight=inputs.tensor(triple.weight),
-        first=inputs.tensor(triple.first),
+        first=inputs.tensor(triple.first_moment),
         second=None if triple.second is None else inputs.tensor(triple.second),
         scales=survey.scales[triple.weight],
         steps=survey.steps,
@@ -135,16 +135,16 @@ class MomentChooser:
             weight_levels=weight_levels,
             dead_zone=self.preset.dead_zone,
             is_young=self.survey.is_young,
-            rate=rate_of(self.inputs.group_of(self.triple.first), self.inputs.checkpoint.step),
+            rate=rate_of(self.inputs.group_of(self.triple.first_moment), self.inputs.checkpoint.step),
         )
 
     def _momentum(self, moments: MomentsToCode) -> ChosenMoment:
         """One without a second moment, by the first method that takes it."""
         if self._is_small:
-            return ChosenMoment(self.triple.first, Method.EXACT, Coded())
+            return ChosenMoment(self.triple.first_moment, Method.EXACT, Coded())
         ways = ((way, way.coded(moments)) for way in moment_methods(Role.MOMENTUM, self.preset.scheme))
         way, coded = next((way, coded) for way, coded in ways if coded is not None)
-        return self._masked(ChosenMoment(self.triple.first, way.name, coded), None)
+        return self._masked(ChosenMoment(self.triple.first_moment, way.name, coded), None)
 
     @property
     def _is_small(self) -> bool:
@@ -173,7 +173,7 @@ class MomentChooser:
             if not second.may_stand_beside(first.name):
                 continue
             if (own := coded(first)) is not None and (others := coded(second)) is not None:
-                yield ChosenMoment(number, second.name, others), ChosenMoment(self.triple.first, first.name, own)
+                yield ChosenMoment(number, second.name, others), ChosenMoment(self.triple.first_moment, first.name, own)
 
     def _in_pace(self, original: Moments, second: ChosenMoment, first: ChosenMoment) -> list[ChosenMoment] | None:
         """Both moments with their zeros, if they leave the optimizer's steps as they were; else None."""

@@ -3,12 +3,13 @@
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import fsum
 from typing import Any
 
+from ckzd.checkpoint import RawArray
 from ckzd.codec.algebra.exact import Algebra
 from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
@@ -55,6 +56,7 @@ class WeightChooser:
     survey: Survey
     preset: Preset
     step_exponents: dict[int, int]
+    predicted: Callable[[int], RawArray | None]  # a weight's linear prediction, if it has one
     algebra: Algebra[Any] = CORES  # where bases are worked with
 
     def chosen(self, triple: Triple, values: TripleValues) -> ChosenWeight | None:
@@ -62,8 +64,7 @@ class WeightChooser:
         number = triple.weight
         if number in self.survey.same or not self.inputs.contents.tensors[number].is_finite:
             return None
-        before = None if number in self.survey.intra else self.inputs.numbers_before(number)
-        weight = self._to_code(triple, values, before)
+        weight = self._to_code(triple, values)
         ways = [(way, at) for way in weight_methods(self.preset.scheme) if (at := way.quantizer(weight)) is not None]
         while self.step_exponents.get(number, 0) < EXACT:
             cheapest = self._cheapest(ways, self.step_exponents.get(number, 0))
@@ -80,17 +81,25 @@ class WeightChooser:
     def known(self, number: int) -> KnownWeight:
         """What a decoder knows of a weight before its stream."""
         scales = self.survey.scales[number]
-        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, scales, self.algebra)
+        predicted = self.predicted(number)
+        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, scales, self.algebra, predicted)
 
-    def _to_code(self, triple: Triple, values: TripleValues, before: Numbers | None) -> WeightToCode:
+    def _to_code(self, triple: Triple, values: TripleValues) -> WeightToCode:
+        known = self.known(triple.weight)
         return WeightToCode(
-            known=self.known(triple.weight),
+            known=known,
             values=values.weight.numbers,
-            before=before,
+            before=self._before(known, triple.weight),
             second=partial(self._second, triple, values),
             dead_zone=self.preset.dead_zone,
             in_basis=self.preset.scheme is Scheme.UNIFORM,
         )
+
+    def _before(self, known: KnownWeight, number: int) -> Numbers | None:
+        """What a residual is taken against (R, C), if there is such."""
+        if known.predicted is not None:
+            return to_numbers(known.predicted, known.tensor.dtype).reshape(known.shape)
+        return None if number in self.survey.intra else self.inputs.numbers_before(number)
 
     def _second(self, triple: Triple, values: TripleValues) -> Float64:
         if values.second is None:

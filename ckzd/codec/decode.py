@@ -21,17 +21,20 @@ from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.models import Models, TableModel
 from ckzd.codec.entropy.planes import decode_plane
 from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments, KnownWeight, LossyMethod, WeightMethod
-from ckzd.codec.methods.registry import checked, is_lossy, moment_method, verbatim, weight_method
+from ckzd.codec.methods.registry import checked, is_lossy, moment_method, state_method, verbatim, weight_method
+from ckzd.codec.methods.state import KnownState, StateMethod
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
 from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.parallel import in_batches
-from ckzd.codec.records.index import Code, Index
+from ckzd.codec.records.index import Code, Index, Method
 from ckzd.codec.records.layout import MAX_BYTES, Layout, Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import ArrayFile, Arrays, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,
     basis_of,
+    cast_values,
+    predicted_values,
     put_reference_tensor,
     reference_values,
     with_tracked_bases,
@@ -77,7 +80,7 @@ class Decoder:
         """A decoder of an archive's named entries (empty if absent) that has its reference; raises MALFORMED."""
         before = reference.blob("layout") if reference is not None else b""
         index = Index.from_bytes(entry("index"), before, checkpoint_bytes)
-        scales = decode_scales(entry("scales"), index.layout, reference, index.reach)
+        scales = decode_scales(entry("scales"), index, reference)
         lstm = decode_lstm(entry("lstm"), reference)
         return cls(index, stream, scales=scales, lstm=lstm, tables=entry("tables"), reference=reference)
 
@@ -96,11 +99,11 @@ class Decoder:
 
     def decode_reference_tensors(self, into: ReconstructionWriter) -> None:
         """Decode all tensors that dependents may refer to, with their context, in order."""
-        numbers = self.index.layout.reference_tensors
-        decoded = in_batches(self._batch, numbers, lambda number: self._tensor(number).elements)
-        for number, found in zip(numbers, decoded, strict=True):
-            tensor = found or self._copied(number, into)
-            put_reference_tensor(into, self._tensor(number), tensor, self._scales.get(number))
+        for numbers in self.index.turns():
+            decoded = in_batches(partial(self._batch, into), numbers, lambda number: self._tensor(number).elements)
+            for number, found in zip(numbers, decoded, strict=True):
+                tensor = found or self._copied(number, into)
+                put_reference_tensor(into, self._tensor(number), tensor, self._scales.get(number))
 
     def payload(self, number: int, reconstruction: Arrays) -> Bytes:
         """The bytes of any tensor, given this archive's decoded reference tensors."""
@@ -112,19 +115,21 @@ class Decoder:
             return self.payload(code.other, reconstruction)
         if not self._is_lossy(number):
             return self._exact(tensor, code)
+        if self._roles[number] is Role.STATE:
+            return self._state(number).tobytes()
         triple = self._triple_of[number]
         restored = self._moment(number, triple, reconstruction)
-        if triple.first in self.index.zeros:
+        if triple.first_moment in self.index.zeros:
             restored = without(restored, self._zeros_of_moments(triple, reconstruction))
         return restored.tobytes()
 
     # Reference tensors
 
-    def _batch(self, numbers: Sequence[int]) -> list[ReferenceTensor | None]:
+    def _batch(self, done: Arrays, numbers: Sequence[int]) -> list[ReferenceTensor | None]:
         """Some of them, None for copies of others: of several together bases cost less."""
-        return with_tracked_bases([self._reference_tensor(number) for number in numbers], self.index.slack)
+        return with_tracked_bases([self._reference_tensor(number, done) for number in numbers], self.index.slack)
 
-    def _reference_tensor(self, number: int) -> ReferenceTensor | None:
+    def _reference_tensor(self, number: int, done: Arrays) -> ReferenceTensor | None:
         """One by itself, but for what its basis learns; None if it is a copy of another."""
         tensor, code = self._tensor(number), self.index.codes[number]
         if code.other >= 0:
@@ -133,7 +138,7 @@ class Decoder:
             values = stored_array(self._exact(tensor, code), tensor.dtype, tensor.shape)
             return ReferenceTensor(values, basis=basis_of(tensor, self._reference))
         method = weight_method(code.method)
-        known = KnownWeight(tensor, self._reference, self._scales[number])
+        known = KnownWeight(tensor, self._reference, self._scales[number], predicted=self._predicted(number, done))
         coded = self._coded(number, method, lambda head: method.side_information(head, known))
         restored = method.restored(coded, known, self._step(number, method))
         if number not in self.index.zeros:
@@ -141,12 +146,25 @@ class Decoder:
         expected = expected_in_weight(reference_values(tensor, self._reference), known.shape)
         return replace(restored, values=masked_weight(restored.values, self._zeros(number, expected), tensor.dtype))
 
+    def _predicted(self, number: int, done: Arrays) -> RawArray | None:
+        prediction = self.index.predictions.get(number)
+        if prediction is None:
+            return None
+        other = self._tensor(prediction.other)
+        now = done.get(other.path, "weights")
+        assert now is not None, "the index was checked: it is decoded before"
+        return predicted_values(self._tensor(number), prediction, self._reference, other, now)
+
     def _step(self, number: int, method: WeightMethod) -> float:
         """The step of one weight's levels; 0 of codebooks, which have none."""
         return (method.step(self.index.steps) or 0.0) * 2.0 ** -self.index.step_exponents.get(number, 0)
 
     def _copied(self, number: int, done: ArrayFile) -> ReferenceTensor:
         tensor, code = self._tensor(number), self.index.codes[number]
+        if code.method is Method.CAST:
+            other = self._tensor(code.other)
+            now = stored_array(self.payload(code.other, done), other.dtype, other.shape)
+            return ReferenceTensor(cast_values(now, other.dtype, tensor), basis=basis_of(tensor, self._reference))
         values = stored_array(self.payload(code.other, done), tensor.dtype, tensor.shape)
         return ReferenceTensor(values, basis=basis_of(tensor, self._reference))
 
@@ -161,10 +179,16 @@ class Decoder:
         method = moment_method(code.method, self._roles[number])
         return method.restored(self._coded(number, method, lambda _: method.side_information(known)), known)
 
+    def _state(self, number: int) -> RawArray:
+        """A lossy state (R, C)."""
+        method = state_method(self.index.codes[number].method)
+        known = KnownState(self._tensor(number), self._scales.get(self.index.layout.states.get(number, -1)))
+        return method.restored(self._coded(number, method, lambda _: SideInformation()), known)
+
     def _known_moments(self, triple: Triple, reconstruction: Arrays) -> KnownMoments:
         return KnownMoments(
             weight=self._tensor(triple.weight),
-            first=self._tensor(triple.first),
+            first=self._tensor(triple.first_moment),
             second=None if triple.second is None else self._tensor(triple.second),
             scales=self._scales[triple.weight],
             steps=self.index.steps,
@@ -174,15 +198,17 @@ class Decoder:
 
     def _first_levels(self, triple: Triple, reconstruction: Arrays) -> Plane:
         """Levels of the first moment, which the contexts of a second one's codebook see."""
-        method = moment_method(self.index.codes[triple.first].method, Role.FIRST)
+        method = moment_method(self.index.codes[triple.first_moment].method, Role.FIRST)
         known = self._known_moments(triple, reconstruction)
-        levels = self._coded(triple.first, method, lambda _: method.side_information(known)).levels
+        levels = self._coded(triple.first_moment, method, lambda _: method.side_information(known)).levels
         assert levels is not None, "the index was checked: both have codebooks"
         return levels
 
     def _zeros_of_moments(self, triple: Triple, reconstruction: Arrays) -> Mask:
         second = None if triple.second is None else self._moment(triple.second, triple, reconstruction)
-        return self._zeros(triple.first, expected_in_moments(self._known_moments(triple, reconstruction), second))
+        return self._zeros(
+            triple.first_moment, expected_in_moments(self._known_moments(triple, reconstruction), second)
+        )
 
     # Streams
 
@@ -199,7 +225,7 @@ class Decoder:
         if not method.has_plane:
             return Coded(data)
         start = method.head_bytes(data, shape)
-        head, kind = data[:start], PLANE_KIND[self._roles[number]]
+        head, kind = data[:start], method.kind if isinstance(method, StateMethod) else PLANE_KIND[self._roles[number]]
         seen = side_information(head)
         return Coded(head, decode_plane(data[start:], method.form(head, shape), kind, seen, self._models))
 

@@ -147,12 +147,14 @@ class Encoder:
             if number in self._codes:
                 continue
             method = chooser.methods[number]
-            if method is Method.COPY:
-                self._codes[number] = Code(method, other=chooser.survey.copies[number])
+            if _STREAMS[method] is Streams.OTHER:
+                others = chooser.survey.casts if method is Method.CAST else chooser.survey.copies
+                self._codes[number] = Code(method, other=others[number])
             elif _STREAMS[method] is Streams.NONE:
                 self._codes[number] = Code(method)
             elif number in chooser.heads:
-                self._put(number, method, "first_moment", chooser.heads[number])
+                part = "first_moment" if method is Method.TREND else "second_moment"
+                self._put(number, method, part, chooser.heads[number])
             else:
                 is_kept = number in reference_tensors
                 before = self._inputs.before(number) if is_kept else None
@@ -171,16 +173,17 @@ class Encoder:
 
     def _seal(self, chooser: Chooser, fitted: Fitted, zeros: Mapping[int, StreamRef | None]) -> str:
         checkpoint, surveyed = self._inputs.checkpoint, chooser.survey
-        layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.reference_tensors, surveyed.lossy)
+        states = {n: s.weight for n, s in surveyed.states.items() if s.weight in surveyed.scales}
+        layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.reference_tensors, surveyed.lossy, states)
         codes = tuple(self._codes[number] for number in range(len(checkpoint.tensors)))
+        steps, predictions = surveyed.steps, surveyed.predictions
+        index = Index(layout, codes, steps, chooser.finer, zeros, REACH, SLACK, predictions)
         skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if self._coders["lstm"] else b""
         entries = {
-            "index": Index(layout, codes, surveyed.steps, chooser.finer, zeros, REACH, SLACK).to_bytes(
-                self._inputs.reference_blob("layout")
-            ),
+            "index": index.to_bytes(self._inputs.reference_blob("layout")),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
-            "scales": encode_scales(layout, surveyed.scales, self._inputs.reference),
+            "scales": encode_scales(layout, surveyed.scales, predictions, self._inputs.reference),
             "lstm": encode_lstm(lstm, self._inputs.reference) if lstm else b"",
             "tables": fitted.models.tables.to_bytes() if self._coders["tables"] or lstm else b"",
         }
@@ -195,6 +198,8 @@ class Encoder:
         triple_of = {n: t for t in chooser.survey.lossy for n in t.moments}
 
         def restored(number: int) -> Bytes:
+            if number in chooser.survey.states and chooser.methods[number] is not Method.EXACT:
+                return chooser.restored_state(number).tobytes()
             if number in triple_of:
                 return chooser.restored_moment(number, triple_of[number]).tobytes()
             values = self._reconstruction.get(self._inputs.tensor(number).path, "weights")

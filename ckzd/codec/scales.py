@@ -9,6 +9,7 @@ a factor, a mean of gradients has their variance.
 # R = rows, C = columns
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from ckzd.codec.kernels.plain_elementwise import Lengths, Moments, MomentSums, U
 
 ZERO = np.int16(-32768)
 MAX_SCALE_CODE = 4000  # 2**500: a product of two is still a normal float64, and no float32 mean is anywhere near
-_STEPS_AN_OCTAVE = 8
+STEPS_AN_OCTAVE = 8
 _MANTISSAS = np.array(OCTAVE, np.float64) * 2.0**-52
 _MIDDLES = (_MANTISSAS + np.append(_MANTISSAS[1:], 2.0)) / 2
 BELOW_ALL = -16  # what a row that is all 0 weighs: two octaves below the smallest other
@@ -57,14 +58,14 @@ def code_of(means: Float64) -> Scale:
     """Nearest eighth of an octave; ZERO for 0."""
     positive = means > 0
     logs = np.log2(np.where(positive, means, 1.0))
-    codes = np.clip(np.rint(_STEPS_AN_OCTAVE * logs), -MAX_SCALE_CODE, MAX_SCALE_CODE).astype(np.int16)
+    codes = np.clip(np.rint(STEPS_AN_OCTAVE * logs), -MAX_SCALE_CODE, MAX_SCALE_CODE).astype(np.int16)
     return np.where(positive, codes, ZERO)
 
 
 def nearest_code(values: Float64) -> Scale:
     """Nearest eighth of an octave of positive values, exactly the same on every machine: nothing but comparisons."""
     mantissas, exponents = np.frexp(values)
-    octaves = _STEPS_AN_OCTAVE * (exponents - 1)
+    octaves = STEPS_AN_OCTAVE * (exponents - 1)
     codes: Scale = (octaves + np.searchsorted(_MIDDLES, 2 * mantissas, side="right")).astype(np.int16)
     return codes
 
@@ -111,6 +112,24 @@ def scales_beside(other: Scales, rows: int) -> Scales:
     moved = np.clip(other.columns.astype(np.int32) + weight, -MAX_SCALE_CODE, MAX_SCALE_CODE)
     columns: Scale = np.where(other.columns == ZERO, ZERO, moved).astype(np.int16)
     return Scales(np.full(rows, ZERO, np.int16), columns)
+
+
+def uniform_scales(shape: tuple[int, int], code: int) -> Scales:
+    """Scales of a weight (R, C) without moments: all its elements weigh the same."""
+    rows, columns = shape
+    return Scales(np.full(rows, code, np.int16), np.zeros(columns, np.int16))
+
+
+def typical_scale(scales: Iterable[Scales]) -> int:
+    """The code that the typical element has, by the means of codes; 0 of none."""
+    found = [(each, each.rows[each.rows != ZERO], each.columns[each.columns != ZERO]) for each in scales]
+    means = [
+        (int(own.rows.size) * own.columns.size, rows.mean() + columns.mean())
+        for own, rows, columns in found
+        if rows.size and columns.size
+    ]
+    elements = sum(size for size, _ in means)
+    return round(sum(size * mean for size, mean in means) / elements) if elements else 0
 
 
 def scales_of_momentum(momentum: Float64) -> Scales:

@@ -35,6 +35,10 @@ WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", 
     ("second_moment", "exact"),
     ("zeros", "as expected"),
     ("zeros", "otherwise"),
+    ("", "cast"),
+    ("second_moment", "state_fill"),
+    ("second_moment", "state_variance"),
+    ("first_moment", "state_mean"),
 }
 
 
@@ -55,6 +59,10 @@ def write_run(run: Path) -> None:
     mask, scale = torch.rand(24, 48) < 0.5, torch.exp(1.5 * torch.randn(64, 24))
     pruned.weight.data.mul_(mask)
     masked = torch.optim.Adam([*pruned.parameters(), *uneven.parameters()], lr=1e-3, betas=(0.0, 0.99))
+    free, bare = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.Linear(32, 32)), 0.1 * torch.randn(32, 24)
+    shaped = torch.exp(2.0 * torch.randn(32, 48))
+    centred = torch.optim.RMSprop(free.parameters(), lr=1e-4, momentum=0.9, centered=True)
+    average = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     halved = torch.optim.Adam(pure.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-4)
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
@@ -73,13 +81,22 @@ def write_run(run: Path) -> None:
         pure.weight.grad = (3e-4 * torch.randn(20, 48) * torch.logspace(-1, 1, 20)[:, None]).half()
         pure.bias.grad = torch.zeros(20).half()
         halved.step()
+        centred.zero_grad()
+        (free(inputs[rows]) - outputs[rows, :32]).pow(2).mean().backward()
+        free[0].weight.grad.mul_(shaped)
+        centred.step()
+        bare += 1e-3 * torch.outer(inputs[rows[0], :32], outputs[rows[0], :24])
+        for name, tensor in other.state_dict().items():
+            average[name].lerp_(tensor, 0.05)
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
             extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "extra": extra}
             state |= {"other": other.state_dict(), "momentum": momentum.state_dict(), "pruned": pruned.state_dict()}
             state |= {"uneven": uneven.state_dict(), "masked": masked.state_dict(), "pure": pure.state_dict()}
-            state["halved"] = halved.state_dict()
+            state |= {"halved": halved.state_dict(), "free": free.state_dict(), "centred": centred.state_dict()}
+            state |= {"narrow": {name: tensor.bfloat16() for name, tensor in other.state_dict().items()}}
+            state |= {"average": average, "bare": {"table": bare}}
             torch.save(state, run / f"step_{step}.pt")
 
 

@@ -12,6 +12,9 @@ from ckzd.codec.dtypes import finite, is_negative, is_zero, stored_array
 from ckzd.codec.parallel import in_order
 from ckzd.errors import BadCheckpoint
 
+_SAMPLE = 256  # elements; of so many of a bfloat16 weight five in six differ
+_MOST_REPEATED = 0.5  # of a sample, in a tensor that does not repeat itself
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -22,6 +25,7 @@ class Content:
     is_finite: bool = False
     is_zero: bool = False  # all of it
     has_negative: bool = False  # a number below 0
+    repeats: bool = False  # few distinct numbers, as a mask or a table of whole ones
     ruined: int = 0  # elements that are finite in the reference, and are not any more
 
 
@@ -88,8 +92,14 @@ def _content(
         is_finite=bool(numbers.all()),
         is_zero=bool(zero.all()),
         has_negative=bool((negative & ~zero).any()),
+        repeats=_repeats(stored),
         ruined=ruined,
     )
+
+
+def _repeats(stored: RawArray) -> bool:
+    sample = stored.ravel()[:: -(-stored.size // _SAMPLE) or 1]
+    return np.unique(sample).size < _MOST_REPEATED * sample.size
 
 
 class _Crc:

@@ -17,6 +17,16 @@ from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.records.reference_tensors import finite_reference, reference_scales, reference_values
 from ckzd.codec.scales import Scales
 
+# What optimizers call another copy of the weight that they keep: a master (apex, Transformer Engine, Megatron), the
+# iterate that gradients are not taken at (schedule-free), an average (ASGD), slow weights (Lookahead).
+_WEIGHTS_IN_STATE = frozenset({"master_param", "master_params", "fp32_param", "param", "z", "ax", "slow_buffer"})
+
+
+def _is_weight_in_state(tensor: TensorSpec) -> bool:
+    """By the last name, of a tile too."""
+    names = [part for part in tensor.path if not part.startswith("[")]
+    return bool(names) and names[-1] in _WEIGHTS_IN_STATE
+
 
 @dataclass(frozen=True)
 class Values:
@@ -60,13 +70,24 @@ class Inputs:
 
     @cached_property
     def reference_tensors(self) -> tuple[int, ...]:
-        """Numbers of the tensors that dependents may refer to: floats that are no optimizer state."""
+        """Numbers of the tensors that dependents may refer to: floats that are no optimizer state but weights in it."""
+        own, tensors = frozenset(self.model_tensors), enumerate(self.checkpoint.tensors)
+        return tuple(n for n, t in tensors if n in own or (t.dtype in STORED_AS and _is_weight_in_state(t)))
+
+    @cached_property
+    def model_tensors(self) -> tuple[int, ...]:
+        """Numbers of the floats that are not under an optimizer."""
         paths = [optimizer.path for optimizer in self.checkpoint.optimizers]
         return tuple(
             number
             for number, tensor in enumerate(self.checkpoint.tensors)
             if tensor.dtype in STORED_AS and not any(tensor.path[: len(path)] == path for path in paths)
         )
+
+    @cached_property
+    def is_reference(self) -> frozenset[int]:
+        """The same as a set."""
+        return frozenset(self.reference_tensors)
 
     @cached_property
     def tiles(self) -> dict[int, list[int]]:
@@ -105,7 +126,7 @@ class Inputs:
     @cached_property
     def contents(self) -> Contents:
         """What the first reading says; BadCheckpoint where a file's own CRC-32 says that its bytes have rotted."""
-        return read_contents(self.checkpoint, frozenset(self.reference_tensors), self.before)
+        return read_contents(self.checkpoint, self.is_reference, self.before)
 
     def has_sound_moments(self, triple: Triple) -> bool:
         """Whether a weight's moments are finite, and none of the second ones is below 0."""
@@ -115,10 +136,13 @@ class Inputs:
         return triple.second is None or not contents[triple.second].has_negative
 
     def values(self, triple: Triple) -> TripleValues:
-        """A weight and its moments, each read once; moments that are not sound tell nothing, and are all 0 here."""
+        """A weight and its moments, each read once; those that are not sound tell nothing, and are all 0 here.
+
+        So is the first one of a weight alone.
+        """
         read = self._values if self.has_sound_moments(triple) else self._nothing
-        second = None if triple.second is None else read(triple.second)
-        return TripleValues(self._values(triple.weight), read(triple.first), second)
+        first = self._nothing(triple.weight) if triple.first is None else read(triple.first)
+        return TripleValues(self._values(triple.weight), first, None if triple.second is None else read(triple.second))
 
     def _nothing(self, number: int) -> Values:
         tensor = self.tensor(number)

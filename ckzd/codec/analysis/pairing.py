@@ -1,7 +1,7 @@
 """Which optimizer state belongs to which weight: a hint that the archive stores; a wrong one costs bytes, never data.
 
-A state is read as Adam's (exp_avg and exp_avg_sq, whatever is beside them) or as a lone momentum: SGD's and Muon's
-momentum_buffer, Lion's exp_avg, with nothing beside it but single numbers.
+A state has Adam's two moments, exp_avg and exp_avg_sq, or a lone momentum: SGD's and Muon's momentum_buffer, Lion's
+exp_avg; or neither. What else of it is a mean of gradients or of their squares is told by its name.
 
 States name their weight only when the optimizer was built with names. Else the order of ids is held against the order
 of the weights (module order, decay first by Hugging Face's rule or by rank, no-decay first; of all weights, of those
@@ -27,6 +27,9 @@ from ckzd.codec.records.layout import Triple
 MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
 _SAMPLE = 1 << 14  # elements of a matrix that the evidence looks at: noise of 1/128, where evidence is 0.1 and more
 _LONE = ("momentum_buffer", "exp_avg")  # what a momentum is called that has no second moment beside it
+_MEANS = frozenset({*_LONE, "grad_avg", "exp_avg_diff"})  # of gradients (RMSprop, Adan)
+# Of their squares, or their largest: AMSGrad, RMSprop, Adagrad, Adadelta, Adamax, Adafactor of vectors
+_VARIANCES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "variance"})
 _BUFFER = re.compile(r"(?:^|\.)running_(?:mean|var)$")  # batch norm's: float tensors of a model that nobody optimizes
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:\.|$)|_norm(?:\.|$)", re.IGNORECASE)
 
@@ -35,38 +38,73 @@ _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:\.|$)|_norm(?:\.|
 class _State:
     id: str
     name: str | None
-    first: int
-    second: int | None
+    moments: tuple[int, ...]  # Adam's two, a lone momentum, or nothing
+    others: tuple[int, ...]  # beside them, of their shape
     signed: bool  # moves its weight by the sign of its momentum alone, as Lion does
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """All tensors of it, one at least."""
+        return *self.moments, *self.others
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A tensor that an optimizer keeps, beside a weight's moments or of a weight that is not found."""
+
+    weight: int | None
+    is_mean: bool  # of gradients; else of their squares
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Tile by tile."""
+
+    triples: tuple[Triple, ...]  # weights with moments, ascending by weight; a weight is in one triple at most
+    states: dict[int, State]
 
 
 Found = dict[_State, int]  # state -> number of its weight
 
 
-def pair(inputs: Inputs) -> tuple[Triple, ...]:
-    """All weights with the moments that can be told, ascending by weight; a weight is in one triple at most."""
+def pair(inputs: Inputs) -> Paired:
+    """All weights with the moments and other states that can be told."""
     states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
-    weights = [n for n in inputs.reference_tensors if n in inputs.tiles and _is_coded(inputs, n)]
+    weights = [n for n in inputs.model_tensors if n in inputs.tiles and is_coded(inputs, n)]
     found = _by_name(inputs, states, weights)
     if found is None:
         found = _by_order(inputs, states, weights)
         if inputs.reference is not None:
             found = _by_evidence(inputs, found, states, weights)
-    triples = {
-        triple.weight: triple
-        for state, weight in found.items()
-        if inputs.whole_shape(weight) == inputs.whole_shape(state.first)
-        for triple in _by_tile(inputs, (weight, state.first, *([] if state.second is None else [state.second])))
-    }
-    return tuple(triples[weight] for weight in sorted(triples))
+    triples: dict[int, Triple] = {}
+    others: dict[int, State] = {}
+    for state in states:
+        weight = found.get(state)
+        if weight is not None and inputs.whole_shape(weight) == inputs.whole_shape(state.all[0]):
+            if state.moments:
+                triples |= {tiles[0]: Triple(*tiles) for tiles in _by_tile(inputs, (weight, *state.moments))}
+            others |= _others(inputs, state.others, weight)
+        else:
+            others |= _others(inputs, state.all, None)
+    return Paired(tuple(triples[weight] for weight in sorted(triples)), others)
 
 
-def _by_tile(inputs: Inputs, firsts: Sequence[int]) -> list[Triple]:
-    """A weight and its moments, tile by tile; tensors of one shape are cut alike."""
-    return [Triple(*tiles) for tiles in zip(*(inputs.tiles[number] for number in firsts), strict=True)]
+def _by_tile(inputs: Inputs, firsts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Several tensors of one shape, tile by tile: they are cut alike."""
+    return zip(*(inputs.tiles[number] for number in firsts), strict=True)
 
 
-def _is_coded(inputs: Inputs, number: int) -> bool:
+def _others(inputs: Inputs, numbers: Sequence[int], weight: int | None) -> dict[int, State]:
+    found: dict[int, State] = {}
+    for number in numbers:
+        is_mean = inputs.tensor(number).path[-1] in _MEANS
+        for tile, *of in _by_tile(inputs, [number] if weight is None else [number, weight]):
+            found[tile] = State(of[0] if of else None, is_mean)
+    return found
+
+
+def is_coded(inputs: Inputs, number: int) -> bool:
+    """Whether a tensor is of a dtype and a size that presets may code with a loss."""
     tensor = inputs.tensor(number)
     return tensor.dtype in CODED_FLOATS and tensor.elements >= MIN_ELEMENTS
 
@@ -80,20 +118,26 @@ def _states(inputs: Inputs, optimizer: Optimizer) -> Iterator[_State]:
         tensors[tensor.path[:depth]][tensor.path[depth:]] = number
     for group in optimizer.groups:
         for position, key in enumerate(group.ids):
-            moments = _moments(inputs, tensors.get((*optimizer.path, "state", key), {}))
-            if moments and all(_is_coded(inputs, number) for number in moments):
+            moments, others = _moments(inputs, tensors.get((*optimizer.path, "state", key), {}))
+            if moments or others:
                 name = group.names[position] if group.names is not None else None
-                first, second = moments[0], moments[1] if len(moments) > 1 else None
-                yield _State(key, name, first, second, signed=second is None and group.betas is not None)
+                yield _State(key, name, moments, others, signed=len(moments) == 1 and group.betas is not None)
 
 
-def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[int, ...]:
-    """Adam's two, of one shape; or a lone momentum; else nothing."""
-    first, second = state.get(("exp_avg",)), state.get(("exp_avg_sq",))
-    if first is not None and second is not None:
-        return (first, second) if inputs.whole_shape(first) == inputs.whole_shape(second) else ()
-    large = [(name, number) for name, number in state.items() if inputs.tensor(number).elements > 1]
-    return tuple(number for name, number in large if len(large) == 1 and len(name) == 1 and name[0] in _LONE)
+def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Adam's two, or a lone momentum; and what else is known of the same shape."""
+    known = {
+        path[0]: number
+        for path, number in state.items()
+        if len(path) == 1 and path[0] in _MEANS | _VARIANCES and is_coded(inputs, number)
+    }
+    moments = [known[name] for name in ("exp_avg", "exp_avg_sq") if name in known]
+    if len(moments) < 2:
+        moments = [known[name] for name in _LONE if name in known][:1]
+    shapes = [inputs.whole_shape(number) for number in (*moments, *known.values())]
+    if len(moments) == 2 and shapes[0] != shapes[1]:
+        moments = moments[:1]
+    return tuple(moments), tuple(n for n in known.values() if n not in moments and inputs.whole_shape(n) == shapes[0])
 
 
 def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found | None:
@@ -106,7 +150,7 @@ def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -
 
 def _by_order(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found:
     """The first order whose shapes all agree, else the order within each shape where the counts agree."""
-    shapes = [inputs.whole_shape(state.first) for state in states]
+    shapes = [inputs.whole_shape(state.all[0]) for state in states]
     for candidates in _candidates(inputs, weights):
         for order in _orders(inputs, candidates):
             if [inputs.whole_shape(n) for n in order] == shapes:
@@ -129,12 +173,13 @@ def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
     for group in [trained, *groups.values()]:
         if len(group) < len(weights):
             yield group
-        moved = [number for number in group if _has_moved(inputs, number)]
+        moved = [number for number in group if has_changed(inputs, number)]
         if moved and len(moved) < len(group):
             yield moved
 
 
-def _has_moved(inputs: Inputs, number: int) -> bool:
+def has_changed(inputs: Inputs, number: int) -> bool:
+    """Whether a tensor, by its first tile, is in the reference with other bytes."""
     tiles, contents = inputs.tiles[number], inputs.contents.tensors
     return any(not contents[tile].is_same and inputs.before(tile) is not None for tile in tiles)
 
@@ -169,7 +214,7 @@ def _shape_classes(
 ) -> list[tuple[list[_State], list[int]]]:
     classes: dict[tuple[int, ...], tuple[list[_State], list[int]]] = defaultdict(lambda: ([], []))
     for state in states:
-        classes[inputs.whole_shape(state.first)][0].append(state)
+        classes[inputs.whole_shape(state.all[0])][0].append(state)
     for number in weights:
         classes[inputs.whole_shape(number)][1].append(number)
     return [both for both in classes.values() if both[0] and both[1]]
@@ -212,10 +257,12 @@ def _normalized(rows: Float64) -> Float64:
 
 
 def _update(inputs: Inputs, state: _State) -> Float64:
-    first = _sampled(inputs, state.first)
-    if state.second is None:
+    if not state.moments:
+        return np.zeros_like(_sampled(inputs, state.all[0]))
+    first = _sampled(inputs, state.moments[0])
+    if len(state.moments) == 1:
         return np.where(np.isfinite(first), -np.sign(first) if state.signed else -first, 0.0)
-    second = _sampled(inputs, state.second)
+    second = _sampled(inputs, state.moments[1])
     return np.where(np.isfinite(first) & np.isfinite(second), -first / (np.sqrt(np.abs(second)) + 1e-12), 0.0)
 
 
@@ -223,13 +270,14 @@ def _change(inputs: Inputs, number: int) -> Float64:
     now, before = _sampled(inputs, number), inputs.before(number)
     if before is None:
         return np.zeros_like(now)
-    then = to_float64(_sample(before), inputs.tensor(number).dtype)
+    then = to_float64(sample(before), inputs.tensor(number).dtype)
     return np.where(np.isfinite(now) & np.isfinite(then), now - then, 0.0)
 
 
 def _sampled(inputs: Inputs, number: int) -> Float64:
-    return to_float64(_sample(inputs.stored(number)), inputs.tensor(number).dtype)
+    return to_float64(sample(inputs.stored(number)), inputs.tensor(number).dtype)
 
 
-def _sample(stored: RawArray) -> RawArray:
+def sample(stored: RawArray) -> RawArray:
+    """Some of a tensor's values, evenly spread."""
     return stored.ravel()[:: -(-stored.size // _SAMPLE)]

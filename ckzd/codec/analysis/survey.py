@@ -10,15 +10,18 @@ from math import fsum
 import numpy as np
 
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
-from ckzd.codec.analysis.pairing import pair
+from ckzd.codec.analysis.pairing import State
+from ckzd.codec.analysis.roles import Roles, find_roles
 from ckzd.codec.budget import DEFAULT_BETAS, filled_up
+from ckzd.codec.dtypes import to_numbers
 from ckzd.codec.kernels import elementwise
 from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
-from ckzd.codec.records.index import QuantizationSteps
-from ckzd.codec.records.layout import Triple, plane_shape
+from ckzd.codec.records.index import LinearPrediction, QuantizationSteps
+from ckzd.codec.records.layout import Triple, is_in_layer, plane_shape
 from ckzd.codec.scales import (
+    STEPS_AN_OCTAVE,
     Scales,
     fisher_weighting,
     product_of,
@@ -26,6 +29,8 @@ from ckzd.codec.scales import (
     scales_of,
     scales_of_momentum,
     typical_root,
+    typical_scale,
+    uniform_scales,
     used_by,
 )
 from ckzd.codec.transform.adaptive_basis import has_basis
@@ -37,6 +42,7 @@ _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 step
 _FAR = 4.0  # times its own energy is a weight's residual: levels of its own cost less (rulers' biases: up to 0.6)
 _FAR_IN_BASIS = 1.5  # the same where strong directions get finer steps: of a matrix that was replaced it is about 2
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
+_OUTER_OCTAVES = 4  # of the ruler's second moments: 6 to 8 between embeddings and layers (RESULTS)
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
 
 
@@ -49,6 +55,9 @@ class Survey:
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
     intra: frozenset[int]  # lossy weights that are coded as if the reference had them not: it would cost more
     scales: dict[int, Scales]  # of each lossy weight, by its number
+    casts: dict[int, int]  # number of a tensor -> of the master that it is rounded from
+    predictions: dict[int, LinearPrediction]  # of lossy weights that follow others
+    states: dict[int, State]  # that may lose precision
     ruined: float  # share of the reference tensors' elements that the reference has as numbers, and that are none now
     weight_energy: float  # all lossy weights, Fisher-weighted, squared and summed
     update_energy: float  # their residuals, likewise, of those that were trained on and not replaced
@@ -125,17 +134,20 @@ class _Energies:
 def survey(inputs: Inputs, preset: Preset) -> Survey:
     """Read everything once, and again what may lose precision; BadCheckpoint for bytes that have rotted."""
     copies, same = _repeats(inputs)
-    triples = pair(inputs) if preset.scheme is not Scheme.EXACT else ()
-    sound = [t for t in triples if t.weight not in copies and _may_lose_precision(inputs, t)]
+    roles = find_roles(inputs, preset.scheme, copies)
+    sound = [t for t in roles.triples if t.weight not in copies and _may_lose_precision(inputs, t)]
     alive = [t for t in sound if _has_moments(inputs, t) and inputs.has_sound_moments(t)]
     scales, energies = {}, _Energies()
     measured = in_order(partial(_measure, inputs), alive, lambda triple: inputs.tensor(triple.weight).elements)
     for triple, (own, found) in zip(alive, measured, strict=True):
         scales[triple.weight] = own
         energies.include(found)
-    for triple, own in [*_quiet(inputs, sound, scales), *_broken(inputs, sound)]:
-        scales[triple.weight] = own
-        energies.include(_energies(inputs, triple, inputs.values(triple), own))
+    scales |= {triple.weight: own for triple, own in [*_quiet(inputs, sound, scales), *_broken(inputs, sound)]}
+    _alone(inputs, sound, roles, scales)
+    measured_above = {triple.weight for triple in alive}
+    for triple in sound:
+        if triple.weight in scales and triple.weight not in measured_above:
+            energies.include(_energies(inputs, triple, inputs.values(triple), scales[triple.weight]))
     lossy = tuple(t for t in sound if t.weight in scales)
     typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
     return Survey(
@@ -144,6 +156,9 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         lossy=lossy,
         intra=frozenset(energies.intra if preset.scheme is not Scheme.KMEANS else ()),  # codebooks are of residuals
         scales=scales,
+        casts=roles.casts,
+        predictions={number: found for number, found in roles.predictions.items() if number in scales},
+        states={number: state for number, state in roles.states.items() if _is_sound_state(inputs, number, state)},
         ruined=_ruined(inputs),
         weight_energy=energies.weights.total,
         update_energy=typical.total,
@@ -181,11 +196,54 @@ def _broken(inputs: Inputs, triples: Sequence[Triple]) -> Iterator[tuple[Triple,
             yield triple, known
 
 
+def _alone(inputs: Inputs, triples: Sequence[Triple], roles: Roles, scales: dict[int, Scales]) -> None:
+    """Weights without moments weigh by another state that is a variance, or by what they follow; else uniformly.
+
+    That is as the typical element of those that have scales. One that follows a weight without scales has none itself.
+    """
+    alone = [triple.weight for triple in triples if not triple.moments]
+    for number, state in roles.states.items():
+        if (
+            state.weight in alone
+            and state.weight not in scales
+            and not state.is_mean
+            and _is_sound_state(inputs, number, state)
+        ):
+            scales[state.weight] = _scales_of_variance(inputs, number)
+    typical = typical_scale(scales.values()) if scales else None
+    for number in alone:
+        if number not in roles.predictions and number not in scales:
+            code = _scale_by_structure(inputs, number) if typical is None else typical
+            scales[number] = uniform_scales(plane_shape(inputs.tensor(number).shape), code)
+    for number in alone:
+        if number in roles.predictions and roles.predictions[number].other in scales:
+            scales[number] = scales[roles.predictions[number].other]
+
+
+def _scale_by_structure(inputs: Inputs, number: int) -> int:
+    """Code of one element where no optimizer says anything.
+
+    Gradients of tensors are about equally long, so that an element of a larger one has less; what stands before and
+    behind all numbered layers, as an embedding does, has more.
+    """
+    elements = math.prod(inputs.whole_shape(inputs.first_tile[number]))
+    octaves = _OUTER_OCTAVES * (not is_in_layer(inputs.tensor(number).path)) - math.log2(elements)
+    return round(STEPS_AN_OCTAVE * octaves)
+
+
+def _scales_of_variance(inputs: Inputs, number: int) -> Scales:
+    """Of a state that is a variance of its weight's gradients, though no second moment of Adam's."""
+    tensor = inputs.tensor(number)
+    variance = to_numbers(inputs.stored(number), tensor.dtype).reshape(plane_shape(tensor.shape))
+    return scales_of(Moments(np.zeros_like(variance), variance), tensor.dtype)
+
+
 def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scales) -> _Energies:
     """What is finite of a weight and its moments."""
     energies, tensor, weight = _Energies(), inputs.first_tile[triple.weight], values.weight.numbers
     is_finite, before = inputs.contents.tensors[triple.weight].is_finite, inputs.numbers_before(triple.weight)
-    weighting, used, has_moments = fisher_weighting(scales), used_by(scales), inputs.has_sound_moments(triple)
+    weighting, used = fisher_weighting(scales), used_by(scales)
+    has_moments = bool(triple.moments) and inputs.has_sound_moments(triple)
     moments = Moments(values.first.numbers, product_of(scales) if values.second is None else values.second.numbers)
     found = elementwise.energies(weight if is_finite else np.zeros_like(weight), before, moments, weighting, used)
     update = _Energy(fsum(found.update), int(found.updates.sum())) if has_moments else _Energy()
@@ -264,9 +322,15 @@ def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
     return inputs.contents.tensors[triple.weight].is_finite or inputs.has_sound_moments(triple)
 
 
+def _is_sound_state(inputs: Inputs, number: int, state: State) -> bool:
+    """Whether it is finite, of a variance not below 0, and not all 0, which costs nothing."""
+    content = inputs.contents.tensors[number]
+    return content.is_finite and not content.is_zero and (state.is_mean or not content.has_negative)
+
+
 def _has_moments(inputs: Inputs, triple: Triple) -> bool:
     """A second moment that is not all 0; without one, a momentum."""
-    return not inputs.contents.tensors[triple.first if triple.second is None else triple.second].is_zero
+    return bool(triple.moments) and not inputs.contents.tensors[triple.moments[-1]].is_zero
 
 
 def _betas(inputs: Inputs, lossy: Sequence[Triple]) -> Iterator[tuple[float, float]]:

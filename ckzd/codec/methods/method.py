@@ -92,6 +92,7 @@ class KnownWeight:
     reference: Reconstruction | None
     scales: Scales
     algebra: Algebra[Any] = CORES  # where its basis is worked with
+    predicted: RawArray | None = None  # its linear prediction, if it has one, in its own shape
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,7 +106,9 @@ class KnownWeight:
 
     @cached_property
     def before(self) -> RawArray:
-        """The reference's values; ValueError if it has none."""
+        """What its residual is against: its prediction, or the reference's values; ValueError if there is neither."""
+        if self.predicted is not None:
+            return self.predicted
         found = reference_values(self.tensor, self.reference)
         if found is None:
             raise ValueError(f"tensor {self.tensor.path}: the reference does not have it")

@@ -5,6 +5,7 @@ Rows of one role stand in the order in which an encoder tries them, the cheapest
 
 from collections.abc import Mapping
 
+from ckzd.checkpoint import CODED_FLOATS, STORED_AS
 from ckzd.codec.methods.basis import BasisMoment, BasisWeight
 from ckzd.codec.methods.codebook import CodebookFirst, CodebookSecond, CodebookWeight
 from ckzd.codec.methods.factored import Factored
@@ -13,8 +14,9 @@ from ckzd.codec.methods.method import CodingMethod, LossyMethod, MomentMethod, S
 from ckzd.codec.methods.rank1 import Rank1
 from ckzd.codec.methods.scalar import Scalar
 from ckzd.codec.methods.scaled import ScaledFirst, ScaledMomentum, ScaledSecond
+from ckzd.codec.methods.state import StateFill, StateMean, StateMethod, StateVariance
 from ckzd.codec.methods.trend import FollowTrend
-from ckzd.codec.methods.verbatim import Copy, Delta, Exact, Same, Verbatim
+from ckzd.codec.methods.verbatim import Cast, Copy, Delta, Exact, Same, Verbatim
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Code, Index, Method
 from ckzd.codec.records.layout import Role
@@ -36,8 +38,13 @@ METHODS: tuple[CodingMethod, ...] = (
     Rank1(),
     CodebookSecond(),
     ScaledSecond(),
+    # other states
+    StateFill(),
+    StateVariance(),
+    StateMean(),
     # any tensor
     Copy(),
+    Cast(),
     Same(),
     Delta(),
     Exact(),
@@ -65,6 +72,14 @@ def moment_method(name: Method, role: Role) -> MomentMethod:
     found = method_of(name, role)
     if not isinstance(found, MomentMethod):
         raise ValueError(f"{name} loses nothing of a {role.value}")  # noqa: TRY004  # of an archive's words
+    return found
+
+
+def state_method(name: Method) -> StateMethod:
+    """The lossy method of that name for states; ValueError if there is none."""
+    found = method_of(name, Role.STATE)
+    if not isinstance(found, StateMethod):
+        raise ValueError(f"{name} loses nothing of a state")  # noqa: TRY004  # of an archive's words
     return found
 
 
@@ -103,14 +118,15 @@ def checked(index: Index) -> Index:
     for triple in layout.triples:
         if triple.second is not None:
             second = method_of(codes[triple.second].method, Role.SECOND)
-            if not second.may_stand_beside(codes[triple.first].method):
+            if not second.may_stand_beside(codes[triple.first_moment].method):
                 raise ValueError(f"tensor {triple.second}: it cannot be coded as {second.name} beside its first moment")
     for number in index.step_exponents:
         method = _ROWS[codes[number].method, roles[number]]
         if not isinstance(method, WeightMethod) or method.step(index.steps) is None:
             raise ValueError(f"a step exponent of tensor {number}, which has no step")
+    _check_predictions(index)
     maskable = {t.weight for t in layout.triples if is_lossy(codes[t.weight].method, Role.WEIGHT)}
-    maskable |= {t.first for t in layout.triples if any(is_lossy(codes[n].method, roles[n]) for n in t.moments)}
+    maskable |= {t.moments[0] for t in layout.triples if any(is_lossy(codes[n].method, roles[n]) for n in t.moments)}
     if not maskable.issuperset(index.zeros):
         raise ValueError("a mask of a tensor that is coded exactly")
     return index
@@ -122,12 +138,35 @@ def _check_code(index: Index, roles: Mapping[int, Role], number: int) -> None:
     method = method_of(code.method, roles[number])
     if _streams_of(code) is not method.streams:
         raise ValueError(f"tensor {tensor.path}: coded as {method.name} with {_streams_of(code).value} stream")
+    if isinstance(method, StateMethod) and tensor.dtype not in CODED_FLOATS:
+        raise ValueError(f"tensor {tensor.path}: {tensor.dtype} coded as {method.name}")
     if method.streams is Streams.OTHER:
-        is_earlier = code.other < number and roles[code.other] in (Role.REFERENCE, Role.WEIGHT)
-        if not is_earlier or index.layout.tensors[code.other].nbytes != tensor.nbytes:
-            raise ValueError(f"tensor {tensor.path}: a copy of tensor {code.other}")
-        if _streams_of(index.codes[code.other]) is Streams.OTHER:
-            raise ValueError(f"tensor {tensor.path}: a copy of tensor {code.other}, which is one itself")
+        _check_other(index, roles, number)
+
+
+def _check_other(index: Index, roles: Mapping[int, Role], number: int) -> None:
+    code, tensor = index.codes[number], index.layout.tensors[number]
+    other, codes = index.layout.tensors[code.other], index.codes
+    if code.method is Method.CAST:
+        is_one = tensor.dtype in STORED_AS and other.shape == tensor.shape and code.other not in index.predictions
+    else:
+        is_one = code.other < number and other.nbytes == tensor.nbytes
+    if not is_one or roles[code.other] not in (Role.REFERENCE, Role.WEIGHT):
+        raise ValueError(f"tensor {tensor.path}: a {code.method} of tensor {code.other}")
+    is_free = codes[code.other].method is Method.CAST and code.method is Method.COPY
+    if _streams_of(codes[code.other]) is Streams.OTHER and not is_free:
+        raise ValueError(f"tensor {tensor.path}: a {code.method} of tensor {code.other}, which is one itself")
+
+
+def _check_predictions(index: Index) -> None:
+    """What is predicted is a lossy weight; what it is predicted from has its shape and waits for nothing itself."""
+    tensors, weights = index.layout.tensors, {triple.weight for triple in index.layout.triples}
+    first, _ = map(frozenset, index.turns())
+    for number, prediction in index.predictions.items():
+        if number not in weights or prediction.other not in first:
+            raise ValueError(f"tensor {number} cannot be predicted from tensor {prediction.other}")
+        if tensors[number].shape != tensors[prediction.other].shape:
+            raise ValueError(f"tensor {number} has not the shape of tensor {prediction.other}")
 
 
 def _streams_of(code: Code) -> Streams:

@@ -21,7 +21,7 @@ from ckzd.codec.records.layout import Role
 from ckzd.codec.scales import product_of, value_of
 
 _MOST_HALF_OCTAVES = 400  # of a second moment from its fill
-_DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
+DEAD_ZONE = 0.6  # of a first moment in units of its step: below, it becomes 0
 
 
 class ScaledFirst(MomentMethod):
@@ -36,7 +36,7 @@ class ScaledFirst(MomentMethod):
         if not (step := moments.known.steps.moment_step):
             return Coded(levels=np.zeros(moments.first.shape, np.int16))
         update = Moments(moments.first, moments.known.filled)
-        return Coded(levels=elementwise.quantize_update(update, step, _DEAD_ZONE))
+        return Coded(levels=elementwise.quantize_update(update, step, DEAD_ZONE))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """Levels times the root of the fill."""
@@ -55,7 +55,7 @@ class ScaledMomentum(MomentMethod):
         """Levels of the momentum over the root of its rank-1 variance."""
         known = moments.known
         update = Moments(moments.first, product_of(known.scales))
-        return Coded(levels=elementwise.quantize_update(update, known.steps.momentum_step, _DEAD_ZONE))
+        return Coded(levels=elementwise.quantize_update(update, known.steps.momentum_step, DEAD_ZONE))
 
     def restored(self, coded: Coded, known: KnownMoments) -> RawArray:
         """Levels times the root of the variance."""

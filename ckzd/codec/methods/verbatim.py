@@ -71,6 +71,14 @@ class Copy(CodingMethod):
     streams = Streams.OTHER
 
 
+class Cast(CodingMethod):
+    """The values of another tensor of this archive, which the index names, in a narrower dtype."""
+
+    name = Method.CAST
+    roles = _REFERENCE_TENSORS
+    streams = Streams.OTHER
+
+
 def encoded_exactly(payload: Bytes, tensor: TensorSpec, before: RawArray | None) -> tuple[Method, bytes]:
     """How a tensor is coded exactly, and its stream: against the reference's values where that costs less."""
     if before is None:

@@ -7,7 +7,7 @@ in a way that fits it is for `methods/registry.py` to say.
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -25,6 +25,7 @@ MAX_STEP = 2.0**128
 MAX_STEP_EXPONENT = 64
 MAX_REACH = 4000
 MAX_SLACK = 14
+MAX_COEFFICIENT = 16.0
 _LENGTHS = struct.Struct("<II")
 
 
@@ -32,6 +33,7 @@ class Method(StrEnum):
     """How one tensor is coded."""
 
     COPY = "copy"  # the bytes of another tensor, named by number
+    CAST = "cast"  # the values of another tensor, rounded to a narrower dtype
     SAME = "same"  # the reference's bytes
     EXACT = "exact"  # on its own, exactly
     DELTA = "delta"  # against the reference, exactly
@@ -42,6 +44,9 @@ class Method(StrEnum):
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
     TREND = "trend"  # first moment: what moves the weight as it moved since the reference
+    STATE_FILL = "state_fill"  # state that is a variance: the product of scales of its own
+    STATE_VARIANCE = "state_variance"  # the same times half octaves
+    STATE_MEAN = "state_mean"  # state that is a mean: levels times the root of the product of scales of its own
     SCALED = "scaled"  # first moment or momentum: levels times the root of the fill; second: half octaves of the fill
 
 
@@ -66,6 +71,16 @@ class QuantizationSteps:
     framed_momentum_step: float = 0.0  # a lone momentum likewise, over the fourth root of its typical variance
 
 
+@dataclass(frozen=True, slots=True)
+class LinearPrediction:
+    """What stands in the place of a weight's reference: a sum of others' values, rounded once to its dtype."""
+
+    other: int  # number of a tensor of its shape
+    own: float  # times its own values in the reference
+    now: float  # times the other's as this archive restores them
+    before: float  # times the other's in the reference
+
+
 STEPS = tuple(f.name for f in fields(QuantizationSteps))
 
 
@@ -76,7 +91,7 @@ class Index:
     A weight in `step_exponents` has the step of all weights times 2 to the minus so many.
     `zeros` are the tensors with a mask of exact zeros, by number: a weight, or a first moment for all that is kept of
     its weight. None is a mask that is as expected. `reach` is that of all `scales.Scales`, `slack` that of all adaptive
-    bases (`algebra.exact.refine`); None in formats that did not know them.
+    bases (`algebra.exact.refine`); None in formats that did not know them. `predictions` are of weights, by number.
     """
 
     layout: Layout
@@ -86,6 +101,13 @@ class Index:
     zeros: Mapping[int, StreamRef | None] = field(default_factory=dict)
     reach: int | None = None
     slack: int | None = None
+    predictions: Mapping[int, LinearPrediction] = field(default_factory=dict)
+
+    def turns(self) -> tuple[list[int], list[int]]:
+        """Reference tensors in the order of their decoding, see `in_turn`."""
+        copies = {n: code.other for n, code in enumerate(self.codes) if code.method is Method.COPY}
+        dependent = {n for n, code in enumerate(self.codes) if code.method is Method.CAST} | self.predictions.keys()
+        return in_turn(self.layout.reference_tensors, dependent, copies)
 
     def to_bytes(self, reference_layout: bytes) -> bytes:
         """u32 length of the layout block, u32 length of the code block, both blocks (zstd)."""
@@ -96,6 +118,7 @@ class Index:
             "zeros": zeros,
             "reach": self.reach,
             "slack": self.slack,
+            "predictions": [[n, p.other, p.own, p.now, p.before] for n, p in self.predictions.items()],
         }
         document = {"codes": codes, **asdict(self.steps), **lists}
         blocks = (
@@ -128,7 +151,20 @@ class Index:
         )  # format 1 knows two of them
         halvings, zeros = document.get("halvings", []), document.get("zeros", [])
         reach, slack = (_limited(document, name, most) for name, most in (("reach", MAX_REACH), ("slack", MAX_SLACK)))
-        return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach, slack)
+        predictions = _predictions(document.get("predictions", []))
+        return Index(layout, codes, steps, _step_exponents(halvings), _zeros(zeros), reach, slack, predictions)
+
+
+def in_turn(
+    numbers: Sequence[int], dependent: Container[int], copies: Mapping[int, int]
+) -> tuple[list[int], list[int]]:
+    """Tensors that follow from no other's values in the same archive, then those that do; each ascending.
+
+    `copies` belong to what they are copies of.
+    """
+    second = [number for number in numbers if copies.get(number, number) in dependent]
+    later = frozenset(second)
+    return [number for number in numbers if number not in later], second
 
 
 def _blocks(data: bytes) -> tuple[bytes, bytes]:
@@ -178,6 +214,24 @@ def _zeros(entries: list[list[Any]]) -> dict[int, StreamRef | None]:
         before = number
         found[number] = _place(place) if place else None
     return found
+
+
+def _predictions(entries: list[list[Any]]) -> dict[int, LinearPrediction]:
+    """Ascending [number, other, own, now, before] -> by number."""
+    found: dict[int, LinearPrediction] = {}
+    before = -1
+    for number, other, *coefficients in entries:
+        if not (type(number) is type(other) is int and number > before and other >= 0 and len(coefficients) == 3):
+            raise ValueError(f"expected predictions ascending by tensor, got {entries!r:.60}")
+        before = number
+        found[number] = LinearPrediction(other, *map(_coefficient, coefficients))
+    return found
+
+
+def _coefficient(value: object) -> float:
+    if not isinstance(value, float | int) or not abs(value) <= MAX_COEFFICIENT:
+        raise ValueError(f"expected a coefficient of -{MAX_COEFFICIENT}..{MAX_COEFFICIENT}, got {value!r:.40}")
+    return float(value)
 
 
 def _place(place: Sequence[Any]) -> StreamRef:

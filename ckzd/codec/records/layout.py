@@ -8,8 +8,8 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
@@ -36,16 +36,22 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """Tensor numbers of a weight, of its first moment or momentum, and of its second moment if there is one."""
+    """Tensor numbers of a weight, of its first moment or momentum, and of its second moment, where there are such."""
 
     weight: int
-    first: int
+    first: int | None = None
     second: int | None = None
+
+    @property
+    def first_moment(self) -> int:
+        """Its first moment or momentum; of a weight that has one."""
+        assert self.first is not None, "it is no weight alone"
+        return self.first
 
     @property
     def moments(self) -> tuple[int, ...]:
         """Tensor numbers of what its optimizer keeps of it."""
-        return (self.first,) if self.second is None else (self.first, self.second)
+        return tuple(number for number in (self.first, self.second) if number is not None)
 
     def role_of(self, number: int) -> Role:
         """What one of its tensors is."""
@@ -64,6 +70,7 @@ class Layout:
     tensors: tuple[TensorSpec, ...]
     reference_tensors: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
     triples: tuple[Triple, ...]
+    states: Mapping[int, int] = field(default_factory=dict)  # of a weight beside its moments: numbers -> the weight's
 
     def roles(self) -> dict[int, Role]:
         """What each tensor is to the codec, by number."""
@@ -78,6 +85,7 @@ class Layout:
             "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
             "kept": list(self.reference_tensors),
             "triples": [[t.weight, *t.moments] for t in self.triples],
+            "states": [list(pair) for pair in sorted(self.states.items())],
         }
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -93,10 +101,12 @@ class Layout:
             tensors=tuple(_tensor(*entry) for entry in document["tensors"]),
             reference_tensors=_counts(document["kept"]),
             triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
+            states=_states(document.get("states", [])),
         )
         _check_holes(layout)
         _check_tiles(layout)
         _check_roles(layout)
+        _check_states(layout)
         return layout
 
 
@@ -133,6 +143,15 @@ def _count(value: object) -> int:
 
 def _counts(values: Iterable[object]) -> tuple[int, ...]:
     return tuple(_count(value) for value in values)
+
+
+def _states(entries: Iterable[Iterable[object]]) -> dict[int, int]:
+    """Ascending [number, its weight's] -> by number."""
+    pairs = [_counts(entry) for entry in entries]
+    numbers = [number for number, _ in pairs]
+    if not all(a < b for a, b in pairwise(numbers)):
+        raise ValueError("expected states in ascending order")
+    return {number: weight for number, weight in pairs}  # noqa: C416  # two each, which dict() cannot be told
 
 
 def _text(value: object) -> str:
@@ -200,9 +219,25 @@ def _check_roles(layout: Layout) -> None:
             raise ValueError(f"tensor {members[0].path}: its moments are not floats of its shape")
 
 
+def _check_states(layout: Layout) -> None:
+    """A state is neither a reference tensor nor a moment, and has the shape of a weight."""
+    taken = {*layout.reference_tensors, *(number for triple in layout.triples for number in triple.moments)}
+    weights = {triple.weight for triple in layout.triples}
+    for number, weight in layout.states.items():
+        if number in taken or weight not in weights:
+            raise ValueError(f"tensor {number} is no state of tensor {weight}")
+        if layout.tensors[number].shape != layout.tensors[weight].shape:
+            raise ValueError(f"tensor {number} has not the shape of tensor {weight}")
+
+
 def plane_shape(shape: Sequence[int]) -> tuple[int, int]:
     """A tensor as a matrix: first dimension by all others; a vector is one column."""
     return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+def is_in_layer(path: tuple[str, ...]) -> bool:
+    """Whether a tensor's name has the number of a layer in it."""
+    return any(_LAYER.search(part) for part in path)
 
 
 def layer_before(path: tuple[str, ...]) -> tuple[str, ...] | None:

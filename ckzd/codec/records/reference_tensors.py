@@ -15,6 +15,7 @@ from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.arrays import ContextLevels, Float64, Plane, Trend
 from ckzd.codec.dtypes import from_float64, is_finite, to_float64
 from ckzd.codec.entropy.context import SideInformation
+from ckzd.codec.records.index import LinearPrediction
 from ckzd.codec.records.layout import layer_before, plane_shape
 from ckzd.codec.records.reconstruction import (
     ArrayFile,
@@ -108,6 +109,30 @@ def add_residual(before: RawArray, residual: Float64, dtype: str) -> RawArray:
     """
     values = to_float64(before, dtype)
     return from_float64(np.where(np.isfinite(values), values, 0.0) + residual.reshape(before.shape), dtype)
+
+
+def predicted_values(
+    tensor: TensorSpec, prediction: LinearPrediction, reference: Reconstruction | None, other: TensorSpec, now: RawArray
+) -> RawArray:
+    """A tensor's linear prediction in its own shape; `now` are the other's values as this archive restores them.
+
+    ValueError where the reference has not what a coefficient is of, or anything is not finite.
+    """
+    if not is_finite(now, other.dtype):
+        raise ValueError(f"tensor {tensor.path}: what it is predicted from is not finite")
+    total = prediction.now * to_float64(now, other.dtype).reshape(tensor.shape)
+    for coefficient, spec in ((prediction.own, tensor), (prediction.before, other)):
+        if coefficient:
+            values = finite_reference(spec, reference)
+            if values is None:
+                raise ValueError(f"tensor {spec.path}: the reference does not have it as finite numbers")
+            total = total + coefficient * to_float64(values, spec.dtype).reshape(tensor.shape)
+    return from_float64(total, tensor.dtype)
+
+
+def cast_values(values: RawArray, dtype: str, to: TensorSpec) -> RawArray:
+    """A tensor that is another one of `dtype` in its own narrower dtype: every value rounded once."""
+    return from_float64(to_float64(values, dtype), to.dtype).reshape(to.shape)
 
 
 # What contexts and moments see

@@ -1,6 +1,9 @@
-"""The scales of all weights, coded as differences to the reference's: the side information of every quantizer."""
+"""The scales of all weights, coded as differences to what is known before: the side information of every quantizer.
 
-from collections.abc import Mapping
+A weight's scales are expected to be those of its reference; a predicted one's those of the weight that it follows.
+"""
+
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -8,43 +11,66 @@ from ckzd.codec.arrays import Scale
 from ckzd.codec.entropy.context import WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, decode_plane, encode_plane
+from ckzd.codec.records.index import Index, LinearPrediction
 from ckzd.codec.records.layout import Layout, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.scales import Scales, checked_scales
 
 
-def encode_scales(layout: Layout, scales: Mapping[int, Scales], reference: Reconstruction | None) -> bytes:
+def encode_scales(
+    layout: Layout,
+    scales: Mapping[int, Scales],
+    predictions: Mapping[int, LinearPrediction],
+    reference: Reconstruction | None,
+) -> bytes:
     """The scales of all triples, by weight number, as one plane of differences: rows before columns."""
-    if not layout.triples:
-        return b""
     parts: list[Scale] = []
-    for triple in layout.triples:
-        own, before = scales[triple.weight], _scales_before(layout, triple.weight, reference)
+    for number in _in_turn(layout, predictions):
+        own, before = scales[number], _expected(layout, number, predictions, scales, reference)
         parts += [own.rows - before.rows, own.columns - before.columns]  # int16: wraps, and wraps back
+    if not parts:
+        return b""
     data, _ = encode_plane(PlaneToCode(0, WEIGHTS, np.concatenate(parts)[:, None], SideInformation()), Models())
     return data
 
 
-def decode_scales(
-    data: bytes, layout: Layout, reference: Reconstruction | None, reach: int | None
-) -> dict[int, Scales]:
+def decode_scales(data: bytes, index: Index, reference: Reconstruction | None) -> dict[int, Scales]:
     """The inverse of `encode_scales`."""
-    shapes = {t.weight: plane_shape(layout.tensors[t.weight].shape) for t in layout.triples}
+    layout = index.layout
+    shapes = {n: plane_shape(layout.tensors[n].shape) for n in _in_turn(layout, index.predictions)}
     if not shapes:
         return {}
     count = sum(rows + columns for rows, columns in shapes.values())
     plane = decode_plane(data, (count, 1), WEIGHTS, SideInformation(), Models())[:, 0]
-    found, start = {}, 0
+    found: dict[int, Scales] = {}
+    start = 0
     for number, (rows, columns) in shapes.items():
-        before = _scales_before(layout, number, reference)
+        before = _expected(layout, number, index.predictions, found, reference)
         own_rows, start = plane[start : start + rows] + before.rows, start + rows
         own_columns, start = plane[start : start + columns] + before.columns, start + columns
-        found[number] = checked_scales(own_rows, own_columns, reach)
+        found[number] = checked_scales(own_rows, own_columns, index.reach)
     return found
 
 
-def _scales_before(layout: Layout, number: int, reference: Reconstruction | None) -> Scales:
-    """The reference's scales of a weight; 0 where it has none of the same length."""
+def _in_turn(layout: Layout, predictions: Mapping[int, LinearPrediction]) -> Iterator[int]:
+    """Weights that are not predicted, then those that are."""
+    weights = [triple.weight for triple in layout.triples]
+    yield from (number for number in weights if number not in predictions)
+    yield from (number for number in weights if number in predictions)
+
+
+def _expected(
+    layout: Layout,
+    number: int,
+    predictions: Mapping[int, LinearPrediction],
+    known: Mapping[int, Scales],
+    reference: Reconstruction | None,
+) -> Scales:
+    """What a weight's scales are expected to be; 0 where nothing of its shape is known."""
+    if number in predictions:
+        other = known.get(predictions[number].other)
+        if other is not None:
+            return other
     tensor = layout.tensors[number]
     rows, columns = plane_shape(tensor.shape)
 

@@ -1,0 +1,124 @@
+"""Tensors that another one foretells: a master's rounded copy, a moving average of a weight, a weight's other iterate.
+
+A copy of a master in a narrower dtype follows from it. An average of a weight is near to it and moves towards it: it is
+coded as what is left beside a linear prediction from its own past, from the weight, and from the weight's past.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from ckzd.checkpoint import RawArray
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.pairing import is_coded, sample
+from ckzd.codec.arrays import Float64
+from ckzd.codec.dtypes import finite, from_float64, to_float64
+from ckzd.codec.records.index import MAX_COEFFICIENT, LinearPrediction
+from ckzd.codec.records.reference_tensors import finite_reference
+
+_NEAR = (
+    0.25  # of its energy, the most that an average differs by from its weight; two weights of one layout differ by 2
+)
+_NEAR_BY_NAME = 1.0  # the same of one that has its weight's name: in a young run it lags far behind
+_NARROW = frozenset({"bfloat16", "float16"})
+_NAMES = re.compile(r"[^.]+")
+
+
+def casts(inputs: Inputs) -> dict[int, int]:
+    """Tiles that are a float32 tile rounded to a narrower dtype, each with the number of that."""
+    numbers = [n for n in inputs.tiles if n in inputs.is_reference and is_coded(inputs, n)]
+    masters: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number in numbers:
+        if inputs.tensor(number).dtype == "float32":
+            masters[inputs.whole_shape(number)].append(number)
+    found: dict[int, int] = {}
+    for number in numbers:
+        tensor = inputs.tensor(number)
+        if tensor.dtype not in _NARROW or inputs.whole_shape(number) not in masters:
+            continue
+        seen = sample(inputs.stored(number))
+        for master in masters[inputs.whole_shape(number)]:
+            if np.array_equal(rounded(sample(inputs.stored(master)), "float32", tensor.dtype), seen):
+                tiles = list(zip(inputs.tiles[number], inputs.tiles[master], strict=True))
+                if all(_is_cast(inputs, *pair) for pair in tiles):
+                    found |= tiles
+                    break
+    return found
+
+
+def rounded(stored: RawArray, dtype: str, to: str) -> RawArray:
+    """Values of a dtype in another one, each rounded once."""
+    return from_float64(to_float64(stored, dtype), to)
+
+
+def _is_cast(inputs: Inputs, number: int, master: int) -> bool:
+    stored, dtype = inputs.stored(number), inputs.tensor(number).dtype
+    is_sound = inputs.contents.tensors[number].is_finite and inputs.contents.tensors[master].is_finite
+    return is_sound and np.array_equal(rounded(inputs.stored(master), "float32", dtype), stored)
+
+
+def predictions(inputs: Inputs, weights: Collection[int], candidates: Sequence[int]) -> dict[int, LinearPrediction]:
+    """Linear predictions of tiles of the `candidates` (first tiles, ascending) from tiles of `weights` (likewise).
+
+    A candidate may be a weight too: then it may only follow from one before it that follows from none.
+    """
+    found: dict[int, LinearPrediction] = {}
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number in weights:
+        by_shape[inputs.whole_shape(number)].append(number)
+    own = frozenset(weights)
+    for number in candidates:
+        others = by_shape[inputs.whole_shape(number)]
+        allowed = [n for n in others if n not in found and (number not in own or n < number)]
+        other = _nearest(inputs, number, allowed)
+        if other is None:
+            continue
+        fitted = _fitted(inputs, number, other)
+        if fitted is not None:
+            for tile, others_tile in zip(inputs.tiles[number], inputs.tiles[other], strict=True):
+                found[tile] = LinearPrediction(others_tile, *fitted)
+    return found
+
+
+def _nearest(inputs: Inputs, number: int, others: Sequence[int]) -> int | None:
+    """Of the weights of one shape that whose name is alike or, of those or of all, that which differs least."""
+    name = _NAMES.findall(inputs.tensor(number).path[-1])[-2:]
+    alike = [other for other in others if _NAMES.findall(inputs.tensor(other).path[-1])[-2:] == name]
+    seen = _sampled(inputs, number)
+    energy = float((seen**2).sum())
+    distances = {other: float(((_sampled(inputs, other) - seen) ** 2).sum()) for other in alike or others}
+    nearest = min(distances, key=distances.__getitem__, default=None)
+    near = _NEAR_BY_NAME if alike else _NEAR
+    return nearest if nearest is not None and distances[nearest] <= near * energy else None
+
+
+def _fitted(inputs: Inputs, number: int, other: int) -> tuple[float, float, float] | None:
+    """Coefficients of its own past, of the other and of the other's past, by least squares; 0 of what is not there."""
+    values = _sampled(inputs, number)
+    past = [_sampled_before(inputs, each) for each in (number, other)]
+    terms = [past[0], _sampled(inputs, other), past[1]]
+    known = [position for position, term in enumerate(terms) if term is not None]
+    matrix = np.stack([term for term in terms if term is not None], axis=1)
+    solution = np.linalg.lstsq(matrix, values, rcond=1e-6)[0].astype(np.float32)
+    if np.abs(solution).max(initial=0.0) > MAX_COEFFICIENT:
+        return None
+    left = float(((values - matrix @ solution) ** 2).sum())
+    if past[0] is not None and left >= float(((values - past[0]) ** 2).sum()):
+        return None
+    coefficients = [0.0, 0.0, 0.0]
+    for position, coefficient in zip(known, solution, strict=True):
+        coefficients[position] = float(coefficient)
+    own, now, before = coefficients
+    return own, now, before
+
+
+def _sampled(inputs: Inputs, number: int) -> Float64:
+    stored, dtype = sample(inputs.stored(number)), inputs.tensor(number).dtype
+    return np.where(finite(stored, dtype), to_float64(stored, dtype), 0.0)
+
+
+def _sampled_before(inputs: Inputs, number: int) -> Float64 | None:
+    before, dtype = finite_reference(inputs.tensor(number), inputs.reference), inputs.tensor(number).dtype
+    return None if before is None else to_float64(sample(before), dtype)

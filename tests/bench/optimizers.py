@@ -1,0 +1,126 @@
+"""What each optimizer's checkpoints cost, and what a restore of one costs its training.
+
+usage: optimizers.py RUNS WORK [--only NAME ...] [--preset resume] [--steps 300] [--every 50]
+A GPT over bytes of a million parameters is trained by each on one thread; RUNS/NAME keeps the run, WORK is new. A line
+an optimizer: the ratio of its last four deltas in closed loop, bits a parameter by part, and KL and gaps of the third
+checkpoint from the end. Exits with 1 if a ratio is under its bar or a gap over it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from command import compress, loop_ratios
+from lion import Lion
+from machine import machine
+from small import SmallJob, text
+from torch import nn
+from torch.optim import Optimizer
+from training import checkpoint_path, quality, run_series
+
+from ckzd.demo_training import ByteModel, Size
+from ckzd.operations.restore import restore
+
+MOST_GAP = 0.005
+SIZE = Size(width=160, layers=3, heads=4, batch=8, context=64, peak_learning_rate=1e-3, warmup_steps=40)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An optimizer, its peak learning rate, and the least ratio of late deltas."""
+
+    make: Callable[..., Optimizer]
+    rate: float
+    least: float = 25.0
+
+
+def muon(parameters: list[nn.Parameter], lr: float) -> Optimizer:
+    """Of matrices; it takes nothing else."""
+    return torch.optim.Muon([parameter for parameter in parameters if parameter.ndim == 2], lr=lr)
+
+
+KINDS = {
+    "adamw": Kind(torch.optim.AdamW, 1e-3),
+    "amsgrad": Kind(partial(torch.optim.AdamW, amsgrad=True), 1e-3),
+    "nadam": Kind(torch.optim.NAdam, 1e-3),
+    "radam": Kind(torch.optim.RAdam, 1e-3),
+    "adamax": Kind(torch.optim.Adamax, 2e-3),
+    "rmsprop": Kind(torch.optim.RMSprop, 3e-4),
+    "rmsprop-momentum": Kind(partial(torch.optim.RMSprop, momentum=0.9), 5e-5),
+    "adagrad": Kind(torch.optim.Adagrad, 1e-2),
+    "adadelta": Kind(torch.optim.Adadelta, 1.0),
+    "adafactor": Kind(torch.optim.Adafactor, 1e-2),
+    "asgd": Kind(torch.optim.ASGD, 0.3),
+    "sgd": Kind(partial(torch.optim.SGD, momentum=0.9), 0.1),
+    "lion": Kind(Lion, 1e-4),
+    "muon": Kind(muon, 2e-2),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerJob(SmallJob):
+    """The same run, by any optimizer; a training.Job."""
+
+    kind: Kind = KINDS["adamw"]
+
+    def make(self) -> tuple[nn.Module, Optimizer]:
+        """As before the first step."""
+        torch.manual_seed(0)
+        model = self.network()
+        return model, self.kind.make(list(model.parameters()), lr=self.peak_learning_rate)
+
+
+def job_of(kind: Kind, steps: int, every: int) -> OptimizerJob:
+    """A run by that optimizer."""
+    network = partial(ByteModel, SIZE)
+    common = OptimizerJob(network, text, steps=steps, every=every, batch=8, warmup_steps=20, kind=kind)
+    return replace(common, peak_learning_rate=kind.rate)
+
+
+def measure(name: str, run: Path, work: Path, preset: str, job: OptimizerJob) -> dict[str, object]:
+    """Train, archive, restore one and resume it."""
+    for _ in run_series(job, run):
+        pass
+    reports = list(compress([run], work / "store", preset))
+    step = job.steps - 2 * job.every
+    restored = work / f"restored_{step}.pt"
+    (archive,) = (report["archive"] for report in reports if report["step"] == step)
+    restore(Path(archive), output=restored)
+    cost = quality(job, checkpoint_path(run, step), restored)
+    bits = {part: round(value, 3) for part, value in reports[-1]["bits"].items() if value >= 0.001}
+    ratio = loop_ratios(reports)["ratio_last_mean"]
+    gaps = [abs(cost[name]) for name in ("resume_gap", "heldout_gap")]
+    met = ratio >= job.kind.least and max(gaps) <= MOST_GAP
+    return {"optimizer": name, "ratio": ratio, "bits": bits, "met": met} | {
+        key: round(value, 6) for key, value in cost.items() if not key.endswith("original")
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", nargs="*", choices=sorted(KINDS), default=sorted(KINDS))
+    parser.add_argument("--preset", default="resume")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--every", type=int, default=50)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps({**machine(), "preset": options.preset}))
+    met = True
+    for name in options.only:
+        (options.work / name).mkdir(parents=True)
+        job = job_of(KINDS[name], options.steps, options.every)
+        row = measure(name, options.runs / name, options.work / name, options.preset, job)
+        print(json.dumps(row), flush=True)
+        met &= bool(row["met"])
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
