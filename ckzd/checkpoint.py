@@ -40,10 +40,10 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One storage, seen as the tensor that covers it; or, in an archive, some of its rows.
+    """Bytes of a storage, seen as the tensor that covers them; or, in an archive, some of its rows.
 
     `path` names it inside its run ("model", "blocks.0.fc.weight"); it is unique in a checkpoint and stays the
-    same from one checkpoint to the next. `shape` is in memory order: the storage is that array, C-contiguous.
+    same from one checkpoint to the next. `shape` is in memory order: the bytes are that array, C-contiguous.
     `dtype` is a torch name; one outside `STORED_AS` is opaque and `shape` then counts bytes.
     """
 
@@ -60,11 +60,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Bytes [offset, offset + nbytes) of a file are the storage `tensors[tensor]`.
+    """Bytes [offset, offset + nbytes) of a file are `tensors[tensor]`.
 
     `crc_offsets` are the places where the file repeats the CRC-32 of these bytes (little-endian uint32). Each
     lies after the hole, or between the previous hole's end and this hole's start. A hole that `continues` starts where
-    the previous one ends and goes on with its storage: CRC-32s are of all of it, and stand with its last hole.
+    the previous one ends and goes on with its tensor, one that `joins` it with another tensor of its storage: CRC-32s
+    are of the whole storage, and stand with its last hole.
     """
 
     tensor: int
@@ -72,6 +73,12 @@ class Hole:
     nbytes: int
     crc_offsets: tuple[int, ...] = ()
     continues: bool = False
+    joins: bool = False
+
+    @property
+    def begins_storage(self) -> bool:
+        """Whether CRC-32s begin with it."""
+        return not (self.continues or self.joins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,7 @@ def sha256_of(pieces: Iterable[Bytes]) -> str:
 
 
 def storages(files: Sequence[FileLayout]) -> dict[int, list[int]]:
-    """The numbers of the tensors in each storage, by that of the first: several where holes continue one."""
+    """The numbers of each tensor's tiles, by that of the first: several where holes continue it."""
     found: dict[int, list[int]] = {}
     for file in files:
         first = -1
@@ -212,7 +219,7 @@ def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[B
                 raise AssertionError(
                     f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}"
                 )
-            crc = zlib.crc32(payload, crc if hole.continues else 0) if wanted else 0
+            crc = zlib.crc32(payload, 0 if hole.begins_storage else crc) if wanted else 0
             patches.update(dict.fromkeys(hole.crc_offsets, crc.to_bytes(4, "little")))
         piece = bytearray(verbatim[position])
         for offset in [offset for offset in patches if start <= offset and offset + 4 <= stop]:

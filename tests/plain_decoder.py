@@ -916,7 +916,7 @@ class PlainArchive:
     def files(self) -> dict[str, bytes]:
         """The restored files."""
         found, position = {}, 0
-        for name, size, holes, *continuing in self.layout["files"]:
+        for name, size, holes, *further in self.layout["files"]:
             file, start, end = bytearray(size), 0, 0
             crcs: dict[int, bytes] = {}
             for tensor, offset, nbytes, *places in [*holes, (None, size, 0)]:
@@ -924,7 +924,7 @@ class PlainArchive:
                 position += offset - end
                 end = offset + nbytes
                 if tensor is not None:
-                    start = start if continuing and tensor in continuing[0] else offset
+                    start = start if any(tensor in numbers for numbers in further) else offset
                     file[offset:end] = self.payload(tensor)
                     crcs |= dict.fromkeys(places, struct.pack("<I", zlib.crc32(file[start:end])))
             for place, crc in crcs.items():

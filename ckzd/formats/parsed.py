@@ -23,23 +23,32 @@ class ParsedFile:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A tensor and the place of its bytes."""
+    """A tensor and the place of its bytes; where its storage begins if it is one of several in it.
+
+    Those fill their storage without a gap, and its CRC-32s stand with the last one.
+    """
 
     tensor: TensorSpec
     offset: int
     crc_offsets: tuple[int, ...] = ()
+    shared: int | None = None
+
+    @property
+    def joins(self) -> bool:
+        """Whether it lies behind another one of its storage."""
+        return self.shared is not None and self.offset > self.shared
 
 
 def collect(
     found: Iterable[Found], subject: str, size: int, optimizers: tuple[Optimizer, ...] = (), step: int | None = None
 ) -> ParsedFile:
     """Number the tensors as they come, sort their holes, make every path unique."""
-    kept = [one for one in found if one.tensor.nbytes >= SMALL_STORAGE_BYTES]
+    kept = [one for one in found if one.shared is not None or one.tensor.nbytes >= SMALL_STORAGE_BYTES]
     verbatim = size - sum(one.tensor.nbytes for one in kept)
     if verbatim > MAX_VERBATIM_BYTES:
         raise BadCheckpoint(subject, f"{verbatim} bytes besides its tensors, at most {MAX_VERBATIM_BYTES} are read")
     tensors = tuple(unique_paths(one.tensor for one in kept))
-    holes = (Hole(n, one.offset, one.tensor.nbytes, one.crc_offsets) for n, one in enumerate(kept))
+    holes = (Hole(n, one.offset, one.tensor.nbytes, one.crc_offsets, joins=one.joins) for n, one in enumerate(kept))
     return ParsedFile(tensors, tuple(sorted(holes, key=lambda hole: hole.offset)), optimizers, step)
 
 

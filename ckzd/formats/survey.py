@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ckzd.checkpoint import STORED_AS, Optimizer, ParamGroup, TensorSpec
+from ckzd.checkpoint import Optimizer, ParamGroup
 from ckzd.errors import BadCheckpoint
-from ckzd.formats.torch_objects import DTYPE_BYTES
 from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, TensorRef, Trail, label, walk
 
 STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
@@ -16,15 +15,17 @@ MAX_OPTIMIZER_ITEMS = 8_000_000  # parameters and settings in all param_groups t
 
 @dataclass(slots=True)
 class StorageUse:
-    """A storage, the trail that first led to it, and how tensors view it."""
+    """A storage, and how tensors view it.
+
+    Places count the references in a pickle, so that tensors can be put in the order in which they stand there.
+    """
 
     ref: StorageRef
-    trail: Trail
-    view: TensorRef | None = None  # the first
-    several_views: bool = False
+    first: tuple[int, Trail]  # place of the first reference, and the trail that led to it
+    views: dict[TensorRef, tuple[int, Trail]] = field(default_factory=dict)  # likewise of each
     several_dtypes: bool = False
 
-    def add(self, node: TensorRef | StorageRef, subject: str) -> None:
+    def add(self, node: TensorRef | StorageRef, place: int, trail: Trail, subject: str) -> None:
         """Note one more reference to the storage."""
         ref = node.storage if isinstance(node, TensorRef) else node
         if ref != self.ref:
@@ -32,9 +33,7 @@ class StorageUse:
             if _nbytes(ref) != _nbytes(self.ref):
                 raise BadCheckpoint(subject, f"storage {ref.key[:80]!a} has two sizes")
         if isinstance(node, TensorRef):
-            self.view = self.view or node
-            self.several_views |= node != self.view
-            self.several_dtypes |= node.dtype != self.view.dtype
+            self.views.setdefault(node, (place, trail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,10 @@ def survey(root: Node, subject: str) -> Survey:
     """Walk the tree once. BadCheckpoint, naming `subject`, if it is nested without end or contradicts itself."""
     uses: dict[str, StorageUse] = {}
     optimizers = _Optimizers()
-    for trail, node in walk(root, subject):
+    for place, (trail, node) in enumerate(walk(root, subject)):
         if isinstance(node, (TensorRef, StorageRef)):
             ref = node.storage if isinstance(node, TensorRef) else node
-            uses.setdefault(ref.key, StorageUse(ref, trail)).add(node, subject)
+            uses.setdefault(ref.key, StorageUse(ref, (place, trail))).add(node, place, trail, subject)
         elif isinstance(node, Mapping) and (groups := optimizers.groups(node)):
             optimizers.found.append(Optimizer(trail.path(subject), groups))
     return Survey(uses, tuple(optimizers.found), _step(root))
@@ -61,39 +60,6 @@ def survey(root: Node, subject: str) -> Survey:
 
 def _nbytes(ref: StorageRef) -> int:
     return ref.elements * ref.element_bytes
-
-
-def spec(use: StorageUse, nbytes: int, subject: str) -> TensorSpec:
-    """The storage as one tensor: shaped like the view that covers it, else flat, else (opaque dtypes) in bytes."""
-    path = use.trail.path(subject)
-    dtype = use.view.dtype if use.view else use.ref.dtype
-    if use.several_dtypes or dtype not in DTYPE_BYTES or nbytes % DTYPE_BYTES[dtype]:
-        dtype = "uint8"
-    if dtype not in STORED_AS:
-        return TensorSpec(path, dtype, (nbytes,), nbytes)
-    elements = nbytes // DTYPE_BYTES[dtype]
-    shape = None if use.view is None or use.several_views else _memory_shape(use.view, elements)
-    return TensorSpec(path, dtype, shape or (elements,), nbytes)
-
-
-def _memory_shape(view: TensorRef, elements: int) -> tuple[int, ...] | None:
-    """The sizes in the order in which memory runs through them, if the view covers all elements once; else None.
-
-    Dimensions of size 1 keep their places: their strides mean nothing.
-    """
-    moving = [axis for axis, size in enumerate(view.shape) if size != 1]
-    ordered = sorted(moving, key=lambda axis: -view.stride[axis])
-    expected = 1
-    for axis in reversed(ordered):
-        if view.stride[axis] != expected:
-            return None
-        expected *= view.shape[axis]
-    if expected != elements or view.offset:
-        return None
-    shape = list(view.shape)
-    for place, axis in zip(moving, ordered, strict=True):
-        shape[place] = view.shape[axis]
-    return tuple(shape)
 
 
 @dataclass(slots=True)

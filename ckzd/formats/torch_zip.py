@@ -1,13 +1,14 @@
-"""torch.save files (the zip format, torch >= 1.6): one hole a storage, everything else verbatim."""
+"""torch.save files (the zip format, torch >= 1.6): one hole a storage or view, everything else verbatim."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import inert_pickle
 from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
 from ckzd.formats.source import FileView
-from ckzd.formats.survey import StorageUse, Survey, spec, survey
+from ckzd.formats.survey import StorageUse, Survey, survey
+from ckzd.formats.views import Part, parts_of, whole
 from ckzd.formats.zip_records import Record, read_records
 
 MAX_VERBATIM_RECORD_BYTES = 1 << 20  # longer records beside the pickle are opaque holes
@@ -43,14 +44,27 @@ def _require_little_endian(view: FileView, record: Record | None) -> None:
         raise BadCheckpoint(view.subject, "its byte order is not little-endian")
 
 
-def _storages(facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> Iterator[Found]:
-    """The storages that tensors refer to, in the order of the pickle."""
+def _storages(facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> list[Found]:
+    """The tensors of all storages that any refers to, in the order of the pickle."""
+    found: list[tuple[int, Found]] = []
     for key, use in facts.uses.items():
         record = records.get(f"{prefix}/data/{key}")
         if record is None:
             raise BadCheckpoint(subject, f"storage {key[:80]!a} has no record in the zip")
         _require_size(use, record, subject)
-        yield Found(spec(use, record.nbytes, subject), record.offset, record.crc_offsets)
+        parts = parts_of(use, record.nbytes, facts.optimizers, subject)
+        if len(parts) > 1 and any(offset < record.offset for offset in record.crc_offsets):
+            parts = [whole(use, record.nbytes, subject)]  # what a restore writes first would wait for what comes last
+        found += zip((part.place for part in parts), _found(parts, record), strict=True)
+    return [one for _, one in sorted(found, key=lambda each: each[0])]
+
+
+def _found(parts: Sequence[Part], record: Record) -> Iterator[Found]:
+    """Where the parts of a storage lie; its CRC-32s stand with the last."""
+    shared = record.offset if len(parts) > 1 else None
+    for part in parts:
+        crc_offsets = record.crc_offsets if part is parts[-1] else ()
+        yield Found(part.tensor, record.offset + part.start, crc_offsets, shared)
 
 
 def _require_size(use: StorageUse, record: Record, subject: str) -> None:

@@ -53,7 +53,7 @@ def read_contents(
         return (
             payload,
             _content(checkpoint, hole.tensor, payload, known),
-            zlib.crc32(payload) if hole.crc_offsets and not hole.continues else 0,
+            zlib.crc32(payload) if hole.crc_offsets and hole.begins_storage else 0,
         )
 
     for file, layout in enumerate(checkpoint.files):
@@ -103,7 +103,7 @@ def _repeats(stored: RawArray) -> bool:
 
 
 class _Crc:
-    """Holds the tensors of one file, tile by tile, against the CRC-32 that it gives for them."""
+    """Holds the storages of one file, hole by hole, against the CRC-32s that it gives for them."""
 
     def __init__(self, checkpoint: Checkpoint, file: int) -> None:
         self._checkpoint, self._file = checkpoint, file
@@ -111,15 +111,15 @@ class _Crc:
         self._crc = self._first = 0
 
     def check(self, hole: Hole, payload: Bytes, own: int) -> None:
-        """Take the next one's bytes; BadCheckpoint if it ends a tensor that is not what the file says.
+        """Take the next one's bytes; BadCheckpoint if it ends a storage that is not what the file says.
 
-        `own` is their CRC-32 if they are a whole tensor.
+        `own` is their CRC-32 if they are a whole storage.
         """
         if not self._given:
             return
-        self._first = self._first if hole.continues else hole.tensor
-        is_whole = hole.crc_offsets and not hole.continues
-        self._crc = own if is_whole else zlib.crc32(payload, self._crc if hole.continues else 0)
+        self._first = hole.tensor if hole.begins_storage else self._first
+        is_whole = hole.crc_offsets and hole.begins_storage
+        self._crc = own if is_whole else zlib.crc32(payload, 0 if hole.begins_storage else self._crc)
         checkpoint, name = self._checkpoint, self._checkpoint.files[self._file].name
         stored = {bytes(checkpoint.source.read(self._file, offset, 4)) for offset in hole.crc_offsets}
         if stored and stored != {self._crc.to_bytes(4, "little")}:

@@ -38,7 +38,8 @@ def _cut(file: FileLayout, tiles: Sequence[Sequence[TensorSpec]], firsts: Sequen
     for hole in file.holes:
         offset = hole.offset
         for number, tile in enumerate(tiles[hole.tensor], firsts[hole.tensor]):
-            holes.append(Hole(number, offset, tile.nbytes, continues=offset > hole.offset))
+            is_first = number == firsts[hole.tensor]
+            holes.append(Hole(number, offset, tile.nbytes, continues=not is_first, joins=is_first and hole.joins))
             offset += tile.nbytes
         holes[-1] = replace(holes[-1], crc_offsets=hole.crc_offsets)
     return replace(file, holes=tuple(holes))

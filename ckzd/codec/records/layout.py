@@ -113,17 +113,22 @@ class Layout:
 def _file_entry(file: FileLayout) -> list[object]:
     holes = [[hole.tensor, hole.offset, hole.nbytes, *hole.crc_offsets] for hole in file.holes]
     continuing = [hole.tensor for hole in file.holes if hole.continues]
-    return [file.name, file.size, holes, *([continuing] if continuing else [])]
+    joining = [hole.tensor for hole in file.holes if hole.joins]
+    further = [continuing, joining] if joining else [continuing] if continuing else []
+    return [file.name, file.size, holes, *further]
 
 
-def _file(name: str, size: int, holes: list[list[int]], continuing: Sequence[int] = ()) -> FileLayout:
-    numbers, carried = (_counts(hole) for hole in holes), frozenset(_counts(continuing))
+def _file(
+    name: str, size: int, holes: list[list[int]], continuing: Sequence[int] = (), joining: Sequence[int] = ()
+) -> FileLayout:
+    numbers = (_counts(hole) for hole in holes)
+    carried, joined = frozenset(_counts(continuing)), frozenset(_counts(joining))
     found = tuple(
-        Hole(tensor, offset, nbytes, tuple(crcs), continues=tensor in carried)
+        Hole(tensor, offset, nbytes, tuple(crcs), continues=tensor in carried, joins=tensor in joined)
         for tensor, offset, nbytes, *crcs in numbers
     )
-    if len(carried) != sum(hole.continues for hole in found):
-        raise ValueError(f"file {name!r}: a tensor continues that is not in it")
+    if len(carried | joined) != sum(not hole.begins_storage for hole in found) or carried & joined:
+        raise ValueError(f"file {name!r}: a tensor goes on with a storage that is not in it, or in two ways")
     return FileLayout(_text(name), _count(size), _UNKNOWN_STAT, found)
 
 
@@ -181,12 +186,15 @@ def _check_holes(layout: Layout) -> None:
 
 
 def _check_tiles(layout: Layout) -> None:
-    """What continues a tensor has the rows behind it, and the path behind its own."""
+    """What goes on with a storage begins where the tensor before ends; what continues a tensor has the rows behind it.
+
+    It has the path behind its own, too.
+    """
     for file in layout.files:
-        if file.holes and file.holes[0].continues:
-            raise ValueError(f"file {file.name!r}: its first tensor cannot continue another")
+        if file.holes and not file.holes[0].begins_storage:
+            raise ValueError(f"file {file.name!r}: its first tensor cannot go on with another's storage")
         for before, hole in pairwise(file.holes):
-            if hole.continues and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
+            if not hole.begins_storage and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
     referenced = frozenset(layout.reference_tensors)
     for first, *others in storages(layout.files).values():

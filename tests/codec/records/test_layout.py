@@ -11,7 +11,7 @@ from codec.chains import Zoo, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec
+from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, storages
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.methods.registry import checked, weight_method
@@ -153,7 +153,10 @@ HOSTILE = {
     "a gap before what continues": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [1]]),
     "a path that continues no other": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [2]]),
     "continued tensors that are no list": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], 2]),
-    "a file of five fields": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], []]),
+    "a file of six fields": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], [], []]),
+    "a joined tensor that is not there": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], [3]]),
+    "a file that starts with what joins": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], [0]]),
+    "a gap before what joins": changed("files", 0, ["a.pt", 200, DOCUMENT["files"][0][2], [], [1]]),
     "a path of numbers": changed("tensors", 0, 0, [1, 2]),
     "two tensors of one path": changed("tensors", 0, 0, ["model", "v"]),
     "a dtype that is no text": changed("tensors", 0, 1, ["float32"]),
@@ -202,6 +205,20 @@ def test_a_layout_with_tiles_comes_back():
     assert Layout.from_json(LAYOUT.to_json()).files[0].holes[2].continues is False
 
 
+def test_tensors_of_one_storage_come_back():
+    """Whatever their paths, dtypes and roles; what has tiles may join another, too."""
+    first, moment, tile = TILES.files[0].holes
+    file = FileLayout("a.pt", 200, STAT, (first, moment, tile, Hole(3, 98, 5, (150,), joins=True)))
+    files = (file, FileLayout("b/c", 40, STAT, (Hole(4, 8, 24, (36,)),)), TILES.files[2])
+    layout = dataclasses.replace(TILES, files=files)
+    assert Layout.from_json(layout.to_json()) == layout
+    assert storages(files) == {0: [0], 1: [1, 2], 3: [3], 4: [4]}
+    both = json.loads(layout.to_json())
+    both["files"][0][4] = [2, 3]
+    with pytest.raises(MALFORMED, match="in two ways"):
+        Layout.from_json(json.dumps(both).encode())
+
+
 @pytest.mark.parametrize("name", NO_TILES)
 def test_a_tile_that_is_none_is_malformed(name):
     wrong = dataclasses.replace(TILES, tensors=(*TILES.tensors[:2], NO_TILES[name], *TILES.tensors[3:]))
@@ -225,6 +242,10 @@ def test_a_storage_is_kept_whole_or_not():
 def test_a_crc_of_half_a_storage_is_malformed():
     holes = (TILES.files[0].holes[0], Hole(1, 50, 24, (150,)), TILES.files[0].holes[2])
     wrong = dataclasses.replace(TILES, files=(dataclasses.replace(TILES.files[0], holes=holes), *TILES.files[1:]))
+    with pytest.raises(MALFORMED, match="does not go on"):
+        Layout.from_json(wrong.to_json())
+    holes = (*holes[:2], dataclasses.replace(holes[2], continues=False, joins=True))
+    wrong = dataclasses.replace(LAYOUT, files=(dataclasses.replace(TILES.files[0], holes=holes), *TILES.files[1:]))
     with pytest.raises(MALFORMED, match="does not go on"):
         Layout.from_json(wrong.to_json())
 
