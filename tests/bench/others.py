@@ -1,6 +1,6 @@
 """A run of another kind, trained here and archived in closed loop: ratio, and what a restore costs.
 
-usage: others.py RUNS WORK --kind vit|convnet [--preset resume] [--step 800]
+usage: others.py RUNS WORK --kind vit|convnet|experts [--preset resume] [--step 800]
 RUNS/KIND/step_000100.pt, ... is the run: trained on one thread if it is not there, gone on with if it is not whole.
 WORK/KIND is new and gets the store and the restored checkpoint. The last line holds the ratio of the last four deltas
 against its bar. The tiny kinds are for tests.
@@ -11,11 +11,14 @@ import json
 import time
 from pathlib import Path
 
+import experts
 import torch
+import vision
 from command import ckzd, compress, loop_ratios
 from machine import machine
 from training import checkpoint_path, quality, run_series
-from vision import JOBS
+
+JOBS = vision.JOBS | experts.JOBS
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from others import JOBS
 from training import checkpoint_path, nudge, quality, run_series
-from vision import JOBS
 
 BENCH = Path(__file__).parent
-KINDS = ["vit-tiny", "convnet-tiny"]
+KINDS = ["vit-tiny", "convnet-tiny", "experts-tiny"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
