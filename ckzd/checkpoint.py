@@ -6,6 +6,7 @@ again from its verbatim bytes and its payloads, in both directions: to hash what
 """
 
 import hashlib
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,13 +45,15 @@ class TensorSpec:
 
     `path` names it inside its run ("model", "blocks.0.fc.weight"); it is unique in a checkpoint and stays the
     same from one checkpoint to the next. `shape` is in memory order: the bytes are that array, C-contiguous.
-    `dtype` is a torch name; one outside `STORED_AS` is opaque and `shape` then counts bytes.
+    `dtype` is a torch name; one outside `STORED_AS` is opaque and `shape` then counts bytes. Tiles with a `stack` are
+    rows of matrices, one under another, of a tensor that has these dimensions before theirs.
     """
 
     path: tuple[str, ...]
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    stack: tuple[int, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -195,10 +198,11 @@ def storages(files: Sequence[FileLayout]) -> dict[int, list[int]]:
 def whole(tiles: Sequence[TensorSpec]) -> TensorSpec:
     """The tensor whose rows they are."""
     first, *others = tiles
-    if not others:
+    if not (others or first.stack):
         return first
-    shape = (sum(tile.shape[0] for tile in tiles), *first.shape[1:])
-    return replace(first, shape=shape, nbytes=sum(tile.nbytes for tile in tiles))
+    rows = sum(tile.shape[0] for tile in tiles) // math.prod(first.stack)
+    shape = (*first.stack, rows, *first.shape[1:])
+    return replace(first, shape=shape, nbytes=sum(tile.nbytes for tile in tiles), stack=())
 
 
 def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[Bytes]) -> Iterator[Bytes]:

@@ -624,6 +624,7 @@ class PlainArchive:
         block = self.entries["index"][8 : 8 + first]
         self.layout_json = unpack(block, self.reference.blob("layout"))
         self.layout = json.loads(self.layout_json)
+        self.layout["tensors"] = [tensor[:4] for tensor in self.layout["tensors"]]  # no stack is needed to decode
         self.index = json.loads(unpack(self.entries["index"][8 + first : 8 + first + second]))
         self.triples = {number: triple for triple in self.layout["triples"] for number in triple}
         self.states = dict(self.layout.get("states", []))

@@ -1,20 +1,25 @@
-"""Large tensors in tiles of rows, each coded as a tensor of its own: memory and the work of one thread have a bound.
+"""Large tensors in tiles of rows, and stacks of matrices in these, each coded as a tensor of its own.
 
+So memory and the work of one thread have a bound, and each of the experts, heads or layers that are fused into one
+tensor has a basis and scales of its own.
 What looks at whole tensors (pairing, CRC-32s, tiles without moments of their own) asks which tiles lie in one storage;
 all else takes tiles for tensors. The first tile keeps the tensor's path; those after it have their number behind it.
 Where a tensor is cut follows from its shape alone, so that a weight and its moments, and one checkpoint and the next,
 are cut alike.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 
-from ckzd.checkpoint import Checkpoint, FileLayout, Hole, TensorSpec
+from ckzd.checkpoint import CODED_FLOATS, Checkpoint, FileLayout, Hole, TensorSpec
 from ckzd.codec.kernels.plain import MAX_DIRECTIONS
 from ckzd.codec.records.layout import plane_shape
+from ckzd.codec.transform.adaptive_basis import MIN_SIDE
 
 MAX_ELEMENTS = 1 << 22  # of a tile of more than 256 rows: some 90 bytes each while it is worked on
+MIN_STACKED = 1 << 14  # elements of a stack's matrix that is a tile: of 2048 names and scales took 0.2 bits each
 
 
 def in_tiles(checkpoint: Checkpoint) -> Checkpoint:
@@ -46,15 +51,40 @@ def _cut(file: FileLayout, tiles: Sequence[Sequence[TensorSpec]], firsts: Sequen
 
 
 def _tiles(tensor: TensorSpec) -> Iterator[TensorSpec]:
-    """A tensor's rows in tiles as even as whole blocks of a basis allow: fewer than 256 rows would lose their basis."""
-    rows, columns = plane_shape(tensor.shape)
-    blocks = -(-rows // MAX_DIRECTIONS)
-    count = -(-blocks // max(1, MAX_ELEMENTS // (MAX_DIRECTIONS * max(columns, 1))))
-    if count <= 1:
+    """A tensor's matrices, each with its rows in parts; small ones are parts of one matrix."""
+    depth = _stack_depth(tensor.shape) if tensor.dtype in CODED_FLOATS and tensor.elements else 0
+    stack, shape = tensor.shape[:depth], tensor.shape[depth:]
+    matrices = math.prod(stack)
+    if depth and math.prod(shape) < MIN_STACKED:
+        shape, matrices = (matrices * shape[0], *shape[1:]), 1
+    rows, columns = plane_shape(shape)
+    counts = list(_parts(rows, columns)) * matrices
+    if not depth and len(counts) == 1:
         yield tensor
         return
-    cuts = [min(rows, blocks * number // count * MAX_DIRECTIONS) for number in range(count + 1)]
-    for number, (start, stop) in enumerate(pairwise(cuts)):
+    row_bytes = tensor.nbytes // (matrices * rows)
+    for number, count in enumerate(counts):
         path = (*tensor.path, f"[{number}]") if number else tensor.path
-        shape, nbytes = (stop - start, *tensor.shape[1:]), tensor.nbytes // rows * (stop - start)
-        yield replace(tensor, path=path, shape=shape, nbytes=nbytes)
+        yield replace(tensor, path=path, shape=(count, *shape[1:]), nbytes=row_bytes * count, stack=stack)
+
+
+def _stack_depth(shape: Sequence[int]) -> int:
+    """How many dimensions number the matrices of a stack: so many that these have the longest shorter side.
+
+    None where first dimension by all others is a matrix with a longer one, as of convolutions: a kernel's sides, which
+    come last, are no matrix.
+    """
+    best, depth = min(plane_shape(shape)), 0
+    for cut in range(2, len(shape)):
+        columns = math.prod(shape[cut:])
+        if min(shape[cut - 1], columns, shape[-1]) >= MIN_SIDE and min(math.prod(shape[:cut]), columns) >= best:
+            best, depth = min(math.prod(shape[:cut]), columns), cut - 1
+    return depth
+
+
+def _parts(rows: int, columns: int) -> Iterator[int]:
+    """A matrix in as many rows as whole blocks of a basis allow, evenly: fewer than 256 would lose their basis."""
+    blocks = -(-rows // MAX_DIRECTIONS)
+    count = max(1, -(-blocks // max(1, MAX_ELEMENTS // (MAX_DIRECTIONS * max(columns, 1)))))
+    cuts = [min(rows, blocks * number // count * MAX_DIRECTIONS) for number in range(count + 1)]
+    return (stop - start for start, stop in pairwise(cuts))

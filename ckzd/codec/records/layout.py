@@ -82,7 +82,7 @@ class Layout:
         """Canonical JSON."""
         document = {
             "files": [_file_entry(file) for file in self.files],
-            "tensors": [[list(t.path), t.dtype, list(t.shape), t.nbytes] for t in self.tensors],
+            "tensors": [_tensor_entry(tensor) for tensor in self.tensors],
             "kept": list(self.reference_tensors),
             "triples": [[t.weight, *t.moments] for t in self.triples],
             "states": [list(pair) for pair in sorted(self.states.items())],
@@ -132,8 +132,14 @@ def _file(
     return FileLayout(_text(name), _count(size), _UNKNOWN_STAT, found)
 
 
-def _tensor(path: list[str], dtype: str, shape: list[int], nbytes: int) -> TensorSpec:
-    tensor = TensorSpec(tuple(_text(part) for part in path), _text(dtype), _counts(shape), _count(nbytes))
+def _tensor_entry(tensor: TensorSpec) -> list[object]:
+    stack = [list(tensor.stack)] if tensor.stack else []
+    return [list(tensor.path), tensor.dtype, list(tensor.shape), tensor.nbytes, *stack]
+
+
+def _tensor(path: list[str], dtype: str, shape: list[int], nbytes: int, stack: Sequence[int] = ()) -> TensorSpec:
+    known = tuple(_text(part) for part in path), _text(dtype), _counts(shape), _count(nbytes)
+    tensor = TensorSpec(*known, _counts(stack))
     itemsize = STORED_AS[dtype].itemsize if dtype in STORED_AS else 1
     if math.prod(tensor.shape) * itemsize != nbytes:
         raise ValueError(f"tensor {tensor.path}: {nbytes} bytes for {dtype} {tensor.shape}")
@@ -201,10 +207,14 @@ def _check_tiles(layout: Layout) -> None:
         whole = layout.tensors[first]
         for number, other in enumerate(others, 1):
             tile = layout.tensors[other]
-            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], first in referenced)
-            found = (tile.path, tile.dtype, tile.shape[1:], other in referenced)
+            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], whole.stack, first in referenced)
+            found = (tile.path, tile.dtype, tile.shape[1:], tile.stack, other in referenced)
             if not (whole.shape and tile.shape) or found != expected:
                 raise ValueError(f"tensor {tile.path}: it cannot continue tensor {whole.path}")
+        if whole.stack:
+            rows, matrices = sum(layout.tensors[n].shape[0] for n in (first, *others)), math.prod(whole.stack)
+            if not (rows and matrices) or rows % matrices:
+                raise ValueError(f"tensor {whole.path}: {rows} rows are no stack of {whole.stack}")
 
 
 def _check_roles(layout: Layout) -> None:

@@ -92,9 +92,55 @@ def test_every_row_is_in_one_tile(shape, itemsize):
     assert [part.path for part in parts] == [("a", "b"), *[("a", "b", f"[{n}]") for n in range(1, len(parts))]]
     assert all(part.nbytes == itemsize * part.elements > 0 for part in parts)
     rows = [part.shape[0] for part in parts]
-    assert len(parts) == 1 or all(count >= 256 for count in rows[:-1])
+    matrices = shape[0] if parts[0].stack and shape[1] * shape[2] >= 1 << 14 else 1
+    rows_of_one = rows[: len(rows) // matrices]
+    assert rows == rows_of_one * matrices
+    assert len(rows_of_one) == 1 or all(count >= 256 for count in rows_of_one[:-1])
     assert max(rows) <= 256 or all(part.elements <= 1 << 13 for part in parts)
     assert max(rows) - min(rows) <= 512
+
+
+STACKS = {
+    "experts": ((8, 128, 256), [(128, 256)] * 8),
+    "more experts than columns": ((64, 256, 64), [(256, 64)] * 64),
+    "layers of heads": ((4, 6, 64, 512), [(64, 512)] * 24),
+    "layers of matrices with heads": ((12, 256, 8, 64), [(256, 8, 64)] * 12),
+    "positions": ((1, 197, 192), [(197, 192)]),
+    "small experts": ((32, 64, 32), [(2048, 32)]),
+    "large experts": ((2, 1024, 256), [(512, 256)] * 4),
+}
+NO_STACKS = {
+    "a convolution": (64, 48, 3, 3),
+    "one of few outputs": (16, 3, 7, 7),
+    "one whose channels come last": (64, 3, 3, 64),
+    "patches": (192, 3, 16, 16),
+    "a long kernel": (768, 48, 128),
+    "a first layer of sound": (128, 1, 80),
+    "heads behind": (512, 8, 64),
+    "narrow matrices": (8, 512, 8),
+    "nothing": (0, 64, 64),
+    "a matrix": (300, 200),
+    "a vector": (5000,),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_is_cut_into_its_matrices(name):
+    """Those that are too small for names of their own are the rows of one."""
+    shape, tiled = STACKS[name]
+    tensor = TensorSpec(("w",), "float32", shape, 4 * int(np.prod(shape)))
+    with mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 17):
+        parts = list(tiles._tiles(tensor))
+    assert [part.shape for part in parts] == tiled
+    assert whole(parts) == tensor
+
+
+@pytest.mark.parametrize("name", NO_STACKS)
+def test_first_dimension_by_all_others_where_that_is_the_better_matrix(name):
+    shape = NO_STACKS[name]
+    tensor = TensorSpec(("w",), "float32", shape, 4 * int(np.prod(shape)))
+    with mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 30):
+        assert list(tiles._tiles(tensor)) == [tensor]
 
 
 def test_a_damaged_tile_is_found(tmp_path):

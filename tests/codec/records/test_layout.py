@@ -5,13 +5,14 @@ import dataclasses
 import json
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from codec.chains import Zoo, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, storages
+from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, storages, whole
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.methods.registry import checked, weight_method
@@ -217,6 +218,31 @@ def test_tensors_of_one_storage_come_back():
     both["files"][0][4] = [2, 3]
     with pytest.raises(MALFORMED, match="in two ways"):
         Layout.from_json(json.dumps(both).encode())
+
+
+STACKED = [TensorSpec(path, "float32", (6, 8), 192, (4, 3)) for path in (("a",), ("a", "[1]"))]
+
+
+def stack_of(*tensors):
+    """A layout of tiles of one tensor."""
+    holes = tuple(Hole(n, sum(t.nbytes for t in tensors[:n]), t.nbytes, (), n > 0) for n, t in enumerate(tensors))
+    file = FileLayout("a.pt", sum(t.nbytes for t in tensors), STAT, holes)
+    return Layout((file,), tensors, tuple(range(len(tensors))), ())
+
+
+def test_a_stack_of_matrices_comes_back():
+    layout = stack_of(*STACKED)
+    assert Layout.from_json(layout.to_json()) == layout
+    assert whole(layout.tensors) == TensorSpec(("a",), "float32", (4, 3, 1, 8), 384)
+    assert Layout.from_json(stack_of(STACKED[0], replace(STACKED[1], shape=(18, 8), nbytes=576)).to_json())
+
+
+@pytest.mark.parametrize("wrong", [{"stack": ()}, {"stack": (3, 4)}, {"shape": (5, 8), "nbytes": 160}])
+def test_rows_that_are_no_stack_are_malformed(wrong):
+    with pytest.raises(MALFORMED):
+        Layout.from_json(stack_of(STACKED[0], replace(STACKED[1], **wrong)).to_json())
+    with pytest.raises(MALFORMED):
+        Layout.from_json(stack_of(replace(STACKED[0], stack=(0, 6))).to_json())
 
 
 @pytest.mark.parametrize("name", NO_TILES)
