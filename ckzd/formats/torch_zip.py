@@ -3,8 +3,10 @@
 import zlib
 from collections.abc import Iterator, Sequence
 
+from ckzd.checkpoint import Optimizer
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import inert_pickle
+from ckzd.formats.flat_states import parted_alike
 from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
 from ckzd.formats.source import FileView
 from ckzd.formats.survey import StorageUse, Survey, survey
@@ -26,8 +28,8 @@ def parse(view: FileView) -> ParsedFile:
     _require_little_endian(view, records.get(f"{prefix}/byteorder"))
     subject = f"{view.subject}/data.pkl"
     facts = survey(inert_pickle.load(_checked(view, pickled), subject), subject)
-    found = [*_storages(facts, records, prefix, subject), *_others(facts, records, prefix)]
-    return collect(found, view.subject, view.size, facts.optimizers, facts.step)
+    found, optimizers = _storages(facts, records, prefix, subject)
+    return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
 
 
 def _checked(view: FileView, record: Record) -> bytes:
@@ -44,19 +46,26 @@ def _require_little_endian(view: FileView, record: Record | None) -> None:
         raise BadCheckpoint(view.subject, "its byte order is not little-endian")
 
 
-def _storages(facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> list[Found]:
-    """The tensors of all storages that any refers to, in the order of the pickle."""
-    found: list[tuple[int, Found]] = []
+def _storages(
+    facts: Survey, records: dict[str, Record], prefix: str, subject: str
+) -> tuple[list[Found], tuple[Optimizer, ...]]:
+    """The tensors of all storages that any refers to, in the order of the pickle, and the optimizers of these."""
+    parts: dict[str, list[Part]] = {}
     for key, use in facts.uses.items():
         record = records.get(f"{prefix}/data/{key}")
         if record is None:
             raise BadCheckpoint(subject, f"storage {key[:80]!a} has no record in the zip")
         _require_size(use, record, subject)
-        parts = parts_of(use, record.nbytes, facts.optimizers, subject)
-        if len(parts) > 1 and any(offset < record.offset for offset in record.crc_offsets):
-            parts = [whole(use, record.nbytes, subject)]  # what a restore writes first would wait for what comes last
-        found += zip((part.place for part in parts), _found(parts, record), strict=True)
-    return [one for _, one in sorted(found, key=lambda each: each[0])]
+        parts[key] = parts_of(use, record.nbytes, facts.optimizers, subject)
+    used = {key: records[f"{prefix}/data/{key}"] for key in parts}
+    optimizers = facts.optimizers
+    if any(offset < record.offset for record in used.values() for offset in record.crc_offsets):
+        for key, some in parts.items():  # what a restore writes first would wait for what comes last
+            parts[key] = some if len(some) == 1 else [whole(facts.uses[key], used[key].nbytes, subject)]
+    else:
+        parts, optimizers = parted_alike(parts, optimizers)
+    placed = [each for key, some in parts.items() for each in zip(some, _found(some, used[key]), strict=True)]
+    return [found for _, found in sorted(placed, key=lambda each: each[0].place)], optimizers
 
 
 def _found(parts: Sequence[Part], record: Record) -> Iterator[Found]:

@@ -15,6 +15,8 @@ from ckzd.formats.survey import StorageUse
 from ckzd.formats.torch_objects import DTYPE_BYTES
 from ckzd.formats.tree import TensorRef, Trail
 
+REST = "<rest>"  # last in the path of what is no view
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -23,6 +25,7 @@ class Part:
     start: int
     tensor: TensorSpec
     place: int
+    is_rest: bool = False  # no view is all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,12 @@ def parts_of(use: StorageUse, nbytes: int, optimizers: Sequence[Optimizer], subj
     end = 0
     for extent in extents:
         if extent.start > end:
-            parts.append(Part(end, _spec(rest, dtype, extent.start - end), place))
+            parts.append(Part(end, _spec(rest, dtype, extent.start - end), place, is_rest=True))
         tensor = TensorSpec(extent.trail.path(subject), extent.dtype, extent.shape, extent.stop - extent.start)
         parts.append(Part(extent.start, tensor, extent.place))
         end = extent.stop
     if end < nbytes:
-        parts.append(Part(end, _spec(rest, dtype, nbytes - end), place))
+        parts.append(Part(end, _spec(rest, dtype, nbytes - end), place, is_rest=True))
     return parts
 
 
@@ -81,7 +84,7 @@ def _spec(path: tuple[str, ...], dtype: str, nbytes: int) -> TensorSpec:
 def _path_of_rest(path: tuple[str, ...], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
     """Beside the tensors of an optimizer it stays out of their states, whose tensors are told by their names."""
     above = [optimizer.path for optimizer in optimizers if path[: len(optimizer.path)] == optimizer.path]
-    return (*max(above, key=len, default=path), "<rest>")
+    return (*max(above, key=len, default=path), REST)
 
 
 def _extents(use: StorageUse, nbytes: int) -> list[_Extent]:

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from codec.chains import compressed_run, same_tensor
+from codec.chains import compressed_run, restored, same_tensor
 from formats.helpers import saved, zip_is_intact
 from plain_decoder import PlainArchive
 
@@ -56,6 +56,46 @@ def test_views_cost_what_tensors_cost(tmp_path):
     assert together[2].methods(together[1]) == apart[2].methods(apart[1])
 
 
+def flattened(run: Path, *, names: bool, count: int = 3) -> list[Path]:
+    """The same network as views of one parameter, which alone the optimizer knows, with moments as flat."""
+    run.mkdir(parents=True)
+    torch.manual_seed(1)
+    shapes = {"0.weight": (300, 48), "0.bias": (300,), "2.weight": (64, 300), "2.bias": (64,)}
+    parameter = torch.nn.Parameter(torch.randn(sum(torch.Size(shape).numel() for shape in shapes.values())) / 10)
+    optimizer = torch.optim.AdamW([("flat", parameter)] if names else [parameter], lr=1e-3)
+    target, paths = torch.randn(48, 64), []
+    for step in range(1, 30 * count + 1):
+        at, views = 0, {}
+        for name, shape in shapes.items():
+            views[name] = parameter[at : at + torch.Size(shape).numel()].view(shape)
+            at += views[name].numel()
+        inputs = torch.randn(64, 48)
+        found = torch.tanh(inputs @ views["0.weight"].T + views["0.bias"]) @ views["2.weight"].T + views["2.bias"]
+        optimizer.zero_grad()
+        (found - torch.sin(inputs @ target)).pow(2).mean().backward()
+        optimizer.step()
+        if step % 30 == 0:
+            model = {name: view.detach() for name, view in views.items()} | {"flat": parameter.detach()}
+            paths.append(saved(run / f"step_{step}.pt", {"model": model, "optimizer": optimizer.state_dict()}))
+    return paths
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_moments_of_a_flat_parameter_are_those_of_its_views(tmp_path, names):
+    """With the parameter's own name in the optimizer, too, which says nothing of the views."""
+    archives = compressed_run(flattened(tmp_path / "run", names=names))
+    methods = {name: method.value for name, method in archives[2].methods(archives[1]).items()}
+    assert "model.flat" not in methods
+    assert {methods["model.0.weight"], methods["model.2.weight"]} <= {"framed", "factored"}
+    assert {methods["optimizer.state.0[0].exp_avg_sq"], methods["optimizer.state.0[2].exp_avg_sq"]} == {"fill"}
+    assert same_layout(restored(archives[2], archives[1]))
+
+
+def same_layout(state):
+    """Whether all weights still lie in one storage."""
+    return len({tensor.untyped_storage().data_ptr() for tensor in state["model"].values()}) == 1
+
+
 @pytest.mark.parametrize("preset", ["resume", "lossless"])
 def test_a_chain_of_views_restores(tmp_path, preset):
     """By ckzd and by a decoder that was written from the format's page; some of the views are cut into tiles."""
@@ -71,8 +111,8 @@ def test_a_chain_of_views_restores(tmp_path, preset):
         assert zip_is_intact(target.read_bytes())
     assert all(archive.layout["files"][0][3:])
     state, original = torch.load(target), torch.load(report.checkpoint)
+    assert same_layout(state)
     for name, tensor in state["model"].items():
-        assert tensor.untyped_storage().data_ptr() == state["model"]["0.weight"].untyped_storage().data_ptr()
         is_lossy = preset != "lossless" and tensor.numel() > 64
         assert same_tensor(tensor, original["model"][name]) != is_lossy
 

@@ -137,3 +137,34 @@ def test_any_views_leave_no_byte_out_and_none_twice(tmp_path_factory, spans):
     checkpoint = read_checkpoint(path)
     assert_lossless(checkpoint, path)
     assert sum(tensor.nbytes for tensor in checkpoint.tensors) == flat.nbytes
+
+
+def flat_optimizer(elements, key=0):
+    """A state dict of Adam over one flat parameter."""
+    moments = {name: torch.ones(elements) for name in ("exp_avg", "exp_avg_sq")}
+    return {"state": {key: {"step": torch.tensor(1.0), **moments}}, "param_groups": [{"params": [key], "lr": 1e-3}]}
+
+
+def test_a_flat_moment_is_parted_as_the_storage_of_its_views(tmp_path):
+    """In memory biases come last, in the pickle each behind its weight; padding belongs to nobody."""
+    shapes = {"a.weight": (20, 30), "b.weight": (40, 10), "a.bias": (64,), "b.bias": (80,)}
+    _, views = laid_out({name: torch.ones(shape) for name, shape in shapes.items()}, padding=1)
+    model = {name: views[name] for name in ("a.weight", "a.bias", "b.weight", "b.bias")}
+    path = saved(tmp_path / "x.pt", {"model": model, "optimizer": flat_optimizer(1148)})
+    found = parts(path)
+    assert [found[f"optimizer/state/0[{n}]/exp_avg"] for n in (0, 2, 4, 6)] == list(shapes.values())
+    assert found["optimizer/<rest>"] == (1,)
+    (group,) = read_checkpoint(path).optimizers[0].groups
+    assert group.ids == ("0[0]", "0[4]", "0[2]", "0[6]")
+
+
+def test_a_flat_moment_stays_whole_where_it_may_be_anothers(tmp_path):
+    tensors = {"a": torch.ones(20, 30), "b": torch.ones(40, 10)}
+    _, views = laid_out(tensors)
+    copies = {f"ema.{name}": view for name, view in laid_out(tensors)[1].items()}
+    turned = {f"other.{name}": tensor for name, tensor in reversed(tensors.items())}
+    moments = {}
+    for name, more in {"copy": copies, "others": laid_out(turned)[1], "flat": {"c": torch.ones(1000)}}.items():
+        state = {"model": views | more, "optimizer": flat_optimizer(1000)}
+        moments[name] = parts(saved(tmp_path / f"{name}.pt", state)).get("optimizer/state/0/exp_avg")
+    assert moments == {"copy": None, "others": (1000,), "flat": (1000,)}
