@@ -20,6 +20,8 @@ def parted_alike(
 ) -> tuple[dict[str, list[Part]], tuple[Optimizer, ...]]:
     """Storages with flat moments in parts, and the optimizers that hold them."""
     models = _models_by_elements(storages, optimizers)
+    if not models:
+        return {key: list(parts) for key, parts in storages.items()}, tuple(optimizers)
     parted = {key: list(parts) for key, parts in storages.items()}
     flat: dict[tuple[tuple[str, ...], str], Sequence[Part]] = {}
     for key, (moment, *others) in storages.items():
@@ -42,6 +44,8 @@ def _optimizer_of(part: Part, optimizers: Sequence[Optimizer]) -> Optimizer | No
 def _models_by_elements(storages: _Storages, optimizers: Sequence[Optimizer]) -> dict[int, Sequence[Part]]:
     """Storages of views of one dtype, by their elements, where no other tensor of as many is flat or in other parts."""
     found: dict[int, list[Sequence[Part]]] = defaultdict(list)
+    if all(len(parts) == 1 for parts in storages.values()):
+        return {}
     for parts in storages.values():
         is_flat = len(parts) > 1 or len(parts[0].tensor.shape) == 1
         if is_flat and _optimizer_of(parts[0], optimizers) is None and len({part.tensor.dtype for part in parts}) == 1:

@@ -42,10 +42,43 @@ WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", 
 }
 
 
+class Beside:
+    """What has no two moments: RMSprop's weights, an average of another module, its rounded copy, a table alone."""
+
+    def __init__(self, other: torch.nn.Module) -> None:
+        self.other, self.table = other, 0.1 * torch.randn(32, 24)
+        self.free = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.Linear(32, 32))
+        self.shaped = torch.exp(2.0 * torch.randn(32, 48))  # its variances are far from rank 1
+        self.centred = torch.optim.RMSprop(self.free.parameters(), lr=1e-4, momentum=0.9, centered=True)
+        self.average = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+
+    def follow(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """One step, float32 (B, 48) -> (B, 160)."""
+        self.centred.zero_grad()
+        (self.free(inputs) - outputs[:, :32]).pow(2).mean().backward()
+        self.free[0].weight.grad.mul_(self.shaped)
+        self.centred.step()
+        self.table += 1e-3 * torch.outer(inputs[0, :32], outputs[0, :24])
+        for name, tensor in self.other.state_dict().items():
+            self.average[name].lerp_(tensor, 0.05)
+
+    def state(self) -> dict[str, dict]:
+        """All of it."""
+        narrow = {name: tensor.bfloat16() for name, tensor in self.other.state_dict().items()}
+        return {
+            "free": self.free.state_dict(),
+            "centred": self.centred.state_dict(),
+            "narrow": narrow,
+            "average": self.average,
+            "bare": {"table": self.table},
+        }
+
+
 def write_run(run: Path) -> None:
     """A small real run: matrices with structured gradients, biases, a lone momentum, odd tensors, a NaN, a mask.
 
-    The second moments of `uneven` are far from rank 1, and those of `pure` underflow in float16.
+    The second moments of `uneven` are far from rank 1, and those of `pure` underflow in float16. All weights of `model`
+    are views into one storage; `stack` is one of small matrices.
     """
     torch.manual_seed(7)
     inputs, outputs = torch.randn(512, 48) @ torch.diag(torch.logspace(-1, 1, 48)), torch.randn(512, 160)
@@ -58,11 +91,10 @@ def write_run(run: Path) -> None:
     pure = torch.nn.Linear(48, 20).half()
     mask, scale = torch.rand(24, 48) < 0.5, torch.exp(1.5 * torch.randn(64, 24))
     pruned.weight.data.mul_(mask)
+    beside = Beside(other)
+    stack = torch.nn.Parameter(torch.randn(3, 24, 16))
+    fused = torch.optim.Adam([stack], lr=1e-3, betas=(0.0, 0.99))
     masked = torch.optim.Adam([*pruned.parameters(), *uneven.parameters()], lr=1e-3, betas=(0.0, 0.99))
-    free, bare = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.Linear(32, 32)), 0.1 * torch.randn(32, 24)
-    shaped = torch.exp(2.0 * torch.randn(32, 48))
-    centred = torch.optim.RMSprop(free.parameters(), lr=1e-4, momentum=0.9, centered=True)
-    average = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     halved = torch.optim.Adam(pure.parameters(), lr=1e-3, betas=(0.0, 0.99), eps=1e-4)
     for step in range(1, max(STEPS) + 1):
         rows = torch.randint(512, (32,))
@@ -81,23 +113,29 @@ def write_run(run: Path) -> None:
         pure.weight.grad = (3e-4 * torch.randn(20, 48) * torch.logspace(-1, 1, 20)[:, None]).half()
         pure.bias.grad = torch.zeros(20).half()
         halved.step()
-        centred.zero_grad()
-        (free(inputs[rows]) - outputs[rows, :32]).pow(2).mean().backward()
-        free[0].weight.grad.mul_(shaped)
-        centred.step()
-        bare += 1e-3 * torch.outer(inputs[rows[0], :32], outputs[rows[0], :24])
-        for name, tensor in other.state_dict().items():
-            average[name].lerp_(tensor, 0.05)
+        stack.grad = torch.einsum("er,c->erc", torch.randn(3, 24), outputs[rows[0], :16])
+        fused.step()
+        beside.follow(inputs[rows], outputs[rows])
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
             extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "extra": extra}
+            state = {
+                "model": in_one_storage(model.state_dict()),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "extra": extra,
+            }
             state |= {"other": other.state_dict(), "momentum": momentum.state_dict(), "pruned": pruned.state_dict()}
             state |= {"uneven": uneven.state_dict(), "masked": masked.state_dict(), "pure": pure.state_dict()}
-            state |= {"halved": halved.state_dict(), "free": free.state_dict(), "centred": centred.state_dict()}
-            state |= {"narrow": {name: tensor.bfloat16() for name, tensor in other.state_dict().items()}}
-            state |= {"average": average, "bare": {"table": bare}}
+            state |= beside.state() | {"halved": halved.state_dict()}
+            state |= {"stack": stack.detach(), "fused": fused.state_dict()}
             torch.save(state, run / f"step_{step}.pt")
+
+
+def in_one_storage(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of them, one behind the other."""
+    pieces = torch.cat([tensor.flatten() for tensor in tensors.values()]).split([t.numel() for t in tensors.values()])
+    return {name: piece.view(tensors[name].shape) for name, piece in zip(tensors, pieces, strict=True)}
 
 
 def main() -> None:
@@ -136,8 +174,10 @@ def main() -> None:
                     ("zeros", "otherwise" if len(mask) > 1 else "as expected") for mask in archive.index["zeros"]
                 }
                 expected[f"{preset}/{target.name}"] = {"restored": manifest.restored, "coders": manifest.coders}
-                if not any(len(file) == 4 for file in archive.layout["files"]):
-                    raise SystemExit(f"{target}: no tensor is cut")
+                if not any(len(file) == 5 and all(file[3:]) for file in archive.layout["files"]):
+                    raise SystemExit(f"{target}: no tensor is cut, or none joins another")
+                if not any(len(tensor) == 5 for tensor in json.loads(archive.layout_json)["tensors"]):
+                    raise SystemExit(f"{target}: no tensor is a stack")
     if not methods >= WANTED:
         raise SystemExit(f"the run has no {WANTED - methods}")
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
