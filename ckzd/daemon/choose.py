@@ -20,7 +20,7 @@ from ckzd.daemon.states import ARCHIVED_AND_THERE, WAITING, Row, State
 from ckzd.daemon.status import effort_of, replacing_stopped
 from ckzd.daemon.stores import Stores
 from ckzd.defaults import Effort
-from ckzd.formats.directory import is_text
+from ckzd.formats.listing import is_text
 from ckzd.operations.room import FREE_CHECKPOINTS
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from ckzd.checkpoint import Checkpoint, FileLayout
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import sniff
-from ckzd.formats.directory import is_replaced, is_text, read_directory
+from ckzd.formats.directory import read_directory
+from ckzd.formats.listing import is_replaced, is_text
 from ckzd.formats.names import POINTER_SUFFIX, step_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat

@@ -5,6 +5,8 @@ import re
 POINTER_SUFFIX = ".ckz"  # stands beside where a replaced file stood
 POINTER_NAME = "ckzd.json"  # stands inside a replaced directory
 TRAINER_STATE = "trainer_state.json"
+METADATA = ".metadata"  # of torch.distributed.checkpoint: what lies where
+SHARD_SUFFIX = ".distcp"  # of its files
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # Hugging Face's just-in-time checkpoints remove it last
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar")
@@ -98,6 +100,11 @@ def is_temporary(name: str) -> bool:
 def is_being_written(name: str) -> bool:
     """A temporary name inside a checkpoint's directory: its writer is still at work, or died."""
     return _BEING_WRITTEN.fullmatch(name) is not None
+
+
+def is_written_last(name: str) -> bool:
+    """What frameworks write into the directory of a checkpoint when all else is there."""
+    return name in {TRAINER_STATE, METADATA}
 
 
 def is_part(name: str) -> bool:

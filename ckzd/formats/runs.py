@@ -5,18 +5,15 @@ Scans go on beside a job that creates, replaces and deletes: what vanishes meanw
 
 import contextlib
 import os
-import re
 import stat
 from pathlib import Path
 
 from ckzd.errors import CkzdError
 from ckzd.formats import sniff
-from ckzd.formats.directory import Listing, list_directory, require_parts, trainer_step
-from ckzd.formats.names import INCOMPLETE_MARKER, TENSOR_SUFFIXES, TRAINER_STATE, hugging_face_step
-from ckzd.formats.source import FileSource, FileView, as_ckzd_errors
+from ckzd.formats.frameworks import reader_of
+from ckzd.formats.listing import Listing, list_directory
+from ckzd.formats.source import FileSource, as_ckzd_errors
 from ckzd.formats.units import look_into
-
-_RNG_STATE = re.compile(r"rng_state_(\d{1,6})\.pth")
 
 
 def looks_like_checkpoint(path: Path) -> bool:
@@ -55,30 +52,6 @@ def completeness(path: Path) -> str | None:
 
 
 def _require_complete_directory(listing: Listing) -> None:
-    """Hugging Face's rule: trainer_state.json is written last and names the directory's step."""
-    path = listing.path
-    if INCOMPLETE_MARKER in listing.names:
-        raise CkzdError(path, f"{INCOMPLETE_MARKER} is still there")
-    if TRAINER_STATE not in listing.names:
-        raise CkzdError(path, f"{TRAINER_STATE} missing")
-    with contextlib.closing(FileSource([path / name for name in listing.names])) as source:
+    with contextlib.closing(FileSource([listing.path / name for name in listing.names])) as source:
         views = [source.view(number) for number in range(len(listing.names))]
-        step, named = trainer_step(views), hugging_face_step(path.name)
-        if named is not None and step != named:
-            raise CkzdError(path, f"{TRAINER_STATE} says step {step}")
-        require_parts(views)
-        _require_random_states(listing)
-        for view in views:
-            _require_end(view)
-
-
-def _require_random_states(listing: Listing) -> None:
-    """With several ranks each writes its own, and nobody waits for the others."""
-    ranks = {int(match[1]) for match in map(_RNG_STATE.fullmatch, listing.names) if match}
-    if missing := set(range(max(ranks, default=-1))) - ranks:
-        raise CkzdError(listing.path, f"rng_state_{min(missing)}.pth missing")
-
-
-def _require_end(view: FileView) -> None:
-    if view.name.endswith(TENSOR_SUFFIXES) and sniff.parser_of(view) is not None:
-        sniff.require_end(view)
+        reader_of(listing.path).require_complete(listing, views)

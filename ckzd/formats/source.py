@@ -7,7 +7,7 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckzd.access import plain_mode
@@ -153,19 +153,26 @@ def read_exactly(descriptor: int, offset: int, nbytes: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileView:
-    """What a parser sees of a file: its size, and bytes inside it."""
+    """What a parser sees of a file, or of a part of it: its size, and bytes inside it."""
 
     source: FileSource
     file: int
     subject: str
     name: str
     size: int
+    start: int = 0  # in the file
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes that the file itself refers to: BadCheckpoint if they lie outside."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise BadCheckpoint(self.subject, f"refers to {nbytes} bytes at {offset} in a file of {self.size} bytes")
-        return self.source.read(self.file, offset, nbytes)
+        return self.source.read(self.file, self.start + offset, nbytes)
+
+    def part(self, offset: int, nbytes: int) -> "FileView":
+        """A file inside this one; BadCheckpoint if it does not lie in it."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise BadCheckpoint(self.subject, f"expected {nbytes} bytes at {offset} in a file of {self.size} bytes")
+        return replace(self, subject=f"{self.subject}@{offset}", size=nbytes, start=self.start + offset)
 
 
 class Window:

@@ -10,6 +10,7 @@ from ckzd.formats.flat_states import parted_alike
 from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
 from ckzd.formats.source import FileView
 from ckzd.formats.survey import StorageUse, Survey, survey
+from ckzd.formats.tree import Node
 from ckzd.formats.views import Part, parts_of, whole
 from ckzd.formats.zip_records import Record, read_records
 
@@ -18,6 +19,20 @@ MAX_VERBATIM_RECORD_BYTES = 1 << 20  # longer records beside the pickle are opaq
 
 def parse(view: FileView) -> ParsedFile:
     """Read everything but the tensors' bytes. BadCheckpoint for what torch.save would not have written."""
+    records, prefix, root = _opened(view)
+    subject = f"{view.subject}/data.pkl"
+    facts = survey(root, subject)
+    found, optimizers = _storages(facts, records, prefix, subject)
+    return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
+
+
+def load(view: FileView) -> Node:
+    """What was saved, without the tensors' bytes; BadCheckpoint as `parse`."""
+    return _opened(view)[2]
+
+
+def _opened(view: FileView) -> tuple[dict[str, Record], str, Node]:
+    """The records by name, what their names begin with, and the tree that is pickled among them."""
     records = {record.name: record for record in read_records(view)}
     prefix = next(iter(records), "").split("/", 1)[0]
     pickled = records.get(f"{prefix}/data.pkl")
@@ -26,10 +41,7 @@ def parse(view: FileView) -> ParsedFile:
     if pickled.nbytes > inert_pickle.MAX_PICKLE_BYTES:
         raise BadCheckpoint(view.subject, f"data.pkl of {pickled.nbytes} bytes is too large")
     _require_little_endian(view, records.get(f"{prefix}/byteorder"))
-    subject = f"{view.subject}/data.pkl"
-    facts = survey(inert_pickle.load(_checked(view, pickled), subject), subject)
-    found, optimizers = _storages(facts, records, prefix, subject)
-    return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
+    return records, prefix, inert_pickle.load(_checked(view, pickled), f"{view.subject}/data.pkl")
 
 
 def _checked(view: FileView, record: Record) -> bytes:

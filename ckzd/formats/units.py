@@ -1,7 +1,7 @@
 """What in a directory is one checkpoint, what is part of a larger one, and what is left alone, and why.
 
-A checkpoint is replaced whole or not at all. Known whole are single files and directories of Hugging Face's Trainer.
-Directories and files that bear the marks of another framework, directories named after a step that hold several tensor
+A checkpoint is replaced whole or not at all. Known whole are single files and the directories that `frameworks` reads.
+Directories and files that bear the marks of others, directories named after a step that hold several tensor
 files, and the parts that several processes write of one checkpoint are left alone whole. Several files of one step that
 say no more of each other (G_200.pth and D_200.pth) are checkpoints of their own, and one unit to whoever replaces them.
 """
@@ -9,7 +9,6 @@ say no more of each other (G_200.pth and D_200.pth) are checkpoints of their own
 import contextlib
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from typing import Final
 
 from ckzd.errors import CkzdError
 from ckzd.formats import sniff
-from ckzd.formats.directory import is_replaced
+from ckzd.formats.frameworks import framework_of
+from ckzd.formats.frameworks.hugging_face import HUGGING_FACE
+from ckzd.formats.listing import is_replaced
 from ckzd.formats.names import (
     CHECKPOINT_SUFFIXES,
     POINTER_NAME,
     POINTER_SUFFIX,
     TENSOR_SUFFIXES,
-    TRAINER_STATE,
-    hugging_face_step,
     is_only_numbers,
     is_part,
     is_temporary,
@@ -117,7 +116,7 @@ class Contents:
 def look_into(directory: Path) -> Contents:
     """Tell apart what is in a directory. What vanishes meanwhile is simply not there; nothing raises."""
     files, folders = _names(directory)
-    if POINTER_NAME in files or is_trainer_directory(directory):
+    if POINTER_NAME in files or framework_of(directory) is not None:
         return Contents(directory)
     if kind := _kind_of_directory(directory, files, folders):
         return Contents(directory, left_alone=(LeftAlone(directory, kind),))
@@ -126,7 +125,7 @@ def look_into(directory: Path) -> Contents:
     for path in (directory / name for name in folders if not name.startswith(".")):
         if os.path.lexists(path / POINTER_NAME):
             pointers = True
-        if not is_trainer_directory(path):
+        if framework_of(path) is None:
             if not os.path.lexists(path / POINTER_NAME):
                 inner.append(path)
         elif kind := _kind_of_directory(path, *_names(path)):
@@ -141,28 +140,10 @@ def left_alone(path: Path) -> LeftAlone | None:
     for place in (*path.parents[MAX_ABOVE - 1 :: -1], path):  # the largest
         if kind := _kind_of_directory(place, *_names(place)):
             return LeftAlone(place, kind)
-    if is_trainer_directory(path.parent):
-        return LeftAlone(path.parent, "hugging_face")
+    framework = framework_of(path.parent)
+    if framework is not None:
+        return LeftAlone(path.parent, framework.kind if framework is HUGGING_FACE else "parts")
     return next((found for found in look_into(path.parent).left_alone if found.path == path), None)
-
-
-def is_trainer_directory(path: Path) -> bool:
-    """A directory as Hugging Face's Trainer writes it, by its names; not one that was replaced.
-
-    Where only trainer_state.json says so, nothing else that may be a checkpoint stands in it: it may be a whole run's.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        if not stat.S_ISDIR(os.lstat(path).st_mode) or is_temporary(path.name) or is_replaced(path):
-            return False
-        if hugging_face_step(path.name) is not None:
-            return True
-        if os.path.lexists(path / TRAINER_STATE):
-            return not any(map(_is_of_a_run, os.listdir(path)))  # noqa: PTH208
-    return False
-
-
-def _is_of_a_run(name: str) -> bool:
-    return hugging_face_step(name) is not None or (name.endswith(CHECKPOINT_SUFFIXES) and not is_part(name))
 
 
 def _names(directory: Path) -> tuple[set[str], set[str]]:
@@ -186,10 +167,11 @@ def _kind_of_directory(directory: Path, files: set[str], folders: set[str]) -> s
     """The kind of the directory that is a checkpoint as a whole and is left alone; None for any other."""
     if POINTER_NAME in files and is_replaced(directory):
         return None
+    framework = framework_of(directory)
     for kind, of_files, of_folders in _FRAMEWORKS:
         if any(map(of_files.fullmatch, files)) or any(map(of_folders.fullmatch, folders)):
-            return kind
-    if is_trainer_directory(directory):
+            return None if framework is not None and framework.kind == kind else kind
+    if framework is not None:
         return "deepspeed" if any(map(_DEEPSPEED_TAG.fullmatch, folders)) else None
     if _is_tracked(directory):
         return "megatron"

@@ -11,6 +11,7 @@ from formats.helpers import assert_lossless, rebuilt, saved
 from ckzd.checkpoint import FileStat
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.formats import completeness, directory, is_replaced, parsed, read_checkpoint
+from ckzd.formats.frameworks import framework, hugging_face
 
 WEIGHT = bytes(range(256)) * 4
 
@@ -194,7 +195,7 @@ def test_a_directory_without_tensors_is_no_checkpoint(tmp_path):
 
 
 def test_long_files_of_unknown_format_are_opaque_holes(checkpoint_100, monkeypatch):
-    for module in (directory, parsed):
+    for module in (framework, parsed):
         monkeypatch.setattr(module, "OPAQUE_HOLE_BYTES", 1000)
     (checkpoint_100 / "weights.bin").write_bytes(os.urandom(2500))
     (checkpoint_100 / "short.bin").write_bytes(os.urandom(1000))
@@ -213,14 +214,14 @@ def test_too_much_that_is_no_tensor_is_refused(checkpoint_100, monkeypatch):
 
 
 def test_files_that_come_or_go_while_it_is_read_are_noticed(checkpoint_100, monkeypatch):
-    parse = directory._parse
+    parse = hugging_face.parse_file
 
     def slow_parse(view):
         if view.name == "scheduler.pt":
             (checkpoint_100 / "rng_state_1.pth").write_bytes(b"")
         return parse(view)
 
-    monkeypatch.setattr(directory, "_parse", slow_parse)
+    monkeypatch.setattr(hugging_face, "parse_file", slow_parse)
     with pytest.raises(SourceChanged, match="came or went"):
         read_checkpoint(checkpoint_100)
 

@@ -1,0 +1,38 @@
+"""Directories that frameworks write as checkpoints, a file each: which are theirs, finished, and what is in them."""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from ckzd.formats.frameworks.framework import Framework
+from ckzd.formats.frameworks.hugging_face import HUGGING_FACE
+from ckzd.formats.listing import is_replaced
+from ckzd.formats.names import is_temporary
+
+FRAMEWORKS: Final = (HUGGING_FACE,)  # the first that knows a directory reads it
+
+__all__ = ["FRAMEWORKS", "Framework", "framework_of", "reader_of"]
+
+
+def framework_of(path: Path) -> Framework | None:
+    """Whose checkpoint a directory is, by its names; None where it is nobody's, or was replaced."""
+    with contextlib.suppress(OSError, ValueError):
+        if stat.S_ISDIR(os.lstat(path).st_mode) and not is_temporary(path.name) and not is_replaced(path):
+            return _by_names(path)
+    return None
+
+
+def reader_of(path: Path) -> Framework:
+    """Who reads a directory that somebody calls a checkpoint: file by file where no framework knows it."""
+    with contextlib.suppress(OSError, ValueError):
+        return _by_names(path) or HUGGING_FACE
+    return HUGGING_FACE
+
+
+def _by_names(path: Path) -> Framework | None:
+    with os.scandir(path) as entries:
+        folders = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    inside = frozenset(folders), frozenset(name for name, is_folder in folders.items() if is_folder)
+    return next((framework for framework in FRAMEWORKS if framework.recognises(path, *inside)), None)

@@ -1,0 +1,67 @@
+"""What ckzd asks of a framework about a directory, and reading a directory file by file."""
+
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckzd.checkpoint import Hole, Optimizer, TensorSpec
+from ckzd.formats import sniff
+from ckzd.formats.listing import Listing
+from ckzd.formats.names import TENSOR_SUFFIXES
+from ckzd.formats.parsed import OPAQUE_HOLE_BYTES, ParsedFile, collect, opaque
+from ckzd.formats.source import FileView
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedDirectory:
+    """The tensors of all files, and the holes of each file in the order of the files."""
+
+    tensors: tuple[TensorSpec, ...]
+    holes: tuple[tuple[Hole, ...], ...]
+    optimizers: tuple[Optimizer, ...] = ()
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """Whose checkpoints are directories of one kind.
+
+    `recognises(path, names, folders)` tells them by the names in them, finished or not; `folders` are those of
+    directories. `require_complete(listing, views)` raises CkzdError, saying what is missing, while one is not finished.
+    It is cheap: that all parses whole is for `read(views)` to find, which raises BadCheckpoint.
+    """
+
+    kind: str
+    recognises: Callable[[Path, AbstractSet[str], AbstractSet[str]], bool]
+    require_complete: Callable[[Listing, Sequence[FileView]], None]
+    read: Callable[[Sequence[FileView]], ParsedDirectory]
+
+
+def parse_file(view: FileView) -> ParsedFile:
+    """A file by its name and first bytes. What is named like a tensor file and starts like one must be one."""
+    if view.name.endswith(TENSOR_SUFFIXES):
+        parser = sniff.parser_of(view)
+        if parser is not None:
+            return parser(view)
+    long = view.size > OPAQUE_HOLE_BYTES
+    return collect(opaque(("<bytes>",), 0, view.size) if long else (), view.subject, view.size)
+
+
+def together(names: Sequence[str], parsed: Sequence[ParsedFile]) -> ParsedDirectory:
+    """Number the tensors of all files through, and put each file's name before its paths."""
+    tensors: list[TensorSpec] = []
+    optimizers: list[Optimizer] = []
+    holes: list[tuple[Hole, ...]] = []
+    for name, one in zip(names, parsed, strict=True):
+        holes.append(tuple(replace(hole, tensor=hole.tensor + len(tensors)) for hole in one.holes))
+        tensors.extend(replace(tensor, path=(name, *tensor.path)) for tensor in one.tensors)
+        optimizers.extend(replace(optimizer, path=(name, *optimizer.path)) for optimizer in one.optimizers)
+    return ParsedDirectory(tuple(tensors), tuple(holes), tuple(optimizers))
+
+
+def require_ends(views: Sequence[FileView]) -> None:
+    """The cheap test of every tensor file: its writer has come to its end."""
+    for view in views:
+        if view.name.endswith(TENSOR_SUFFIXES) and sniff.parser_of(view) is not None:
+            sniff.require_end(view)
