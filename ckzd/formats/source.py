@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from ckzd.access import plain_mode
 from ckzd.checkpoint import FileStat
@@ -17,6 +18,8 @@ from ckzd.file_marks import is_unchanged
 
 MAX_OPEN_FILES = 8
 WINDOW_BYTES = 4096
+PAGE_BYTES = 16 << 10
+MAX_PAGES = 8
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not make us wait
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ENODEV}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
@@ -151,11 +154,47 @@ def read_exactly(descriptor: int, offset: int, nbytes: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+class Readable(Protocol):
+    """Whatever `FileView` reads from."""
+
+    def read(self, file: int, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes of file number `file`."""
+        ...
+
+
+class PagedSource:
+    """For many short reads of one file that lie close together: pages are read once."""
+
+    def __init__(self, source: Readable, end: int) -> None:
+        self._source = source
+        self._end = end  # of what may be read
+        self._pages: dict[int, bytes] = {}  # by number, oldest use first
+
+    def read(self, file: int, offset: int, nbytes: int) -> bytes:
+        """As `FileSource.read`; what is longer than a page is read past them."""
+        if nbytes > PAGE_BYTES:
+            return self._source.read(file, offset, nbytes)
+        first, last = offset // PAGE_BYTES, (offset + max(nbytes, 1) - 1) // PAGE_BYTES
+        pages = b"".join(self._page(file, number) for number in range(first, last + 1))
+        start = offset - first * PAGE_BYTES
+        return pages[start : start + nbytes]
+
+    def _page(self, file: int, number: int) -> bytes:
+        page = self._pages.pop(number, None)
+        if page is None:
+            start = number * PAGE_BYTES
+            page = self._source.read(file, start, min(PAGE_BYTES, self._end - start))
+            if len(self._pages) >= MAX_PAGES:
+                self._pages.pop(next(iter(self._pages)))
+        self._pages[number] = page
+        return page
+
+
 @dataclass(frozen=True, slots=True)
 class FileView:
     """What a parser sees of a file, or of a part of it: its size, and bytes inside it."""
 
-    source: FileSource
+    source: Readable
     file: int
     subject: str
     name: str
@@ -167,6 +206,10 @@ class FileView:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise BadCheckpoint(self.subject, f"refers to {nbytes} bytes at {offset} in a file of {self.size} bytes")
         return self.source.read(self.file, self.start + offset, nbytes)
+
+    def paged(self) -> "FileView":
+        """The same, for readers of many short pieces."""
+        return replace(self, source=PagedSource(self.source, self.start + self.size))
 
     def part(self, offset: int, nbytes: int) -> "FileView":
         """A file inside this one; BadCheckpoint if it does not lie in it."""

@@ -1,6 +1,8 @@
 """What a training script put into a pickle: which tensors view which storage, the optimizers, the step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from ckzd.checkpoint import Optimizer, ParamGroup
 from ckzd.errors import BadCheckpoint
@@ -89,17 +91,18 @@ class _Optimizers:
         if not isinstance(params, list) or not self._spend(len(params)) or not all(map(_is_id, params)):
             return None
         named = isinstance(names, list) and len(names) == len(params) and all(map(_is_name, names))
-        return ParamGroup(
-            ids=tuple(map(label, params)),
-            names=tuple(map(label, names)) if named and isinstance(names, list) else None,
-            betas=_betas(group.get("betas")),
-            learning_rate=_learning_rate(group.get("lr")),
-            eps=_eps(group.get("eps")),
-        )
+        known = tuple(map(label, names)) if named and isinstance(names, list) else None
+        return param_group(tuple(map(label, params)), known, group.get)
 
     def _spend(self, items: int) -> bool:
         self.items_left -= items + 1
         return self.items_left >= 0
+
+
+def param_group(ids: tuple[str, ...], names: tuple[str, ...] | None, setting: Callable[[str], Node]) -> ParamGroup:
+    """A group of parameters with the settings that `setting` knows by name."""
+    betas, learning_rate, eps = setting("betas"), setting("lr"), setting("eps")
+    return ParamGroup(ids, names, _betas(betas), _learning_rate(learning_rate), _eps(eps))
 
 
 def _is_id(value: Node) -> bool:
@@ -129,5 +132,9 @@ def _eps(value: Node) -> float | None:
 def _step(root: Node) -> int | None:
     if not isinstance(root, Mapping):
         return None
-    values = (root.get(key) for key in STEP_KEYS)
-    return next((value for value in values if type(value) is int and 0 <= value < MAX_STEP), None)
+    return next(filter(is_step, map(root.get, STEP_KEYS)), None)
+
+
+def is_step(value: Node) -> TypeGuard[int]:
+    """Whether this can be the step of a checkpoint."""
+    return type(value) is int and 0 <= value < MAX_STEP

@@ -1,7 +1,7 @@
 """torch.save files (the zip format, torch >= 1.6): one hole a storage or view, everything else verbatim."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ckzd.checkpoint import Optimizer
 from ckzd.errors import BadCheckpoint
@@ -14,24 +14,25 @@ from ckzd.formats.tree import Node
 from ckzd.formats.views import Part, parts_of, whole
 from ckzd.formats.zip_records import Record, read_records
 
+Unpickled = Callable[[bytes, str], Node]  # `inert_pickle.load`, or what remembers what it gave
 MAX_VERBATIM_RECORD_BYTES = 1 << 20  # longer records beside the pickle are opaque holes
 
 
-def parse(view: FileView) -> ParsedFile:
+def parse(view: FileView, unpickled: Unpickled = inert_pickle.load) -> ParsedFile:
     """Read everything but the tensors' bytes. BadCheckpoint for what torch.save would not have written."""
-    records, prefix, root = _opened(view)
+    records, prefix, root = _opened(view, unpickled)
     subject = f"{view.subject}/data.pkl"
     facts = survey(root, subject)
     found, optimizers = _storages(facts, records, prefix, subject)
     return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
 
 
-def load(view: FileView) -> Node:
+def load(view: FileView, unpickled: Unpickled = inert_pickle.load) -> Node:
     """What was saved, without the tensors' bytes; BadCheckpoint as `parse`."""
-    return _opened(view)[2]
+    return _opened(view, unpickled)[2]
 
 
-def _opened(view: FileView) -> tuple[dict[str, Record], str, Node]:
+def _opened(view: FileView, unpickled: Unpickled) -> tuple[dict[str, Record], str, Node]:
     """The records by name, what their names begin with, and the tree that is pickled among them."""
     records = {record.name: record for record in read_records(view)}
     prefix = next(iter(records), "").split("/", 1)[0]
@@ -41,7 +42,7 @@ def _opened(view: FileView) -> tuple[dict[str, Record], str, Node]:
     if pickled.nbytes > inert_pickle.MAX_PICKLE_BYTES:
         raise BadCheckpoint(view.subject, f"data.pkl of {pickled.nbytes} bytes is too large")
     _require_little_endian(view, records.get(f"{prefix}/byteorder"))
-    return records, prefix, inert_pickle.load(_checked(view, pickled), f"{view.subject}/data.pkl")
+    return records, prefix, unpickled(_checked(view, pickled), f"{view.subject}/data.pkl")
 
 
 def _checked(view: FileView, record: Record) -> bytes:

@@ -156,7 +156,9 @@ def _require_known_whole(path: Path) -> None:
         raise BadCheckpoint(path, f"is not replaced:{whole} {KINDS[found.kind]} are left alone whole", hint=hint)
     is_known = looks_like_checkpoint(path) or os.path.lexists(path / POINTER_NAME)
     if path.is_dir() and not is_known:
-        problem = "is not replaced: not a file, nor a directory of Hugging Face's Trainer, and left alone whole"
+        problem = (
+            "is not replaced: neither a file nor a directory that a known framework writes: it is left alone whole"
+        )
         raise BadCheckpoint(path, problem, hint=hint)
 
 

@@ -70,15 +70,6 @@ WHOLE = {
         ["release/mp_rank_00_000/a.pt", "release/mp_rank_01_001/a.pt"],
         {"release": "megatron"},
     ),
-    "Megatron, torch_dist": (
-        [
-            "latest_checkpointed_iteration.txt",
-            "iter_0000005/.metadata",
-            "iter_0000005/__0_0.distcp",
-            "iter_0000005/common.pt",
-        ],
-        {"iter_0000005": "dcp"},
-    ),
     "beside Megatron's tracker": (["latest_checkpointed_iteration.txt", "v5/model.pt"], {"v5": "megatron"}),
     "Accelerate": (
         [
@@ -99,9 +90,8 @@ WHOLE = {
     ),
     "FSDP": (["s/pytorch_model_fsdp_0/.metadata", "s/optimizer_0/.metadata", "s/random_states_0.pkl"], {"s": "fsdp"}),
     "FSDP, a file a rank": (["s/pytorch_model_fsdp_rank0.bin", "s/optimizer_rank0.bin"], {"s": "fsdp"}),
-    "DCP": (["step-7/.metadata", "step-7/__0_0.distcp", "step-7/__1_0.distcp"], {"step-7": "dcp"}),
-    "DCP, extras beside": (["a/b/c/.metadata", "a/b/c/extra.pt", "a/b/c/more.pt"], {"a/b/c": "dcp"}),
-    "DCP, being written": (["d/__0_0.distcp", "d/meta.pt"], {"d": "dcp"}),
+    "DCP, a file for the names of each rank": (["d/__0_0.distcp", "d/__0.metadata"], {"d": "dcp"}),
+    "DCP, nested": (["d/__0_0.distcp", "d/.metadata", "d/more/"], {"d": "dcp"}),
     "Orbax": (["100/_CHECKPOINT_METADATA", "100/default/manifest.ocdbt", "100/extra.pt"], {"100": "orbax"}),
     "by ranks, in directories": (
         ["global_step_10/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"],
@@ -147,6 +137,22 @@ def test_a_checkpoint_of_several_files_is_left_alone_whole(tmp_path, layout):
         if unit:
             found = left_alone_of(tmp_path / name)
             assert (found.path, found.kind) == (tmp_path / unit, left[unit])
+
+
+DIRECTORIES = {
+    "DCP": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/__1_0.distcp"],
+    "DCP, extras beside": ["step-7/.metadata", "step-7/extra.pt", "step-7/more.pt"],
+    "DCP, being written": ["step-7/__0_0.distcp", "step-7/meta.pt"],
+    "Megatron's torch_dist": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/common.pt", "step-7/metadata.json"],
+}
+
+
+@pytest.mark.parametrize("layout", DIRECTORIES)
+def test_a_directory_that_is_read_is_one_checkpoint(tmp_path, layout):
+    write(tmp_path, "latest_checkpointed_iteration.txt", *DIRECTORIES[layout])
+    assert seen(tmp_path) == ({"step-7"}, {})
+    assert left_alone_of(tmp_path / "step-7") is None
+    assert left_alone_of(tmp_path / DIRECTORIES[layout][0]).path == tmp_path / "step-7"
 
 
 FILES = {

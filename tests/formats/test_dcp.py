@@ -1,0 +1,246 @@
+"""Directories of torch.distributed.checkpoint are one checkpoint, chunk by chunk, or are refused whole."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from formats.dcp_directories import Writer, state_of, trained, write_dcp
+from formats.helpers import assert_lossless, rebuilt
+
+import ckzd
+from ckzd.checkpoint import ParamGroup
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.pairing import pair
+from ckzd.codec.analysis.tiles import in_tiles
+from ckzd.errors import BadCheckpoint
+from ckzd.formats import completeness, is_replaced, left_alone, look_into, read_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # torch's, without ranks
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Written by torch itself."""
+    path = tmp_path / "run" / "step-7"
+    model, optimizer = trained()
+    dcp.save({**state_of(model, optimizer), "step": 7}, checkpoint_id=path, no_dist=True)
+    return path
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """As three ranks write it."""
+    return write_dcp(tmp_path / "run" / "step-8", 3, state_of(*trained()))
+
+
+def test_what_torch_writes_is_one_checkpoint(whole):
+    checkpoint = read_checkpoint(whole)
+    assert completeness(whole) is None
+    assert (checkpoint.name, checkpoint.is_directory, checkpoint.step) == ("step-7", True, 7)
+    assert [layout.name for layout in checkpoint.files] == [".metadata", "__0_0.distcp"]
+    shapes = {tensor.path: tensor.shape for tensor in checkpoint.tensors}
+    for name, shape in (("0.weight", (64, 64)), ("0.bias", (64,)), ("2.weight", (64, 64)), ("2.bias", (64,))):
+        assert shapes.pop(("model", name)) == shape
+        assert shapes.pop(("optimizer", "state", name, "exp_avg")) == shape
+        assert shapes.pop(("optimizer", "state", name, "exp_avg_sq")) == shape
+    assert shapes == {}
+    (optimizer,) = checkpoint.optimizers
+    assert optimizer.path == ("optimizer",)
+    names = ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert optimizer.groups == tuple(ParamGroup((name,), None, (0.9, 0.95), 1e-3, 1e-8) for name in names)
+    assert_lossless(checkpoint, whole)
+
+
+def test_a_chunk_is_a_tensor_that_is_paired_with_the_same_chunk_of_its_moments(sharded):
+    checkpoint = read_checkpoint(sharded)
+    assert_lossless(checkpoint, sharded)
+    triples = pair(Inputs(in_tiles(checkpoint), None))
+    found = {tuple(checkpoint.tensors[number].path for number in (t.weight, *t.moments)) for t in triples}
+    starts = {f"{name}.weight[{start},0]" for name in (0, 2) for start in (0, 22, 44)}
+    assert found == {
+        (("model", name), *((("optimizer", "state", name, key)) for key in ("exp_avg", "exp_avg_sq")))
+        for name in starts
+    }
+
+
+def test_groups_that_list_their_parameters(tmp_path):
+    model, optimizer = trained()
+    flat = state_of(model, optimizer)
+    state = {name: value for name, value in flat.items() if "param_groups" not in name}
+    state |= {"optimizer.param_groups.0.params": ["2.weight"], "optimizer.param_groups.0.lr": 0.5}
+    state |= {"optimizer.param_groups.1.params": ["0.weight", "0.bias", "2.bias", "gone"]}
+    (found,) = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state)).optimizers
+    assert found.groups == (
+        ParamGroup(("2.weight",), learning_rate=0.5),
+        ParamGroup(("0.weight", "0.bias", "2.bias")),
+    )
+
+
+def test_names_as_megatron_flattens_them(tmp_path):
+    state = {"decoder.0.weight": torch.randn(32, 32), "optimizer.state.exp_avg.decoder.0.weight": torch.randn(32, 32)}
+    state |= {"optimizer.state.exp_avg_sq.decoder.0.weight": torch.rand(32, 32)}
+    checkpoint = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state))
+    assert [tensor.path for tensor in checkpoint.tensors] == [
+        ("decoder.0.weight",),
+        ("optimizer", "state", "decoder.0.weight", "exp_avg"),
+        ("optimizer", "state", "decoder.0.weight", "exp_avg_sq"),
+    ]
+    assert len(pair(Inputs(in_tiles(checkpoint), None))) == 1
+
+
+def test_a_model_whose_names_look_like_an_optimizers_is_a_model(tmp_path):
+    state = {"model.state.proj.weight": torch.randn(32, 32), "state.mixer.weight": torch.randn(32, 32)}
+    checkpoint = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state))
+    assert (checkpoint.optimizers, len(Inputs(checkpoint, None).reference_tensors)) == ((), 2)
+
+
+def test_objects_with_tensors_and_files_beside(tmp_path):
+    state = {"rng": {"cpu": torch.get_rng_state()}, "w": torch.randn(64), "note": {"epoch": 3}}
+    path = write_dcp(tmp_path / "step-1", 1, state)
+    torch.save({"args": {"lr": 0.1}, "extra": torch.randn(64)}, path / "common.pt")
+    (path / "metadata.json").write_text("{}")
+    checkpoint = read_checkpoint(path)
+    assert [tensor.path for tensor in checkpoint.tensors] == [("rng", "cpu"), ("w",), ("common.pt", "extra")]
+    assert_lossless(checkpoint, path)
+
+
+def test_it_is_complete_when_its_metadata_is_there_and_the_youngest(sharded):
+    metadata = sharded / ".metadata"
+    os.utime(sharded / "__1_0.distcp", (2e9, 2e9))
+    os.utime(metadata, (2e9 - 60, 2e9 - 60))
+    assert "__1_0.distcp is younger" in completeness(sharded), "it is being saved over"
+    os.utime(metadata, (2e9, 2e9))
+    assert completeness(sharded) is None
+    metadata.rename(sharded / ".metadata.tmp")
+    assert "still being written" in completeness(sharded)
+    (sharded / ".metadata.tmp").unlink()
+    assert completeness(sharded) == "step-8: .metadata missing"
+    with pytest.raises(BadCheckpoint, match=r"\.metadata missing"):
+        read_checkpoint(sharded)
+
+
+def test_lightning_writes_its_own_file_behind(tmp_path):
+    path = write_dcp(tmp_path / "epoch=1-step=8.ckpt", 2, state_of(*trained()))
+    assert completeness(path) == "epoch=1-step=8.ckpt: meta.pt missing"
+    torch.save({"global_step": 8}, path / "meta.pt")
+    assert completeness(path) is None
+    assert_lossless(read_checkpoint(path), path)
+
+
+def test_one_saved_over_its_pointer_is_a_checkpoint_again(sharded):
+    (sharded / "ckzd.json").write_text("{}")
+    for entry in sharded.iterdir():
+        os.utime(entry, (1000, 1000))
+    os.utime(sharded / "__0_0.distcp", (2000, 2000))
+    assert is_replaced(sharded), "half-written: .metadata comes last"
+    os.utime(sharded / ".metadata", (2000, 2000))
+    assert not is_replaced(sharded)
+
+
+def test_what_is_a_checkpoint_and_what_is_left_alone(whole, sharded):
+    run = whole.parent
+    assert look_into(run).checkpoints == (whole, sharded)
+    assert left_alone(whole) is None
+    assert left_alone(sharded / "__1_0.distcp").path == sharded
+    (whole / "folder").mkdir()
+    (sharded / ".metadata").rename(sharded / "__0.metadata")
+    assert look_into(run).checkpoints == ()
+    for path in (whole, sharded):
+        assert [(found.path, found.kind) for found in look_into(path).left_alone] == [(path, "dcp")]
+        assert left_alone(path).kind == "dcp"
+
+
+def told(name, **changes):
+    """Change what `.metadata` says of an item's first chunk."""
+
+    def change(writer):
+        index = next(index for index in writer.metadata.storage_data if index.fqn == name)
+        writer.metadata.storage_data[index] = replace(writer.metadata.storage_data[index], **changes)
+
+    return change
+
+
+def unnamed(writer):
+    del writer.metadata.state_dict_metadata["b"]
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/ran",)
+
+
+def hostile(writer):
+    writer.metadata.planner_data = Hostile()
+
+
+DAMAGED = {
+    "outside": (told("a", offset=5000), "expected .* bytes at 5000"),
+    "negative": (told("a", offset=-1), "no number"),
+    "on another": (told("a", offset=100), "shares bytes"),
+    "elsewhere": (told("a", relative_path="../x.distcp"), "names '../x.distcp', which is not there"),
+    "in .metadata": (told("a", relative_path=".metadata"), "which is not there"),
+    "no name": (told("a", relative_path=b"x"), "no name"),
+    "compressed": (told("a", transform_descriptors=["zstd"]), "transformed"),
+    "no item": (unnamed, "no item of the state"),
+    "cut": (told("a", length=100), "cut off"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_what_cannot_be_is_refused(tmp_path, kind):
+    change, words = DAMAGED[kind]
+    writer = Writer(tmp_path / "step-1", 1)
+    for name in ("a", "b"):
+        writer.put(name, torch.randn(64))
+    change(writer)
+    with pytest.raises(BadCheckpoint, match=words):
+        read_checkpoint(writer.finish())
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"\x80\x04}.", b"garbage"])
+def test_metadata_that_is_none_is_refused(sharded, data):
+    (sharded / ".metadata").write_bytes(data)
+    with pytest.raises(BadCheckpoint):
+        read_checkpoint(sharded)
+
+
+def test_nothing_in_it_is_run(tmp_path):
+    writer = Writer(tmp_path / "step-1", 1)
+    writer.put("w", torch.randn(64))
+    hostile(writer)
+    Path("/tmp/ran").unlink(missing_ok=True)
+    assert_lossless(read_checkpoint(writer.finish()), tmp_path / "step-1")
+    assert not Path("/tmp/ran").exists()
+
+
+def test_it_is_replaced_whole_and_comes_back_bit_for_bit(whole, sharded):
+    model, optimizer = trained(5)
+    later = write_dcp(whole.parent / "step-9", 3, state_of(model, optimizer))
+    run, before = whole.parent, {}
+    for path in (sharded, later):
+        before[path] = {entry.name: (entry.read_bytes(), entry.stat().st_mtime_ns) for entry in path.iterdir()}
+        assert ckzd.compress(path, preset="lossless", replace=True).replaced
+        assert {entry.name for entry in path.iterdir()} == {".metadata", "ckzd.json"}
+        assert is_replaced(path)
+    assert look_into(run).checkpoints == (whole,)
+    for path in (later, sharded):
+        assert ckzd.ensure_restored(path) == path
+        assert {e.name: (e.read_bytes(), e.stat().st_mtime_ns) for e in path.iterdir()} == before[path]
+
+
+def test_a_sharded_delta_restores_to_what_torch_loads(sharded):
+    ckzd.compress(sharded, preset="resume", replace=True)
+    model, optimizer = trained(5)
+    later = write_dcp(sharded.parent / "step-9", 3, state_of(model, optimizer))
+    assert ckzd.compress(later, preset="resume", replace=True).reference is not None
+    ckzd.restore(later)
+    state = {"model.0.weight": torch.zeros(64, 64)}
+    dcp.load(state, checkpoint_id=later, no_dist=True)
+    expected = model.state_dict()["0.weight"]
+    assert 0 < (state["model.0.weight"] - expected).norm() < 0.1 * expected.norm()
+    assert all(len(data) == layout.size for data, layout in zip(
+        rebuilt(read_checkpoint(later)), read_checkpoint(later).files, strict=True
+    ))  # fmt: skip
