@@ -13,6 +13,7 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar
 # in a directory: files that torch.save may have written, or safetensors
 TENSOR_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".safetensors")
 
+RANDOM_STATES = re.compile(r"(random_states)_(\d{1,6})\.pkl", re.ASCII)  # Accelerate's, of each rank
 _HUGGING_FACE = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 _TEMPORARY = re.compile(
     r"\..*|tmp[.-].*|recovery_tmp.*|.*\.(tmp|part|partial|lock)|.*\.orbax-checkpoint-tmp.*|.*-unfinished", re.DOTALL
@@ -104,7 +105,7 @@ def is_being_written(name: str) -> bool:
 
 def is_written_last(name: str) -> bool:
     """What frameworks write into the directory of a checkpoint when all else is there."""
-    return name in {TRAINER_STATE, METADATA}
+    return name in {TRAINER_STATE, METADATA} or RANDOM_STATES.fullmatch(name) is not None
 
 
 def is_part(name: str) -> bool:

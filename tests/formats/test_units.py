@@ -71,18 +71,9 @@ WHOLE = {
         {"release": "megatron"},
     ),
     "beside Megatron's tracker": (["latest_checkpointed_iteration.txt", "v5/model.pt"], {"v5": "megatron"}),
-    "Accelerate": (
-        [
-            "checkpoints/checkpoint_0/pytorch_model.bin",
-            "checkpoints/checkpoint_0/optimizer.bin",
-            "checkpoints/checkpoint_0/custom_checkpoint_0.pkl",
-            "checkpoints/checkpoint_0/random_states_0.pkl",
-        ],
-        {"checkpoints/checkpoint_0": "accelerate"},
-    ),
-    "Accelerate, under Hugging Face's name": (
-        ["checkpoint-5/model.safetensors", "checkpoint-5/optimizer.bin", "checkpoint-5/random_states_0.pkl"],
-        {"checkpoint-5": "accelerate"},
+    "Accelerate with DeepSpeed": (
+        ["checkpoint_0/pytorch_model/", "checkpoint_0/random_states_0.pkl"],
+        {"checkpoint_0": "accelerate"},
     ),
     "Accelerate, not done yet": (
         ["checkpoint_3/model.safetensors", "checkpoint_3/optimizer.bin"],
@@ -143,6 +134,8 @@ DIRECTORIES = {
     "DCP": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/__1_0.distcp"],
     "DCP, extras beside": ["step-7/.metadata", "step-7/extra.pt", "step-7/more.pt"],
     "DCP, being written": ["step-7/__0_0.distcp", "step-7/meta.pt"],
+    "Accelerate": ["step-7/pytorch_model.bin", "step-7/custom_checkpoint_0.pkl", "step-7/random_states_0.pkl"],
+    "Accelerate, safetensors": ["step-7/model.safetensors", "step-7/optimizer.bin", "step-7/random_states_0.pkl"],
     "Megatron's torch_dist": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/common.pt", "step-7/metadata.json"],
 }
 
@@ -229,9 +222,13 @@ def test_trainer_directories_hold_what_they_know(tmp_path):
     make_directory(tmp_path / "checkpoint-10", 10)
     make_directory(tmp_path / "checkpoint-20", 20)
     write(tmp_path, "checkpoint-20/global_step20/", "checkpoint-20/latest")
+    write(tmp_path, "checkpoint-40/model.safetensors", "checkpoint-40/random_states_0.pkl")
     make_directory(tmp_path / "checkpoint-30", 30)
     write(tmp_path, "checkpoint-30/pytorch_model_fsdp_0/")
-    assert seen(tmp_path) == ({"checkpoint-10"}, {"checkpoint-20": "deepspeed", "checkpoint-30": "fsdp"})
+    assert seen(tmp_path) == (
+        {"checkpoint-10", "checkpoint-40"},
+        {"checkpoint-20": "deepspeed", "checkpoint-30": "fsdp"},
+    )
     assert left_alone_of(tmp_path / "checkpoint-10") is None
     assert left_alone_of(tmp_path / "checkpoint-10" / "optimizer.pt").kind == "hugging_face"
     assert left_alone_of(tmp_path / "checkpoint-20").kind == "deepspeed"

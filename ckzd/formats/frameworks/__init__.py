@@ -6,13 +6,14 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from ckzd.formats.frameworks.accelerate import ACCELERATE
 from ckzd.formats.frameworks.dcp import DCP
 from ckzd.formats.frameworks.framework import Framework
 from ckzd.formats.frameworks.hugging_face import HUGGING_FACE
 from ckzd.formats.listing import is_replaced
 from ckzd.formats.names import is_temporary
 
-FRAMEWORKS: Final = (DCP, HUGGING_FACE)  # the first that knows a directory reads it
+FRAMEWORKS: Final = (DCP, ACCELERATE, HUGGING_FACE)  # the first that knows a directory reads it
 
 __all__ = ["FRAMEWORKS", "Framework", "framework_of", "reader_of"]
 
