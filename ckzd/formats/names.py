@@ -14,6 +14,7 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar
 TENSOR_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".safetensors")
 
 RANDOM_STATES = re.compile(r"(random_states)_(\d{1,6})\.pkl", re.ASCII)  # Accelerate's, of each rank
+_WRITTEN_LAST = re.compile(rf"{RANDOM_STATES.pattern}|.*mp_rank_\d+_optim_states\.pt")  # the other: DeepSpeed's
 _HUGGING_FACE = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 _TEMPORARY = re.compile(
     r"\..*|tmp[.-].*|recovery_tmp.*|.*\.(tmp|part|partial|lock)|.*\.orbax-checkpoint-tmp.*|.*-unfinished", re.DOTALL
@@ -105,7 +106,7 @@ def is_being_written(name: str) -> bool:
 
 def is_written_last(name: str) -> bool:
     """What frameworks write into the directory of a checkpoint when all else is there."""
-    return name in {TRAINER_STATE, METADATA} or RANDOM_STATES.fullmatch(name) is not None
+    return name in {TRAINER_STATE, METADATA} or _WRITTEN_LAST.fullmatch(name) is not None
 
 
 def is_part(name: str) -> bool:

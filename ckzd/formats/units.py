@@ -18,7 +18,6 @@ from typing import Final
 from ckzd.errors import CkzdError
 from ckzd.formats import sniff
 from ckzd.formats.frameworks import framework_of
-from ckzd.formats.frameworks.hugging_face import HUGGING_FACE
 from ckzd.formats.listing import is_replaced
 from ckzd.formats.names import (
     CHECKPOINT_SUFFIXES,
@@ -142,7 +141,7 @@ def left_alone(path: Path) -> LeftAlone | None:
             return LeftAlone(place, kind)
     framework = framework_of(path.parent)
     if framework is not None:
-        return LeftAlone(path.parent, framework.kind if framework is HUGGING_FACE else "parts")
+        return LeftAlone(path.parent, framework.kind)
     return next((found for found in look_into(path.parent).left_alone if found.path == path), None)
 
 

@@ -38,17 +38,9 @@ def seen(root: Path) -> tuple[set[str], dict[str, str]]:
 
 
 WHOLE = {
-    "DeepSpeed, ZeRO 1": (
-        [
-            "latest",
-            "global_step1/mp_rank_00_model_states.pt",
-            *(f"global_step1/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(4)),
-        ],
+    "DeepSpeed with experts": (
+        ["global_step1/mp_rank_00_model_states.pt", "global_step1/layer_0_expert_0_mp_rank_00_model_states.pt"],
         {"global_step1": "deepspeed"},
-    ),
-    "DeepSpeed, ZeRO 3, a tag of its own": (
-        ["tag/zero_pp_rank_0_mp_rank_00_model_states.pt", "tag/zero_pp_rank_0_mp_rank_00_optim_states.pt"],
-        {"tag": "deepspeed"},
     ),
     "DeepSpeed, universal": (
         ["u/mp_rank_00_model_states.pt", "u/zero/w/fp32.pt", "u/zero/w/exp_avg.pt"],
@@ -134,6 +126,13 @@ DIRECTORIES = {
     "DCP": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/__1_0.distcp"],
     "DCP, extras beside": ["step-7/.metadata", "step-7/extra.pt", "step-7/more.pt"],
     "DCP, being written": ["step-7/__0_0.distcp", "step-7/meta.pt"],
+    "DeepSpeed, ZeRO 1": [
+        "step-7/mp_rank_00_model_states.pt",
+        *(f"step-7/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(4)),
+    ],
+    "DeepSpeed, ZeRO 3": [
+        *("step-7/zero_pp_rank_0_mp_rank_00_model_states.pt", "step-7/zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    ],
     "Accelerate": ["step-7/pytorch_model.bin", "step-7/custom_checkpoint_0.pkl", "step-7/random_states_0.pkl"],
     "Accelerate, safetensors": ["step-7/model.safetensors", "step-7/optimizer.bin", "step-7/random_states_0.pkl"],
     "Megatron's torch_dist": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/common.pt", "step-7/metadata.json"],
@@ -142,7 +141,7 @@ DIRECTORIES = {
 
 @pytest.mark.parametrize("layout", DIRECTORIES)
 def test_a_directory_that_is_read_is_one_checkpoint(tmp_path, layout):
-    write(tmp_path, "latest_checkpointed_iteration.txt", *DIRECTORIES[layout])
+    write(tmp_path, "latest", "latest_checkpointed_iteration.txt", *DIRECTORIES[layout])
     assert seen(tmp_path) == ({"step-7"}, {})
     assert left_alone_of(tmp_path / "step-7") is None
     assert left_alone_of(tmp_path / DIRECTORIES[layout][0]).path == tmp_path / "step-7"

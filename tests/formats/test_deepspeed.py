@@ -1,0 +1,163 @@
+"""Directories of DeepSpeed are one checkpoint each, the flat partitions of ZeRO the weights that lie in them."""
+
+from math import prod
+
+import pytest
+import torch
+from formats.helpers import assert_lossless, saved
+
+import ckzd
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.pairing import pair
+from ckzd.codec.analysis.tiles import in_tiles
+from ckzd.formats import completeness, is_replaced, read_checkpoint
+
+SHAPES = ({"a.weight": (48, 32), "b.weight": (32, 48)}, {"a.bias": (96,), "b.bias": (95,)})
+MODEL = {
+    name: torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for group in SHAPES
+    for name, shape in group.items()
+}
+RANKS = 2
+
+
+def partitions(stage: int, scale: float) -> list[list[torch.Tensor]]:
+    """Of each group, the flat part of each rank, as DeepSpeed lays them out."""
+    if stage == 3:
+        parts = [[torch.nn.functional.pad(t, (0, -len(t) % RANKS)).chunk(RANKS) for t in some] for some in flat(scale)]
+        return [[torch.cat([part[rank] for part in some]) for rank in range(RANKS)] for some in parts]
+    whole = [torch.cat(some) for some in flat(scale)]
+    return [list(torch.nn.functional.pad(t, (0, -len(t) % (2 * RANKS))).chunk(RANKS)) for t in whole]
+
+
+def flat(scale: float) -> list[list[torch.Tensor]]:
+    return [[scale * MODEL[name].flatten() for name in group] for group in SHAPES]
+
+
+def write(path, stage, step=7, scale=1.0):
+    path.mkdir(parents=True)
+    states = {"param_shapes": [{k: torch.Size(v) for k, v in group.items()} for group in SHAPES], "optimizer": None}
+    states |= {"dp_world_size": RANKS, "mp_world_size": 1, "global_steps": step}
+    if stage == 3:
+        for rank in range(RANKS):
+            states["module"] = {name: torch.empty(0, dtype=torch.bfloat16) for name in MODEL}
+            saved(path / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt", states)
+    else:
+        states["module"] = {name: (scale * value).bfloat16() for name, value in MODEL.items()}
+        saved(path / "mp_rank_00_model_states.pt", states)
+    for rank in range(RANKS):
+        first, second, weights = ([group[rank] for group in partitions(stage, s)] for s in (0.1, 0.01, scale))
+        state = {n: {"step": torch.tensor(float(step)), "exp_avg": m.clone(), "exp_avg_sq": (v * v).clone()}
+                 for n, (m, v) in enumerate(zip(first, second, strict=True))}  # fmt: skip
+        groups = [{"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "params": [n]} for n in range(len(SHAPES))]
+        kept = {"state": state, "param_groups": groups}
+        flats = [weight.clone() for weight in weights]
+        if stage == 3:
+            states = {"optimizer_state_dict": kept, "fp32_flat_groups": flats}
+        else:
+            states = {"base_optimizer_state": kept, "single_partition_of_fp32_groups": flats}
+        name = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        saved(path / name, {"optimizer_state_dict": states, "ds_version": "0.19.8"})
+    return path
+
+
+def values(checkpoint, number):
+    tensor = checkpoint.tensors[number]
+    return torch.frombuffer(bytearray(checkpoint.payload(number)), dtype=torch.float32).reshape(tensor.shape)
+
+
+CUT = {
+    1: {"a.weight": (48, 32), "b.weight": (32, 48)},
+    3: {"a.weight[0,0]": (24, 32), "a.weight[24,0]": (24, 32), "b.weight[0,0]": (16, 48), "b.weight[16,0]": (16, 48)},
+}
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_flat_partitions_are_the_weights_in_them(tmp_path, stage):
+    path = write(tmp_path / "global_step7", stage)
+    assert completeness(path) is None
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.step == 7
+    assert_lossless(checkpoint, path)
+    found = {}
+    for triple in pair(Inputs(in_tiles(checkpoint), None)):
+        weight = checkpoint.tensors[triple.weight].path[-1]
+        assert {checkpoint.tensors[number].path[-2] for number in triple.moments} == {weight}
+        if len(checkpoint.tensors[triple.weight].shape) > 1:
+            found[weight] = checkpoint.tensors[triple.weight].shape
+            name, _, place = weight.partition("[")
+            rows = slice(start := int(place.split(",")[0] or 0), start + found[weight][0])
+            assert torch.equal(values(checkpoint, triple.weight), MODEL[name][rows])
+            assert torch.equal(values(checkpoint, triple.first), (0.1 * MODEL[name])[rows])
+    assert found == CUT[stage]
+    assert {group.betas for optimizer in checkpoint.optimizers for group in optimizer.groups} == {(0.9, 0.99)}
+
+
+def test_a_weight_that_is_cut_within_a_row_has_its_whole_rows(tmp_path, monkeypatch):
+    odd = ({"c.weight": (33, 31)}, {"c.bias": (200,)})
+    monkeypatch.setitem(globals(), "SHAPES", odd)
+    monkeypatch.setitem(
+        globals(), "MODEL", {name: torch.randn(shape) for group in odd for name, shape in group.items()}
+    )
+    checkpoint = read_checkpoint(write(tmp_path / "global_step7", 1))
+    assert_lossless(checkpoint, tmp_path / "global_step7")
+    triples = pair(Inputs(in_tiles(checkpoint), None))
+    names = {checkpoint.tensors[triple.weight].path[-1]: checkpoint.tensors[triple.weight].shape for triple in triples}
+    assert names == {"c.weight[0,0]": (16, 31), "c.weight[17,0]": (16, 31)}
+
+
+@pytest.mark.parametrize("change", ["shapes", "groups", "length", "no shapes"])
+def test_a_partition_that_is_none_stays_flat(tmp_path, change):
+    path = write(tmp_path / "global_step7", 1)
+    file = path / "mp_rank_00_model_states.pt"
+    states = torch.load(file)
+    if change == "shapes":
+        states["param_shapes"][0]["a.weight"] = torch.Size((50, 32))
+    elif change == "groups":
+        states["param_shapes"] = states["param_shapes"][:1]
+    elif change == "length":
+        states["dp_world_size"] = 3
+    else:
+        states["param_shapes"] = None
+    saved(file, states)
+    checkpoint = read_checkpoint(path)
+    assert_lossless(checkpoint, path)
+    if change != "shapes":
+        assert not any("a.weight" in tensor.path for tensor in checkpoint.tensors[:8])
+
+
+def test_it_is_complete_when_the_states_of_every_rank_are_there(tmp_path):
+    path = write(tmp_path / "global_step7", 1)
+    last = path / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-50])
+    assert "cut off" in completeness(path)
+    last.unlink()
+    assert completeness(path) == "global_step7: optimizer states of rank 1 (model-parallel rank 0) missing"
+    last.write_bytes(whole)
+    (path / "mp_rank_00_model_states.pt").unlink()
+    assert completeness(path) == "global_step7: model states missing"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_it_is_replaced_whole_and_comes_back_bit_for_bit(tmp_path, stage):
+    paths = [write(tmp_path / "run" / f"global_step{step}", stage, step, scale) for step, scale in ((7, 1), (8, 1.01))]
+    before = {}
+    for path in paths:
+        before[path] = {entry.name: (entry.read_bytes(), entry.stat().st_mtime_ns) for entry in path.iterdir()}
+        assert ckzd.compress(path, preset="lossless", replace=True).replaced
+        assert is_replaced(path)
+    for path in paths:
+        ckzd.ensure_restored(path)
+        assert {e.name: (e.read_bytes(), e.stat().st_mtime_ns) for e in path.iterdir()} == before[path]
+
+
+def test_a_lossy_restore_has_its_checksums(tmp_path):
+    path = write(tmp_path / "run" / "global_step7", 1)
+    ckzd.compress(path, preset="resume", replace=True)
+    ckzd.restore(path)
+    states = torch.load(path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+    weights = states["single_partition_of_fp32_groups"][0]
+    expected = MODEL["a.weight"].flatten()
+    assert 0 < (weights[: prod(SHAPES[0]["a.weight"])] - expected).norm() < 0.1 * expected.norm()
+    assert completeness(path) is None
