@@ -91,6 +91,17 @@ def test_names_as_megatron_flattens_them(tmp_path):
     assert len(pair(Inputs(in_tiles(checkpoint), None))) == 1
 
 
+def test_moments_belong_to_the_weight_that_the_optimizer_keeps(tmp_path):
+    weight = torch.randn(32, 32)
+    state = {"decoder.0.weight": weight.bfloat16(), "optimizer.state.fp32_param.decoder.0.weight": weight}
+    state |= {f"optimizer.state.{key}.decoder.0.weight": torch.rand(32, 32) for key in ("exp_avg", "exp_avg_sq")}
+    checkpoint = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state))
+    inputs = Inputs(in_tiles(checkpoint), None)
+    (triple,) = pair(inputs)
+    assert checkpoint.tensors[triple.weight].path == ("fp32_param", "decoder.0.weight")
+    assert len(inputs.reference_tensors) == 2
+
+
 def test_a_model_whose_names_look_like_an_optimizers_is_a_model(tmp_path):
     state = {"model.state.proj.weight": torch.randn(32, 32), "state.mixer.weight": torch.randn(32, 32)}
     checkpoint = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state))

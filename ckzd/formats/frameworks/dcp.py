@@ -20,7 +20,7 @@ from ckzd.checkpoint import Hole, Optimizer, TensorSpec
 from ckzd.errors import BadCheckpoint, CkzdError
 from ckzd.formats import inert_pickle, torch_zip, zip_records
 from ckzd.formats.frameworks.dcp_metadata import Metadata, Region, read_metadata
-from ckzd.formats.frameworks.flat_names import optimizers_of, path_of, places_of
+from ckzd.formats.frameworks.flat_names import is_master, optimizers_of, path_of, places_of
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
 from ckzd.formats.listing import Listing
 from ckzd.formats.names import METADATA, SHARD_SUFFIX
@@ -57,7 +57,10 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
 
 
 def read(views: Sequence[FileView]) -> ParsedDirectory:
-    """Tensors in the order of `.metadata`; those of files that it does not name come behind, file by file."""
+    """Tensors in the order of `.metadata`, but what an optimizer keeps of weights first: of two by one name it counts.
+
+    Those of files that it does not name come behind, file by file.
+    """
     by_name = {view.name: view for view in views}
     if METADATA not in by_name:
         raise BadCheckpoint(views[0].subject if views else "", f"{METADATA} missing beside it")
@@ -108,7 +111,7 @@ def _read_state(metadata: Metadata, files: Mapping[str, FileView]) -> _State:
     state = _State({region.file: [] for region in metadata.regions})
     chunks: dict[str, list[str]] = defaultdict(list)
     inside: list[Optimizer] = []  # of objects
-    for region in metadata.regions:
+    for region in sorted(metadata.regions, key=lambda region: not is_master(places[region.item])):
         path, parsed = path_of(places[region.item], region.chunk), regions.parse(region)
         state.holes[region.file] += (
             replace(

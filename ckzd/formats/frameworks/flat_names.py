@@ -3,6 +3,7 @@
 - `model.layers.0.weight`: a weight; its name in the optimizer is `layers.0.weight`
 - `optimizer.state.layers.0.weight.exp_avg`: of the optimizer `optimizer`, as torch's get_state_dict names it
 - `optimizer.state.exp_avg.layers.0.weight`: the same, as Megatron does
+- `optimizer.state.fp32_param.layers.0.weight`: the weight itself, of which the model's is a copy in fewer bits
 - `optimizer.param_groups.layers.0.weight.lr`: a setting of one parameter, when flattened
 - `optimizer.param_groups.0.lr`: a setting of a group, whose `params` lists its parameters
 """
@@ -24,6 +25,9 @@ MOMENTS = frozenset(
         *("sum", "acc_delta", "row_var", "col_var", "variance", "exp_avg_sq_row", "exp_avg_sq_col", "prev", "ax"),
     )
 )
+MASTERS = frozenset(
+    ("fp32_param", "master_param")
+)  # weights as Megatron's optimizer keeps them, beside half as wide ones
 _STATE = re.compile(rf"(?:^|(?<=\.)){STATE}\.")
 
 
@@ -54,14 +58,15 @@ def _state(name: str) -> tuple[str, str, str] | None:
         if weight and key in MOMENTS:
             return optimizer, weight, key
         key, _, weight = rest.partition(".")
-        if weight and key in MOMENTS:
+        if weight and key in MOMENTS | MASTERS:
             return optimizer, weight, key
     return None
 
 
 def _place(name: str, state: tuple[str, str, str] | None, optimizers: Sequence[str], weights: set[str]) -> Place:
     if state is not None:
-        return Place(_path(state[0]), state[1], state[2], ())
+        optimizer, weight, key = state
+        return Place((), weight, "", (key,)) if key in MASTERS else Place(_path(optimizer), weight, key, ())
     for optimizer in optimizers:
         for part in (STATE, GROUPS):
             start = f"{optimizer}.{part}." if optimizer else f"{part}."
@@ -76,6 +81,11 @@ def _place(name: str, state: tuple[str, str, str] | None, optimizers: Sequence[s
 def _path(optimizer: str) -> tuple[str, ...]:
     """All tensors below it are state of the optimizer: one without a name gets one."""
     return tuple(optimizer.split(".")) if optimizer else ("optimizer",)
+
+
+def is_master(place: Place) -> bool:
+    """Whether it is a weight as an optimizer keeps it: moments belong to it, not to its copy in the model."""
+    return not place.optimizer and place.others[:1] != () and place.others[0] in MASTERS
 
 
 def path_of(place: Place, chunk: str) -> tuple[str, ...]:
