@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -117,32 +116,9 @@ def references_in(records: Sequence[ArchiveRecord]) -> dict[Path, ArchiveRecord 
     return found
 
 
-def within_depth(newest: ArchiveRecord, records: Sequence[ArchiveRecord], max_depth: int) -> ArchiveRecord | None:
-    """What a new archive is a delta against, so that no chain gets deeper: the newest, as long as that allows it.
-
-    Else where its branch began, one link deeper than the branch before did: the new archive begins the next one. So
-    a chain costs nothing until it is `max_depth` deep, and some max_depth**2 / 2 archives hang on one base. None, for a
-    new base, where branches begin as deep as they may. A branch begins at a base, or where an older archive is a delta
-    against the same reference. `newest` has its chain among `records`.
-    """
-    if newest.manifest.depth < max_depth:
-        return newest
-    references = references_in(records)
-    dependents = Counter(reference.path for reference in references.values() if reference is not None)
-    start, reference = newest, references[newest.path]
-    while reference is not None and dependents[reference.path] == 1:
-        start, reference = reference, references[reference.path]
-    return start if start.manifest.depth < max_depth else None
-
-
 def is_ruined(record: ArchiveRecord) -> bool:
     """Whether so much of it became infinite or no number at all that none that comes later is a delta against it."""
     return record.manifest.quality.get("ruined", 0.0) >= _RUINED
-
-
-def next_references(records: Sequence[ArchiveRecord], stride: int) -> set[Path]:
-    """What its next checkpoints may be deltas against: the newest `stride` of a run's archives that are not ruined."""
-    return {record.path for record in [record for record in records if not is_ruined(record)][-stride:]}
 
 
 def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] = lambda _: True) -> set[Path]:

@@ -21,6 +21,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Final, Self
@@ -36,7 +37,6 @@ from ckzd.chains import (
     is_ruined,
     records_in,
     sound,
-    within_depth,
 )
 from ckzd.defaults import MAX_DEPTH
 from ckzd.errors import ConfigError, CorruptArchive
@@ -44,6 +44,7 @@ from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import labelled_step
 from ckzd.formats.units import MAX_ABOVE
 from ckzd.locks import Process, flock
+from ckzd.series import split, within_depth, written
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ RUN_FILE = "run.json"
 MAX_RUN_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
 RESERVE_BYTES = 256 << 10  # some files and directories of one block each, and as much again
+MAX_OTHERS = 8  # series that are looked at where a name does not tell its own: the latest
 _OWN_NAMES = frozenset({"archives", "cache", "tmp", "trash"})
 
 
@@ -94,6 +96,14 @@ def _listed_by(directory: Path) -> str | None:
     if "recipe_state" in names and any(re.fullmatch(r"epoch_\d+", name) for name in names):
         return "torchtune"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What a new archive may be a delta against: of its own series, if anything, and of others, the latest first."""
+
+    own: ArchiveRecord | None
+    others: tuple[ArchiveRecord, ...] = ()
 
 
 class Store:
@@ -208,35 +218,44 @@ class Store:
         whole = sound(self.archives(run))
         return [path for path in archive_files(self.run_directory(run)) if path not in whole]
 
-    def reference_for(
+    def references_for(
         self, run: Path, step: int | None, name: str, stride: int = 1, max_depth: int = MAX_DEPTH
-    ) -> ArchiveRecord | None:
-        """What a new checkpoint is a delta against: the archive `stride` steps back among those below it.
+    ) -> References:
+        """What a new checkpoint may be a delta against, in its own series and in others.
 
-        Fewer back if there are not that many, None if there is none; further back, or None, where its chain would be
-        deeper than `max_depth` (`chains.within_depth`). Without a step it counts as the newest. Only an
-        archive whose whole chain is sound is named, read back from disk; nothing is referred to across one that is not,
-        for that would be a delta to a checkpoint of long ago. Ruined ones are passed over, as if they were not there.
-        `name` is for the log only.
+        In its own: the archive `stride` steps back among those below it. Fewer back if there are not that many, None if
+        there is none; further back, or None, where its chain would be deeper than `max_depth` (`series.within_depth`).
+        Without a step it counts as the newest. Only an archive whose whole chain is sound is named, read back from
+        disk; nothing is referred to across one that is not, for that would be a delta to a checkpoint of long ago, and
+        then no other series is named either. Ruined ones are passed over, as if they were not there.
+        In each other series it is the newest, if sound, whatever its step: only what it holds tells if it is near.
         """
         records = [record for record in self.archives(run) if not is_ruined(record)]
         there, whole = decodable(records), sound(records)
         for record in records:
             if record.path not in there:
                 log.warning("archive left out: its reference is missing", extra={"path": str(record.path)})
-        below = [record for record in records if record.path in there and _is_below(record.manifest, step)]
+        own, others = split([record for record in records if record.path in there], name, step)
+        below = [record for record in own if _is_below(record.manifest, step)]
         newest_first = [  # by step: one that was written twice counts once, as its newest
             next((record for record in steps if record.path in whole), None)
             for steps in (list(group) for _, group in groupby(reversed(below), key=_counted_as))
         ]
-        nearest = list(takewhile(lambda record: record is not None, newest_first[:stride]))
+        nearest = [record for record in takewhile(bool, newest_first[:stride]) if record is not None]
         if newest_first and not nearest:
             fields = {"checkpoint": name, "archive": str(below[-1].path)}
             log.error("the chain of the newest archive is damaged: this checkpoint becomes a new base", extra=fields)
-        elif not nearest:
-            log.info("no reference: the archive becomes a base", extra={"checkpoint": name})
-        found = nearest[-1] if nearest else None
-        return within_depth(found, [r for r in records if r.path in there], max_depth) if found else None
+            return References(None)
+
+        def bounded(record: ArchiveRecord) -> ArchiveRecord | None:
+            return within_depth(record, [r for r in records if r.path in there], max_depth)
+
+        newest = (series[-1] for series in others if series[-1].path in whole)
+        latest = sorted(newest, key=written, reverse=True)
+        return References(
+            bounded(nearest[-1]) if nearest else None,
+            tuple(other for record in latest[:MAX_OTHERS] if (other := bounded(record)) is not None),
+        )
 
     def of_an_earlier_directory(self, run: Path) -> set[Path]:
         """Archives of a directory that stood at the run's path before this one: it may live on under another name.
@@ -328,8 +347,7 @@ def _counted_as(record: ArchiveRecord) -> int | str:
 def _order(record: ArchiveRecord) -> tuple[bool, int, int, str]:
     """By step; what has no step comes last, by time; a step written twice in the order of writing."""
     manifest = record.manifest
-    written = max(file.mtime_ns for file in manifest.files)
-    return manifest.step is None, manifest.step or 0, written, record.path.name
+    return manifest.step is None, manifest.step or 0, written(record), record.path.name
 
 
 def _fitting(name: str, suffix_bytes: int) -> str:

@@ -46,7 +46,7 @@ def archive_by_hand(job: Job) -> dict[str, Any]:
         if is_same and is_sound(record.path):
             return _report(job, record.path, None, already=True)
     step = int("".join(filter(str.isdigit, job.checkpoint.stem)) or 0)
-    reference = store.reference_for(run, step, job.checkpoint.name, job.stride, job.max_depth)
+    reference = store.references_for(run, step, job.checkpoint.name, job.stride, job.max_depth).own
     changes: dict[str, Any] = {
         "step": step,
         "reconstruction": sha256(job.checkpoint.name.encode() + (digest or "").encode()),

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from making import made_manifest, put, put_chain, sha256
+from making import put, put_chain, sha256
 
 from ckzd import chains
 from ckzd.chains import (
@@ -14,11 +14,9 @@ from ckzd.chains import (
     chain,
     is_sound,
     is_whole,
-    next_references,
     reference_of,
     require_sound,
     sound,
-    within_depth,
 )
 from ckzd.errors import CorruptArchive, MissingReference
 from ckzd.store import Store, default_store
@@ -64,13 +62,6 @@ class TestChain:
         assert path_of_reference(archives[0]) is None
         assert path_of_reference(archives[2]) == archives[1]
 
-    def test_the_next_checkpoints_are_deltas_against_the_newest_that_are_not_ruined(self, run, store):
-        archives = put_chain(store, run, 3)
-        put(store, run, 300, "step_200.pt", quality={"ruined": 1.0})
-        assert next_references(store.archives(run), 1) == {archives[2]}
-        assert next_references(store.archives(run), 2) == set(archives[1:])
-        assert next_references(store.archives(run), 9) == set(archives)
-
     def test_a_missing_link_is_named(self, run, store):
         archives = put_chain(store, run, 4)
         archives[1].unlink()
@@ -97,7 +88,7 @@ class TestChain:
         assert chain_of(third)[-1] == third
         assert chain_of(third)[:2] == [base, first]
         assert chain_of(second) == [base, first, second]
-        assert store.reference_for(run, 400, "step_400.pt", 1).path == third
+        assert store.references_for(run, 400, "step_400.pt", 1).own.path == third
 
     def test_of_two_with_one_reconstruction_the_sound_one_is_taken(self, run, store):
         base = put(store, run, 0)
@@ -178,47 +169,3 @@ class TestSound:
         now[0] += chains.READ_AGAIN_SECONDS
         require_sound(archives[2])
         assert read == archives
-
-
-class TestDepth:
-    """Of records in memory: each archive is a delta against what `within_depth` names, or a base."""
-
-    def grown(self, count: int, max_depth: int, *, pruned: int = 0) -> list[ArchiveRecord]:
-        """A run of so many; of every so many one that nothing needs is deleted, if it is pruned."""
-        records, made = [], []
-        for number in range(count):
-            found = within_depth(records[-1], records, max_depth) if records else None
-            reference, depth = (found.manifest.reconstruction, found.manifest.depth + 1) if found else (None, 0)
-            manifest = made_manifest(reconstruction=sha256(str(number).encode()), reference=reference, depth=depth)
-            made.append(ArchiveRecord(Path(f"/{number}"), manifest))
-            records.append(made[-1])
-            if pruned and number % pruned == pruned - 1:
-                needed = {record.manifest.reference for record in records}
-                free = [r for r in records[:-1] if r.manifest.reconstruction not in needed]
-                records.remove(free[0]) if free else None
-        return made
-
-    @pytest.mark.parametrize("max_depth", [1, 2, 5, 20, 32])
-    def test_no_chain_is_deeper_and_a_base_carries_half_the_square(self, max_depth):
-        many = (max_depth + 1) * (max_depth + 2) // 2
-        made = self.grown(2 * many + 1, max_depth)
-        assert max(record.manifest.depth for record in made) == max_depth
-        bases = [number for number, record in enumerate(made) if record.manifest.reference is None]
-        assert bases == [0, many, 2 * many]
-
-    def test_until_it_is_deep_a_chain_only_grows(self):
-        assert [record.manifest.depth for record in self.grown(9, 8)] == list(range(9))
-
-    def test_then_a_branch_begins_where_the_one_before_did(self):
-        made = self.grown(12, 4)
-        assert [record.manifest.depth for record in made] == [0, 1, 2, 3, 4, 1, 2, 3, 4, 2, 3, 4]
-        number = {record.manifest.reconstruction: each for each, record in enumerate(made)}
-        assert [number[made[each].manifest.reference] for each in (5, 9)] == [0, 5]
-
-    @pytest.mark.parametrize("pruned", [1, 2, 7])
-    def test_it_holds_whatever_was_deleted_of_what_nothing_needs(self, pruned):
-        assert max(record.manifest.depth for record in self.grown(300, 12, pruned=pruned)) == 12
-
-    def test_a_chain_that_is_deeper_already_is_left_at_once(self):
-        made = self.grown(40, 39)
-        assert within_depth(made[-1], made, 10) is made[0]

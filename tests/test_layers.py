@@ -14,6 +14,7 @@ LEVELS = (
     ("errors", "checkpoint", "cores", "defaults", "file_marks", "gpus", "stages", "streams", "zip_structs"),
     ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
     ("chains",),
+    ("series",),
     ("store",),
     ("operations",),
     ("config",),

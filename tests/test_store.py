@@ -14,7 +14,7 @@ from making import put, put_chain
 from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.locks import Process
-from ckzd.store import Store, default_store
+from ckzd.store import References, Store, default_store
 
 
 @pytest.fixture
@@ -154,8 +154,8 @@ class TestArchives:
 
 
 class TestReference:
-    def names(self, record):
-        return record.manifest.name if record else None
+    def names(self, found):
+        return found.own.manifest.name if found.own else None
 
     @pytest.mark.parametrize(
         ("step", "stride", "expected"),
@@ -172,45 +172,61 @@ class TestReference:
     )
     def test_it_is_the_largest_step_below_stride_back(self, run, store, step, stride, expected):
         put_chain(store, run, 5)
-        found = store.reference_for(run, step, f"step_{step}.pt", stride)
+        found = store.references_for(run, step, f"step_{step}.pt", stride)
         assert self.names(found) == (None if expected is None else f"step_{expected}.pt")
+        assert found.others == ()
 
     def test_a_step_that_was_written_again_counts_once_as_its_newest(self, run, store):
         put_chain(store, run, 2)
         again = put(store, run, 100, "step_0.pt", reconstruction="again", mtime_ns=10**12)
-        assert store.reference_for(run, 200, "step_200.pt", 1).path == again
-        assert self.names(store.reference_for(run, 200, "step_200.pt", 2)) == "step_0.pt"
+        assert store.references_for(run, 200, "step_200.pt", 1).own.path == again
+        assert self.names(store.references_for(run, 200, "step_200.pt", 2)) == "step_0.pt"
 
     def test_without_a_step_it_is_the_newest(self, run, store):
-        put_chain(store, run, 2)
-        assert self.names(store.reference_for(run, None, "last.pt", 1)) == "step_100.pt"
-        put(store, run, None, name="last.pt")
-        assert self.names(store.reference_for(run, None, "last.pt", 1)) == "last.pt"
+        put(store, run, None, name="last.pt", mtime_ns=1)
+        newest = put(store, run, None, name="last.pt", mtime_ns=2, content="again", reconstruction="again")
+        assert store.references_for(run, None, "last.pt", 1).own.path == newest
+
+    def test_of_each_other_series_it_is_the_newest_whatever_its_step(self, run, store):
+        put_chain(store, run, 3)
+        put(store, run, 7, name="ema_7.pt", mtime_ns=10**12)
+        found = store.references_for(run, 1, "ckpt_1.pt")
+        assert (found.own, [other.manifest.name for other in found.others]) == (None, ["ema_7.pt", "step_200.pt"])
+        assert self.names(store.references_for(run, 300, "step_300.pt")) == "step_200.pt"
+        assert self.names(store.references_for(run, 8, "ema_8.pt")) == "ema_7.pt"
+
+    def test_over_damage_nothing_of_another_series_is_one(self, run, store, caplog):
+        (base,) = put_chain(store, run, 1)
+        put(store, run, 0, name="ema_0.pt")
+        base.write_bytes(base.read_bytes().replace(b"firstsecond", b"firsT\0\0\0\0\0\0"))
+        assert store.references_for(run, 100, "step_100.pt") == References(None)
+        assert "becomes a new base" in caplog.text
+        assert [other.manifest.name for other in store.references_for(run, 1, "ckpt_1.pt").others] == ["ema_0.pt"]
 
     def test_an_archive_whose_chain_is_broken_is_never_one(self, run, store, caplog):
         archives = put_chain(store, run, 4)
         archives[2].unlink()
         with caplog.at_level(logging.WARNING):
-            assert self.names(store.reference_for(run, 400, "step_400.pt", 1)) == "step_100.pt"
+            assert self.names(store.references_for(run, 400, "step_400.pt", 1)) == "step_100.pt"
         assert "reference is missing" in caplog.text
 
     def test_ruined_ones_are_passed_over_as_if_they_were_not_there(self, run, store):
         """Neither stride nor depth count them, and the next ruined one is beside the first."""
         put_chain(store, run, 3)
         for step in (300, 310):
-            assert self.names(store.reference_for(run, step, f"step_{step}.pt")) == "step_200.pt"
+            assert self.names(store.references_for(run, step, f"step_{step}.pt")) == "step_200.pt"
             put(store, run, step, "step_200.pt", quality={"ruined": 0.5}, depth=3)
         put(store, run, 320, "step_200.pt", depth=3)
-        assert self.names(store.reference_for(run, 400, "step_400.pt")) == "step_320.pt"
-        assert self.names(store.reference_for(run, 400, "step_400.pt", 2)) == "step_200.pt"
+        assert self.names(store.references_for(run, 400, "step_400.pt")) == "step_320.pt"
+        assert self.names(store.references_for(run, 400, "step_400.pt", 2)) == "step_200.pt"
         assert (
-            self.names(store.reference_for(run, 400, "step_400.pt", max_depth=3)) == "step_0.pt"
+            self.names(store.references_for(run, 400, "step_400.pt", max_depth=3)) == "step_0.pt"
         )  # where branches begin
 
     def test_one_that_is_ruined_in_part_is_still_one(self, run, store):
         put(store, run, 100)
         put(store, run, 200, "step_100.pt", quality={"ruined": 0.4})
-        assert self.names(store.reference_for(run, 300, "step_300.pt")) == "step_200.pt"
+        assert self.names(store.references_for(run, 300, "step_300.pt")) == "step_200.pt"
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
-from ckzd.chains import ArchiveRecord, next_references
+from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Clean, Job
 from ckzd.errors import CkzdError
 from ckzd.operations.pointer import pointer_for, points_to
+from ckzd.series import next_references
 from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,8 @@ class Stores:
         """Delete those of the unwanted archives that nothing needs; what was deleted.
 
         Needed is what another archive is a delta against, what a pointer in the run names, and the newest `stride`
-        archives: the next checkpoint is a delta against one of them, so ruined ones do not count. StoreLocked while
-        somebody reads or writes.
+        archives of each series: the next checkpoint is a delta against one of them, so ruined ones do not count.
+        StoreLocked while somebody reads or writes.
         """
         store = self._opened[root].store
         dropped: list[Path] = []

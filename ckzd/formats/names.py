@@ -89,6 +89,16 @@ def without_numbers(name: str) -> tuple[str, tuple[str, ...]]:
     return _NUMBERS.sub("#", stem), tuple(number for number in _NUMBERS.findall(stem) if "." not in number)
 
 
+def series_in_name(name: str) -> str:
+    """What the names of one series have in common: all but numbers, and which of several parts a file is.
+
+    "G_100.pth" and "G_200.pth" are alike, "D_100.pth" and "G_100.pt" are others; so is every rank.
+    """
+    text, rank = without_numbers(name)[0], shard_number(name)
+    _, dot, suffix = name[len(stem_of(name)) :].partition(".")
+    return f"{text}{dot}{suffix}" if rank is None else f"{text}{dot}{suffix} {rank}"
+
+
 def natural_key(name: str) -> tuple[str | int, ...]:
     """Sorts "part-10" behind "part-9"."""
     return tuple(int(piece) if n % 2 else piece for n, piece in enumerate(re.split(r"([0-9]{1,18})", name)))

@@ -1,6 +1,6 @@
 """Archive one checkpoint: read, encode against the reference, write, prove in another process, publish.
 
-    read_checkpoint -> store.reference_for -> Encoder -> STORE/tmp -> verifier [-> accept] -> publish -> cache
+    read_checkpoint -> reference_for -> Encoder -> STORE/tmp -> verifier [-> accept] -> publish -> cache
     [-> replace]
 
 Nothing of it is visible before `publish`; whoever publishes second throws its own archive away.
@@ -21,8 +21,9 @@ from typing import Any
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
-from ckzd.chains import ArchiveRecord, is_sound, is_whole, next_references, reference_of
-from ckzd.checkpoint import STORED_AS, Checkpoint
+from ckzd.chains import ArchiveRecord, is_sound, is_whole, reference_of
+from ckzd.checkpoint import Checkpoint
+from ckzd.codec.analysis.nearness import changed_shape
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme, preset_at
@@ -37,10 +38,12 @@ from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
 from ckzd.operations.placement import device_for
 from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
+from ckzd.operations.reference import reference_for
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
 from ckzd.operations.verify import verifier
+from ckzd.series import next_references
 from ckzd.stages import OnStage, Stage
 from ckzd.store import Store, default_store
 
@@ -365,7 +368,7 @@ def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord
             before = reference_of(damaged)
             if before is not None and is_sound(before.path):
                 return before
-    return job.store.reference_for(job.run, job.checkpoint.step, job.checkpoint.name, job.stride, job.max_depth)
+    return reference_for(job.checkpoint, job.store, job.run, job.stride, job.max_depth)
 
 
 def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack) -> _Reference | None:
@@ -373,7 +376,7 @@ def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack)
     if record is None:
         return None
     reconstruction = stack.enter_context(reconstruction_of(record, job.store))
-    changed = _changed_shape(job.checkpoint, reconstruction)
+    changed = changed_shape(job.checkpoint, reconstruction)
     if changed is not None:
         fields = {"path": str(job.path), "tensor": changed}
         log.warning("a tensor changed its shape: the archive becomes a new base", extra=fields)
@@ -460,19 +463,10 @@ def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
     ]
 
 
-def _changed_shape(checkpoint: Checkpoint, before: Reconstruction) -> str | None:
-    """The path of a tensor that the reference holds in another shape or dtype."""
-    for tensor in checkpoint.tensors:
-        form = before.form(tensor.path, "weights")
-        if form is not None and form != (STORED_AS.get(tensor.dtype), tensor.shape):
-            return "/".join(tensor.path)
-    return None
-
-
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:
     """Keep what the next checkpoints of this run are deltas against; the rest can be decoded again."""
     records = store.archives(run)
-    kept = next_references(records, stride)
-    for record in records:
-        if record.path not in kept:
-            durable.remove(store.cache_path(record.manifest.reconstruction))
+    references = next_references(records, stride)
+    kept = {record.manifest.reconstruction for record in records if record.path in references}
+    for identity in {record.manifest.reconstruction for record in records} - kept:
+        durable.remove(store.cache_path(identity))

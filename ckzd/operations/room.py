@@ -21,6 +21,7 @@ from ckzd.operations.originals import allocated_bytes
 from ckzd.operations.pointer import pointer_for, points_to
 from ckzd.operations.replace import empty_trash
 from ckzd.operations.trash import Entry
+from ckzd.series import split
 from ckzd.store import Store
 
 FREE_CHECKPOINTS = 2  # of the run's size: what stays free if nobody says how much, for the trainer's next ones
@@ -110,11 +111,12 @@ def space_needed(
 ) -> int:
     """What is written until the archive is there: it, its reconstruction, and the one that the verifier makes itself.
 
-    As much as the last archives of this run took, for their checkpoints' sizes; the codec's bounds where there are
-    none. `restored`: the accept command gets a copy. `reference`: what it is a delta against, if not the newest.
-    `as_base`: without a reference, though the run may have one.
+    As much as the last archives of its series took, or of the run, for their checkpoints' sizes; the codec's bounds
+    where there are none. `restored`: the accept command gets a copy. `reference`: what it is a delta against, if not
+    the newest. `as_base`: without a reference, though the run may have one.
     """
-    records = [record for record in store.archives(run) if record.manifest.preset == preset.name]
+    archives = [record for record in store.archives(run) if record.manifest.preset == preset.name]
+    records = split(archives, checkpoint.name, checkpoint.step)[0] or archives
     records = [record for record in records if not record.manifest.depth] if as_base else records
     sizes = [record.path.stat().st_size / record.manifest.original_bytes for record in records]
     exact = preset.scheme is Scheme.EXACT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import store_archive
+from making import sha256, store_archive
 from serving import write_checkpoint
 
 from ckzd import durable
@@ -167,6 +167,20 @@ def test_the_first_archives_are_estimated_from_the_codec_and_later_ones_from_the
     assert known == pytest.approx(1.1 * expected, rel=0.01)
     store.cache_path(record.manifest.reconstruction).unlink()
     assert space_needed(store, run, checkpoint, PRESETS["resume"], restored=False) > first
+
+
+def test_what_an_archive_needs_is_known_from_its_own_series(run):
+    """A small one beside it, archived last, says little of a large one."""
+    store = Store.open_or_create(default_store(run))
+    for name, elements, cached in (("G_1", 100_000, 500_000), ("D_1", 100_000, 100)):
+        path = write_checkpoint(run / f"{name}.safetensors", elements=elements)
+        store_archive(store, path, step=1, preset="resume", reconstruction=sha256(name.encode()))
+        store.cache_path(sha256(name.encode())).write_bytes(bytes(cached))
+    for name in ("G_2", "D_2"):
+        checkpoint = read_checkpoint(write_checkpoint(run / f"{name}.safetensors", elements=100_000))
+        needed = space_needed(store, run, checkpoint, PRESETS["resume"], restored=False)
+        assert (needed > 2 * 500_000) == (name == "G_2")
+        checkpoint.source.close()
 
 
 def write_training_state(path: Path, step: int, width: int = 256) -> Path:
