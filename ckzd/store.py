@@ -213,6 +213,14 @@ class Store:
         whole = sound(records) if matches else set()
         return next((r for r in matches if r.path in whole), next(iter(matches), None))
 
+    def find_by_content(self, run: Path, sha: str) -> ArchiveRecord | None:
+        """A sound archive of one file with these bytes, as they were or as they are restored, whatever its name."""
+        records = self.archives(run)
+        files = [record for record in records if record.manifest.kind == "file"]
+        matches = [r for r in files if sha in (r.manifest.files[0].original_sha256, r.manifest.files[0].sha256)]
+        whole = sound(records) if matches else set()
+        return next((record for record in matches if record.path in whole), None)
+
     def damaged(self, run: Path) -> list[Path]:
         """The archives of a run that cannot be restored from: they, or what they need, are damaged or missing."""
         whole = sound(self.archives(run))

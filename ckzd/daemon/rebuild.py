@@ -6,22 +6,28 @@ from pathlib import Path
 from ckzd.chains import ArchiveRecord
 from ckzd.daemon.identity import Identity
 from ckzd.daemon.journal import Journal
-from ckzd.operations.pointer import pointer_for, points_to
+from ckzd.operations.pointer import as_pointed, pointed_in, pointer_for, points_to, read_pointer
 
 
 def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: float) -> None:
     """One row for each archive whose original is not simply there: replaced ones by their pointer, the rest as rotated.
 
-    What stands in its place is not entered: it is compressed again, recognised by its hash, and entered then.
+    One for each name that a pointer to it has. What stands in its place is not entered: it is compressed again,
+    recognised by its hash, and entered then.
     """
+    pointed = pointed_in(run)
     for record in records:
-        manifest = record.manifest
-        path = run / manifest.name
-        replaced = points_to(pointer_for(path), record.path)
-        if not replaced and os.path.lexists(path):
-            continue
-        identity = Identity.of(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))
-        journal.import_archive(
-            run, path, identity, archive=record.path, step=manifest.step,
-            archive_bytes=record.path.stat().st_size, replaced=replaced, now=now,
-        )  # fmt: skip
+        for path in dict.fromkeys((run / record.manifest.name, *pointed.get(record.path.resolve(), ()))):
+            _enter(journal, run, path, record, now)
+
+
+def _enter(journal: Journal, run: Path, path: Path, record: ArchiveRecord, now: float) -> None:
+    replaced = points_to(pointer_for(path), record.path)
+    if not replaced and os.path.lexists(path):
+        return
+    manifest = as_pointed(record.manifest, read_pointer(pointer_for(path))) if replaced else record.manifest
+    identity = Identity.of(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))
+    journal.import_archive(
+        run, path, identity, archive=record.path, step=manifest.step,
+        archive_bytes=record.path.stat().st_size, replaced=replaced, now=now,
+    )  # fmt: skip

@@ -31,7 +31,7 @@ from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
-from ckzd.formats.names import POINTER_NAME
+from ckzd.formats.names import POINTER_NAME, step_in_name
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
@@ -247,19 +247,29 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
 
 
 def _known(job: _Job) -> ArchiveRecord | None:
-    """The archive of exactly these bytes, sound or not. Hashes them only if names and sizes allow that there is one."""
-    sizes = {layout.name: layout.size for layout in job.checkpoint.files}
-    for record in job.store.archives(job.run):
-        same_name = record.manifest.name == job.checkpoint.name
-        if same_name and {file.name: file.size for file in record.manifest.files} == sizes:
-            return job.store.find_by_checkpoint(job.run, checkpoint_digest(job.checkpoint))
-    return None
+    """The archive of exactly these bytes, sound or not; of a file under any name, if sound: last.pt may be a copy.
+
+    They are hashed only if names, sizes and times allow that there is one.
+    """
+    checkpoint = job.checkpoint
+    if not any(_may_be_of(record.manifest, checkpoint) for record in job.store.archives(job.run)):
+        return None
+    hashes = checkpoint.sha256()
+    rows = [(file.name, file.size, digest) for file, digest in zip(checkpoint.files, hashes, strict=True)]
+    found = job.store.find_by_checkpoint(job.run, files_digest(rows))
+    if found is None and not checkpoint.is_directory:
+        found = job.store.find_by_content(job.run, hashes[0])
+    return found
 
 
-def checkpoint_digest(checkpoint: Checkpoint) -> str:
-    """What identifies the bytes of a checkpoint, as in `Manifest.checkpoint`."""
-    rows = [(f.name, f.size, digest) for f, digest in zip(checkpoint.files, checkpoint.sha256(), strict=True)]
-    return files_digest(rows)
+def _may_be_of(manifest: Manifest, checkpoint: Checkpoint) -> bool:
+    """Under another name only where one has no number or both have one time: a run's files may be of one size."""
+    if manifest.name == checkpoint.name:
+        return {file.name: file.size for file in manifest.files} == {file.name: file.size for file in checkpoint.files}
+    if manifest.kind != "file" or checkpoint.is_directory or manifest.original_bytes != checkpoint.nbytes:
+        return False
+    is_marker = step_in_name(checkpoint.name) is None or step_in_name(manifest.name) is None
+    return is_marker or manifest.files[0].mtime_ns == checkpoint.files[0].stat.mtime_ns
 
 
 def _reference_path(job: _Job, record: ArchiveRecord) -> str | None:

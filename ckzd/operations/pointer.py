@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from ckzd.archive import FileModel, Manifest
+from ckzd.archive import FileModel, Manifest, StatModel
 from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, is_pointer
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.formats.foreign import json_object, read_small
@@ -23,13 +24,17 @@ MAX_FIELD_CHARACTERS = 4096  # PATH_MAX
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What a pointer says. `archive` is relative to the pointer's directory and wins: a tree may move as a whole."""
+    """What a pointer says. `archive` is relative to the pointer's directory and wins: a tree may move as a whole.
+
+    `file` is what its file had that the archive did not see: the same bytes may have stood under several names.
+    """
 
     archive: str
     archive_absolute: str
     checkpoint: str
     reconstruction: str
     restore: str
+    file: StatModel | None = None
 
 
 def pointer_for(checkpoint: Path) -> Path:
@@ -41,14 +46,18 @@ def pointer_for(checkpoint: Path) -> Path:
 
 def pointer_text(pointer: Path, checkpoint: Path, archive: Path, manifest: Manifest) -> str:
     """The content of the pointer at `pointer`; the paths are absolute."""
-    content = {
+    content: dict[str, Any] = {
         "ckzd_pointer": POINTER_VERSION,
         "archive": os.path.relpath(archive, pointer.parent),
         "archive_absolute": str(archive),
-        "checkpoint": manifest.name,
+        "checkpoint": checkpoint.name,
         "reconstruction": manifest.reconstruction,
         "restore": f"ckzd restore {shlex.quote(str(checkpoint))}",
     }
+    if manifest.kind == "file":
+        status, known = checkpoint.lstat(), manifest.files[0]
+        own = {name: getattr(status, f"st_{name}") for name in StatModel.model_fields}
+        content |= {"file": own} if own != known.model_dump(include=set(own)) else {}
     return json.dumps(content, indent=1) + "\n"
 
 
@@ -65,18 +74,39 @@ def read_pointer(path: Path) -> Pointer:
     if content.get("ckzd_pointer") != POINTER_VERSION:
         raise CorruptArchive(path, f"is no pointer of ckzd: expected ckzd_pointer {POINTER_VERSION}")
     said: dict[str, str] = {}
-    for name in (field.name for field in fields(Pointer)):
+    for name in (field.name for field in fields(Pointer) if field.name != "file"):
         value = content.get(name)
         if not isinstance(value, str) or "\0" in value or len(value) > MAX_FIELD_CHARACTERS:
             problem = f"is no pointer of ckzd: field {name!r} is no text of at most {MAX_FIELD_CHARACTERS} characters"
             raise CorruptArchive(path, problem)
         said[name] = value
-    return Pointer(**said)
+    try:
+        file = StatModel.model_validate(content["file"]) if "file" in content else None
+    except ValueError:
+        raise CorruptArchive(path, "is no pointer of ckzd: field 'file' is not what one has") from None
+    return Pointer(**said, file=file)
+
+
+def as_pointed(manifest: Manifest, pointer: Pointer) -> Manifest:
+    """What an archive says, with the mode, owner and time of the file that the pointer stands for."""
+    if pointer.file is None or manifest.kind != "file":
+        return manifest
+    return manifest.model_copy(update={"files": [manifest.files[0].model_copy(update=pointer.file.model_dump())]})
 
 
 def archive_of(path: Path) -> Path:
     """The archive that the pointer at `path` names. Raises MissingReference if it is not there."""
+    return _named_by(read_pointer(path), path)
+
+
+def _pointed(path: Path) -> ArchiveRecord:
+    """The archive that the pointer at `path` names, as what the pointer stands for."""
     pointer = read_pointer(path)
+    record = ArchiveRecord.read(_named_by(pointer, path))
+    return ArchiveRecord(record.path, as_pointed(record.manifest, pointer))
+
+
+def _named_by(pointer: Pointer, path: Path) -> Path:
     relative = Path(os.path.normpath(path.parent.resolve() / pointer.archive))
     for archive in (relative, Path(pointer.archive_absolute)):
         if _is_file(archive):
@@ -114,12 +144,13 @@ def resolve(path: Path) -> ArchiveRecord:
     A checkpoint that is there, but not as it was archived, is refused: its pointer names an older version.
     """
     path = path.absolute()
-    named = _archive_named(path)
-    if named is not None:
-        return ArchiveRecord.read(named)
+    if _is_pointer_itself(path):
+        return _pointed(path)
+    if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file():
+        return ArchiveRecord.read(path.resolve())
     pointer = pointer_for(path)
     if _is_file(pointer):  # an archive may have been given that name by hand
-        records = [ArchiveRecord.read(pointer.resolve() if is_archive(pointer) else archive_of(pointer))]
+        records = [ArchiveRecord.read(pointer.resolve()) if is_archive(pointer) else _pointed(pointer)]
     else:
         records = _in_default_store(path)
     for record in records:
@@ -134,11 +165,17 @@ def resolve(path: Path) -> ArchiveRecord:
     raise ConfigError(path, problem, hint=hint)
 
 
+def _is_pointer_itself(path: Path) -> bool:
+    if path.name.endswith(ARCHIVE_SUFFIX):
+        return path.is_file() and is_pointer(path)
+    return path.name == POINTER_NAME and path.is_file()
+
+
 def _archive_named(path: Path) -> Path | None:
     """The archive, readable or not, that `path` is or that the pointer there names; None where it is neither."""
-    if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file():
-        return archive_of(path) if is_pointer(path) else path.resolve()
-    return archive_of(path) if path.name == POINTER_NAME and path.is_file() else None
+    if _is_pointer_itself(path):
+        return archive_of(path)
+    return path.resolve() if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file() else None
 
 
 def archives_meant(path: Path) -> list[Path | CkzdError]:
@@ -183,6 +220,16 @@ def _pointers_in(run: Path) -> list[Path]:
     """Of the checkpoints that stood in this directory."""
     pointers = [*run.glob(f"*{ARCHIVE_SUFFIX}"), *run.glob(f"*/{POINTER_NAME}")]
     return sorted(path for path in pointers if _is_file(path) and is_pointer(path))
+
+
+def pointed_in(run: Path) -> dict[Path, list[Path]]:
+    """What pointers in a run stand for, by the archive that they name; those that name none are left out."""
+    found: dict[Path, list[Path]] = {}
+    for pointer in _pointers_in(run):
+        with suppress(CkzdError, OSError):
+            checkpoint = pointer.parent if pointer.name == POINTER_NAME else pointer.with_suffix("")
+            found.setdefault(archive_of(pointer).resolve(), []).append(checkpoint)
+    return found
 
 
 def _or_error(path: Path, named: Callable[[Path], Path]) -> Path | CkzdError:

@@ -24,7 +24,7 @@ from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.originals import marks_of
-from ckzd.operations.pointer import is_as_archived, pointer_for, points_to, resolve
+from ckzd.operations.pointer import as_pointed, is_as_archived, pointer_for, points_to, read_pointer, resolve
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import LOCK_SECONDS, recover
 from ckzd.operations.trash import Entry, Intent
@@ -113,8 +113,9 @@ def _finish_killed_restore(target: Path, archive: Path, ours: Store | None) -> N
     if target.is_file() and ours is not None:
         with suppress(StoreLocked), ours.replace_lock(wait_seconds=0.0):
             manifest = read_manifest(archive)  # again: what was read before the lock proves nothing
-            if points_to(pointer_for(target), archive) and is_as_archived(target, manifest):
-                durable.remove(pointer_for(target))
+            pointer = pointer_for(target)
+            if points_to(pointer, archive) and is_as_archived(target, as_pointed(manifest, read_pointer(pointer))):
+                durable.remove(pointer)
 
 
 def _target(path: Path, archive: Path, ours: Store | None, output: Path | None, *, weights_only: bool) -> Path:

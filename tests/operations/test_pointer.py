@@ -11,7 +11,8 @@ from making import manifest_of, store_archive
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import SystemClock
 from ckzd.daemon.stores import Stores
-from ckzd.operations.pointer import pointer_for, pointer_text, points_to
+from ckzd.errors import CorruptArchive
+from ckzd.operations.pointer import pointer_for, pointer_text, points_to, read_pointer
 from ckzd.operations.replace import replace
 from ckzd.store import Store, default_store
 
@@ -45,6 +46,16 @@ def test_a_pointer_names_its_archive_by_whichever_way(archive, checkpoint, store
     said = json.loads(pointer.read_text())
     pointer.write_text(json.dumps({**said, "archive": "gone.ckz"}))
     assert points_to(pointer, archive)  # by the absolute path
+
+
+@pytest.mark.parametrize("file", [7, [], {"mode": 1}, {"mode": "x", "uid": 0, "gid": 0, "mtime_ns": 0}, {"size": 3}])
+def test_what_a_pointer_says_of_its_file_is_checked(archive, checkpoint, file):
+    pointer = pointer_for(checkpoint)
+    said = json.loads(pointer.read_text())
+    assert "file" not in said, "the archive knows it"
+    pointer.write_text(json.dumps({**said, "file": file}))
+    with pytest.raises(CorruptArchive, match="'file'"):
+        read_pointer(pointer)
 
 
 def away(pointer, archive):
