@@ -677,7 +677,7 @@ class PlainArchive:
         return found if usable else None
 
     def _keep(self, number: int) -> None:
-        path, dtype, shape, nbytes = self.layout["tensors"][number]
+        path, dtype, shape, _ = self.layout["tensors"][number]
         method, *place = self.index["codes"][number]
         before, levels, frame = self._before(number), None, Frame(path, matrix_shape(shape), self.reference)
         self.trend = None
@@ -691,13 +691,10 @@ class PlainArchive:
             other, other_dtype, *_ = self.layout["tensors"][place[0]]
             found = self.own.get(other, "weights").reshape(shape)
             values = found if method == "copy" else rounded(widened(found, other_dtype), dtype)
-        elif method == "same":
-            values = before
+        elif method == "ulps":
+            levels, values = self._ulps(number, before)
         else:
-            itemsize = np.dtype(DTYPES[dtype]).itemsize
-            reference = before.tobytes() if method == "delta" else None
-            data = exact(self._stream(number), nbytes // itemsize, itemsize, reference)
-            values = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+            values = before if method == "same" else self._exactly(number, before if method == "delta" else None)
         self.own.put(path, "weights", self._masked(number, values, before))
         if levels is not None:
             self.own.put(path, "levels", np.clip(levels, -127, 127).astype(np.int8))
@@ -723,6 +720,32 @@ class PlainArchive:
             if times:
                 total = total + times * widened(self._before(tensor), self.layout["tensors"][tensor][1]).reshape(shape)
         return rounded(total, dtype)
+
+    def _exactly(self, number: int, before: np.ndarray | None) -> np.ndarray:
+        _, dtype, shape, nbytes = self.layout["tensors"][number]
+        itemsize = np.dtype(DTYPES[dtype]).itemsize
+        reference = None if before is None else before.tobytes()
+        data = exact(self._stream(number), nbytes // itemsize, itemsize, reference)
+        return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+
+    def _ulps(self, number: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The trace and the values."""
+        path, dtype, shape, _ = self.layout["tensors"][number]
+        data, form = self._stream(number), matrix_shape(shape)
+        words, guide = before.view("<u2").reshape(form).astype(int), self._guide(path, form)
+
+        def finer(i: int, j: int, energy: int) -> int:
+            unsigned = int(words[i, j]) & 0x7FFF
+            exponent = unsigned >> {"bfloat16": 7, "float16": 10}[dtype]
+            return energy + (min(max(4 * (data[0] - exponent), -64), 63) if unsigned else -64)
+
+        levels = plane(data[1:], form, 3, self.models, guide, None, finer).astype(int)
+        moved = (np.where(words & 0x8000, words ^ 0xFFFF, words | 0x8000) + levels) & 0xFFFF
+        values = (
+            np.where(moved & 0x8000, moved ^ 0x8000, moved ^ 0xFFFF).astype("<u2").view(DTYPES[dtype]).reshape(shape)
+        )
+        old = np.zeros(form, int) if guide is None else np.clip(guide.astype(int), -3, 3)
+        return np.where(levels != 0, 3 * np.sign(levels), old - np.sign(old)), values
 
     def _masked(self, number: int, values: np.ndarray, before: np.ndarray | None) -> np.ndarray:
         if number not in self.masks:

@@ -154,7 +154,7 @@ CODEC = (  # the codec's rooms: each imports those before it, and what stands be
     ("records",),
     ("analysis", "paper"),
     ("methods",),
-    ("choose_weights", "choose_moments", "choose_states", "choose"),
+    ("choose_exact", "choose_weights", "choose_moments", "choose_states", "choose"),
     ("encode", "decode"),
 )
 ROOM_OF = {room: level for level, rooms in enumerate(CODEC) for room in rooms}

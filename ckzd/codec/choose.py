@@ -14,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from ckzd.checkpoint import Bytes, RawArray
+from ckzd.checkpoint import Bytes, RawArray, TensorSpec
 from ckzd.codec.algebra.exact import Algebra
 from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Plane
 from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
+from ckzd.codec.choose_exact import ChosenExact, ExactChooser
 from ckzd.codec.choose_moments import ChosenMoment, MomentChooser, known_moments
 from ckzd.codec.choose_states import StateChooser
 from ckzd.codec.choose_weights import ChosenWeight, WeightChooser
 from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.planes import PlaneToCode
-from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments
+from ckzd.codec.methods.method import Coded, KnownMoments, plane_kind
 from ckzd.codec.methods.momentum_scale import MomentumScale, share_for
 from ckzd.codec.methods.registry import moment_method, state_method, weight_method
 from ckzd.codec.methods.trend import trend_bytes
+from ckzd.codec.methods.ulps import ULPS, KnownBits
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, without
 from ckzd.codec.parallel import in_batches
 from ckzd.codec.presets import Preset, Scheme
@@ -38,7 +40,6 @@ from ckzd.codec.records.layout import Role, Triple
 from ckzd.codec.records.reconstruction import ArrayFile, HeldArrays
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,
-    basis_of,
     cast_values,
     predicted_values,
     put_reference_tensor,
@@ -96,9 +97,14 @@ class Chooser:
         if prediction is None:
             return None
         other = self.inputs.tensor(prediction.other)
-        now = self.reconstruction.get(other.path, "weights")
-        assert now is not None, "it has been its turn"
+        now = self._restored_weight(other)
         return predicted_values(self.inputs.tensor(number), prediction, self.inputs.reference, other, now)
+
+    def _restored_weight(self, tensor: TensorSpec) -> RawArray:
+        """What a reference tensor restores to that has had its turn."""
+        found = self.reconstruction.get(tensor.path, "weights")
+        assert found is not None, "it has had its turn"
+        return found
 
     def _chosen(self, lossy: Mapping[int, Triple], numbers: list[int]) -> list["_Chosen"]:
         """Reference tensors within the budget, with bases that have learned, and their moments; each is read once."""
@@ -108,9 +114,11 @@ class Chooser:
         restored = with_tracked_bases([weight.restored if weight else None for weight in weights], algebra=self.algebra)
         found = []
         for number, value, weight, tracked in zip(numbers, values, weights, restored, strict=True):
-            kept = tracked or self._exact(number, value)
+            exact = self._exact(number, value) if weight is None else None
+            kept = tracked if exact is None else exact.restored
+            assert kept is not None, "with a loss or exactly"
             moments = [] if value is None else self._moments(lossy[number], value, weight, kept)
-            found.append(_Chosen(weight, kept, moments))
+            found.append(_Chosen(weight, exact, kept, moments))
         return found
 
     def _weight_chooser(self, algebra: Algebra[Any]) -> WeightChooser:
@@ -120,10 +128,10 @@ class Chooser:
     def _state_chooser(self) -> StateChooser:
         return StateChooser(self.inputs, self.survey, self.preset)
 
-    def _exact(self, number: int, values: TripleValues | None) -> ReferenceTensor:
-        """A reference tensor that loses nothing; a copy gets its values in `_keep`, from what the first restores to."""
+    def _exact(self, number: int, values: TripleValues | None) -> ChosenExact:
+        """A reference tensor that loses nothing."""
         stored = self.inputs.stored(number) if values is None else values.weight.stored
-        return ReferenceTensor(stored, basis=basis_of(self.inputs.tensor(number), self.inputs.reference))
+        return ExactChooser(self.inputs, self.survey, self.preset).chosen(number, stored)
 
     def _moments(
         self, triple: Triple, values: TripleValues, weight: ChosenWeight | None, restored: ReferenceTensor
@@ -140,28 +148,29 @@ class Chooser:
         return chooser.chosen(weight.coded.levels if weight is not None else None)
 
     def _keep(self, number: int, chosen: "_Chosen") -> None:
-        tensor, restored, weight = self.inputs.tensor(number), chosen.restored, chosen.weight
+        tensor, restored = self.inputs.tensor(number), chosen.restored
+        weight, exact = chosen.weight, chosen.exact
         if weight is not None:
             self.losses[number] = weight.loss
             self._keep_coded(number, weight.method, weight.coded)
             if weight.zeros is not None:
                 self.zeros[number] = weight.zeros
-        elif number in self.survey.casts:
-            self.methods[number] = Method.CAST
+        if exact is not None:
+            self._keep_exact(number, exact)
+        if exact is not None and exact.method is Method.CAST:
             master = self.inputs.tensor(self.survey.casts[number])
-            values = self.reconstruction.get(master.path, "weights")
-            assert values is not None, "it has been its turn"
-            restored = replace(restored, values=cast_values(values, master.dtype, tensor))
-        elif number in self.survey.copies:
-            self.methods[number] = Method.COPY
-            copied = self.reconstruction.get(self.inputs.tensor(self.survey.copies[number]).path, "weights")
-            assert copied is not None, "the first of them came before"
-            restored = replace(restored, values=copied)
-        elif number in self.survey.same:
-            self.methods[number] = Method.SAME
-        else:
-            self.methods[number] = Method.EXACT
+            restored = replace(restored, values=cast_values(self._restored_weight(master), master.dtype, tensor))
+        if exact is not None and exact.method is Method.COPY:
+            copied = self.inputs.tensor(self.survey.copies[number])
+            restored = replace(restored, values=self._restored_weight(copied))
         put_reference_tensor(self.reconstruction, tensor, restored, self.survey.scales.get(number))
+
+    def _keep_exact(self, number: int, exact: ChosenExact) -> None:
+        self.methods[number] = exact.method
+        if exact.coded is not None:
+            self._keep_coded(number, exact.method, exact.coded)
+        if exact.stream is not None:
+            self.scratch.put(self.inputs.tensor(number).path, "stream", np.frombuffer(exact.stream, np.uint8))
 
     def _keep_moment(self, moment: ChosenMoment) -> None:
         self._keep_coded(moment.number, moment.method, moment.coded)
@@ -219,21 +228,25 @@ class Chooser:
         """Every plane that is to be coded, by tensor number."""
         chooser = self._weight_chooser(CORES)
         triple_of = {n: t for t in self.survey.lossy for n in (t.weight, *t.moments)}
+        roles = dict.fromkeys(self.inputs.reference_tensors, Role.REFERENCE)
+        roles |= {number: triple.role_of(number) for number, triple in triple_of.items()}
         for number in range(len(self.inputs.checkpoint.tensors)):
             levels = self._levels(number)
             if levels is None:
                 continue
             name = self.methods[number]
             if number in self.survey.states:
-                yield PlaneToCode(number, state_method(name).kind, levels, SideInformation())
+                yield PlaneToCode(number, plane_kind(name, Role.STATE), levels, SideInformation())
                 continue
-            triple = triple_of[number]
-            role = triple.role_of(number)
-            if role is Role.WEIGHT:
+            role = roles[number]
+            if name is Method.ULPS:
+                known = KnownBits(self.inputs.tensor(number), self.inputs.reference)
+                side_information = ULPS.side_information(self.heads[number], known)
+            elif role is Role.WEIGHT:
                 side_information = weight_method(name).side_information(self.heads[number], chooser.known(number))
             else:
-                side_information = moment_method(name, role).side_information(self._known_moments(triple))
-            yield PlaneToCode(number, PLANE_KIND[role], levels, side_information)
+                side_information = moment_method(name, role).side_information(self._known_moments(triple_of[number]))
+            yield PlaneToCode(number, plane_kind(name, role), levels, side_information)
 
     def payload(self, number: int) -> Bytes:
         """The original bytes of a tensor that loses nothing, from where they are at hand."""
@@ -247,6 +260,11 @@ class Chooser:
         """What a decoder yields for a lossy state (R, C)."""
         coded = Coded(self.heads[number], self._levels(number))
         return state_method(self.methods[number]).restored(coded, self._state_chooser.known(number))
+
+    def stream(self, number: int) -> bytes | None:
+        """The stream of a tensor that loses nothing, where it had to be made to choose."""
+        found = self.scratch.get(self.inputs.tensor(number).path, "stream")
+        return None if found is None else found.tobytes()
 
     def restored_moment(self, number: int, triple: Triple) -> RawArray:
         """What a decoder yields for a moment of a lossy weight (R, C), from the levels in hand."""
@@ -269,9 +287,10 @@ class Chooser:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A reference tensor as it is coded (None: exactly), what it restores to, and its moments."""
+    """A reference tensor as it is coded, with a loss or exactly, what it restores to, and its moments."""
 
     weight: ChosenWeight | None
+    exact: ChosenExact | None
     restored: ReferenceTensor
     moments: list[ChosenMoment]
 

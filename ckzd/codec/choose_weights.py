@@ -79,13 +79,12 @@ class WeightChooser:
         return None
 
     def known(self, number: int) -> KnownWeight:
-        """What a decoder knows of a weight before its stream."""
+        """What a decoder knows of a weight before its stream, but for its prediction."""
         scales = self.survey.scales[number]
-        predicted = self.predicted(number)
-        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, scales, self.algebra, predicted)
+        return KnownWeight(self.inputs.tensor(number), self.inputs.reference, scales, self.algebra)
 
     def _to_code(self, triple: Triple, values: TripleValues) -> WeightToCode:
-        known = self.known(triple.weight)
+        known = replace(self.known(triple.weight), predicted=self.predicted(triple.weight))
         return WeightToCode(
             known=known,
             values=values.weight.numbers,

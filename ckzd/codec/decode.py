@@ -20,9 +20,10 @@ from ckzd.codec.dtypes import stored_array
 from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.models import Models, TableModel
 from ckzd.codec.entropy.planes import decode_plane
-from ckzd.codec.methods.method import PLANE_KIND, Coded, KnownMoments, KnownWeight, LossyMethod, WeightMethod
+from ckzd.codec.methods.method import Coded, KnownMoments, KnownWeight, PlaneMethod, WeightMethod, plane_kind
 from ckzd.codec.methods.registry import checked, is_lossy, moment_method, state_method, verbatim, weight_method
-from ckzd.codec.methods.state import KnownState, StateMethod
+from ckzd.codec.methods.state import KnownState
+from ckzd.codec.methods.ulps import ULPS, KnownBits
 from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
 from ckzd.codec.paper.refined import RefinedModel
@@ -134,6 +135,8 @@ class Decoder:
         tensor, code = self._tensor(number), self.index.codes[number]
         if code.other >= 0:
             return None
+        if code.method is Method.ULPS:
+            return self._moved_by_ulps(number)
         if not self._is_lossy(number):
             values = stored_array(self._exact(tensor, code), tensor.dtype, tensor.shape)
             return ReferenceTensor(values, basis=basis_of(tensor, self._reference))
@@ -154,6 +157,10 @@ class Decoder:
         now = done.get(other.path, "weights")
         assert now is not None, "the index was checked: it is decoded before"
         return predicted_values(self._tensor(number), prediction, self._reference, other, now)
+
+    def _moved_by_ulps(self, number: int) -> ReferenceTensor:
+        known = KnownBits(self._tensor(number), self._reference)
+        return ULPS.restored(self._coded(number, ULPS, lambda head: ULPS.side_information(head, known)), known)
 
     def _step(self, number: int, method: WeightMethod) -> float:
         """The step of one weight's levels; 0 of codebooks, which have none."""
@@ -218,14 +225,14 @@ class Decoder:
     def _is_lossy(self, number: int) -> bool:
         return is_lossy(self.index.codes[number].method, self._roles[number])
 
-    def _coded(self, number: int, method: LossyMethod, side_information: Callable[[bytes], SideInformation]) -> Coded:
+    def _coded(self, number: int, method: PlaneMethod, side_information: Callable[[bytes], SideInformation]) -> Coded:
         """A stream taken apart, its plane decoded. What contexts see may depend on the head before it."""
         code, shape = self.index.codes[number], plane_shape(self._tensor(number).shape)
         data = b"" if code.stream is None else self._stream(code.stream)
         if not method.has_plane:
             return Coded(data)
         start = method.head_bytes(data, shape)
-        head, kind = data[:start], method.kind if isinstance(method, StateMethod) else PLANE_KIND[self._roles[number]]
+        head, kind = data[:start], plane_kind(method.name, self._roles[number])
         seen = side_information(head)
         return Coded(head, decode_plane(data[start:], method.form(head, shape), kind, seen, self._models))
 

@@ -43,7 +43,7 @@ from ckzd.codec.transform.adaptive_basis import SLACK
 from ckzd.streams import StreamRef
 
 _MOMENTS = {"exp_avg": "first_moment", "momentum_buffer": "first_moment", "exp_avg_sq": "second_moment"}
-_PARTS = ("weights", "first_moment", "second_moment")  # by kind of plane
+_PARTS = ("weights", "first_moment", "second_moment", "weights")  # by kind of plane
 _STREAMS = {method.name: method.streams for method in METHODS}
 
 
@@ -102,6 +102,7 @@ class Encoder:
         self._codes: dict[int, Code] = {}
         self._parts: Counter[str] = Counter()
         self._coders: Counter[str] = Counter()
+        self._used: set[Coder] = set()
 
     def encode(self) -> Encoded:
         """Run all passes."""
@@ -136,9 +137,10 @@ class Encoder:
             return plane, *encode_plane(plane, fitted.models)
 
         for plane, data, coder in in_order(coded, chooser.planes(), lambda plane: plane.levels.size):
-            self._coders[coder.name.lower()] += 1
-            head = chooser.heads[plane.number]
-            self._put(plane.number, chooser.methods[plane.number], _PARTS[plane.kind], head + data)
+            self._used.add(coder)
+            method, head = chooser.methods[plane.number], chooser.heads[plane.number]
+            self._coders[method.value if method is Method.ULPS else coder.name.lower()] += 1
+            self._put(plane.number, method, _PARTS[plane.kind], head + data)
 
     def _code_without_planes(self, chooser: Chooser) -> None:
         """Everything that has no plane: exact tensors, and moments that follow from little or nothing."""
@@ -158,9 +160,11 @@ class Encoder:
             else:
                 is_kept = number in reference_tensors
                 before = self._inputs.before(number) if is_kept else None
-                method, data = encoded_exactly(chooser.payload(number), tensor, before)
+                stream = chooser.stream(number)
+                if stream is None:
+                    method, stream = encoded_exactly(chooser.payload(number), tensor, before)
                 moment = next((_MOMENTS[part] for part in tensor.path if part in _MOMENTS), "state")
-                self._put(number, method, "weights" if is_kept else moment, data)
+                self._put(number, method, "weights" if is_kept else moment, stream)
             self._coders[method.value] += 1
 
     def _put(self, number: int, method: Method, part: str, data: bytes) -> None:
@@ -179,13 +183,13 @@ class Encoder:
         steps, predictions = surveyed.steps, surveyed.predictions
         index = Index(layout, codes, steps, chooser.finer, zeros, REACH, SLACK, predictions)
         skeleton = skeleton_of(checkpoint)
-        lstm = fitted.lstm if self._coders["lstm"] else b""
+        lstm = fitted.lstm if Coder.LSTM in self._used else b""
         entries = {
             "index": index.to_bytes(self._inputs.reference_blob("layout")),
             "skeleton": zstd.compress_against(skeleton, self._inputs.reference_blob("skeleton")),
             "scales": encode_scales(layout, surveyed.scales, predictions, self._inputs.reference),
             "lstm": encode_lstm(lstm, self._inputs.reference) if lstm else b"",
-            "tables": fitted.models.tables.to_bytes() if self._coders["tables"] or lstm else b"",
+            "tables": fitted.models.tables.to_bytes() if Coder.TABLES in self._used or lstm else b"",
         }
         for name, data in entries.items():
             self._parts[name] += len(data)

@@ -9,7 +9,7 @@ from ckzd.codec.records.index import Method
 from ckzd.defaults import Effort
 from ckzd.operations.pointer import resolve
 
-_EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA})
+_EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA, Method.ULPS})
 
 KEPT_EXACT = "no paired moments: kept exact"
 

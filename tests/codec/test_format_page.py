@@ -7,7 +7,7 @@ from pathlib import Path
 import ckzd.archive
 from ckzd.codec import scales
 from ckzd.codec.entropy import context, escapes, lanes, planes
-from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
+from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, PASSES
 from ckzd.codec.entropy.planes import Coder
 from ckzd.codec.kernels import plain
 from ckzd.codec.paper import lstm
@@ -117,7 +117,7 @@ def test_the_lstm():
     for name, shape in lstm.SHAPES.items():
         size = " x ".join(map(str, shape)).replace(f"{lstm.TOKENS} x", f"{lstm.TOKENS} tokens x")
         assert f"{name.replace('_', ' ')} ({size})" in said
-    sizes = (KINDS * PASSES, DENSITIES, *(size for _, size in FIELDS))
+    sizes = (lstm.KINDS * PASSES, DENSITIES, *(size for _, size in FIELDS))
     assert numbers_after("kind * 4 + pass (", 7) == list(sizes) or list(sizes) == [12, *numbers_after("density (", 6)]
     assert (
         f"`(z + {1 << (lstm.GATE_BITS - lstm.TABLE_STEP_BITS - 1)}) >> {lstm.GATE_BITS - lstm.TABLE_STEP_BITS}`" in FLAT

@@ -27,7 +27,9 @@ from plain_decoder import PlainArchive  # a script finds what stands beside it o
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
-WANTED = {("weights", method) for method in ("framed", "factored", "scalar", "whole", "kmeans", "exact", "delta")}
+WANTED = {
+    ("weights", method) for method in ("framed", "factored", "scalar", "whole", "kmeans", "exact", "delta", "ulps")
+}
 WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", "kmeans")} | {
     ("", "fill"),
     ("", "same"),
@@ -83,7 +85,7 @@ def write_run(run: Path) -> None:
     torch.manual_seed(7)
     inputs, outputs = torch.randn(512, 48) @ torch.diag(torch.logspace(-1, 1, 48)), torch.randn(512, 160)
     model = torch.nn.Sequential(torch.nn.Linear(48, 272), torch.nn.Tanh(), torch.nn.Linear(272, 160))
-    half, brain = torch.randn(16, 16).half(), torch.randn(16, 16).bfloat16()
+    half, master = torch.randn(16, 16).half(), torch.randn(64, 64)  # of what is kept in bfloat16
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.0, 0.99))  # no memory: the last one is dropped
     other = torch.nn.Sequential(torch.nn.Linear(48, 40), torch.nn.Linear(96, 64, bias=False))
     momentum = torch.optim.SGD(other.parameters(), lr=1e-2, momentum=0.9)
@@ -113,12 +115,19 @@ def write_run(run: Path) -> None:
         pure.weight.grad = (3e-4 * torch.randn(20, 48) * torch.logspace(-1, 1, 20)[:, None]).half()
         pure.bias.grad = torch.zeros(20).half()
         halved.step()
+        master -= 3e-4 * torch.randn(64, 64).sign()
         stack.grad = torch.einsum("er,c->erc", torch.randn(3, 24), outputs[rows[0], :16])
         fused.step()
         beside.follow(inputs[rows], outputs[rows])
         if step in STEPS:
             odd = torch.full((300,), float("nan")) if step == STEPS[1] else torch.linspace(0, 1, 300)
-            extra = {"half": half, "brain": brain, "count": torch.arange(100) * step, "odd": odd, "tied": half.clone()}
+            extra = {
+                "half": half,
+                "brain": master.bfloat16().flatten(),
+                "count": torch.arange(100) * step,
+                "odd": odd,
+                "tied": half.clone(),
+            }
             state = {
                 "model": in_one_storage(model.state_dict()),
                 "optimizer": optimizer.state_dict(),

@@ -32,8 +32,8 @@ Ids = npt.NDArray[np.int16]
 Classes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
 
-KINDS = 3
-WEIGHTS, FIRST, SECOND = range(KINDS)
+KINDS = 4
+WEIGHTS, FIRST, SECOND, EXACT = range(KINDS)
 PASSES = 4
 DENSITIES = 8
 FIELDS = (("guide", 5), ("energy", ENERGY_CLASSES), ("around", 4), ("neighbours", 4), ("previous", 3))
@@ -58,10 +58,11 @@ _ENERGY_CLASS = np.searchsorted(_ENERGY_STEPS, np.arange(_ENERGY_STEPS[-1] + 1),
 class SideInformation:
     """Levels known before the plane is decoded; both (R, C) or absent.
 
-    `levels`: for weights the reference's residual, for factors how large they may be, for moments the levels of what
-    they were pruned with.
+    `levels`: for weights the reference's residual, for what is exact what changed before, for factors how large they
+    may be, for moments the levels of what they were pruned with.
     `previous`: the reference's residual of the same matrix one layer earlier.
-    `second`: for moments, half octaves of the second moment over its mean, as its scales tell.
+    `second`: for moments, half octaves of the second moment over its mean, as its scales tell; for what is exact, how
+    fine its ulps are, in quarters of an octave.
     """
 
     levels: ContextLevels | None = None
@@ -103,7 +104,10 @@ def passes(
 
 
 def _with_second(kind: int, energy: Ids, second: HalfOctaves) -> Ids:
-    """A first moment is as large as its second moment lets it be; the second is what its own scales say, no more."""
+    """A first moment is as large as its second moment lets it be; the second is what its own scales say, no more.
+
+    What is exact moves by as many ulps more as they are finer.
+    """
     classes: Ids = np.clip(second + (MEAN_SECOND if kind == SECOND else energy), 0, ENERGY_CLASSES - 1)
     return classes
 

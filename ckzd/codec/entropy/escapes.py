@@ -27,7 +27,7 @@ Counts = npt.NDArray[np.int64]
 def pack(levels: Plane) -> bytes:
     """Levels (N,), none between -9 and 9 itself, in the order that makes them shortest."""
     excess = np.abs(levels.astype(np.int64)) - LEAST
-    order = min(range(_MAX_ORDER + 1), key=lambda k: int(2 * _bits(excess + (1 << k)).sum()) - k * levels.size)
+    order, _ = _shortest(excess)
     offset = excess + (1 << order)
     bits = _bits(offset)
     first = np.zeros(int((bits - order).sum()), np.uint8)
@@ -37,6 +37,18 @@ def pack(levels: Plane) -> bytes:
     rest[np.arange(levels.size), _MAX_BITS - bits] = levels < 0  # where the leading 1 was
     second = np.packbits(rest[_used(bits)]).tobytes()
     return bytes([order]) + write_leb(len(ones)) + ones + second
+
+
+def bits_each(levels: Plane) -> float:
+    """What one of them takes, of so many that are packed together."""
+    return _shortest(np.abs(levels.astype(np.int64)) - LEAST)[1] / max(levels.size, 1)
+
+
+def _shortest(excess: Counts) -> tuple[int, int]:
+    """The order that makes them shortest, and how many bits they are."""
+    bits = [int(2 * _bits(excess + (1 << order)).sum()) - order * excess.size for order in range(_MAX_ORDER + 1)]
+    order = int(np.argmin(bits))
+    return order, bits[order]
 
 
 def unpack(data: bytes, limit: int) -> Plane:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec.arrays import Codes, Float64
-from ckzd.codec.entropy.context import GRID
+from ckzd.codec.entropy.context import EXACT, GRID
+from ckzd.codec.entropy.escapes import LEAST, bits_each
 from ckzd.codec.entropy.models import (
     Counts,
     Histogram,
@@ -31,6 +32,8 @@ _TURNS = 12  # of factors and tables: from 9 on they gain less than 0.01 %
 _PRIOR_COUNT = 0.5  # of a symbol in a plane, seen or not
 _ROUNDED_COUNT = 20_000  # a cell seen so often keeps its code; each quarter doubles the step (6000, 60000: worse)
 _MAX_STEP_LOG = 6
+_CONTEXT_BITS = 4.0  # about what a context takes of tables that planes share
+_SAMPLED_ESCAPES = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,19 @@ def counted(planes: Iterable[PlaneToCode], *, grid: bool) -> Counted:
 
 def _counted(plane: PlaneToCode, *, grid: bool) -> tuple[CountedPlane, Histograms]:
     known = TableSymbols.of(plane)
-    histograms = histograms_of(plane) if grid else {}
+    histograms = histograms_of(plane) if grid and plane.kind != EXACT else {}
     totals = {number: (each.used, each.counts.sum(1)) for (_, number, _), each in histograms.items()}
     return CountedPlane(plane.kind, known.density, known.counts(), totals), histograms
+
+
+def estimated_bits(plane: PlaneToCode) -> float:
+    """About what a plane takes in tables that fit it; only for choosing."""
+    counts = TableSymbols.of(plane).counts().astype(np.float64)
+    rows, escaped = counts[counts.any(1)], plane.levels[(plane.levels >= LEAST) | (plane.levels <= -LEAST)]
+    shares = rows / rows.sum(1, keepdims=True)
+    bits = -float((rows * np.log2(np.maximum(shares, 1e-12))).sum())
+    each = bits_each(escaped[:: max(1, escaped.size // _SAMPLED_ESCAPES)])
+    return bits + _CONTEXT_BITS * len(rows) + each * escaped.size
 
 
 def fit_tables(counted: Counted) -> TableModel:

@@ -78,7 +78,7 @@ class PlaneToCode:
     """A tensor's levels and what their contexts may see."""
 
     number: int  # of the tensor
-    kind: int  # WEIGHTS, FIRST or SECOND
+    kind: int  # of `context`
     levels: Plane
     side_information: SideInformation
 
@@ -247,9 +247,10 @@ def encode_plane(plane: PlaneToCode, models: Models) -> tuple[bytes, Coder]:
     counts = known.counts()
     tables = [(counts.astype(np.float64), models.tables.coarse_rows(kind, known.density))]
     choices = [_order0(counts), *_with_and_without_bias(Coder.TABLES, tables)]
-    grid = _grid_passes(plane, known.total) if models.lstm is not None else []
-    if models.lstm is not None:
-        choices += _with_and_without_bias(Coder.LSTM, seen(_histograms(grid, kind, known.density), models.lstm))
+    lstm = models.lstm if kind != context.EXACT else None
+    grid = _grid_passes(plane, known.total) if lstm is not None else []
+    if lstm is not None:
+        choices += _with_and_without_bias(Coder.LSTM, seen(_histograms(grid, kind, known.density), lstm))
     best = _cheapest(choices)
     in_lanes = best.coder is not Coder.LSTM
     if in_lanes:
@@ -286,6 +287,8 @@ def decode_plane(
         side_information = replace(side_information, second=None)
     if coded.in_lanes:
         return _decode_lanes(coded, shape, kind, side_information, models.tables)
+    if kind == context.EXACT:
+        raise ValueError("a plane of what is exact, and no lanes")
     return _decode_range_coded(coded, shape, kind, side_information, _model_of(coded.coder, coded.codes, models))
 
 

@@ -30,7 +30,7 @@ _UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {
 Unsigned = npt.NDArray[np.unsignedinteger]
 
 
-def _ordered(bits: Unsigned) -> Unsigned:
+def ordered(bits: Unsigned) -> Unsigned:
     """Sign-magnitude bits -> integers in the order of the values."""
     shift = 8 * bits.itemsize - 1
     negative: Unsigned = np.negative(bits >> shift)  # all bits set, or none
@@ -39,11 +39,12 @@ def _ordered(bits: Unsigned) -> Unsigned:
     return negative
 
 
-def _from_ordered(ordered: Unsigned) -> Unsigned:
-    shift = 8 * ordered.itemsize - 1
-    positive: Unsigned = np.subtract(ordered >> shift, ordered.dtype.type(1))  # no bit set, or all
-    positive |= ordered.dtype.type(1 << shift)
-    positive ^= ordered
+def from_ordered(numbers: Unsigned) -> Unsigned:
+    """The inverse of `ordered`."""
+    shift = 8 * numbers.itemsize - 1
+    positive: Unsigned = np.subtract(numbers >> shift, numbers.dtype.type(1))  # no bit set, or all
+    positive |= numbers.dtype.type(1 << shift)
+    positive ^= numbers
     return positive
 
 
@@ -91,7 +92,7 @@ def _encode_aligned(bits: Unsigned, reference: Unsigned | None, columns: int) ->
     """The stream, and whether the other layout cannot be smaller."""
     if reference is not None:
         head, classes = write_leb(0), _exponents(reference)
-        differences = np.subtract(_ordered(bits), _ordered(reference))
+        differences = np.subtract(ordered(bits), ordered(reference))
     else:
         head, classes, differences = write_leb(0), None, _rotated(bits, 1)
         if columns >= _MIN_PREDICTED and bits.size >= _MIN_PREDICTED * columns:
@@ -111,7 +112,7 @@ def _decode_aligned(
     classes = None if reference is None else _exponents(reference)
     differences = decode_aligned(data, start, count, dtype, classes)
     if reference is not None:
-        return _from_ordered(np.add(differences, _ordered(reference)))
+        return from_ordered(np.add(differences, ordered(reference)))
     if prediction is not None:
         differences += prediction.values(dtype)
     return _rotated(differences, 8 * dtype.itemsize - 1)
@@ -155,7 +156,7 @@ def _forward(bits: Unsigned, reference: Unsigned | None) -> Unsigned:
         return bits
     if reference is None:
         return _rotated(bits, 1)
-    return _folded(np.subtract(_ordered(bits), _ordered(reference)))
+    return _folded(np.subtract(ordered(bits), ordered(reference)))
 
 
 def _backward(folded: Unsigned, reference: Unsigned | None) -> Unsigned:
@@ -163,7 +164,7 @@ def _backward(folded: Unsigned, reference: Unsigned | None) -> Unsigned:
         return folded
     if reference is None:
         return _rotated(folded, 8 * folded.itemsize - 1)
-    return _from_ordered(np.add(_unfolded(folded), _ordered(reference)))
+    return from_ordered(np.add(_unfolded(folded), ordered(reference)))
 
 
 def _bits(payload: Bytes, itemsize: int) -> Unsigned:

@@ -18,7 +18,7 @@ from ckzd.codec.algebra.exact import Algebra
 from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.arrays import Float64, Numbers, Plane, Trend
 from ckzd.codec.dtypes import from_numbers, is_single, to_numbers
-from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
+from ckzd.codec.entropy.context import EXACT, FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.kernels import elementwise
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Method, QuantizationSteps
@@ -35,7 +35,13 @@ from ckzd.codec.records.reference_tensors import (
 from ckzd.codec.scales import FisherWeighting, Scales, fill_of, fisher_weighting
 from ckzd.codec.transform.adaptive_basis import AdaptiveBasis
 
-PLANE_KIND = {Role.WEIGHT: WEIGHTS, Role.FIRST: FIRST, Role.MOMENTUM: FIRST, Role.SECOND: SECOND}  # of planes
+_KIND_OF_ROLE = {Role.WEIGHT: WEIGHTS, Role.FIRST: FIRST, Role.MOMENTUM: FIRST, Role.SECOND: SECOND}
+_KIND_OF_METHOD = {Method.ULPS: EXACT, Method.STATE_MEAN: FIRST, Method.STATE_VARIANCE: SECOND}  # of any role
+
+
+def plane_kind(name: Method, role: Role) -> int:
+    """The kind of the plane of a tensor that is coded so."""
+    return _KIND_OF_METHOD[name] if name in _KIND_OF_METHOD else _KIND_OF_ROLE[role]
 
 
 class Streams(Enum):
@@ -66,10 +72,9 @@ class CodingMethod:
         return True
 
 
-class LossyMethod(CodingMethod):
-    """A method whose tensors do not come back bit for bit. Its stream is a head and a plane, unless it says else."""
+class PlaneMethod(CodingMethod):
+    """A method whose stream is a head and a plane, unless it says else."""
 
-    schemes: ClassVar[frozenset[Scheme]] = frozenset({Scheme.UNIFORM})  # of presets that choose it
     has_plane: ClassVar[bool] = True
 
     def head_bytes(self, data: bytes, shape: tuple[int, int]) -> int:  # noqa: ARG002  # most have none
@@ -79,6 +84,12 @@ class LossyMethod(CodingMethod):
     def form(self, head: bytes, shape: tuple[int, int]) -> tuple[int, int]:  # noqa: ARG002  # most code every element
         """Rows and columns of the plane."""
         return shape
+
+
+class LossyMethod(PlaneMethod):
+    """A method whose tensors do not come back bit for bit."""
+
+    schemes: ClassVar[frozenset[Scheme]] = frozenset({Scheme.UNIFORM})  # of presets that choose it
 
 
 # Weights

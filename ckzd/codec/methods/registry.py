@@ -16,6 +16,7 @@ from ckzd.codec.methods.scalar import Scalar
 from ckzd.codec.methods.scaled import ScaledFirst, ScaledMomentum, ScaledSecond
 from ckzd.codec.methods.state import StateFill, StateMean, StateMethod, StateVariance
 from ckzd.codec.methods.trend import FollowTrend
+from ckzd.codec.methods.ulps import ULPS
 from ckzd.codec.methods.verbatim import Cast, Copy, Delta, Exact, Same, Verbatim
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import Code, Index, Method
@@ -46,6 +47,7 @@ METHODS: tuple[CodingMethod, ...] = (
     Copy(),
     Cast(),
     Same(),
+    ULPS,
     Delta(),
     Exact(),
 )

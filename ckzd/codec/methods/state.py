@@ -11,13 +11,12 @@ the plane of levels, if there is one.
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from ckzd.checkpoint import RawArray, TensorSpec
 from ckzd.codec.dtypes import SMALLEST, from_float64, from_numbers, is_single, to_numbers
-from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
+from ckzd.codec.entropy.context import WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import PlaneToCode, decode_plane, encode_plane
 from ckzd.codec.kernels import elementwise
@@ -48,7 +47,6 @@ class StateMethod(LossyMethod, ABC):
     """A way to code a state by scales of its own."""
 
     roles = frozenset({Role.STATE})
-    kind: ClassVar[int]  # of its plane
 
     @abstractmethod
     def coded(self, stored: RawArray, known: KnownState, step: float) -> Coded:
@@ -64,7 +62,6 @@ class StateFill(StateMethod):
 
     name = Method.STATE_FILL
     has_plane = False
-    kind = SECOND
 
     def coded(self, stored: RawArray, known: KnownState, step: float) -> Coded:  # noqa: ARG002  # it has none
         """Scales alone."""
@@ -79,7 +76,6 @@ class StateVariance(StateMethod):
     """A variance that the product of its scales does not meet."""
 
     name = Method.STATE_VARIANCE
-    kind = SECOND
 
     def coded(self, stored: RawArray, known: KnownState, step: float) -> Coded:  # noqa: ARG002  # it is half an octave
         """Half octaves over the fill."""
@@ -103,7 +99,6 @@ class StateMean(StateMethod):
     """A mean of gradients or updates, in steps of the root of its own rank-1 variance."""
 
     name = Method.STATE_MEAN
-    kind = FIRST
 
     def coded(self, stored: RawArray, known: KnownState, step: float) -> Coded:
         """Levels over the root of the variance."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.codec import zstd
-from ckzd.codec.entropy.context import DENSITIES, FIELDS, KINDS, PASSES
+from ckzd.codec.entropy.context import DENSITIES, FIELDS, PASSES
 from ckzd.codec.entropy.range_coder import Rows
 from ckzd.codec.entropy.tables import EXP2_NEGATIVE, SIGMOID
 from ckzd.codec.kernels.plain import ALPHABET
@@ -27,6 +27,7 @@ EMBEDDING, HIDDEN = 12, 24
 WEIGHT_BITS, HIDDEN_BITS, TABLE_STEP_BITS = 5, 7, 5
 GATE_BITS = WEIGHT_BITS + HIDDEN_BITS
 
+KINDS = 3  # of planes: those of what is exact are of tables alone
 _SIZES = (KINDS * PASSES, DENSITIES, *(size for _, size in FIELDS))
 _FIRST_TOKEN = tuple(int(first) for first in np.cumsum((0, *_SIZES)))
 TOKENS = _FIRST_TOKEN[-1]

@@ -37,6 +37,7 @@ class Method(StrEnum):
     SAME = "same"  # the reference's bytes
     EXACT = "exact"  # on its own, exactly
     DELTA = "delta"  # against the reference, exactly
+    ULPS = "ulps"  # the same of 16-bit floats that hardly change
     SCALAR = "scalar"  # weight: reference + Fisher-weighted scalar residual
     FRAMED = "framed"  # weight: reference + residual in its adaptive basis; first moment or momentum likewise
     FACTORED = "factored"  # weight: reference + residual as a sum of few outer products

@@ -33,7 +33,7 @@ class ReferenceTensor:
     """What dependents need of one tensor: its values in their stored dtype, and of a weight with levels the rest."""
 
     values: RawArray
-    levels: Plane | None = None  # (R, C)
+    levels: Plane | ContextLevels | None = None  # (R, C)
     basis: AdaptiveBasis | None = None
     trend: Trend | None = None  # (R, C)
     observed: Observed | None = None  # what the basis is yet to learn from
@@ -138,7 +138,7 @@ def cast_values(values: RawArray, dtype: str, to: TensorSpec) -> RawArray:
 # What contexts and moments see
 
 
-def levels_for_context(levels: Plane) -> ContextLevels:
+def levels_for_context(levels: Plane | ContextLevels) -> ContextLevels:
     """What later planes see of these levels."""
     return np.clip(levels, -127, 127).astype(np.int8)
 
@@ -152,6 +152,11 @@ def weight_side_information(tensor: TensorSpec, reference: Reconstruction | None
     return SideInformation(
         _levels(reference, tensor.path, shape), _levels(reference, before, shape) if before else None
     )
+
+
+def reference_levels(tensor: TensorSpec, reference: Reconstruction | None) -> ContextLevels | None:
+    """What contexts see of the reference's levels of this tensor (R, C), if it has some."""
+    return None if reference is None else _levels(reference, tensor.path, plane_shape(tensor.shape))
 
 
 def moment_side_information(weight: TensorSpec, reconstruction: Arrays) -> SideInformation:

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from plain_range_decoder import PlainRangeDecoder
 
 from ckzd.codec.entropy import planes
-from ckzd.codec.entropy.context import FIRST, SECOND, WEIGHTS, SideInformation
+from ckzd.codec.entropy.context import EXACT, FIRST, SECOND, WEIGHTS, SideInformation
 from ckzd.codec.entropy.models import Models
 from ckzd.codec.entropy.planes import Coder, PlaneToCode, decode_plane, encode_plane, histograms_of
 from ckzd.codec.kernels import plain
@@ -42,7 +42,7 @@ TRAINED = fitted(sparse((60, 60)))
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.data(), shapes, st.sampled_from([WEIGHTS, FIRST, SECOND]), st.sampled_from([Models(), TRAINED]))
+@given(st.data(), shapes, st.sampled_from([WEIGHTS, FIRST, SECOND, EXACT]), st.sampled_from([Models(), TRAINED]))
 def test_levels_come_back(data, shape, kind, models):
     plane = data.draw(arrays(np.int16, shape, elements=levels))
     guides = arrays(np.int8, shape, elements=st.integers(-128, 127))
@@ -172,6 +172,15 @@ def test_a_plane_of_an_earlier_format_sees_no_second_moment():
     assert seeing[0] & 32
     with pytest.raises(ValueError, match="second moment"):
         decode_plane(seeing, plane.shape, FIRST, SideInformation(), TRAINED)
+
+
+def test_what_is_exact_knows_no_lstm():
+    """Its kind has no tokens: neither is it coded so, nor believed."""
+    plane = sparse((40, 30))
+    _, coder = encode_plane(PlaneToCode(0, EXACT, plane, SideInformation()), TRAINED)
+    assert coder in (Coder.ORDER0, Coder.TABLES)
+    with pytest.raises(ValueError, match="no lanes"):
+        decode_plane(bytes([4, 1, 0]), (3, 4), EXACT, SideInformation(), TRAINED)
 
 
 def test_symbols_and_levels():

@@ -14,6 +14,7 @@ ROLES = {
     Method.COPY: {Role.REFERENCE, Role.WEIGHT},
     Method.SAME: {Role.REFERENCE, Role.WEIGHT},
     Method.DELTA: {Role.REFERENCE, Role.WEIGHT},
+    Method.ULPS: {Role.REFERENCE, Role.WEIGHT},
     Method.EXACT: set(Role),
     Method.SCALAR: {Role.WEIGHT},
     Method.FRAMED: {Role.WEIGHT, Role.FIRST, Role.MOMENTUM},
