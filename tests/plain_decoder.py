@@ -744,6 +744,11 @@ class PlainArchive:
         values = (
             np.where(moved & 0x8000, moved ^ 0x8000, moved ^ 0xFFFF).astype("<u2").view(DTYPES[dtype]).reshape(shape)
         )
+        numbers, earlier = widened(values.reshape(form), dtype), widened(before.reshape(form), dtype)
+        if number in self.scales and self.index["step"] and np.isfinite([numbers, earlier]).all():
+            rows, columns = self._roots(number)
+            weighed = (np.where(numbers != 0, numbers - earlier, 0.0) * rows) * columns
+            self.trend = np.clip(np.rint(32 * (weighed / self.index["step"])), -127, 127).astype(np.int8)
         old = np.zeros(form, int) if guide is None else np.clip(guide.astype(int), -3, 3)
         return np.where(levels != 0, 3 * np.sign(levels), old - np.sign(old)), values
 

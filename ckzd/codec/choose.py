@@ -111,10 +111,11 @@ class Chooser:
         chooser = self._weight_chooser(self.algebra)
         values = [self.inputs.values(lossy[number]) if number in lossy else None for number in numbers]
         weights = [chooser.chosen(lossy[n], v) if v is not None else None for n, v in zip(numbers, values, strict=True)]
+        exacts = [self._exact(*each, chooser) for each in zip(numbers, values, weights, strict=True)]
+        weights = [None if exact else weight for weight, exact in zip(weights, exacts, strict=True)]
         restored = with_tracked_bases([weight.restored if weight else None for weight in weights], algebra=self.algebra)
         found = []
-        for number, value, weight, tracked in zip(numbers, values, weights, restored, strict=True):
-            exact = self._exact(number, value) if weight is None else None
+        for number, value, weight, exact, tracked in zip(numbers, values, weights, exacts, restored, strict=True):
             kept = tracked if exact is None else exact.restored
             assert kept is not None, "with a loss or exactly"
             moments = [] if value is None else self._moments(lossy[number], value, weight, kept)
@@ -128,10 +129,15 @@ class Chooser:
     def _state_chooser(self) -> StateChooser:
         return StateChooser(self.inputs, self.survey, self.preset)
 
-    def _exact(self, number: int, values: TripleValues | None) -> ChosenExact:
-        """A reference tensor that loses nothing."""
+    def _exact(
+        self, number: int, values: TripleValues | None, weight: ChosenWeight | None, weights: WeightChooser
+    ) -> ChosenExact | None:
+        """A reference tensor that loses nothing, because it must or because it takes no more; None if it takes more."""
+        chooser = ExactChooser(self.inputs, self.survey, self.preset)
         stored = self.inputs.stored(number) if values is None else values.weight.stored
-        return ExactChooser(self.inputs, self.survey, self.preset).chosen(number, stored)
+        if weight is None:
+            return chooser.chosen(number, stored)
+        return chooser.instead_of(weight, weights.known(number), number, stored)
 
     def _moments(
         self, triple: Triple, values: TripleValues, weight: ChosenWeight | None, restored: ReferenceTensor

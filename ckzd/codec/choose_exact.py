@@ -11,9 +11,11 @@ import numpy as np
 from ckzd.checkpoint import RawArray
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.survey import Survey
+from ckzd.codec.choose_weights import ChosenWeight
 from ckzd.codec.entropy.fitting import estimated_bits
 from ckzd.codec.entropy.planes import PlaneToCode
-from ckzd.codec.methods.method import Coded, plane_kind
+from ckzd.codec.methods.method import Coded, KnownWeight, plane_kind
+from ckzd.codec.methods.registry import weight_method
 from ckzd.codec.methods.ulps import ULPS, KnownBits
 from ckzd.codec.methods.verbatim import encoded_exactly
 from ckzd.codec.presets import Preset, Scheme
@@ -65,13 +67,28 @@ class ExactChooser:
                 return ChosenExact(method, as_it_is, stream=stream)
         return ChosenExact(Method.ULPS, ULPS.restored(coded, known), coded)
 
+    def instead_of(self, weight: ChosenWeight, known: KnownWeight, number: int, stored: RawArray) -> ChosenExact | None:
+        """A weight that takes no more bits exactly than as it was chosen; None if it takes more."""
+        coded = self._by_ulps(number, stored)
+        if coded is None or weight.coded.levels is None:
+            return None
+        exactly = self._known(number)
+        method, head = weight_method(weight.method), weight.coded.head
+        plane = PlaneToCode(
+            0, plane_kind(weight.method, Role.WEIGHT), weight.coded.levels, method.side_information(head, known)
+        )
+        if self._bits(coded, exactly) > 8 * len(head) + estimated_bits(plane):
+            return None
+        return ChosenExact(Method.ULPS, ULPS.restored(coded, exactly), coded)
+
     def _by_ulps(self, number: int, stored: RawArray) -> Coded | None:
         if self.preset.scheme is Scheme.KMEANS:  # as it was published
             return None
         return ULPS.coded(stored, self._known(number))
 
     def _known(self, number: int) -> KnownBits:
-        return KnownBits(self.inputs.tensor(number), self.inputs.reference)
+        scales, step = self.survey.scales.get(number), self.survey.steps.step
+        return KnownBits(self.inputs.tensor(number), self.inputs.reference, scales, step)
 
     def _bits(self, coded: Coded, known: KnownBits) -> float:
         assert coded.levels is not None, "it has a plane"

@@ -159,7 +159,8 @@ class Decoder:
         return predicted_values(self._tensor(number), prediction, self._reference, other, now)
 
     def _moved_by_ulps(self, number: int) -> ReferenceTensor:
-        known = KnownBits(self._tensor(number), self._reference)
+        scales, step = self._scales.get(number), self.index.steps.step
+        known = KnownBits(self._tensor(number), self._reference, scales, step)
         return ULPS.restored(self._coded(number, ULPS, lambda head: ULPS.side_information(head, known)), known)
 
     def _step(self, number: int, method: WeightMethod) -> float:

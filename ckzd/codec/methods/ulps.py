@@ -17,14 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ckzd.checkpoint import STORED_AS, RawArray, TensorSpec
-from ckzd.codec.arrays import ContextLevels, HalfOctaves, Plane
+from ckzd.codec.arrays import ContextLevels, HalfOctaves, Plane, Trend
+from ckzd.codec.dtypes import is_finite, to_numbers
 from ckzd.codec.entropy.context import SideInformation
+from ckzd.codec.kernels import elementwise
 from ckzd.codec.lossless.exact import from_ordered, ordered
 from ckzd.codec.methods.method import Coded, PlaneMethod
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Role, plane_shape
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.codec.records.reference_tensors import ReferenceTensor, basis_of, reference_levels, reference_values
+from ckzd.codec.scales import Scales, fisher_weighting
 
 Bits = npt.NDArray[np.uint16]
 
@@ -44,6 +47,8 @@ class KnownBits:
 
     tensor: TensorSpec
     reference: Reconstruction | None
+    scales: Scales | None = None  # of a weight with moments
+    step: float = 0.0  # of all weights' levels
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,7 +97,8 @@ class Ulps(PlaneMethod):
         assert coded.levels is not None, "it has a plane"
         bits = from_ordered(ordered(known.before) + coded.levels.view(np.uint16))
         values = bits.view(STORED_AS[known.tensor.dtype]).reshape(known.tensor.shape)
-        return ReferenceTensor(values, _trace(coded.levels, known.trace), basis_of(known.tensor, known.reference))
+        trace, basis = _trace(coded.levels, known.trace), basis_of(known.tensor, known.reference)
+        return ReferenceTensor(values, trace, basis, _trend(values, known))
 
 
 ULPS = Ulps()
@@ -119,6 +125,16 @@ def _fineness(centre: int, dtype: str) -> HalfOctaves:
     classes: HalfOctaves = np.clip(finer, -64, 63).astype(np.int8)
     classes[(every & _UNSIGNED) == 0] = _NEVER
     return classes
+
+
+def _trend(values: RawArray, known: KnownBits) -> Trend | None:
+    """What a weight with moments moved, as if levels said so: its first moment may follow it."""
+    before, dtype = known.before.view(values.dtype), known.tensor.dtype
+    if known.scales is None or known.step == 0 or not (is_finite(before, dtype) and is_finite(values, dtype)):
+        return None
+    now, earlier = (to_numbers(each.reshape(known.shape), dtype) for each in (values, before))
+    weighed = elementwise.weighed(now, earlier, fisher_weighting(known.scales))
+    return elementwise.trend(weighed / known.step)
 
 
 def _trace(moved: Plane, before: ContextLevels | None) -> ContextLevels:

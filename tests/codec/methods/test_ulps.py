@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ckzd.checkpoint import STORED_AS, TensorSpec
+from ckzd.codec.choose_exact import ExactChooser
 from ckzd.codec.methods.ulps import ULPS, KnownBits
 from ckzd.codec.methods.verbatim import encoded_exactly
 from ckzd.codec.records.index import Method
@@ -184,3 +185,69 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     paths = paths_of(Run(torch.bfloat16, 1e-5), tmp_path / "run", 3)
     chain = compressed_run(paths, "lossless")
     assert encode(paths[2], chain[1], "lossless").fingerprint() == chain[2].fingerprint()
+
+
+def trained(directory, rate, step):
+    """Three checkpoints of bfloat16 weights with Adam's moments, whose masters in float32 are not in them."""
+    generator = torch.Generator().manual_seed(3)
+    masters = {f"layers.{n}.w": (0.02 * torch.randn(SHAPE, generator=generator)).requires_grad_() for n in range(4)}
+    optimizer = torch.optim.AdamW(masters.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    drift = [torch.outer(torch.randn(SHAPE[0], generator=generator), torch.linspace(-1, 1, SHAPE[1])) for _ in masters]
+    paths = []
+    for number in range(3):
+        for _ in range(4 if number else 60):
+            for master, mean in zip(masters.values(), drift, strict=True):
+                master.grad = 0.2 * mean + torch.randn(SHAPE, generator=generator)
+            optimizer.step()
+        paths.append(directory / f"step_{number}.pt")
+        model = {name: master.detach().bfloat16() for name, master in masters.items()}
+        torch.save({"model": model, "optimizer": optimizer.state_dict(), "step": step + number}, paths[-1])
+    return paths
+
+
+def check_weights_exact(path, archive, before, names):
+    (data,) = decode(archive, before)
+    assert [data] == decode(archive, before, own=True)
+    assert (hashlib.sha256(data).hexdigest(),) == archive.encoded.restored_sha256
+    original, found = (torch.load(file, weights_only=True)["model"] for file in (path, io.BytesIO(data)))
+    assert all(torch.equal(original[name], found[name]) for name in names)
+
+
+def ways(archive, before, name):
+    methods = archive.methods(before)
+    return {methods[name.format(n)] for n in range(4)}
+
+
+@pytest.mark.parametrize("preset", ["resume", "archive"])
+def test_a_weight_is_exact_where_that_takes_no_more_than_a_loss(tmp_path, monkeypatch, preset):
+    """As in a young run, whose losses are held to be small."""
+    first, second, _ = trained(tmp_path, 2e-6, 60)
+    base = encode(first, None, "lossless")
+    delta = encode(second, base, preset)
+    methods = delta.methods(base)
+    exact = [name for name in (f"layers.{n}.w" for n in range(4)) if methods[f"model.{name}"] is Method.ULPS]
+    assert exact
+    check_weights_exact(second, delta, base, exact)
+    monkeypatch.setattr(ExactChooser, "instead_of", lambda *_: None)
+    assert delta.encoded.parts["weights"] < encode(second, base, preset).encoded.parts["weights"]
+
+
+def test_a_weight_whose_loss_takes_less_keeps_it(tmp_path):
+    first, second, _ = trained(tmp_path, 1e-3, 5000)
+    base = encode(first, None, "lossless")
+    assert Method.ULPS not in ways(encode(second, base), base, "model.layers.{}.w")
+
+
+def test_a_first_moment_follows_an_exact_weight_as_it_would_a_lossy_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(ExactChooser, "_bits", lambda *_: 0.0)
+    first, second, _ = trained(tmp_path, 2e-6, 5000)
+    base = encode(first, None, "lossless")
+    delta = encode(second, base)
+    assert ways(delta, base, "model.layers.{}.w") == {Method.ULPS}
+    assert ways(delta, base, "optimizer.state.{}.exp_avg") == {Method.TREND}
+    check_weights_exact(second, delta, base, [f"layers.{n}.w" for n in range(4)])
+    original, (data,) = torch.load(second, weights_only=True), decode(delta, base)
+    restored = torch.load(io.BytesIO(data), weights_only=True)
+    for number in range(4):
+        own, other = (each["optimizer"]["state"][number]["exp_avg"].ravel() for each in (original, restored))
+        assert torch.dot(own, other) > 0.1 * own.norm() * other.norm() > 0
