@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
+from typing import Any
 
 from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec, storages
 from ckzd.codec.parsing import read_json
@@ -80,13 +81,14 @@ class Layout:
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
-        document = {
+        document: dict[str, list[Any]] = {
             "files": [_file_entry(file) for file in self.files],
             "tensors": [_tensor_entry(tensor) for tensor in self.tensors],
             "kept": list(self.reference_tensors),
             "triples": [[t.weight, *t.moments] for t in self.triples],
-            "states": [list(pair) for pair in sorted(self.states.items())],
         }
+        if self.states:
+            document["states"] = [list(pair) for pair in sorted(self.states.items())]
         return json.dumps(document, separators=(",", ":")).encode()
 
     @staticmethod
