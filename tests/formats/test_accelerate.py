@@ -41,7 +41,7 @@ def test_all_files_are_one_checkpoint(checkpoint_3):
     assert ("random_states_1.pkl", "torch_manual_seed") in paths
     pairs = {checkpoint.tensors[t.weight].path: checkpoint.tensors[t.first].path for t in pair(
         Inputs(in_tiles(checkpoint), None)
-    )}  # fmt: skip
+    ).triples}  # fmt: skip
     assert pairs == {
         ("model.safetensors", "0.weight"): ("optimizer.bin", "state", "0", "exp_avg"),
         ("model.safetensors", "2.weight"): ("optimizer.bin", "state", "2", "exp_avg"),

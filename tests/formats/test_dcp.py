@@ -57,7 +57,7 @@ def test_what_torch_writes_is_one_checkpoint(whole):
 def test_a_chunk_is_a_tensor_that_is_paired_with_the_same_chunk_of_its_moments(sharded):
     checkpoint = read_checkpoint(sharded)
     assert_lossless(checkpoint, sharded)
-    triples = pair(Inputs(in_tiles(checkpoint), None))
+    triples = pair(Inputs(in_tiles(checkpoint), None)).triples
     found = {tuple(checkpoint.tensors[number].path for number in (t.weight, *t.moments)) for t in triples}
     starts = {f"{name}.weight[{start},0]" for name in (0, 2) for start in (0, 22, 44)}
     assert found == {
@@ -88,7 +88,7 @@ def test_names_as_megatron_flattens_them(tmp_path):
         ("optimizer", "state", "decoder.0.weight", "exp_avg"),
         ("optimizer", "state", "decoder.0.weight", "exp_avg_sq"),
     ]
-    assert len(pair(Inputs(in_tiles(checkpoint), None))) == 1
+    assert len(pair(Inputs(in_tiles(checkpoint), None)).triples) == 1
 
 
 def test_moments_belong_to_the_weight_that_the_optimizer_keeps(tmp_path):
@@ -97,7 +97,7 @@ def test_moments_belong_to_the_weight_that_the_optimizer_keeps(tmp_path):
     state |= {f"optimizer.state.{key}.decoder.0.weight": torch.rand(32, 32) for key in ("exp_avg", "exp_avg_sq")}
     checkpoint = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state))
     inputs = Inputs(in_tiles(checkpoint), None)
-    (triple,) = pair(inputs)
+    (triple,) = pair(inputs).triples
     assert checkpoint.tensors[triple.weight].path == ("fp32_param", "decoder.0.weight")
     assert len(inputs.reference_tensors) == 2
 

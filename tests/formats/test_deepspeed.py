@@ -80,7 +80,7 @@ def test_flat_partitions_are_the_weights_in_them(tmp_path, stage):
     assert checkpoint.step == 7
     assert_lossless(checkpoint, path)
     found = {}
-    for triple in pair(Inputs(in_tiles(checkpoint), None)):
+    for triple in pair(Inputs(in_tiles(checkpoint), None)).triples:
         weight = checkpoint.tensors[triple.weight].path[-1]
         assert {checkpoint.tensors[number].path[-2] for number in triple.moments} == {weight}
         if len(checkpoint.tensors[triple.weight].shape) > 1:
@@ -101,7 +101,7 @@ def test_a_weight_that_is_cut_within_a_row_has_its_whole_rows(tmp_path, monkeypa
     )
     checkpoint = read_checkpoint(write(tmp_path / "global_step7", 1))
     assert_lossless(checkpoint, tmp_path / "global_step7")
-    triples = pair(Inputs(in_tiles(checkpoint), None))
+    triples = pair(Inputs(in_tiles(checkpoint), None)).triples
     names = {checkpoint.tensors[triple.weight].path[-1]: checkpoint.tensors[triple.weight].shape for triple in triples}
     assert names == {"c.weight[0,0]": (16, 31), "c.weight[17,0]": (16, 31)}
 

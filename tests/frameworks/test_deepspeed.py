@@ -43,5 +43,5 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, stage):
 def matrices(path: Path) -> set[tuple[str, tuple[int, ...]]]:
     """Names of the weights that have rows and columns and moments that are theirs, without what part of them it is."""
     checkpoint = read_checkpoint(path)
-    weights = [checkpoint.tensors[triple.weight] for triple in pair(Inputs(in_tiles(checkpoint), None))]
+    weights = [checkpoint.tensors[triple.weight] for triple in pair(Inputs(in_tiles(checkpoint), None)).triples]
     return {(tensor.path[-1].partition("[")[0], tensor.shape[1:]) for tensor in weights if len(tensor.shape) > 1}

@@ -25,7 +25,7 @@ def test_what_was_saved_is_loaded_after_it_was_replaced(tmp_path):
     (run / "latest_checkpointed_iteration.txt").write_text("20")
     assert list_checkpoints(run) == paths
     checkpoint = read_checkpoint(paths[0])
-    triples = pair(Inputs(in_tiles(checkpoint), None))
+    triples = pair(Inputs(in_tiles(checkpoint), None)).triples
     assert [checkpoint.tensors[triple.weight].path for triple in triples] == [
         ("fp32_param", "model.w[0,0]"),
         ("fp32_param", "model.w[32,0]"),

@@ -65,7 +65,7 @@ def found(path, reference=None):
     """Name of a weight -> position of its state; what is not paired is left out."""
     inputs = Inputs(in_tiles(read_checkpoint(path)), reference.reconstruction if reference is not None else None)
     pairs = {}
-    for triple in pair(inputs):
+    for triple in pair(inputs).triples:
         if triple.weight not in inputs.tiles:
             continue
         weight, first, second = (inputs.tensor(n).path for n in (triple.weight, triple.first, triple.second))

@@ -303,7 +303,7 @@ def test_moments_of_one_first_tile_are_told_apart_by_what_is_behind(tmp_path):
     groups = [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1, 2]}]
     path = saved(tmp_path / "a.pt", {"model": weights, "optimizer": {"state": state, "param_groups": groups}})
     inputs = Inputs(in_tiles(read_checkpoint(path)), None)
-    found = {inputs.tensor(t.weight).path[1:]: inputs.tensor(t.first).path[2:] for t in pair(inputs)}
+    found = {inputs.tensor(t.weight).path[1:]: inputs.tensor(t.first).path[2:] for t in pair(inputs).triples}
     assert found[("b",)] == ("0", "exp_avg")
     assert found[("b", "[1]")] == ("0", "exp_avg", "[1]")
     assert found[("a", "[1]")][0] in "12"

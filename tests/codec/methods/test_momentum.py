@@ -125,7 +125,7 @@ def triples_of(path, reference=None):
     inputs = Inputs(read_checkpoint(path), reference.reconstruction if reference is not None else None)
     return {
         inputs.tensor(triple.weight).path[-1]: [inputs.tensor(number).path for number in triple.moments]
-        for triple in pair(inputs)
+        for triple in pair(inputs).triples
     }
 
 
