@@ -19,6 +19,7 @@ from ckzd.codec.kernels import elementwise
 from ckzd.codec.kernels.plain_elementwise import Moments, Updates
 
 EXACT = 16  # a step exponent: so many more bits an element cost as much as the element itself
+FINER = 4  # the exponent that vectors without moments begin with
 TRIES = 3  # of all weights with halved steps, before what is still too much is coded exactly
 _LEFT_OF_HALVED = 0.4  # of a weight's error when its step is halved: 1/4 for fine steps, more for coarse ones
 _MARGIN = 0.99  # far more than sums in another order differ by

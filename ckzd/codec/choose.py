@@ -20,7 +20,7 @@ from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Plane
-from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
+from ckzd.codec.budget import EXACT, FINER, TRIES, Loss, Pace, too_much
 from ckzd.codec.choose_exact import ChosenExact, ExactChooser
 from ckzd.codec.choose_moments import ChosenMoment, MomentChooser, known_moments
 from ckzd.codec.choose_states import StateChooser
@@ -137,7 +137,8 @@ class Chooser:
         stored = self.inputs.stored(number) if values is None else values.weight.stored
         if weight is None:
             return chooser.chosen(number, stored)
-        return chooser.instead_of(weight, weights.known(number), number, stored)
+        is_alone = number in self.survey.alone
+        return chooser.instead_of(weight, weights.known(number), number, stored, is_alone=is_alone)
 
     def _moments(
         self, triple: Triple, values: TripleValues, weight: ChosenWeight | None, restored: ReferenceTensor
@@ -311,7 +312,7 @@ def within_budget(
     algebra: Algebra[Any] = CORES,
 ) -> Chooser:
     """Choose for a checkpoint, again with finer steps where its weights lose more than the preset's budget in all."""
-    step_exponents: dict[int, int] = {}
+    step_exponents = dict.fromkeys(surveyed.finer, FINER)
     allowed = preset.budget.max_weight_error * surveyed.weight_energy
     for attempt in count(1):
         chooser = Chooser(inputs, surveyed, preset, reconstruction, scratch, algebra, step_exponents)

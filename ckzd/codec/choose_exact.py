@@ -27,6 +27,7 @@ _CERTAIN_SHARE = 0.25  # of a tensor's elements, or fewer, changed: then it is s
 _CERTAIN = 1 << 16  # elements: of smaller tensors both ways are tried in any case
 _PLANE_BITS = 72.0  # of what stands in a stream before its symbols
 _MARGIN = 1.02  # of an estimate
+_WORTH_ALONE = 2.0  # times the bits of a loss: exactly it takes 1 to 1.8 of them, and the next one goes on exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +68,24 @@ class ExactChooser:
                 return ChosenExact(method, as_it_is, stream=stream)
         return ChosenExact(Method.ULPS, ULPS.restored(coded, known), coded)
 
-    def instead_of(self, weight: ChosenWeight, known: KnownWeight, number: int, stored: RawArray) -> ChosenExact | None:
-        """A weight that takes no more bits exactly than as it was chosen; None if it takes more."""
+    def instead_of(
+        self, weight: ChosenWeight, known: KnownWeight, number: int, stored: RawArray, *, is_alone: bool
+    ) -> ChosenExact | None:
+        """A weight that takes no more bits exactly than as it was chosen; None if it takes more.
+
+        One without moments, that nothing but its numbers speaks for, may take more where few of them changed.
+        """
         coded = self._by_ulps(number, stored)
-        if coded is None or weight.coded.levels is None:
+        if coded is None or coded.levels is None or weight.coded.levels is None:
             return None
         exactly = self._known(number)
         method, head = weight_method(weight.method), weight.coded.head
         plane = PlaneToCode(
             0, plane_kind(weight.method, Role.WEIGHT), weight.coded.levels, method.side_information(head, known)
         )
-        if self._bits(coded, exactly) > 8 * len(head) + estimated_bits(plane):
+        is_sparse = np.count_nonzero(coded.levels) <= _CERTAIN_SHARE * coded.levels.size
+        worth = _WORTH_ALONE if is_alone and is_sparse else 1.0
+        if self._bits(coded, exactly) > worth * (8 * len(head) + estimated_bits(plane)):
             return None
         return ChosenExact(Method.ULPS, ULPS.restored(coded, exactly), coded)
 

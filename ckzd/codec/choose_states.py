@@ -3,6 +3,7 @@
 # R = rows, C = columns of a tensor seen as a matrix
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -59,7 +60,9 @@ class StateChooser:
             if self.survey.is_young and min(known.shape) == 1:
                 return ChosenState(number, Method.EXACT, Coded())
             mean = state_method(Method.STATE_MEAN)
-            return ChosenState(number, mean.name, mean.coded(stored, known, self.preset.momentum_step))
+            fine = self.preset.fresh_moment_step if self.survey.is_young else math.inf
+            step = min(self.preset.momentum_step, fine)
+            return ChosenState(number, mean.name, mean.coded(stored, known, step))
         for name in (Method.STATE_FILL, Method.STATE_VARIANCE):
             method = state_method(name)
             coded = method.coded(stored, known, 0.0)

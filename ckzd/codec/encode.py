@@ -228,7 +228,6 @@ def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
     }
     paces = [pace.worst for pace in chooser.paces.values()] or [Pace.unchanged().worst]
     gradients_known = any(triple.second is not None for triple in surveyed.lossy)
-    alone = sum(not triple.moments for triple in surveyed.lossy)
     first_order = {"first_order_loss": chooser.first_order_loss, "regained": chooser.regained}
     return {
         **preset.budget.stated(),
@@ -245,7 +244,7 @@ def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
         "exact_tensors": sum(exponent == EXACT for exponent in chooser.step_exponents.values()),
         **(first_order if gradients_known else {}),
         **({"ruined": surveyed.ruined} if surveyed.ruined else {}),
-        **({"weights_alone": alone} if alone else {}),
+        **({"weights_alone": len(surveyed.alone)} if surveyed.alone else {}),
         "update_signal": surveyed.update_signal,
         **asdict(surveyed.steps),
     }

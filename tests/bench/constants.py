@@ -29,7 +29,7 @@ TRIED = {
     "transform.adaptive_basis._REMEMBERED": (0.1, 0.4),
     "transform.factors._UNITS_A_DEVIATION": (2.0, 8.0),
     "transform.wide._HIGH_RMS": (1.0, 2.0),
-    "methods.scaled._DEAD_ZONE": (0.5, 0.7),
+    "methods.scaled.DEAD_ZONE": (0.5, 0.7),
 }
 
 

@@ -69,7 +69,7 @@ def test_every_coder_is_named():
 
 
 def test_the_layout_has_its_keys():
-    written = json.loads(Layout((), (), (), ()).to_json())
+    written = json.loads(Layout((), (), (), (), {1: 0}).to_json())
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", section("Index"), re.MULTILINE)
     assert rows[: len(written)] == list(written)
     assert rows[len(written) :] == list(index.STEPS)

@@ -1,4 +1,4 @@
-"""What a tensor is to the codec: weights without moments, averages, rounded copies of masters, states beside moments."""
+"""What a tensor is to the codec: weights without moments, averages, rounded copies of masters, other states."""
 
 import copy
 from pathlib import Path
@@ -82,14 +82,15 @@ def off(original: torch.Tensor, found: torch.Tensor) -> float:
     return float((found.double() - original.double()).norm() / original.double().norm())
 
 
-def test_weights_alone_are_deltas_with_loss_and_their_vectors_exact(tmp_path):
+def test_weights_alone_are_deltas_with_loss_and_their_vectors_hardly_any(tmp_path):
     paths, archives = Run(tmp_path).chain(weights_only)
     assert {archives[0].methods()[f"model.{n}.weight"] for n in (0, 2, 4)} == {Method.WHOLE}
     later = archives[2].methods(archives[1])
     assert {later[f"model.{n}.weight"] for n in (0, 2, 4)} <= {Method.FRAMED, Method.FACTORED}
-    assert later["model.0.bias"] in EXACTLY
+    assert archives[0].methods()["model.0.bias"] in EXACTLY
     state, original = restored(archives[2], archives[1]), torch.load(paths[2])
-    assert torch.equal(state["model"]["0.bias"], original["model"]["0.bias"])
+    moved = original["model"]["0.bias"] - torch.load(paths[1])["model"]["0.bias"]
+    assert (state["model"]["0.bias"] - original["model"]["0.bias"]).norm() < 0.1 * moved.norm()
     assert all(0 < off(original["model"][f"{n}.weight"], state["model"][f"{n}.weight"]) < 0.1 for n in (0, 2, 4))
 
 
@@ -124,6 +125,31 @@ def test_what_no_optimizer_moves_stays_exact(tmp_path):
     assert archives[0].methods()["frozen.weight"] is Method.EXACT
     assert archives[2].methods(archives[1])["frozen.weight"] is Method.SAME
     assert torch.equal(restored(archives[2], archives[1])["frozen"]["weight"], torch.load(paths[2])["frozen"]["weight"])
+
+
+def test_batch_norms_statistics_are_exact(tmp_path):
+    reference = None
+    for step in range(2):
+        norm = {"running_mean": torch.randn(200), "running_var": torch.rand(200), "weight": torch.randn(200)}
+        path = tmp_path / f"step_{step}.pt"
+        torch.save({"model": {"conv.weight": torch.randn(64, 64), **{f"bn.{n}": t for n, t in norm.items()}}}, path)
+        archive = encode(path, reference)
+        state = restored(archive, reference)["model"]
+        assert torch.equal(state["bn.running_mean"], norm["running_mean"])
+        assert torch.equal(state["bn.running_var"], norm["running_var"])
+        reference = archive
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_alone_in_16_bits_begin_exactly_and_go_on_so_where_few_change(tmp_path, dtype):
+    torch.manual_seed(0)
+    weight, reference = torch.randn(96, 128), None
+    for step in range(3):
+        path = tmp_path / f"step_{step}.pt"
+        torch.save({"model": {"w": weight.to(dtype)}}, path)
+        archive = encode(path, reference)
+        assert archive.methods(reference)["model.w"] in EXACTLY
+        weight, reference = weight + 2e-5 * torch.randn(96, 128), archive
 
 
 def test_an_average_costs_little_beside_its_weights(tmp_path):
@@ -192,7 +218,7 @@ OPTIMIZERS = {
 def test_states_of_every_optimizer_lose_precision_and_resume(tmp_path, kind):
     make, options, name = OPTIMIZERS[kind]
     run = Run(tmp_path, make, **options)
-    paths, archives = run.chain(with_optimizer)
+    _, archives = run.chain(with_optimizer)
     methods = archives[2].methods(archives[1])
     matrices = [f"optimizer.state.{number}.{name}" for number in (0, 2, 4)]
     assert not {methods[matrix] for matrix in matrices} & {Method.EXACT, Method.DELTA}
@@ -219,7 +245,7 @@ def test_a_state_that_nobody_knows_is_exact_and_its_weight_is_not(tmp_path):
             state["curiosity"] = torch.randn(state["exp_avg"].shape)
         return saved
 
-    paths, archives = Run(tmp_path).chain(content, 2)
+    _, archives = Run(tmp_path).chain(content, 2)
     methods = archives[1].methods(archives[0])
     assert methods["optimizer.state.0.curiosity"] is Method.EXACT
     assert methods["model.0.weight"] in WITH_LOSS

@@ -167,7 +167,7 @@ def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
     """The weights that an optimizer may hold: all, all but buffers, those not frozen, those of one state dict."""
     yield list(weights)
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    trained = [number for number in weights if _BUFFER.search(inputs.tensor(number).path[-1]) is None]
+    trained = [number for number in weights if not is_buffer(inputs, number)]
     for number in trained:
         groups[inputs.tensor(number).path[:-1]].append(number)
     for group in [trained, *groups.values()]:
@@ -176,6 +176,11 @@ def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
         moved = [number for number in group if has_changed(inputs, number)]
         if moved and len(moved) < len(group):
             yield moved
+
+
+def is_buffer(inputs: Inputs, number: int) -> bool:
+    """Whether a tensor is called as a batch norm's statistics are."""
+    return _BUFFER.search(inputs.tensor(number).path[-1]) is not None
 
 
 def has_changed(inputs: Inputs, number: int) -> bool:

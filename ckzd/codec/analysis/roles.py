@@ -2,8 +2,8 @@
 
 Where a checkpoint has no moments that can be told, all its matrices are taken for weights. Beside weights with moments
 a matrix is one if it changed since the reference: what did not is frozen, or a table, and costs little exactly.
-Vectors alone stay exact: they are few, and nothing says what an error of a bias costs, or of a batch norm's mean. What
-follows a weight, as its average does, may lose what that may.
+Of vectors nothing says what an error costs: they are exact, and in a file of weights alone much finer than matrices.
+What follows a weight, as its average does, may lose what that may.
 """
 
 from collections.abc import Container, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from ckzd.codec.analysis.inputs import Inputs
-from ckzd.codec.analysis.pairing import Paired, State, has_changed, is_coded, pair
+from ckzd.codec.analysis.pairing import Paired, State, has_changed, is_buffer, is_coded, pair
 from ckzd.codec.analysis.twins import casts, predictions
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import LinearPrediction
@@ -61,13 +61,25 @@ def _alone(
     own = [n for n in inputs.tiles if n not in copies and _is_sound(inputs, n)]
     others = [n for n in own if n not in with_moments and n not in narrow]
     is_known = bool(with_moments or with_states)
-    weights = [
-        n for n in others if n in with_states or (_is_weight(inputs, n) and (not is_known or has_changed(inputs, n)))
-    ]
+    weights = [n for n in others if n in with_states or _is_trained(inputs, n, others_known=is_known)]
     optimized = [n for n in own if n in with_moments or n in with_states]
-    following = predictions(inputs, optimized or weights, [n for n in others if n not in with_states])
+    followers = [n for n in others if n not in with_states and not is_buffer(inputs, n)]
+    following = predictions(inputs, optimized or weights, followers)
     tiles = {tile for number in weights for tile in inputs.tiles[number]} | following.keys()
     return [Triple(number) for number in tiles], following
+
+
+def _is_trained(inputs: Inputs, number: int, *, others_known: bool) -> bool:
+    """A matrix that changed; where nothing tells weights from others any at a base, and vectors that changed.
+
+    But for those of 16 bits at a base: exactly that takes half as much again, and what then hardly changes goes on so.
+    """
+    if inputs.contents.tensors[number].repeats:
+        return False  # a mask, whole numbers
+    is_narrow = inputs.tensor(number).dtype != "float32"
+    if is_matrix(inputs, number):
+        return has_changed(inputs, number) or not (others_known or is_narrow)
+    return has_changed(inputs, number) and not others_known and not is_buffer(inputs, number)
 
 
 def _is_sound(inputs: Inputs, number: int) -> bool:
@@ -76,6 +88,6 @@ def _is_sound(inputs: Inputs, number: int) -> bool:
     return number in inputs.is_reference and is_coded(inputs, number) and is_finite
 
 
-def _is_weight(inputs: Inputs, number: int) -> bool:
-    """A matrix of numbers that hardly repeat."""
-    return has_basis(plane_shape(inputs.whole_shape(number))) and not inputs.contents.tensors[number].repeats
+def is_matrix(inputs: Inputs, number: int) -> bool:
+    """Whether a tensor, by its first tile, may have a basis."""
+    return has_basis(plane_shape(inputs.whole_shape(number)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.pairing import State
-from ckzd.codec.analysis.roles import Roles, find_roles
+from ckzd.codec.analysis.roles import Roles, find_roles, is_matrix
 from ckzd.codec.budget import DEFAULT_BETAS, filled_up
 from ckzd.codec.dtypes import to_numbers
 from ckzd.codec.kernels import elementwise
@@ -42,6 +42,7 @@ _LONG_MEMORY = 0.905  # a beta1 above this averages over more than about 10 step
 _FAR = 4.0  # times its own energy is a weight's residual: levels of its own cost less (rulers' biases: up to 0.6)
 _FAR_IN_BASIS = 1.5  # the same where strong directions get finer steps: of a matrix that was replaced it is about 2
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
+_ALONE_STEP = 0.95  # times other weights' step, where no weight has moments: KL stays below 1e-3 on the ruler
 _OUTER_OCTAVES = 4  # of the ruler's second moments: 6 to 8 between embeddings and layers (RESULTS)
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
 
@@ -53,6 +54,8 @@ class Survey:
     copies: dict[int, int]  # number of a tensor -> of the first one with the same bytes
     same: frozenset[int]  # tensors whose bytes the reference has
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
+    alone: frozenset[int]  # of these, weights without moments
+    finer: frozenset[int]  # of those, vectors that follow no other: a few bits more are nothing, an error may be much
     intra: frozenset[int]  # lossy weights that are coded as if the reference had them not: it would cost more
     scales: dict[int, Scales]  # of each lossy weight, by its number
     casts: dict[int, int]  # number of a tensor -> of the master that it is rounded from
@@ -149,11 +152,14 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         if triple.weight in scales and triple.weight not in measured_above:
             energies.include(_energies(inputs, triple, inputs.values(triple), scales[triple.weight]))
     lossy = tuple(t for t in sound if t.weight in scales)
+    alone = [triple.weight for triple in lossy if not triple.moments]
     typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
     return Survey(
         copies=copies,
         same=same,
         lossy=lossy,
+        alone=frozenset(alone),
+        finer=frozenset(n for n in alone if n not in roles.predictions and not is_matrix(inputs, inputs.first_tile[n])),
         intra=frozenset(energies.intra if preset.scheme is not Scheme.KMEANS else ()),  # codebooks are of residuals
         scales=scales,
         casts=roles.casts,
@@ -164,7 +170,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
         is_young=worth.beside_trend,
-        steps=_steps(preset, energies, worth),
+        steps=_steps(preset, energies, worth, _ALONE_STEP if len(alone) == len(lossy) else 1.0),
     )
 
 
@@ -268,12 +274,13 @@ def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scal
     return energies
 
 
-def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding) -> QuantizationSteps:
+def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding, share: float) -> QuantizationSteps:
+    """What levels are worth; `share` of what a preset says are those of weights."""
     momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is Scheme.KMEANS:
         return QuantizationSteps(momentum_step=momentum_step)  # codebooks are for two moments
-    weight = _typical_rms(energies.matrices.values() or [energies.weights])
-    update = _typical(energies.residuals.values()).rms
+    weight = share * _typical_rms(energies.matrices.values() or [energies.weights])
+    update = share * _typical(energies.residuals.values()).rms
     moment_step = preset.fresh_moment_step if worth.beside_trend else preset.moment_step * worth.without_trend
     return QuantizationSteps(
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),

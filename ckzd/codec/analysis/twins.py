@@ -90,6 +90,8 @@ def _nearest(inputs: Inputs, number: int, others: Sequence[int]) -> int | None:
     energy = float((seen**2).sum())
     distances = {other: float(((_sampled(inputs, other) - seen) ** 2).sum()) for other in alike or others}
     nearest = min(distances, key=distances.__getitem__, default=None)
+    if not alike and len(inputs.whole_shape(number)) < 2:
+        return None  # many vectors are near to each other: norms begin as ones
     near = _NEAR_BY_NAME if alike else _NEAR
     return nearest if nearest is not None and distances[nearest] <= near * energy else None
 

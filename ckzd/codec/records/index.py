@@ -45,10 +45,10 @@ class Method(StrEnum):
     KMEANS = "kmeans"  # weight: reference + codebook residual; moment: codebook values over zero or the fill
     FILL = "fill"  # second moment: rank 1
     TREND = "trend"  # first moment: what moves the weight as it moved since the reference
+    SCALED = "scaled"  # first moment or momentum: levels times the root of the fill; second: half octaves of the fill
     STATE_FILL = "state_fill"  # state that is a variance: the product of scales of its own
     STATE_VARIANCE = "state_variance"  # the same times half octaves
     STATE_MEAN = "state_mean"  # state that is a mean: levels times the root of the product of scales of its own
-    SCALED = "scaled"  # first moment or momentum: levels times the root of the fill; second: half octaves of the fill
 
 
 @dataclass(frozen=True, slots=True)

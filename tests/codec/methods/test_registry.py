@@ -23,6 +23,10 @@ ROLES = {
     Method.KMEANS: {Role.WEIGHT, Role.FIRST, Role.SECOND},
     Method.FILL: {Role.SECOND},
     Method.TREND: {Role.FIRST},
+    Method.CAST: {Role.REFERENCE, Role.WEIGHT},
+    Method.STATE_FILL: {Role.STATE},
+    Method.STATE_VARIANCE: {Role.STATE},
+    Method.STATE_MEAN: {Role.STATE},
     Method.SCALED: {Role.FIRST, Role.SECOND, Role.MOMENTUM},
 }
 

@@ -22,9 +22,9 @@ def test_first_moments_come_back_within_their_step_or_dead_zone(dtype, data):
     relative = data.draw(arrays(np.float64, shape, elements=st.floats(-30, 30)))
     step = data.draw(st.floats(0.1, 5))
     first = relative * np.sqrt(second)
-    levels = elementwise.quantize_update(Moments(first, second), step, scaled._DEAD_ZONE)
+    levels = elementwise.quantize_update(Moments(first, second), step, scaled.DEAD_ZONE)
     exact = elementwise.restored_update(levels, second, step, single=False)
-    assert (np.abs(exact - first) <= scaled._DEAD_ZONE * step * np.sqrt(second) * (1 + 1e-9)).all()
+    assert (np.abs(exact - first) <= scaled.DEAD_ZONE * step * np.sqrt(second) * (1 + 1e-9)).all()
     assert (exact[second == 0] == 0).all()
 
 
@@ -49,5 +49,5 @@ def test_a_level_no_encoder_writes_of_a_second_moment_is_refused():
 
 def test_a_wild_first_moment_stays_in_the_alphabet():
     second = np.array([[2.0**-126, 1.0]])
-    levels = elementwise.quantize_update(Moments(np.array([[3e38, -3e38]]), second), 1e-3, scaled._DEAD_ZONE)
+    levels = elementwise.quantize_update(Moments(np.array([[3e38, -3e38]]), second), 1e-3, scaled.DEAD_ZONE)
     assert levels.tolist() == [[32767, -32767]]

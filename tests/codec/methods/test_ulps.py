@@ -228,7 +228,7 @@ def test_a_weight_is_exact_where_that_takes_no_more_than_a_loss(tmp_path, monkey
     exact = [name for name in (f"layers.{n}.w" for n in range(4)) if methods[f"model.{name}"] is Method.ULPS]
     assert exact
     check_weights_exact(second, delta, base, exact)
-    monkeypatch.setattr(ExactChooser, "instead_of", lambda *_: None)
+    monkeypatch.setattr(ExactChooser, "instead_of", lambda *_, **__: None)
     assert delta.encoded.parts["weights"] < encode(second, base, preset).encoded.parts["weights"]
 
 

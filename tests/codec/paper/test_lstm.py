@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, KINDS, PASSES
+from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, PASSES
 from ckzd.codec.entropy.tables import EXP2_NEGATIVE, SIGMOID
 from ckzd.codec.paper import lstm
 from ckzd.codec.paper.lstm import (
@@ -83,7 +83,7 @@ def test_rows_are_those_of_unbounded_integers(name):
     """So no product, sum or shift has ever left its type."""
     model = LstmModel(EXTREME[name])
     draw = np.random.default_rng(5)
-    for kind, number, density in [(0, 0, 0), (KINDS - 1, PASSES - 1, DENSITIES - 1)]:
+    for kind, number, density in [(0, 0, 0), (lstm.KINDS - 1, PASSES - 1, DENSITIES - 1)]:
         rows = model.rows(kind, number, density)
         assert rows.shape == (GRID, ALPHABET)
         assert rows.min() >= 1
