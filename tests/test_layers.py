@@ -154,6 +154,7 @@ CODEC = (  # the codec's rooms: each imports those before it, and what stands be
     ("records",),
     ("analysis", "paper"),
     ("methods",),
+    ("ahead",),
     ("choose_exact", "choose_weights", "choose_moments", "choose_states", "choose"),
     ("encode", "decode"),
 )

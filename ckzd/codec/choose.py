@@ -7,14 +7,15 @@ all together they are in `within_budget`.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from ckzd.checkpoint import Bytes, RawArray, TensorSpec
+from ckzd.checkpoint import Bytes, RawArray
+from ckzd.codec.ahead import Announcer
 from ckzd.codec.algebra.exact import Algebra
 from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
@@ -27,6 +28,7 @@ from ckzd.codec.choose_states import StateChooser
 from ckzd.codec.choose_weights import ChosenWeight, WeightChooser
 from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.planes import PlaneToCode
+from ckzd.codec.methods.coding import ByUlps, CastOf, CopyOf, Exactly, Predicted, TensorCoding, Way, WithLoss, following
 from ckzd.codec.methods.method import Coded, KnownMoments, plane_kind
 from ckzd.codec.methods.momentum_scale import MomentumScale, share_for
 from ckzd.codec.methods.registry import moment_method, state_method, weight_method
@@ -37,14 +39,8 @@ from ckzd.codec.parallel import in_batches
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Method, in_turn
 from ckzd.codec.records.layout import Role, Triple
-from ckzd.codec.records.reconstruction import ArrayFile, HeldArrays
-from ckzd.codec.records.reference_tensors import (
-    ReferenceTensor,
-    cast_values,
-    predicted_values,
-    put_reference_tensor,
-    with_tracked_bases,
-)
+from ckzd.codec.records.reconstruction import ArrayFile, HeldArrays, Key
+from ckzd.codec.records.reference_tensors import ReferenceTensor, put_reference_tensor, with_tracked_bases
 
 
 @dataclass(slots=True)
@@ -57,6 +53,7 @@ class Chooser:
     reconstruction: ArrayFile
     scratch: ArrayFile
     algebra: Algebra[Any] = CORES  # where bases are worked with: it decides how long that takes, and nothing else
+    announcer: Announcer | None = None  # of reference tensors as they are kept
     step_exponents: dict[int, int] = field(default_factory=dict)  # of weights whose step is halved; `run` adds to them
     methods: dict[int, Method] = field(default_factory=dict)
     heads: dict[int, bytes] = field(default_factory=dict)  # of lossy tensors' streams, before their planes
@@ -77,6 +74,8 @@ class Chooser:
                     self._keep_moment(moment)
                     if moment.scale is not None:
                         scales[moment.number] = moment.scale
+            if self.announcer is not None:
+                self.announcer.end_turn()
         self._follow(scales)
         for state in self._state_chooser.chosen():
             self._keep_coded(state.number, state.method, state.coded)
@@ -91,20 +90,18 @@ class Chooser:
         dependent = self.survey.casts.keys() | self.survey.predictions.keys()
         return in_turn(self.inputs.reference_tensors, dependent, self.survey.copies)
 
+    def _prediction(self, number: int) -> Predicted | None:
+        found = self.survey.predictions.get(number)
+        return None if found is None else Predicted(found, self.inputs.tensor(found.other))
+
     def _predicted(self, number: int) -> RawArray | None:
         """A weight's linear prediction from what is restored already, if it has one."""
-        prediction = self.survey.predictions.get(number)
-        if prediction is None:
-            return None
-        other = self.inputs.tensor(prediction.other)
-        now = self._restored_weight(other)
-        return predicted_values(self.inputs.tensor(number), prediction, self.inputs.reference, other, now)
+        found, tensor = self._prediction(number), self.inputs.tensor(number)
+        return None if found is None else found.values(tensor, self.inputs.reference, self._restored_before)
 
-    def _restored_weight(self, tensor: TensorSpec) -> RawArray:
+    def _restored_before(self, path: Key) -> RawArray | None:
         """What a reference tensor restores to that has had its turn."""
-        found = self.reconstruction.get(tensor.path, "weights")
-        assert found is not None, "it has had its turn"
-        return found
+        return self.reconstruction.get(path, "weights")
 
     def _chosen(self, lossy: Mapping[int, Triple], numbers: list[int]) -> list["_Chosen"]:
         """Reference tensors within the budget, with bases that have learned, and their moments; each is read once."""
@@ -155,8 +152,8 @@ class Chooser:
         return chooser.chosen(weight.coded.levels if weight is not None else None)
 
     def _keep(self, number: int, chosen: "_Chosen") -> None:
-        tensor, restored = self.inputs.tensor(number), chosen.restored
-        weight, exact = chosen.weight, chosen.exact
+        weight, exact, restored = chosen.weight, chosen.exact, chosen.restored
+        coding = TensorCoding(self.inputs.tensor(number), self.survey.scales.get(number), self._way(number, chosen))
         if weight is not None:
             self.losses[number] = weight.loss
             self._keep_coded(number, weight.method, weight.coded)
@@ -164,13 +161,25 @@ class Chooser:
                 self.zeros[number] = weight.zeros
         if exact is not None:
             self._keep_exact(number, exact)
-        if exact is not None and exact.method is Method.CAST:
+        if isinstance(coding.way, CopyOf | CastOf):
+            restored = following(coding, self.inputs.reference, self._restored_before)
+        put_reference_tensor(self.reconstruction, coding.tensor, restored, coding.scales)
+        if self.announcer is not None:
+            self.announcer.announce(coding)
+
+    def _way(self, number: int, chosen: "_Chosen") -> Way:
+        """What a decoder will be told of a reference tensor."""
+        weight, exact, steps = chosen.weight, chosen.exact, self.survey.steps
+        if weight is not None:
+            step = weight_method(weight.method).step_of(steps, self.step_exponents.get(number, 0))
+            return WithLoss(weight.method, weight.coded, step, weight.zeros, self._prediction(number))
+        assert exact is not None, "with a loss or exactly"
+        if exact.method is Method.CAST:
             master = self.inputs.tensor(self.survey.casts[number])
-            restored = replace(restored, values=cast_values(self._restored_weight(master), master.dtype, tensor))
-        if exact is not None and exact.method is Method.COPY:
-            copied = self.inputs.tensor(self.survey.copies[number])
-            restored = replace(restored, values=self._restored_weight(copied))
-        put_reference_tensor(self.reconstruction, tensor, restored, self.survey.scales.get(number))
+            return CastOf(master.path, master.dtype)
+        if exact.method is Method.COPY:
+            return CopyOf(self.inputs.tensor(self.survey.copies[number]).path)
+        return Exactly(exact.restored.values) if exact.coded is None else ByUlps(exact.coded, steps.step)
 
     def _keep_exact(self, number: int, exact: ChosenExact) -> None:
         self.methods[number] = exact.method
@@ -310,12 +319,13 @@ def within_budget(
     scratch: ArrayFile,
     *,
     algebra: Algebra[Any] = CORES,
+    announcer: Announcer | None = None,
 ) -> Chooser:
     """Choose for a checkpoint, again with finer steps where its weights lose more than the preset's budget in all."""
     step_exponents = dict.fromkeys(surveyed.finer, FINER)
     allowed = preset.budget.max_weight_error * surveyed.weight_energy
     for attempt in count(1):
-        chooser = Chooser(inputs, surveyed, preset, reconstruction, scratch, algebra, step_exponents)
+        chooser = Chooser(inputs, surveyed, preset, reconstruction, scratch, algebra, announcer, step_exponents)
         chooser.run()
         exactly = preset.scheme is Scheme.KMEANS or attempt >= TRIES
         over = too_much(chooser.losses, allowed, exactly=exactly)
@@ -323,6 +333,8 @@ def within_budget(
             return chooser
         for number in over:
             step_exponents[number] = EXACT if exactly else min(EXACT, step_exponents.get(number, 0) + 1)
+        if announcer is not None:
+            announcer.begin_again()
         reconstruction.clear()
         scratch.clear()
     raise AssertionError("what is exact loses nothing")

@@ -9,9 +9,9 @@ KeyError, TypeError, IndexError or struct.error (`MALFORMED`): the caller knows 
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Self
 
 from ckzd.checkpoint import Bytes, RawArray, TensorSpec
@@ -20,26 +20,31 @@ from ckzd.codec.dtypes import stored_array
 from ckzd.codec.entropy.context import SideInformation
 from ckzd.codec.entropy.models import Models, TableModel
 from ckzd.codec.entropy.planes import decode_plane
-from ckzd.codec.methods.method import Coded, KnownMoments, KnownWeight, PlaneMethod, WeightMethod, plane_kind
+from ckzd.codec.methods.coding import (
+    ByUlps,
+    CastOf,
+    CopyOf,
+    Exactly,
+    Predicted,
+    TensorCoding,
+    Values,
+    Way,
+    WithLoss,
+    following,
+    restored_together,
+)
+from ckzd.codec.methods.method import Coded, KnownMoments, KnownWeight, PlaneMethod, plane_kind
 from ckzd.codec.methods.registry import checked, is_lossy, moment_method, state_method, verbatim, weight_method
 from ckzd.codec.methods.state import KnownState
 from ckzd.codec.methods.ulps import ULPS, KnownBits
-from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, expected_in_weight, masked_weight, without
+from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, without
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
 from ckzd.codec.paper.refined import RefinedModel
-from ckzd.codec.parallel import in_batches
+from ckzd.codec.parallel import in_batches, in_order
 from ckzd.codec.records.index import Code, Index, Method
 from ckzd.codec.records.layout import MAX_BYTES, Layout, Role, Triple, plane_shape
-from ckzd.codec.records.reconstruction import ArrayFile, Arrays, Reconstruction, ReconstructionWriter
-from ckzd.codec.records.reference_tensors import (
-    ReferenceTensor,
-    basis_of,
-    cast_values,
-    predicted_values,
-    put_reference_tensor,
-    reference_values,
-    with_tracked_bases,
-)
+from ckzd.codec.records.reconstruction import Arrays, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.reference_tensors import ReferenceTensor, put_reference_tensor, reference_values
 from ckzd.codec.records.side import decode_scales
 from ckzd.codec.scales import Scales, checked_scales
 from ckzd.streams import StreamRef
@@ -100,11 +105,16 @@ class Decoder:
 
     def decode_reference_tensors(self, into: ReconstructionWriter) -> None:
         """Decode all tensors that dependents may refer to, with their context, in order."""
+        before = partial(into.get, field="weights")
         for numbers in self.index.turns():
-            decoded = in_batches(partial(self._batch, into), numbers, lambda number: self._tensor(number).elements)
-            for number, found in zip(numbers, decoded, strict=True):
-                tensor = found or self._copied(number, into)
-                put_reference_tensor(into, self._tensor(number), tensor, self._scales.get(number))
+            for coding, found in in_batches(partial(self._batch, before), numbers, self._elements):
+                tensor = found or following(coding, self._reference, before)
+                put_reference_tensor(into, coding.tensor, tensor, coding.scales)
+
+    def fingerprints(self) -> Iterator[bytes]:
+        """Of what the streams say of all of them, in order: see `TensorCoding`."""
+        numbers = chain.from_iterable(self.index.turns())
+        return in_order(lambda number: self._coding(number).fingerprint(self.index.slack), numbers, self._elements)
 
     def payload(self, number: int, reconstruction: Arrays) -> Bytes:
         """The bytes of any tensor, given this archive's decoded reference tensors."""
@@ -126,55 +136,33 @@ class Decoder:
 
     # Reference tensors
 
-    def _batch(self, done: Arrays, numbers: Sequence[int]) -> list[ReferenceTensor | None]:
-        """Some of them, None for copies of others: of several together bases cost less."""
-        return with_tracked_bases([self._reference_tensor(number, done) for number in numbers], self.index.slack)
+    def _batch(self, before: Values, numbers: Sequence[int]) -> list[tuple[TensorCoding, ReferenceTensor | None]]:
+        codings = [self._coding(number) for number in numbers]
+        return list(zip(codings, restored_together(codings, self._reference, before, self.index.slack), strict=True))
 
-    def _reference_tensor(self, number: int, done: Arrays) -> ReferenceTensor | None:
-        """One by itself, but for what its basis learns; None if it is a copy of another."""
-        tensor, code = self._tensor(number), self.index.codes[number]
+    def _coding(self, number: int) -> TensorCoding:
+        """What the archive says of a reference tensor."""
+        return TensorCoding(self._tensor(number), self._scales.get(number), self._way(number))
+
+    def _way(self, number: int) -> Way:
+        tensor, code, steps = self._tensor(number), self.index.codes[number], self.index.steps
         if code.other >= 0:
-            return None
-        if code.method is Method.ULPS:
-            return self._moved_by_ulps(number)
-        if not self._is_lossy(number):
-            values = stored_array(self._exact(tensor, code), tensor.dtype, tensor.shape)
-            return ReferenceTensor(values, basis=basis_of(tensor, self._reference))
-        method = weight_method(code.method)
-        known = KnownWeight(tensor, self._reference, self._scales[number], predicted=self._predicted(number, done))
-        coded = self._coded(number, method, lambda head: method.side_information(head, known))
-        restored = method.restored(coded, known, self._step(number, method))
-        if number not in self.index.zeros:
-            return restored
-        expected = expected_in_weight(reference_values(tensor, self._reference), known.shape)
-        return replace(restored, values=masked_weight(restored.values, self._zeros(number, expected), tensor.dtype))
-
-    def _predicted(self, number: int, done: Arrays) -> RawArray | None:
-        prediction = self.index.predictions.get(number)
-        if prediction is None:
-            return None
-        other = self._tensor(prediction.other)
-        now = done.get(other.path, "weights")
-        assert now is not None, "the index was checked: it is decoded before"
-        return predicted_values(self._tensor(number), prediction, self._reference, other, now)
-
-    def _moved_by_ulps(self, number: int) -> ReferenceTensor:
-        scales, step = self._scales.get(number), self.index.steps.step
-        known = KnownBits(self._tensor(number), self._reference, scales, step)
-        return ULPS.restored(self._coded(number, ULPS, lambda head: ULPS.side_information(head, known)), known)
-
-    def _step(self, number: int, method: WeightMethod) -> float:
-        """The step of one weight's levels; 0 of codebooks, which have none."""
-        return (method.step(self.index.steps) or 0.0) * 2.0 ** -self.index.step_exponents.get(number, 0)
-
-    def _copied(self, number: int, done: ArrayFile) -> ReferenceTensor:
-        tensor, code = self._tensor(number), self.index.codes[number]
-        if code.method is Method.CAST:
             other = self._tensor(code.other)
-            now = stored_array(self.payload(code.other, done), other.dtype, other.shape)
-            return ReferenceTensor(cast_values(now, other.dtype, tensor), basis=basis_of(tensor, self._reference))
-        values = stored_array(self.payload(code.other, done), tensor.dtype, tensor.shape)
-        return ReferenceTensor(values, basis=basis_of(tensor, self._reference))
+            return CastOf(other.path, other.dtype) if code.method is Method.CAST else CopyOf(other.path)
+        if code.method is Method.ULPS:
+            bits = KnownBits(tensor, self._reference)
+            return ByUlps(self._coded(number, ULPS, lambda head: ULPS.side_information(head, bits)), steps.step)
+        if not self._is_lossy(number):
+            return Exactly(stored_array(self._exact(tensor, code), tensor.dtype, tensor.shape))
+        method, known = weight_method(code.method), KnownWeight(tensor, self._reference, self._scales[number])
+        coded = self._coded(number, method, lambda head: method.side_information(head, known))
+        step = method.step_of(steps, self.index.step_exponents.get(number, 0))
+        zeros = self._zeros_stream(number) if number in self.index.zeros else None
+        return WithLoss(code.method, coded, step, zeros, self._predicted(number))
+
+    def _predicted(self, number: int) -> Predicted | None:
+        found = self.index.predictions.get(number)
+        return None if found is None else Predicted(found, self._tensor(found.other))
 
     # Moments
 
@@ -214,14 +202,16 @@ class Decoder:
 
     def _zeros_of_moments(self, triple: Triple, reconstruction: Arrays) -> Mask:
         second = None if triple.second is None else self._moment(triple.second, triple, reconstruction)
-        return self._zeros(
-            triple.first_moment, expected_in_moments(self._known_moments(triple, reconstruction), second)
-        )
+        expected = expected_in_moments(self._known_moments(triple, reconstruction), second)
+        return decode_zeros(self._zeros_stream(triple.first_moment), expected)
 
     # Streams
 
     def _tensor(self, number: int) -> TensorSpec:
         return self.index.layout.tensors[number]
+
+    def _elements(self, number: int) -> int:
+        return self._tensor(number).elements
 
     def _is_lossy(self, number: int) -> bool:
         return is_lossy(self.index.codes[number].method, self._roles[number])
@@ -241,6 +231,6 @@ class Decoder:
         data = b"" if code.stream is None else self._stream(code.stream)
         return verbatim(code.method).decoded(data, tensor, reference_values(tensor, self._reference))
 
-    def _zeros(self, number: int, expected: Mask) -> Mask:
+    def _zeros_stream(self, number: int) -> bytes:
         stream = self.index.zeros[number]
-        return decode_zeros(b"" if stream is None else self._stream(stream), expected)
+        return b"" if stream is None else self._stream(stream)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from ckzd.checkpoint import Bytes, Checkpoint, assemble, sha256_of
 from ckzd.codec import zstd
+from ckzd.codec.ahead import Announcer, Listener
 from ckzd.codec.algebra.exact import Algebra
 from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs
@@ -31,7 +32,7 @@ from ckzd.codec.methods.registry import METHODS
 from ckzd.codec.methods.verbatim import encoded_exactly
 from ckzd.codec.paper.lstm import encode_lstm
 from ckzd.codec.parallel import in_order, one_blas_thread
-from ckzd.codec.presets import Preset
+from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import Code, Index, Method
 from ckzd.codec.records.layout import Layout
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
@@ -80,7 +81,11 @@ def algebra_on(device: str) -> Algebra[Any]:
 
 
 class Encoder:
-    """Encodes one checkpoint. `put(kind, data)` stores a stream, `add(name, data)` an entry."""
+    """Encodes one checkpoint. `put(kind, data)` stores a stream, `add(name, data)` an entry.
+
+    A `listener` is told of reference tensors while others are still chosen, unless the preset loses nothing: what
+    restores at once is not worth it. It must see what is in `reconstruction` and `scratch`.
+    """
 
     def __init__(
         self,
@@ -94,11 +99,15 @@ class Encoder:
         scratch: BinaryIO,
         device: str = "cpu",
         progress: Callable[[float], None] = lambda _: None,
+        listener: Listener | None = None,
     ) -> None:
         self._inputs, self._preset = Inputs(checkpoint, reference), preset
         self._put_stream, self._add_entry = put, add
         self._reconstruction, self._scratch = ReconstructionWriter(reconstruction), ArrayFile(scratch)
         self._device, self._progress = device, progress
+        self._announcer: Announcer | None = None
+        if listener is not None and preset.scheme is not Scheme.EXACT:
+            self._announcer = Announcer(listener, self._reconstruction, self._scratch)
         self._codes: dict[int, Code] = {}
         self._parts: Counter[str] = Counter()
         self._coders: Counter[str] = Counter()
@@ -113,7 +122,8 @@ class Encoder:
         surveyed = survey(self._inputs, self._preset)
         self._progress(0.15)
         places = self._reconstruction, self._scratch
-        chooser = within_budget(self._inputs, surveyed, self._preset, *places, algebra=algebra_on(self._device))
+        algebra, announcer = algebra_on(self._device), self._announcer
+        chooser = within_budget(self._inputs, surveyed, self._preset, *places, algebra=algebra, announcer=announcer)
         self._progress(0.4)
         counts = counted(chooser.planes(), grid=self._preset.lstm_cold_steps > 0)
         fitted = fit_models(counts, self._inputs.reference, self._preset, self._device)

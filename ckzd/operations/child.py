@@ -6,14 +6,14 @@ gets our environment.
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ckzd
@@ -31,6 +31,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 _PLACE = str(Path(ckzd.__file__).resolve().parent.parent)
 _PR_SET_PDEATHSIG = 1
+_PIPE_BYTES = 1 << 20  # what a child may lag behind before what it is told waits for the next line
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _SERVICE_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC"})  # it expects us to speak to it, and no child
 
@@ -38,32 +39,70 @@ _SERVICE_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC"})  # it expects u
 def run_module(module: str, arguments: Sequence[str], *, subject: Path) -> None:
     """Run `python -m MODULE ARGUMENTS` to its end; raises what it said on stderr (see `error_line`), else CkzdError."""
     with _asked(module, arguments, {}) as child:
-        _finish(child, "", subject)
+        _finish(child, b"", subject)
+
+
+class Waiting:
+    """A child that does what it is told in lines on stdin, the last of which has it finish."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]", subject: Path) -> None:
+        assert child.stdin is not None, "it was started with a pipe"
+        self._child, self._subject, self._pipe = child, subject, child.stdin.fileno()
+        self._unsent = bytearray()
+        with suppress(OSError):  # of a user with many pipes it stays as small as it is
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(self._pipe, False)
+
+    def tell(self, line: str) -> None:
+        """Send a line, or with a later one what the pipe does not take now: this waits for nobody.
+
+        Raises what the child said on stderr if it has ended.
+        """
+        self._unsent += line.encode() + b"\n"
+        try:
+            sent = os.write(self._pipe, self._unsent)
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._end(b"")
+            raise
+        del self._unsent[:sent]
+
+    def finish(self, line: str) -> None:
+        """Send the last line and wait for its end; raises what it said on stderr (see `error_line`), else CkzdError."""
+        self._end(bytes(self._unsent) + line.encode() + b"\n")
+
+    def _end(self, lines: bytes) -> None:
+        _finish(self._child, lines, self._subject)
 
 
 @contextmanager
-def waiting_module(module: str, *, count: int) -> Iterator[Callable[[str, Path], None]]:
-    """Start `python -m MODULE`, which loads itself and then reads on stdin what to do.
+def waiting_module(
+    module: str, arguments: Sequence[str], *, count: int, subject: Path, pass_fds: Sequence[int] = ()
+) -> Iterator[Waiting]:
+    """Start `python -m MODULE ARGUMENTS`, which loads itself and then reads on stdin what to do; killed at the end.
 
-    Called with that and its subject, it does as `run_module`; it is killed if it was not called. What to do is one
-    line: the end of stdin does not come as long as a process lives that was forked from this one meanwhile.
+    What to do is lines: the end of stdin does not come as long as a process lives that was forked from this one
+    meanwhile.
     """
-    with _asked(module, [], thread_limits(count)) as child:
-        yield partial(_finish, child)
+    with _asked(module, arguments, thread_limits(count), pass_fds) as child:
+        yield Waiting(child, subject)
 
 
 @contextmanager
-def _asked(module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+def _asked(
+    module: str, arguments: Sequence[str], variables: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
     pipe = subprocess.PIPE
-    with start_module(module, arguments, variables, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+    with start_module(module, arguments, variables, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=pass_fds) as child:
         try:
             yield child
         finally:
             child.kill()
 
 
-def _finish(child: "subprocess.Popen[bytes]", line: str, subject: Path) -> None:
-    _, said = child.communicate(line.encode() + b"\n")
+def _finish(child: "subprocess.Popen[bytes]", lines: bytes, subject: Path) -> None:
+    _, said = child.communicate(lines)
     if child.returncode != 0:
         raise error_of(subject, child.returncode, said.decode(errors="replace"))
 

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.chains import ArchiveRecord, is_sound, is_whole, reference_of
 from ckzd.checkpoint import Checkpoint
+from ckzd.codec.ahead import Listener
 from ckzd.codec.analysis.nearness import changed_shape
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.encode import Encoded, Encoder
@@ -42,7 +43,7 @@ from ckzd.operations.reference import reference_for
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
-from ckzd.operations.verify import verifier
+from ckzd.operations.verify import Task, verifier
 from ckzd.series import next_references
 from ckzd.stages import OnStage, Stage
 from ckzd.store import Store, default_store
@@ -293,12 +294,8 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
     with ExitStack() as stack:
         reference = _usable_reference(job, record, stack) if has_room else None
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
-        verify = stack.enter_context(verifier())
-        with durable.as_no_space(store.tmp):
-            manifest = _write(job, reference, temp, cache)
-        job.tell(Stage.WRITTEN, 1.0)
         before = reference.record.path if reference is not None else None
-        verify(temp, before)
+        manifest = _write_and_prove(job, reference, temp, cache)
         job.tell(Stage.VERIFIED, 1.0)
         _ask(job, ArchiveRecord(temp, manifest), before, hint="the original is untouched, the archive was thrown away")
         give(temp, job.access)
@@ -404,27 +401,55 @@ def _temporary(store: Store, suffix: str) -> Iterator[Path]:
         durable.remove(path)
 
 
-def _write(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> Manifest:
-    """Encode into `temp` and the reconstruction into `cache`; both are on disk when this returns."""
+def _write_and_prove(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> Manifest:
+    """Encode into `temp` and the reconstruction into `cache`; both are on disk and proven when this returns.
+
+    The process that proves them works beside the encoder, on what that announces: it has its two files open, too.
+    """
     job.tell(Stage.ENCODE, 0.0)
-    with durable.create(temp) as archive_file, durable.create(cache) as cache_file, scratch_file(job.store) as scratch:
-        writer = ArchiveWriter(archive_file)
-        with malformed_as_corrupt(reference.record.path if reference is not None else Path(job.checkpoint.name)):
-            encoded = Encoder(
-                job.checkpoint,
-                reference.reconstruction if reference is not None else None,
-                job.preset,
-                put=writer.put,
-                add=writer.add,
-                reconstruction=cache_file,
-                scratch=scratch,
-                device=job.device,
-                progress=lambda fraction: job.tell(Stage.ENCODE, fraction),
-            ).encode()
-        manifest = writer.finish(_manifest(job, reference, encoded))
-        for file in (archive_file, cache_file):
-            file.flush()
-            os.fsync(file.fileno())
+    with ExitStack() as held:
+        with durable.as_no_space(job.store.tmp), ExitStack() as written:
+            reconstruction = written.enter_context(durable.create(cache))
+            scratch = written.enter_context(scratch_file(job.store))
+            announced = (reconstruction.fileno(), scratch.fileno())
+            before = reference.record.path if reference is not None else None
+            proving = held.enter_context(verifier(Task(temp, before, job.store.root, announced)))
+            archive = written.enter_context(durable.create(temp))
+            manifest = _write(job, reference, _Files(archive, reconstruction, scratch), proving)
+        job.tell(Stage.WRITTEN, 1.0)
+        proving.finish()
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What an encoder writes."""
+
+    archive: BinaryIO
+    reconstruction: BinaryIO
+    scratch: BinaryIO
+
+
+def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Listener) -> Manifest:
+    """Encode into the files; archive and reconstruction are on disk when this returns."""
+    writer = ArchiveWriter(files.archive)
+    with malformed_as_corrupt(reference.record.path if reference is not None else Path(job.checkpoint.name)):
+        encoded = Encoder(
+            job.checkpoint,
+            reference.reconstruction if reference is not None else None,
+            job.preset,
+            put=writer.put,
+            add=writer.add,
+            reconstruction=files.reconstruction,
+            scratch=files.scratch,
+            device=job.device,
+            progress=lambda fraction: job.tell(Stage.ENCODE, fraction),
+            listener=listener,
+        ).encode()
+    manifest = writer.finish(_manifest(job, reference, encoded))
+    for file in (files.archive, files.reconstruction):
+        file.flush()
+        os.fsync(file.fileno())
     return manifest
 
 

@@ -17,6 +17,7 @@ from ckzd.archive import ArchiveReader
 from ckzd.chains import ArchiveRecord, chain
 from ckzd.checkpoint import Bytes, assemble
 from ckzd.codec import zstd
+from ckzd.codec.ahead import Ahead
 from ckzd.codec.decode import MALFORMED, Decoder
 from ckzd.codec.parallel import in_order
 from ckzd.codec.records.index import MAX_INDEX_BYTES
@@ -68,10 +69,7 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
         yield None
         return
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(_CHUNK):
-            digest.update(block)
-        if digest.hexdigest() == identity:
+        if _hashes_to(file, identity):
             with malformed_as_corrupt(path):
                 found = Reconstruction(file)
             yield found
@@ -79,6 +77,13 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
     with suppress(OSError):  # on a read-only file system it stays, and is refused each time
         durable.remove(path)
     yield None
+
+
+def _hashes_to(file: BinaryIO, identity: str) -> bool:
+    digest = hashlib.sha256()
+    while block := file.read(_CHUNK):
+        digest.update(block)
+    return digest.hexdigest() == identity
 
 
 @contextmanager
@@ -136,16 +141,41 @@ def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: B
     """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id."""
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
-        _check_files(reader, decoder.index.layout)
         writer = ReconstructionWriter(file)
         decoder.decode_reference_tensors(writer)
-        limit = min(MAX_INDEX_BYTES, skeleton_bytes(decoder.index.layout.files))
-        skeleton = zstd.decompress(reader.read("skeleton"), limit, _blob(reference, "skeleton"))
-        identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
+        _seal(reader, decoder, reference, writer)
+    return Reconstruction(file)
+
+
+def foreseen(
+    reader: ArchiveReader, reference: Reconstruction | None, ahead: Ahead, written: BinaryIO
+) -> Reconstruction | None:
+    """What `ahead` restored, if the archive's streams say what was announced; read from what the encoder has `written`.
+
+    None if they say something else or that is not it: then the archive must be decoded as any other.
+    """
+    with malformed_as_corrupt(reader.path):
+        decoder = decoder_from_reference(reader, reference)
+        if not ahead.foresaw(decoder.fingerprints()):
+            return None
+        _seal(reader, decoder, reference, ahead.own)
+    written.seek(0)
+    if not _hashes_to(written, reader.manifest.reconstruction):
+        return None
+    own = Reconstruction(written)
+    return own if ahead.followed_what_is_in(own) else None
+
+
+def _seal(
+    reader: ArchiveReader, decoder: Decoder, reference: Reconstruction | None, writer: ReconstructionWriter
+) -> None:
+    """Raises CorruptArchive unless what was put into `writer` has the recorded id."""
+    limit = min(MAX_INDEX_BYTES, skeleton_bytes(decoder.index.layout.files))
+    skeleton = zstd.decompress(reader.read("skeleton"), limit, _blob(reference, "skeleton"))
+    identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
     if identity != reader.manifest.reconstruction:
         problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"
         raise CorruptArchive(reader.path, problem, hint="its reference is not the one that it was made against")
-    return Reconstruction(file)
 
 
 def _blob(reference: Reconstruction | None, field: str) -> bytes:
@@ -155,7 +185,9 @@ def _blob(reference: Reconstruction | None, field: str) -> bytes:
 def decoder_from_reference(reader: ArchiveReader, reference: Reconstruction | None) -> Decoder:
     """A decoder of everything in the archive."""
     original_bytes = reader.manifest.original_bytes
-    return Decoder.from_reference(lambda name: _entry(reader, name), reader.stream, reference, original_bytes)
+    decoder = Decoder.from_reference(lambda name: _entry(reader, name), reader.stream, reference, original_bytes)
+    _check_files(reader, decoder.index.layout)
+    return decoder
 
 
 def _check_files(reader: ArchiveReader, layout: Layout) -> None:

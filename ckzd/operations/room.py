@@ -29,6 +29,7 @@ LOOK_SECONDS = 2.0  # between two looks at the disk while something else is done
 _MARGIN = 1.1  # of what the last ones took
 _FIRST_ARCHIVE = 0.5  # of a checkpoint, where nothing is known of the run; a base takes a fifteenth
 _WIDEST = 4.2  # bytes an element of a base's reconstruction: float32, and scales
+_LEVELS = 6.0  # bytes an element of the encoder's scratch: levels of a weight and its moments (measured: 4.0 to 4.5)
 _BASES = 2.25  # times as large is that of a delta, with adaptive bases of 4 bytes an element (measured: 2.17)
 
 
@@ -109,7 +110,9 @@ def space_needed(
     reference: ArchiveRecord | None = None,
     as_base: bool = False,
 ) -> int:
-    """What is written until the archive is there: it, its reconstruction, and the one that the verifier makes itself.
+    """What is written until the archive is there: it, its reconstruction, and the encoder's scratch.
+
+    What loses nothing has no scratch, but the verifier makes a reconstruction of its own: nothing is restored ahead.
 
     As much as the last archives of its series took, or of the run, for their checkpoints' sizes; the codec's bounds
     where there are none. `restored`: the accept command gets a copy. `reference`: what it is a delta against, if not
@@ -122,9 +125,10 @@ def space_needed(
     exact = preset.scheme is Scheme.EXACT
     archive = max(sizes) * checkpoint.nbytes if sizes else checkpoint.nbytes * (1.0 if exact else _FIRST_ARCHIVE)
     rest = checkpoint.nbytes if restored else 0
-    reconstruction = _WIDEST * _kept_elements(checkpoint)
+    elements = _kept_elements(checkpoint)
+    reconstruction, scratch, files = _WIDEST * elements, 0.0 if exact else _LEVELS * elements, 2 if exact else 1
     if as_base:
-        return int(_MARGIN * (archive + 2 * reconstruction)) + rest
+        return int(_MARGIN * (archive + files * reconstruction + scratch)) + rest
     reconstruction *= _BASES if records and not exact else 1.0
     for record in records:  # the newest that is cached
         cache = store.cache_path(record.manifest.reconstruction)
@@ -133,8 +137,8 @@ def space_needed(
             reconstruction = growth * cache.stat().st_size * checkpoint.nbytes / record.manifest.original_bytes
     before = reference or (records[-1] if records else None)
     is_decoded = before is not None and not store.cache_path(before.manifest.reconstruction).exists()
-    files = 4 if is_decoded else 2  # the reference's, decoded from its own
-    return int(_MARGIN * (archive + files * reconstruction)) + rest
+    files = 4 if is_decoded else files  # the reference's, decoded from its own by both
+    return int(_MARGIN * (archive + files * reconstruction + scratch)) + rest
 
 
 def _kept_elements(checkpoint: Checkpoint) -> int:

@@ -4,34 +4,46 @@
 never on a cached reconstruction.
 
 The encoder never verifies its own work in its own process: a `verifier` is a fresh one, on the CPU, with another number
-of threads, that reads the archive from disk. `python -m ckzd.operations.verify` is that process; it reads the paths of
-the archive and its reference as JSON on stdin, and never loads torch.
+of threads, that reads the archive from disk. `python -m ckzd.operations.verify` is that process, and never loads torch.
+While the encoder works it reads on stdin what that announces, and restores it ahead (`codec/ahead.py`), up to an empty
+line; another says that the archive is finished. Only then does it look at the archive, and at all of it.
 """
 
-import json
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader
 from ckzd.chains import ArchiveRecord, chain, decodable, records_in, references_in
 from ckzd.checkpoint import sha256_of
+from ckzd.codec.ahead import Ahead
+from ckzd.codec.decode import MALFORMED
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace, VerificationFailed
-from ckzd.operations.child import another_number_of_threads, error_line, waiting_module
+from ckzd.operations.child import Waiting, another_number_of_threads, error_line, waiting_module
 from ckzd.operations.pointer import archives_meant, resolve
-from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
+from ckzd.operations.reconstruct import (
+    OpenCheckpoint,
+    decode_link,
+    foreseen,
+    malformed_as_corrupt,
+    reconstruction_or_none,
+    scratch_file,
+    store_of,
+)
 from ckzd.store import Store
 
 OnProgress = Callable[[float], None]
 OnArchive = Callable[[Path], None]
 
+_FINISHED = "finished"  # the last line that a verifier is told, after an empty one
 _HINT = "nothing was published; the original is untouched"
 
 
@@ -200,22 +212,18 @@ def _as_error(archive: Path, error: CkzdError | OSError) -> CkzdError:
     return CorruptArchive(archive, f"cannot be read: {error.strerror or error}")
 
 
-def check_archive(archive: Path, reference: Path | None, on_progress: OnProgress) -> int:
-    """Decode `archive` against `reference`'s reconstruction, cached or not; the number of files that it restores."""
-    store = store_of(reference) if reference is not None else store_of(archive)
-    with ArchiveReader(archive) as reader, reconstruction_or_none(reference) as before, scratch_file(store) as file:
-        _, files = check_link(reader, before, file, on_progress)
-    return files
-
-
 def check_link(
     reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO, on_progress: OnProgress
 ) -> tuple[Reconstruction, int]:
     """Read every byte, decode every tensor and compare every file's sha256; its reconstruction, and how many files."""
     reader.check()
     own = decode_link(reader, reference, file)
-    opened = OpenCheckpoint(reader, own)
-    models = reader.manifest.files
+    _compare_files(reader, own, on_progress)
+    return own, len(reader.manifest.files)
+
+
+def _compare_files(reader: ArchiveReader, own: Reconstruction, on_progress: OnProgress) -> None:
+    opened, models = OpenCheckpoint(reader, own), reader.manifest.files
     for position, model in enumerate(models):
         decoded = sha256_of(opened.file(position))
         if decoded != model.sha256:
@@ -223,31 +231,103 @@ def check_link(
             hint = "keep the original; report this with both archives"
             raise VerificationFailed(reader.path, problem, hint=hint)
         on_progress((position + 1) / len(models))
-    return own, len(models)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a verifier knows from the start."""
+
+    archive: Path  # that is being written
+    reference: Path | None  # what it will be a delta against
+    store: Path  # whose disk has room, if the archive is decoded like any other
+    files: tuple[int, int]  # descriptors of the encoder's reconstruction and of its scratch
+
+    def to_arguments(self) -> list[str]:
+        """For the command line of the process."""
+        return [str(self.archive), str(self.reference or ""), str(self.store), *map(str, self.files)]
+
+    @classmethod
+    def from_arguments(cls, archive: str, reference: str, store: str, written: str, scratch: str) -> Self:
+        """The inverse of `to_arguments`."""
+        return cls(Path(archive), Path(reference) if reference else None, Path(store), (int(written), int(scratch)))
+
+
+class Verifier:
+    """Another process with another number of threads that proves one archive; a listener of its encoder."""
+
+    def __init__(self, task: Task, held: ExitStack) -> None:
+        self._task, self._held = task, held
+        self._process = self._started()
+
+    def tell(self, line: str) -> None:
+        """Have a tensor restored ahead. Raises as `finish` does if the process has ended."""
+        with _as_failed():
+            self._process.tell(line)
+
+    def begin_again(self) -> None:
+        """Another process takes over, that knows nothing of what was told."""
+        self._held.close()
+        self._process = self._started()
+
+    def finish(self) -> None:
+        """The archive is on disk: check it. Raises VerificationFailed with what the process said of the archive.
+
+        Other errors (a full disk, a killed process) as such.
+        """
+        with _as_failed():
+            self._process.finish(f"\n{_FINISHED}")
+
+    def _started(self) -> Waiting:
+        task, count = self._task, another_number_of_threads()
+        waiting = waiting_module(
+            "ckzd.operations.verify", task.to_arguments(), count=count, subject=task.archive, pass_fds=task.files
+        )
+        return self._held.enter_context(waiting)
 
 
 @contextmanager
-def verifier() -> Iterator[Callable[[Path, Path | None], None]]:
-    """Another process with another number of threads that runs `check_archive` once: loaded by the time it is asked to.
+def _as_failed() -> Iterator[None]:
+    try:
+        yield
+    except CorruptArchive as error:
+        raise VerificationFailed(error.subject, error.problem, hint=_HINT) from error
 
-    The call raises VerificationFailed with what it said of the archive; other errors (a full disk, a killed process) as
-    such.
-    """
-    with waiting_module("ckzd.operations.verify", count=another_number_of_threads()) as ask:
 
-        def check(archive: Path, reference: Path | None) -> None:
-            try:
-                ask(json.dumps([str(path) for path in (archive, reference) if path is not None]), archive)
-            except CorruptArchive as error:
-                raise VerificationFailed(error.subject, error.problem, hint=_HINT) from error
+@contextmanager
+def verifier(task: Task) -> Iterator[Verifier]:
+    """It is loaded by the time that something is announced, and killed at the end."""
+    with ExitStack() as held:
+        yield Verifier(task, held)
 
-        yield check
+
+def prove(task: Task, lines: Iterator[str]) -> None:
+    """Restore ahead what `lines` announce, and when they say that the archive is finished check all of it."""
+    with reconstruction_or_none(task.reference) as reference:
+        ahead = Ahead(reference, task.files)
+        with malformed_as_corrupt(task.archive), suppress(*MALFORMED):  # what cannot be restored was not foreseen
+            ahead.restore(lines)
+        if _FINISHED not in map(str.strip, lines):
+            raise CkzdError(task.archive, "its encoder ended before it was finished")
+        with ArchiveReader(task.archive) as reader, _written(task) as written, ExitStack() as held:
+            reader.check()
+            own = foreseen(reader, reference, ahead, written)
+            if own is None:
+                own = decode_link(reader, reference, held.enter_context(scratch_file(Store.open(task.store))))
+            _compare_files(reader, own, lambda _: None)
+
+
+@contextmanager
+def _written(task: Task) -> Iterator[BinaryIO]:
+    """The reconstruction that the encoder has written, now that it does so no more; its scratch takes no more room."""
+    written, scratch = task.files
+    os.close(scratch)
+    with os.fdopen(written, "rb") as file:
+        yield file
 
 
 def _main() -> int:
-    archive, *references = map(Path, json.loads(sys.stdin.readline()))
     try:
-        check_archive(archive, references[0] if references else None, lambda _: None)
+        prove(Task.from_arguments(*sys.argv[1:]), sys.stdin)
     except CkzdError as error:
         print(error_line(error), file=sys.stderr)  # noqa: T201  # the parent reads it
         return error.exit_code

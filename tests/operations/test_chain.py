@@ -10,8 +10,10 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -246,25 +248,33 @@ def test_an_encoder_that_errs_publishes_nothing(tmp_path, monkeypatch):
     assert [*store.tmp.iterdir(), *store.cache.iterdir()] == []
 
 
-def test_modules_in_the_working_directory_are_none_of_ours(chain, tmp_path, monkeypatch):
+@pytest.fixture
+def task(chain):
+    """To prove an archive of which nothing was announced."""
+    with tempfile.TemporaryFile() as reconstruction, tempfile.TemporaryFile() as scratch:
+        files = (reconstruction.fileno(), scratch.fileno())
+        yield verifying.Task(chain.archives[1], chain.archives[0], chain.store.root, files)
+
+
+def test_modules_in_the_working_directory_are_none_of_ours(task, tmp_path, monkeypatch):
     """People run ckzd where their own `random.py` and `numpy/` lie."""
     for name in ("random", "numpy", "json", "runpy", "ckzd"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.chdir(tmp_path)
-    with verifying.verifier() as verify:
-        verify(chain.archives[1], chain.archives[0])
+    with verifying.verifier(task) as proving:
+        proving.finish()
 
 
-def test_a_process_that_was_forked_meanwhile_holds_nothing_up(chain):
+def test_a_process_that_was_forked_meanwhile_holds_nothing_up(task):
     """A trainer's data loader inherits our end of the pipe, and keeps it open for as long as it lives."""
-    with verifying.verifier() as verify:
+    with verifying.verifier(task) as proving:
         forked = os.fork()
         if not forked:
             signal.pause()
         try:
             started = time.monotonic()
-            verify(chain.archives[1], chain.archives[0])
+            proving.finish()
             assert os.waitpid(forked, os.WNOHANG) == (0, 0)
             assert time.monotonic() - started < 30
         finally:
@@ -276,13 +286,18 @@ def test_a_process_that_was_forked_meanwhile_holds_nothing_up(chain):
 def test_a_verifier_that_could_not_work_is_no_mismatch(monkeypatch, tmp_path, error):
     """A full disk or a killed process must not stop all replacing, as a mismatch does."""
 
-    def ask(*_):
-        raise error
+    class Ended:
+        def finish(self, _: str) -> None:
+            raise error
 
-    monkeypatch.setattr(verifying, "waiting_module", lambda *_, **__: nullcontext(ask))
-    with verifying.verifier() as verify, pytest.raises(type(error)) as caught:
-        verify(tmp_path / "a.ckz", None)
-    assert caught.value is error
+        tell = finish
+
+    monkeypatch.setattr(verifying, "waiting_module", lambda *_, **__: nullcontext(Ended()))
+    with verifying.verifier(verifying.Task(tmp_path / "a.ckz", None, tmp_path, (0, 1))) as proving:
+        for say in (partial(proving.tell, "a tensor"), proving.finish):
+            with pytest.raises(type(error)) as caught:
+                say()
+            assert caught.value is error
 
 
 def test_who_comes_second_throws_its_own_away(chain, tmp_path):

@@ -184,6 +184,10 @@ class WeightMethod(LossyMethod, ABC):
         """The checkpoint's step for this method's levels, which weights may halve; None if it knows no step."""
         return steps.step
 
+    def step_of(self, steps: QuantizationSteps, exponent: int) -> float:
+        """What the levels of a weight with this step exponent are worth; 0 if the method knows no step."""
+        return (self.step(steps) or 0.0) * 2.0**-exponent
+
     @abstractmethod
     def quantizer(self, weight: WeightToCode) -> Quantizer | None:
         """How the encoder codes it, whatever the step; None if this is not its case."""

@@ -6,6 +6,7 @@ path and a field ("weights": decoded values in their stored dtype; "levels": i8 
 """
 
 import hashlib
+import io
 import json
 import struct
 from threading import Lock
@@ -21,7 +22,8 @@ _LENGTH = struct.Struct("<Q")
 _MAX_TABLE_BYTES = 1 << 30
 
 Key = tuple[str, ...]
-Table = dict[str, tuple[str, list[int], int]]  # name -> dtype, shape, start
+Place = tuple[str, list[int], int]  # dtype, shape, start
+Table = dict[str, Place]  # by name
 
 
 def _name(key: Key, field: str) -> str:
@@ -48,6 +50,12 @@ class ArrayFile:
             start = self._end
             self._append(np.ascontiguousarray(array).tobytes())
             self._table[_name(key, field)] = (array.dtype.str, list(array.shape), start)
+
+    def place(self, key: Key, field: str) -> Place | None:
+        """Where the file holds an array, for whoever else has it open; None if it holds none."""
+        with self._lock:
+            self._file.flush()
+            return self._table.get(_name(key, field))
 
     def clear(self) -> None:
         """Start anew."""
@@ -104,6 +112,17 @@ class ReconstructionWriter(ArrayFile):
         self._append(_LENGTH.pack(len(table)))
         self._file.flush()
         return self._hash.hexdigest()
+
+
+class ReconstructionHash(ReconstructionWriter):
+    """Gives the id of a reconstruction that is written nowhere: what is put cannot be read back."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO())
+
+    def _append(self, data: bytes) -> None:
+        self._end += len(data)
+        self._hash.update(data)
 
 
 class Reconstruction:
