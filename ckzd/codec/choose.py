@@ -7,6 +7,7 @@ all together they are in `within_budget`.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -67,13 +68,13 @@ class Chooser:
         lossy = {triple.weight: triple for triple in self.survey.lossy}
         scales: dict[int, MomentumScale] = {}
         for numbers in self._turns:
-            chosen = in_batches(partial(self._chosen, lossy), numbers, self._elements)
-            for number, each in zip(numbers, chosen, strict=True):
-                self._keep(number, each)
-                for moment in each.moments:
-                    self._keep_moment(moment)
-                    if moment.scale is not None:
-                        scales[moment.number] = moment.scale
+            with closing(in_batches(partial(self._chosen, lossy), numbers, self._elements)) as chosen:
+                for number, each in zip(numbers, chosen, strict=True):
+                    self._keep(number, each)
+                    for moment in each.moments:
+                        self._keep_moment(moment)
+                        if moment.scale is not None:
+                            scales[moment.number] = moment.scale
             if self.announcer is not None:
                 self.announcer.end_turn()
         self._follow(scales)

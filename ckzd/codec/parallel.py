@@ -1,15 +1,15 @@
 """Many tensors at a time, their results in order.
 
 NumPy and the BLAS let go of the interpreter while they work, so threads are enough. Each has a tensor of its own: on
-one matrix they would wait for each other. Nothing of an archive depends on how many there are.
+one matrix they would wait for each other. Nothing of an archive depends on how many there are. They end with the
+results, or when these are closed.
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from itertools import chain
+from contextlib import AbstractContextManager, closing
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -44,7 +44,7 @@ def one_blas_thread() -> AbstractContextManager[object]:
     return limited
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T], int]) -> Iterator[R]:
+def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T], int]) -> Generator[R, None, None]:
     """`work` of every item, in the order of the items; `elements` says how much each is."""
     count = threads()
     if count == 1:
@@ -66,13 +66,17 @@ def in_order(work: Callable[[T], R], items: Iterable[T], elements: Callable[[T],
                 future.cancel()
 
 
-def in_batches(work: Callable[[list[T]], list[R]], items: Iterable[T], elements: Callable[[T], int]) -> Iterator[R]:
+def in_batches(
+    work: Callable[[list[T]], list[R]], items: Iterable[T], elements: Callable[[T], int]
+) -> Generator[R, None, None]:
     """Results in the order of the items, of `work` that takes several at a time: small ones are faster together."""
 
     def all_elements(batch: list[T]) -> int:
         return sum(elements(item) for item in batch)
 
-    return chain.from_iterable(in_order(work, _batches(items, elements), all_elements))
+    with closing(in_order(work, _batches(items, elements), all_elements)) as batches:
+        for batch in batches:
+            yield from batch
 
 
 def _batches(items: Iterable[T], elements: Callable[[T], int]) -> Iterator[list[T]]:

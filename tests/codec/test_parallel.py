@@ -8,7 +8,7 @@ from codec.chains import Zoo, compressed_run, decode
 
 from ckzd.codec import parallel
 from ckzd.codec.analysis.tiles import MAX_ELEMENTS
-from ckzd.codec.parallel import in_order, threads
+from ckzd.codec.parallel import in_batches, in_order, threads
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -24,6 +24,16 @@ def test_results_come_in_the_order_of_the_items(count):
 
     assert list(in_order(slow_first, range(20), lambda _: 1)) == [item * item for item in range(20)]
     assert list(in_order(slow_first, [], lambda _: 1)) == []
+
+
+def test_threads_end_when_nobody_wants_more_results(count):
+    """Whoever takes them may fail between two, and what it failed with may be held for long."""
+    before = threading.active_count()
+    results = in_batches(list, range(50), lambda _: parallel._ELEMENTS_A_BATCH)
+    assert next(results) == 0
+    assert threading.active_count() > before or count == 1
+    results.close()
+    assert threading.active_count() == before
 
 
 def test_no_more_are_in_work_than_there_are_threads_and_room(count, monkeypatch):
