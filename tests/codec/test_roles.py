@@ -182,6 +182,20 @@ def test_a_rounded_copy_of_a_master_costs_nothing_and_is_one_again(tmp_path, con
     assert methods["optimizer.state.0.exp_avg_sq"] is Method.FILL
 
 
+def test_an_average_with_a_rounded_copy_is_its_master_and_follows_nothing(tmp_path):
+    def content(run):
+        narrow = {name: tensor.bfloat16() for name, tensor in run.average.state_dict().items()}
+        return {"narrow": narrow, **with_average(run)}
+
+    paths, archives = Run(tmp_path).chain(content)
+    methods = archives[2].methods(archives[1])
+    assert {methods[f"narrow.{n}.weight"] for n in (0, 2, 4)} == {Method.CAST}
+    state, original = restored(archives[2], archives[1]), torch.load(paths[2])
+    for name, tensor in state["ema"].items():
+        assert off(original["ema"][name], tensor) < 0.1
+        assert torch.equal(state["narrow"][name], tensor.bfloat16())
+
+
 def test_lossless_rounds_masters_too(tmp_path):
     paths, archives = Run(tmp_path).chain(with_masters, 2, "lossless")
     assert archives[1].methods(archives[0])["model.0.weight"] is Method.CAST

@@ -53,9 +53,12 @@ def _of_masters(found: Paired, narrow: Mapping[int, int]) -> Paired:
 
 
 def _alone(
-    inputs: Inputs, found: Paired, narrow: Container[int], copies: Container[int]
+    inputs: Inputs, found: Paired, narrow: Mapping[int, int], copies: Container[int]
 ) -> tuple[list[Triple], dict[int, LinearPrediction]]:
-    """Weights that are in none of the triples, and linear predictions of those that follow from others."""
+    """Weights that are in none of the triples, and linear predictions of those that follow from others.
+
+    A master follows from none: its rounded copies, which cost nothing for that, are decoded in the same turn as those.
+    """
     with_moments = {triple.weight for triple in found.triples}
     with_states = {state.weight for state in found.states.values()} - with_moments
     own = [n for n in inputs.tiles if n not in copies and _is_sound(inputs, n)]
@@ -63,7 +66,8 @@ def _alone(
     is_known = bool(with_moments or with_states)
     weights = [n for n in others if n in with_states or _is_trained(inputs, n, others_known=is_known)]
     optimized = [n for n in own if n in with_moments or n in with_states]
-    followers = [n for n in others if n not in with_states and not is_buffer(inputs, n)]
+    fixed = with_states | set(narrow.values())
+    followers = [n for n in others if n not in fixed and not is_buffer(inputs, n)]
     following = predictions(inputs, optimized or weights, followers)
     tiles = {tile for number in weights for tile in inputs.tiles[number]} | following.keys()
     return [Triple(number) for number in tiles], following
