@@ -1,4 +1,4 @@
-"""torch.save files (the zip format, torch >= 1.6): one hole a storage or view, everything else verbatim."""
+"""torch.save files (the zip format, torch >= 1.6) and TorchScript's: one hole a storage or view, else verbatim."""
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +41,7 @@ def _opened(view: FileView, unpickled: Unpickled) -> tuple[dict[str, Record], st
         raise BadCheckpoint(view.subject, "a zip without data.pkl: torch.save did not write it")
     if pickled.nbytes > inert_pickle.MAX_PICKLE_BYTES:
         raise BadCheckpoint(view.subject, f"data.pkl of {pickled.nbytes} bytes is too large")
+    _require_stored(pickled, view.subject)
     _require_little_endian(view, records.get(f"{prefix}/byteorder"))
     return records, prefix, unpickled(_checked(view, pickled), f"{view.subject}/data.pkl")
 
@@ -54,9 +55,20 @@ def _checked(view: FileView, record: Record) -> bytes:
     return data
 
 
+def _require_stored(record: Record, subject: str) -> None:
+    if record.is_deflated:
+        problem = f"zip record {record.name[-80:]!a}: expected stored as it is, got compressed"
+        raise BadCheckpoint(subject, problem, hint="torch did not write it so; load it and save it again with torch")
+
+
 def _require_little_endian(view: FileView, record: Record | None) -> None:
-    if record is not None and (record.nbytes > 16 or view.read(record.offset, record.nbytes) != b"little"):
-        raise BadCheckpoint(view.subject, "its byte order is not little-endian")
+    if record is None:
+        return
+    found = view.read(record.offset, min(record.nbytes, 16))
+    if found != b"little":
+        problem = f"byte order: expected 'little', got {found.decode('ascii', 'backslashreplace')!a}"
+        hint = "load it and save it again on a little-endian machine"
+        raise BadCheckpoint(view.subject, problem, hint=hint)
 
 
 def _storages(
@@ -68,6 +80,7 @@ def _storages(
         record = records.get(f"{prefix}/data/{key}")
         if record is None:
             raise BadCheckpoint(subject, f"storage {key[:80]!a} has no record in the zip")
+        _require_stored(record, subject)
         _require_size(use, record, subject)
         parts[key] = parts_of(use, record.nbytes, facts.optimizers, subject)
     used = {key: records[f"{prefix}/data/{key}"] for key in parts}

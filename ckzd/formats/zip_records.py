@@ -1,7 +1,8 @@
 """Where the records of a stored zip lie, proved from its structure alone.
 
 Strict on purpose: records follow each other without gap or overlap from the first byte to the central directory,
-are neither compressed nor encrypted, and local header, data descriptor and central directory agree. ZIP64 is read.
+none is encrypted, and local header, data descriptor and central directory agree. ZIP64 is read. Records may be deflated,
+as TorchScript's code is; what they hold is not for us, and their bytes are kept as they lie there.
 Checksums are not checked (that would read the whole file), and torch may have left them 0.
 """
 
@@ -22,17 +23,22 @@ _DESCRIPTOR64 = struct.Struct("<4sL2Q")
 _FULLS = (LIMIT_16, LIMIT_32, LIMIT_32)  # entries, size and offset in an end that leaves them to the ZIP64 end
 _HAS_DESCRIPTOR, _UTF8 = 0x0008, 0x0800
 _ALLOWED_FLAGS = _HAS_DESCRIPTOR | _UTF8
+_STORED, _DEFLATED = 0, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The bytes [offset, offset + nbytes) of the file, and where the file repeats their CRC-32 (nowhere if it is 0)."""
+    """The bytes [offset, offset + nbytes) of the file, and where the file repeats their CRC-32 (nowhere if it is 0).
+
+    The CRC-32 of a deflated record is that of what it inflates to: no place repeats that of its bytes.
+    """
 
     name: str
     offset: int
     nbytes: int
     crc: int
     crc_offsets: tuple[int, ...]
+    is_deflated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,10 @@ class _Entry:
     raw_name: bytes
     name: str
     flags: int
+    method: int
     crc: int
-    nbytes: int
+    nbytes: int  # in the file
+    inflated: int
     header_offset: int
     crc_offset: int
 
@@ -137,17 +145,17 @@ def _entry(view: FileView, data: bytes, position: int, base: int) -> tuple[_Entr
     if mark != b"PK\x01\x02" or stop > len(data):
         raise BadCheckpoint(view.subject, "the central directory is damaged")
     raw_name = data[name_start:extra_start]
-    if method != 0 or flags & ~_ALLOWED_FLAGS:
-        raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a} is compressed or encrypted")
+    if method not in (_STORED, _DEFLATED) or flags & ~_ALLOWED_FLAGS:
+        raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a} is encrypted, or compressed in an unknown way")
     extra = data[extra_start : extra_start + extra_length]
     nbytes, packed, offset = _zip64_values(view, extra, (nbytes, packed, offset))
-    if nbytes != packed:
+    if method == _STORED and nbytes != packed:
         raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a}: {nbytes} bytes stored as {packed}")
     try:
         name = raw_name.decode("utf-8" if flags & _UTF8 else "cp437")
     except UnicodeDecodeError as error:
         raise BadCheckpoint(view.subject, f"zip record {raw_name[:80]!a} has a name that is no text") from error
-    return _Entry(raw_name, name, flags, crc, nbytes, offset, base + position + 16), stop
+    return _Entry(raw_name, name, flags, method, crc, packed, nbytes, offset, base + position + 16), stop
 
 
 def _zip64_values(view: FileView, extra: bytes, values: tuple[int, ...]) -> list[int]:
@@ -169,14 +177,14 @@ def _record(view: FileView, window: Window, entry: _Entry) -> tuple[Record, int]
     """The record behind an entry, and where the next one must start."""
     header = window.read(entry.header_offset, LOCAL.size + len(entry.raw_name))
     mark, _, flags, method, _, _, crc, packed, nbytes, name_length, extra_length = LOCAL.unpack_from(header)
-    if mark != MAGIC or flags != entry.flags or method or header[LOCAL.size :] != entry.raw_name:
+    if mark != MAGIC or flags != entry.flags or method != entry.method or header[LOCAL.size :] != entry.raw_name:
         raise BadCheckpoint(view.subject, f"zip record {_shown(entry)}: local header and central directory disagree")
     offset = entry.header_offset + LOCAL.size + name_length + extra_length
     late = bool(flags & _HAS_DESCRIPTOR)
     if LIMIT_32 in (packed, nbytes):
         extra = window.read(offset - extra_length, extra_length)
         nbytes, packed = _zip64_values(view, extra, (nbytes, packed))
-    sizes_agree = (late and nbytes == packed == 0) or nbytes == packed == entry.nbytes
+    sizes_agree = (late and nbytes == packed == 0) or (packed, nbytes) == (entry.nbytes, entry.inflated)
     if name_length != len(entry.raw_name) or not sizes_agree or not (crc == entry.crc or (late and crc == 0)):
         raise BadCheckpoint(view.subject, f"zip record {_shown(entry)}: local header and central directory disagree")
     stop = offset + entry.nbytes
@@ -185,14 +193,17 @@ def _record(view: FileView, window: Window, entry: _Entry) -> tuple[Record, int]
         crc_offsets.append(stop + 4)
         stop += _descriptor_bytes(view, window, entry, stop)
     crc_offsets.append(entry.crc_offset)
-    return Record(entry.name, offset, entry.nbytes, entry.crc, tuple(crc_offsets) if entry.crc else ()), stop
+    is_deflated = entry.method == _DEFLATED
+    places = tuple(crc_offsets) if entry.crc and not is_deflated else ()
+    return Record(entry.name, offset, entry.nbytes, entry.crc, places, is_deflated), stop
 
 
 def _descriptor_bytes(view: FileView, window: Window, entry: _Entry, offset: int) -> int:
     """Length of the data descriptor at `offset`, which must say what the central directory says."""
     data = window.read(offset, max(0, min(_DESCRIPTOR64.size, view.size - offset)))
+    expected = b"PK\x07\x08", entry.crc, entry.nbytes, entry.inflated
     for kind in (_DESCRIPTOR64, _DESCRIPTOR):
-        if len(data) >= kind.size and kind.unpack_from(data) == (b"PK\x07\x08", entry.crc, entry.nbytes, entry.nbytes):
+        if len(data) >= kind.size and kind.unpack_from(data) == expected:
             return kind.size
     raise BadCheckpoint(view.subject, f"zip record {_shown(entry)}: data descriptor and central directory disagree")
 

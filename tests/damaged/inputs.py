@@ -63,8 +63,9 @@ def _local(record: ZipRecord) -> bytes:
     if not late:
         return header + name + record.data
     said = _size(record, record.descriptor_nbytes)
+    packed = len(record.data) if record.method else said
     crc = _crc(record) if record.descriptor_crc is None else record.descriptor_crc
-    return header + name + record.data + DESCRIPTOR.pack(b"PK\x07\x08", crc, said, said)
+    return header + name + record.data + DESCRIPTOR.pack(b"PK\x07\x08", crc, packed, said)
 
 
 def _central(record: ZipRecord, offset: int) -> bytes:

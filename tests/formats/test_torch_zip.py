@@ -6,6 +6,7 @@ import os
 import time
 import types
 import warnings
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -328,11 +329,36 @@ def test_the_old_format_is_named(tmp_path):
         read_checkpoint(path)
 
 
-def test_torchscript_archives_are_refused(tmp_path):
+def test_torchscript_keeps_its_deflated_code_beside_the_tensors(tmp_path):
     path = tmp_path / "x.pt"
     with warnings.catch_warnings(action="ignore"):
-        torch.jit.script(torch.nn.Linear(20, 20)).save(str(path))
-    with pytest.raises(BadCheckpoint):
+        module = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(20, 20), torch.nn.Linear(20, 2)))
+        module.save(str(path))
+    assert any(record.compress_type for record in zipfile.ZipFile(path).infolist())
+    checkpoint = read_checkpoint(path)
+    assert [(t.path[-2:], t.shape) for t in checkpoint.tensors] == [(("0", "weight"), (20, 20))]
+    assert_lossless(checkpoint, path)
+    (changed,) = rebuilt(checkpoint, lambda _: bytes(1600))
+    assert zip_is_intact(changed)
+    with warnings.catch_warnings(action="ignore"):
+        loaded = torch.jit.load(io.BytesIO(changed))
+        expected = module[1](module[0].bias * torch.ones(1, 20))
+        assert torch.equal(loaded(torch.ones(1, 20)), expected)
+
+
+def test_a_deflated_tensor_is_refused(tmp_path):
+    """torch does not write one: its bytes would have to be inflated, and deflated again to the very same."""
+    for name in ("x/data/0", "x/data.pkl"):
+        path = tmp_path / "x.pt"
+        path.write_bytes(torch_file(lambda record: replace(record, method=8), only=name))
+        with pytest.raises(BadCheckpoint, match=f"{name}': expected stored as it is, got compressed"):
+            read_checkpoint(path)
+
+
+def test_another_byte_order_is_named(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(torch_file(lambda record: replace(record, data=b"big"), only="x/byteorder"))
+    with pytest.raises(BadCheckpoint, match="expected 'little', got 'big'"):
         read_checkpoint(path)
 
 

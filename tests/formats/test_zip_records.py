@@ -5,6 +5,7 @@ import struct
 import time
 import tracemalloc
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,31 @@ def test_zips_of_other_writers_have_their_crc_in_the_local_header(tmp_path, zip6
     assert_lossless(checkpoint, path)
     (changed,) = rebuilt(checkpoint, lambda _: bytes(400))
     assert zip_is_intact(changed)
+
+
+def test_deflated_records_beside_the_tensors_are_kept_as_they_are(tmp_path):
+    """Their places are proved like those of the others, and their CRC-32 is of bytes that stand nowhere."""
+    path, text = tmp_path / "x.pt", b"def forward(self): pass\n" * 400
+    packed = zlib.compress(text, wbits=-15)
+    code = replace(
+        TORCH_RECORDS[3],
+        name="x/code.py",
+        data=packed,
+        method=8,
+        crc=zlib.crc32(text),
+        central_packed=len(packed),
+        central_nbytes=len(text),
+        descriptor_nbytes=len(text),
+    )
+    path.write_bytes(make_zip([*TORCH_RECORDS, code]))
+    assert zip_is_intact(path.read_bytes())
+    checkpoint = read_checkpoint(path)
+    assert [t.path for t in checkpoint.tensors] == [("w",)]
+    assert_lossless(checkpoint, path)
+    for lie in ({"descriptor_nbytes": 1}, {"central_nbytes": 1}, {"central_packed": 1}, {"flags": 0x809}):
+        path.write_bytes(make_zip([*TORCH_RECORDS, replace(code, **lie)]))
+        with pytest.raises(BadCheckpoint):
+            read_checkpoint(path)
 
 
 def test_checksums_of_zero_stay_zero(tmp_path):
