@@ -58,7 +58,7 @@ def _rebuild(kind: type[CkzdError], subject: str, problem: str, hint: str) -> Ck
 class BadCheckpoint(CkzdError):
     """The checkpoint is damaged, incomplete, hostile or of no known format."""
 
-    advice = "it stays as it is; name a whole torch.save zip, a safetensors file or a directory of a known framework"
+    advice = "it stays as it is; name a whole file of torch.save or safetensors, or a directory of a known framework"
 
 
 class SourceChanged(CkzdError):

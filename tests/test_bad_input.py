@@ -1,5 +1,6 @@
 """What people get wrong and disks do, through the real command line: a clear error, its exit code, nothing written."""
 
+import gzip
 import json
 import os
 import pickle
@@ -8,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from damaged.inputs import (
     ONE_TENSOR,
     TORCH_RECORDS,
@@ -129,6 +133,73 @@ def test_what_is_no_checkpoint_is_refused_one_by_one(tmp_path):
     assert {path.name for path in run.iterdir()} == {*names} - {"missing.pt"}
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("run", ".ckzd")] == []
     assert list(tmp_path.glob(".ckzd/tmp/*")) == list(tmp_path.glob(".ckzd/archives/*/*")) == []
+
+
+FOREIGN = {  # what is no checkpoint that ckzd reads, and what is said of it
+    "model.gguf": (b"GGUF\x03" + bytes(3000), "a GGUF file"),
+    "gguf_4.pt": (b"GGUF\x03" + bytes(3000), "a GGUF file"),
+    "h5_5.pt": (b"\x89HDF\r\n\x1a\n" + bytes(3000), "an HDF5 file"),
+    "gz_6.pth": (gzip.compress(bytes(3000), mtime=0), "a gzip file"),
+    "tar_7.pth.tar": (bytes(257) + b"ustar\x0000" + bytes(3000), "a tarball"),
+    "pickle_8.pt": (pickle.dumps({"w": [1.0] * 100}), "a pickle that torch.save did not write"),
+    "lfs_9.pt": (b"version https://git-lfs.github.com/spec/v1\n", "what git-lfs leaves"),
+    "onnx_10.bin": (b"\x08\x07\x12\x07pytorch" + bytes(3000), r"it begins with b'\x08\x07\x12\x07pyto'"),
+    "short_11.pt": (b"\x80", r"it begins with b'\x80'"),
+    "empty_12.pt": (b"", "empty"),
+    "arrays_13.pt": (make_zip([ZipRecord("w.npy", b"\x93NUMPY")]), "a zip without data.pkl"),
+    "big_14.pt": (torch_file(lambda record: replace(record, data=b"big"), only="x/byteorder"), "got 'big'"),
+}
+
+
+def write_foreign(run: Path) -> list[Path]:
+    """FOREIGN, in a directory."""
+    run.mkdir(exist_ok=True)
+    for name, (data, _) in FOREIGN.items():
+        (run / name).write_bytes(data)
+    return [run / name for name in FOREIGN]
+
+
+def write_old(run: Path) -> dict[Path, bytes]:
+    """TorchScript, and torch.save's format from before 1.6."""
+    run.mkdir(exist_ok=True)
+    old, script = run / "old_1.pt", run / "script_2.pt"
+    with warnings.catch_warnings(action="ignore"):
+        torch.save({"w": torch.zeros(100, 100)}, old, _use_new_zipfile_serialization=False)
+        torch.jit.script(torch.nn.Embedding(200, 50, _weight=torch.zeros(200, 50))).save(str(script))
+    return {path: path.read_bytes() for path in (old, script)}
+
+
+def test_files_of_others_are_called_by_their_names(tmp_path):
+    paths = write_foreign(tmp_path / "run")
+    before = tree_of(tmp_path / "run")
+    said = ckzd("compress", *paths)
+    assert (said.code, said.out) == (1, [])
+    for error, path, (_, told) in zip(said.errors, paths, FOREIGN.values(), strict=True):
+        assert error["error"] == "BadCheckpoint"
+        assert error["subject"].startswith(str(path))
+        assert told in error["problem"]
+        assert "\n" not in error["problem"] + error["hint"]
+        assert error["hint"]
+    assert tree_of(tmp_path / "run") == before
+
+
+def test_a_pass_of_the_daemon_takes_old_files_and_leaves_those_of_others(tmp_path):
+    run = tmp_path / "runs" / "run"
+    run.parent.mkdir()
+    foreign, old = write_foreign(run), write_old(run)
+    before = tree_of(run)
+    config = tmp_path / "ckzd.toml"
+    watch = f'[[watch]]\npath = "{run.parent}"\nreplace = true\nkeep_raw = 0\npreset = "lossless"\nsettle_seconds = 1\n'
+    config.write_text(f'{watch}[daemon]\nstate_dir = "{tmp_path / "state"}"\nport = 0\n')
+    time.sleep(1.1)  # until they have settled
+
+    said = ckzd("serve", "--once", "--config", config)
+    assert said.code == 0, said.errors
+    assert {path.name for path in run.iterdir()} == {*FOREIGN, *(f"{path.name}.ckz" for path in old)}
+    after = tree_of(run)
+    assert {path.name: after[path.name] for path in foreign} == {path.name: before[path.name] for path in foreign}
+    assert [ckzd("restore", path).code for path in old] == [0, 0]
+    assert {path: path.read_bytes() for path in old} == old
 
 
 def test_code_in_a_pickle_is_kept_and_never_run(tmp_path):

@@ -1,8 +1,9 @@
 """Reads a pickle without running it.
 
 `load()` executes the pickle's opcodes on inert values: a global is its two names, a call is recorded and never made,
-a persistent id must be a torch storage and becomes a `StorageRef`. Nothing named in the stream is imported, called
-or looked up. Only the constructors that wrap tensors are looked through, by their names (`torch_objects`).
+a persistent id must be a torch storage and becomes a `StorageRef` (or is a class with its source beside it, of which
+the name is kept). Nothing named in the stream is imported, called or looked up. Only the constructors that wrap tensors
+are looked through, by their names (`torch_objects`).
 
 Opcodes and the readers of binary arguments are those of `pickletools`. It is not `genops` itself, which decodes an
 argument before anybody can refuse its opcode. What the tables below do not name is refused.
@@ -12,9 +13,10 @@ import io
 import pickletools
 import struct
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from ckzd.errors import BadCheckpoint
-from ckzd.formats.torch_objects import Refused, construct, storage
+from ckzd.formats.torch_objects import Refused, construct, persistent
 from ckzd.formats.tree import Call, Global, Mapping, Node, SetOf
 
 MAX_PICKLE_BYTES = 256 << 20
@@ -27,7 +29,11 @@ def load(data: bytes, subject: str) -> Node:
     """The tree that the pickle describes. Raises BadCheckpoint, naming `subject`, for anything else."""
     if len(data) > MAX_PICKLE_BYTES:
         raise BadCheckpoint(subject, f"pickle of {len(data)} bytes, at most {MAX_PICKLE_BYTES} are read")
-    stream = io.BytesIO(data)
+    return load_next(io.BytesIO(data), subject)
+
+
+def load_next(stream: BinaryIO, subject: str) -> Node:
+    """The same of the pickle that is next in a stream, whose limit bounds it; the stream stands behind it then."""
     try:
         return _Machine().run(stream)
     except Refused as error:
@@ -52,7 +58,7 @@ class _Machine:
         self.memo: dict[int, Node] = {}
         self.ops_left = MAX_OPS
 
-    def run(self, stream: io.BytesIO) -> Node:
+    def run(self, stream: BinaryIO) -> Node:
         while (code := stream.read(1)) != b".":
             operation = _OPERATIONS.get(code)
             if operation is None:
@@ -91,30 +97,30 @@ class _Machine:
         return values
 
 
-_Read = Callable[[io.BytesIO], Node]
+_Read = Callable[[BinaryIO], Node]
 _Execute = Callable[[_Machine, Node], None]
 
 
 # Text arguments: pickletools' readers take lines of any length and warn about escapes.
 
 
-def _line(stream: io.BytesIO) -> bytes:
+def _line(stream: BinaryIO) -> bytes:
     line = stream.readline(MAX_LINE_BYTES)
     if not line.endswith(b"\n"):
         raise Refused("a text argument without an end")
     return line[:-1]
 
 
-def _line_integer(stream: io.BytesIO) -> Node:
+def _line_integer(stream: BinaryIO) -> Node:
     line = _line(stream)
     return line == b"01" if line in (b"00", b"01") else int(line)
 
 
-def _line_index(stream: io.BytesIO) -> Node:
+def _line_index(stream: BinaryIO) -> Node:
     return int(_line(stream))
 
 
-def _line_global(stream: io.BytesIO) -> Node:
+def _line_global(stream: BinaryIO) -> Node:
     return Global(_line(stream).decode("utf-8"), _line(stream).decode("utf-8"))
 
 
@@ -274,7 +280,7 @@ _WITHOUT_ARGUMENT: dict[str, _Execute] = {
     "TUPLE3": _put(lambda machine: tuple(machine.pop_some(3))),
     "FROZENSET": _put(lambda machine: SetOf(machine.pop_mark(), frozen=True)),
     "DUP": _put(lambda machine: machine.stack[-1]),
-    "BINPERSID": _put(lambda machine: storage(machine.stack.pop())),
+    "BINPERSID": _put(lambda machine: persistent(machine.stack.pop())),
     "STACK_GLOBAL": _put(_stack_global),
     "REDUCE": _put(_reduce),
     "NEWOBJ": _put(_reduce),

@@ -40,10 +40,19 @@ class Refused(Exception):
     """What is wrong with the stream; the reader adds where."""
 
 
-def storage(pid: Node) -> StorageRef:
-    """A persistent id: ("storage", type, key, location, number of elements, ...)."""
+def persistent(pid: Node) -> Node:
+    """What a persistent id stands for: a storage, or of torch.save's old format the class of a module."""
+    if isinstance(pid, tuple) and len(pid) == 4 and type(pid[0]) is str and pid[0] == "module":
+        return pid[1]  # beside its source
+    return _storage(pid)
+
+
+def _storage(pid: Node) -> StorageRef:
+    """("storage", type, key, location, number of elements), and in the old format a view, which only torch 0.3 had."""
     if not (isinstance(pid, tuple) and len(pid) >= 5 and type(pid[0]) is str and pid[0] == "storage"):
         raise Refused("a persistent id that is no storage")
+    if len(pid) > 5 and pid[5] is not None:
+        raise Refused("a view of a storage, which torch writes no more: load it and save it again with torch >= 0.4")
     kind, key = pid[1], pid[2]
     if not isinstance(kind, Global) or type(key) is not str:
         raise Refused("a storage without a type or a key")

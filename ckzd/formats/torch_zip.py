@@ -1,17 +1,15 @@
 """torch.save files (the zip format, torch >= 1.6) and TorchScript's: one hole a storage or view, else verbatim."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from ckzd.checkpoint import Optimizer
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import inert_pickle
-from ckzd.formats.flat_states import parted_alike
 from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
 from ckzd.formats.source import FileView
-from ckzd.formats.survey import StorageUse, Survey, survey
+from ckzd.formats.storages import Place, tensors_in
+from ckzd.formats.survey import Survey, survey
 from ckzd.formats.tree import Node
-from ckzd.formats.views import Part, parts_of, whole
 from ckzd.formats.zip_records import Record, read_records
 
 Unpickled = Callable[[bytes, str], Node]  # `inert_pickle.load`, or what remembers what it gave
@@ -23,7 +21,7 @@ def parse(view: FileView, unpickled: Unpickled = inert_pickle.load) -> ParsedFil
     records, prefix, root = _opened(view, unpickled)
     subject = f"{view.subject}/data.pkl"
     facts = survey(root, subject)
-    found, optimizers = _storages(facts, records, prefix, subject)
+    found, optimizers = tensors_in(facts, _places(facts, records, prefix, subject), subject)
     return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
 
 
@@ -71,41 +69,16 @@ def _require_little_endian(view: FileView, record: Record | None) -> None:
         raise BadCheckpoint(view.subject, problem, hint=hint)
 
 
-def _storages(
-    facts: Survey, records: dict[str, Record], prefix: str, subject: str
-) -> tuple[list[Found], tuple[Optimizer, ...]]:
-    """The tensors of all storages that any refers to, in the order of the pickle, and the optimizers of these."""
-    parts: dict[str, list[Part]] = {}
-    for key, use in facts.uses.items():
+def _places(facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> dict[str, Place]:
+    """Where the storages lie that any tensor refers to."""
+    places: dict[str, Place] = {}
+    for key in facts.uses:
         record = records.get(f"{prefix}/data/{key}")
         if record is None:
             raise BadCheckpoint(subject, f"storage {key[:80]!a} has no record in the zip")
         _require_stored(record, subject)
-        _require_size(use, record, subject)
-        parts[key] = parts_of(use, record.nbytes, facts.optimizers, subject)
-    used = {key: records[f"{prefix}/data/{key}"] for key in parts}
-    optimizers = facts.optimizers
-    if any(offset < record.offset for record in used.values() for offset in record.crc_offsets):
-        for key, some in parts.items():  # what a restore writes first would wait for what comes last
-            parts[key] = some if len(some) == 1 else [whole(facts.uses[key], used[key].nbytes, subject)]
-    else:
-        parts, optimizers = parted_alike(parts, optimizers)
-    placed = [each for key, some in parts.items() for each in zip(some, _found(some, used[key]), strict=True)]
-    return [found for _, found in sorted(placed, key=lambda each: each[0].place)], optimizers
-
-
-def _found(parts: Sequence[Part], record: Record) -> Iterator[Found]:
-    """Where the parts of a storage lie; its CRC-32s stand with the last."""
-    shared = record.offset if len(parts) > 1 else None
-    for part in parts:
-        crc_offsets = record.crc_offsets if part is parts[-1] else ()
-        yield Found(part.tensor, record.offset + part.start, crc_offsets, shared)
-
-
-def _require_size(use: StorageUse, record: Record, subject: str) -> None:
-    expected = use.ref.elements * use.ref.element_bytes
-    if use.ref.element_bytes and expected != record.nbytes:
-        raise BadCheckpoint(subject, f"storage {use.ref.key[:80]!a}: expected {expected} bytes, got {record.nbytes}")
+        places[key] = Place(record.offset, record.nbytes, record.crc_offsets)
+    return places
 
 
 def _others(facts: Survey, records: dict[str, Record], prefix: str) -> Iterator[Found]:

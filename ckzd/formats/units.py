@@ -45,7 +45,6 @@ KINDS: Final[Mapping[str, str]] = {  # what is left alone, as a label and in wor
     "several_files": "checkpoints of several files",
     "shards": "parts of sharded checkpoints",
     "parts": "files that are parts of checkpoints",
-    "legacy_torch": "files in torch.save's old format",
     "tarball": "tarballs",
     "keras": "Keras files",
     "tensorflow": "TensorFlow checkpoints",
@@ -76,7 +75,7 @@ _BY_NAME: Final = tuple(  # files that are left alone, kind and name
     )
 )
 _CHECKPOINT: Final = "checkpoint"
-_LEFT_WHOLE: Final = frozenset({"shards", "parts", "legacy_torch", "several_files"})  # with all that is of their step
+_LEFT_WHOLE: Final = frozenset({"shards", "parts", "several_files"})  # with all that is of their step
 _DEEPSPEED_TAG = re.compile(r"global_step\d+")
 MAX_DEPTH = 4  # of what is looked into to tell a checkpoint of several files
 MAX_ABOVE = 3  # directories above a path that it may be a part of
@@ -280,10 +279,7 @@ def _kind_of_file(path: Path) -> str | None:
     if not path.name.endswith(TENSOR_SUFFIXES):
         return None
     with contextlib.suppress(CkzdError):
-        start = first_bytes(path, len(sniff.OLD_TORCH))
-        if start == sniff.OLD_TORCH:
-            return "legacy_torch"
-        if sniff.parser_by(path.name, start[: sniff.START_BYTES]) is not None:
+        if sniff.parser_by(path.name, first_bytes(path, sniff.START_BYTES)) is not None:
             return _CHECKPOINT if path.name.endswith(CHECKPOINT_SUFFIXES) else "several_files"
     return None
 

@@ -1,8 +1,8 @@
 """Where the records of a stored zip lie, proved from its structure alone.
 
 Strict on purpose: records follow each other without gap or overlap from the first byte to the central directory,
-none is encrypted, and local header, data descriptor and central directory agree. ZIP64 is read. Records may be deflated,
-as TorchScript's code is; what they hold is not for us, and their bytes are kept as they lie there.
+none is encrypted, and local header, data descriptor and central directory agree. ZIP64 is read. Records may be
+deflated, as TorchScript's code is; what they hold is not for us, and their bytes are kept as they lie there.
 Checksums are not checked (that would read the whole file), and torch may have left them 0.
 """
 

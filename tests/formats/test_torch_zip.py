@@ -323,12 +323,6 @@ def test_pickle_protocols(tmp_path, protocol):
     assert_lossless(read_checkpoint(path), path)
 
 
-def test_the_old_format_is_named(tmp_path):
-    path = saved(tmp_path / "x.pt", {"w": torch.ones(100)}, _use_new_zipfile_serialization=False)
-    with pytest.raises(BadCheckpoint, match="old format"):
-        read_checkpoint(path)
-
-
 def test_torchscript_keeps_its_deflated_code_beside_the_tensors(tmp_path):
     path = tmp_path / "x.pt"
     with warnings.catch_warnings(action="ignore"):

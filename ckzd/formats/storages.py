@@ -1,0 +1,50 @@
+"""The tensors in the storages of a file that torch wrote, whatever it keeps them in."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckzd.checkpoint import Optimizer
+from ckzd.errors import BadCheckpoint
+from ckzd.formats.flat_states import parted_alike
+from ckzd.formats.parsed import Found
+from ckzd.formats.survey import StorageUse, Survey
+from ckzd.formats.views import Part, parts_of, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The bytes [offset, offset + nbytes) of the file, and where the file repeats their CRC-32, if it does."""
+
+    offset: int
+    nbytes: int
+    crc_offsets: tuple[int, ...] = ()
+
+
+def tensors_in(facts: Survey, places: Mapping[str, Place], subject: str) -> tuple[list[Found], tuple[Optimizer, ...]]:
+    """The tensors of all storages that any refers to, in the order of the pickle, and the optimizers of these."""
+    parts: dict[str, list[Part]] = {}
+    for key, use in facts.uses.items():
+        _require_size(use, places[key], subject)
+        parts[key] = parts_of(use, places[key].nbytes, facts.optimizers, subject)
+    optimizers = facts.optimizers
+    if any(offset < places[key].offset for key in parts for offset in places[key].crc_offsets):
+        for key, some in parts.items():  # what a restore writes first would wait for what comes last
+            parts[key] = some if len(some) == 1 else [whole(facts.uses[key], places[key].nbytes, subject)]
+    else:
+        parts, optimizers = parted_alike(parts, optimizers)
+    placed = [each for key, some in parts.items() for each in zip(some, _found(some, places[key]), strict=True)]
+    return [found for _, found in sorted(placed, key=lambda each: each[0].place)], optimizers
+
+
+def _found(parts: Sequence[Part], place: Place) -> Iterator[Found]:
+    """Where the parts of a storage lie; its CRC-32s stand with the last."""
+    shared = place.offset if len(parts) > 1 else None
+    for part in parts:
+        crc_offsets = place.crc_offsets if part is parts[-1] else ()
+        yield Found(part.tensor, place.offset + part.start, crc_offsets, shared)
+
+
+def _require_size(use: StorageUse, place: Place, subject: str) -> None:
+    expected = use.ref.elements * use.ref.element_bytes
+    if use.ref.element_bytes and expected != place.nbytes:
+        raise BadCheckpoint(subject, f"storage {use.ref.key[:80]!a}: expected {expected} bytes, got {place.nbytes}")
