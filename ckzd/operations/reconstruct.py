@@ -46,11 +46,12 @@ def malformed_as_corrupt(archive: Path) -> Iterator[None]:
 
 
 def store_of(archive: Path) -> Store | None:
-    """The store that the archive lies in, or None: a folder of copied archives works without one."""
-    try:
-        return Store.open(archive.resolve().parents[2])
-    except (CkzdError, IndexError, OSError):
-        return None
+    """The store that the archive lies in, published or not, or None: a folder of copied archives works without one."""
+    with suppress(OSError):
+        for place in archive.resolve().parents[2:0:-1]:  # of STORE/archives/RUN/, and of STORE/tmp/
+            with suppress(CkzdError, OSError):
+                return Store.open(place)
+    return None
 
 
 @contextmanager

@@ -157,3 +157,11 @@ def test_branches_are_all_decoded_and_nothing_is_left_open(place, decoded):
     assert len(list(verify_each([run]))) == 7
     assert sorted(decoded) == [f"step_{step}" for step in range(1, 8)]
     assert list((place / ".ckzd" / "tmp").iterdir()) == []
+
+
+def test_what_is_not_published_yet_is_of_its_store(tmp_path):
+    """So what a proof writes is on the store's disk, not in the system's temporary directory."""
+    store = Store.open_or_create(tmp_path / "store")
+    assert reconstruct.store_of(store.new_temp(".ckz")).root == store.root
+    assert reconstruct.store_of(store.root / "archives" / "run" / "x.ckz").root == store.root
+    assert reconstruct.store_of(tmp_path / "x" / "y.ckz") is None
