@@ -11,7 +11,7 @@ from ckzd.operations.pointer import resolve
 
 _EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA, Method.ULPS})
 
-KEPT_EXACT = "no paired moments: kept exact"
+KEPT_EXACT = "no weights are known in it: kept exact"
 
 
 def inspect(path: Path | str) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_what_gains_too_little_is_kept(tmp_path, kind):
 def test_what_has_no_moments_is_said_to_be_kept_exact(tmp_path):
     alone = ckzd.compress(save(tmp_path / "alone" / "step_1.pt", torch.arange(4096.0).reshape(64, 64) % 7))
     assert alone.kept_exact
-    assert ckzd.inspect(alone.archive)["kept_exact"] == "no paired moments: kept exact"
+    assert ckzd.inspect(alone.archive)["kept_exact"] == "no weights are known in it: kept exact"
     assert not ckzd.compress(save(tmp_path / "exact" / "step_1.pt"), preset="lossless").kept_exact
 
 
