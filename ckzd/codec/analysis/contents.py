@@ -25,8 +25,13 @@ class Content:
     is_finite: bool = False
     is_zero: bool = False  # all of it
     has_negative: bool = False  # a number below 0
-    repeats: bool = False  # few distinct numbers, as a mask or a table of whole ones
+    sample: RawArray | None = None  # some of the values, evenly spread, at the same places of all tensors of a shape
     ruined: int = 0  # elements that are finite in the reference, and are not any more
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it has few distinct numbers, as a mask or a table of whole ones."""
+        return self.sample is not None and np.unique(self.sample).size < _MOST_REPEATED * self.sample.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +97,9 @@ def _content(
         is_finite=bool(numbers.all()),
         is_zero=bool(zero.all()),
         has_negative=bool((negative & ~zero).any()),
-        repeats=_repeats(stored),
+        sample=stored.ravel()[:: max(1, -(-stored.size // _SAMPLE))].copy(),
         ruined=ruined,
     )
-
-
-def _repeats(stored: RawArray) -> bool:
-    sample = stored.ravel()[:: -(-stored.size // _SAMPLE) or 1]
-    return np.unique(sample).size < _MOST_REPEATED * sample.size
 
 
 class _Crc:

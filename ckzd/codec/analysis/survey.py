@@ -11,26 +11,22 @@ import numpy as np
 
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.pairing import State
-from ckzd.codec.analysis.roles import Roles, find_roles, is_matrix
+from ckzd.codec.analysis.roles import find_roles, is_matrix
+from ckzd.codec.analysis.weighing import add_scales, is_sound_state
 from ckzd.codec.budget import DEFAULT_BETAS, filled_up
-from ckzd.codec.dtypes import to_numbers
 from ckzd.codec.kernels import elementwise
 from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.codec.records.index import LinearPrediction, QuantizationSteps
-from ckzd.codec.records.layout import Triple, is_in_layer, plane_shape
+from ckzd.codec.records.layout import Triple, plane_shape
 from ckzd.codec.scales import (
-    STEPS_AN_OCTAVE,
     Scales,
     fisher_weighting,
     product_of,
-    scales_beside,
     scales_of,
     scales_of_momentum,
     typical_root,
-    typical_scale,
-    uniform_scales,
     used_by,
 )
 from ckzd.codec.transform.adaptive_basis import has_basis
@@ -43,7 +39,6 @@ _FAR = 4.0  # times its own energy is a weight's residual: levels of its own cos
 _FAR_IN_BASIS = 1.5  # the same where strong directions get finer steps: of a matrix that was replaced it is about 2
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _ALONE_STEP = 0.95  # times other weights' step, where no weight has moments: KL stays below 1e-3 on the ruler
-_OUTER_OCTAVES = 4  # of the ruler's second moments: 6 to 8 between embeddings and layers (RESULTS)
 _NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
 
 
@@ -136,21 +131,23 @@ class _Energies:
 
 def survey(inputs: Inputs, preset: Preset) -> Survey:
     """Read everything once, and again what may lose precision; BadCheckpoint for bytes that have rotted."""
+
+    def elements(triple: Triple) -> int:
+        return inputs.tensor(triple.weight).elements
+
     copies, same = _repeats(inputs)
     roles = find_roles(inputs, preset.scheme, copies)
     sound = [t for t in roles.triples if t.weight not in copies and _may_lose_precision(inputs, t)]
     alive = [t for t in sound if _has_moments(inputs, t) and inputs.has_sound_moments(t)]
     scales, energies = {}, _Energies()
-    measured = in_order(partial(_measure, inputs), alive, lambda triple: inputs.tensor(triple.weight).elements)
-    for triple, (own, found) in zip(alive, measured, strict=True):
+    for triple, (own, found) in zip(alive, in_order(partial(_measure, inputs), alive, elements), strict=True):
         scales[triple.weight] = own
         energies.include(found)
-    scales |= {triple.weight: own for triple, own in [*_quiet(inputs, sound, scales), *_broken(inputs, sound)]}
-    _alone(inputs, sound, roles, scales)
-    measured_above = {triple.weight for triple in alive}
-    for triple in sound:
-        if triple.weight in scales and triple.weight not in measured_above:
-            energies.include(_energies(inputs, triple, inputs.values(triple), scales[triple.weight]))
+    add_scales(inputs, sound, roles, scales)
+    done = frozenset(triple.weight for triple in alive)
+    others = [triple for triple in sound if triple.weight in scales and triple.weight not in done]
+    for found in in_order(partial(_measure_by, inputs, scales), others, elements):
+        energies.include(found)
     lossy = tuple(t for t in sound if t.weight in scales)
     alone = [triple.weight for triple in lossy if not triple.moments]
     typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
@@ -164,7 +161,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         scales=scales,
         casts=roles.casts,
         predictions={number: found for number, found in roles.predictions.items() if number in scales},
-        states={number: state for number, state in roles.states.items() if _is_sound_state(inputs, number, state)},
+        states={number: state for number, state in roles.states.items() if is_sound_state(inputs, number, state)},
         ruined=_ruined(inputs),
         weight_energy=energies.weights.total,
         update_energy=typical.total,
@@ -184,64 +181,9 @@ def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
     return scales, _energies(inputs, triple, values, scales)
 
 
-def _quiet(inputs: Inputs, triples: Sequence[Triple], scales: Mapping[int, Scales]) -> Iterator[tuple[Triple, Scales]]:
-    """Tiles without moments, as of tokens that never occurred, beside others of their tensor that have some."""
-    contents = inputs.contents.tensors
-    for triple in triples:
-        beside = inputs.tiles[inputs.first_tile[triple.weight]]
-        known = [scales[tile] for tile in beside if tile in scales]
-        if known and triple.weight not in scales and all(contents[n].is_zero for n in triple.moments):
-            rows, _ = plane_shape(inputs.tensor(triple.weight).shape)
-            yield triple, scales_beside(known[0], rows)
-
-
-def _broken(inputs: Inputs, triples: Sequence[Triple]) -> Iterator[tuple[Triple, Scales]]:
-    """Weights whose moments say nothing: what the reference knows of them serves once more."""
-    for triple in triples:
-        if not inputs.has_sound_moments(triple) and (known := inputs.scales_before(triple.weight)) is not None:
-            yield triple, known
-
-
-def _alone(inputs: Inputs, triples: Sequence[Triple], roles: Roles, scales: dict[int, Scales]) -> None:
-    """Weights without moments weigh by another state that is a variance, or by what they follow; else uniformly.
-
-    That is as the typical element of those that have scales. One that follows a weight without scales has none itself.
-    """
-    alone = [triple.weight for triple in triples if not triple.moments]
-    for number, state in roles.states.items():
-        if (
-            state.weight in alone
-            and state.weight not in scales
-            and not state.is_mean
-            and _is_sound_state(inputs, number, state)
-        ):
-            scales[state.weight] = _scales_of_variance(inputs, number)
-    typical = typical_scale(scales.values()) if scales else None
-    for number in alone:
-        if number not in roles.predictions and number not in scales:
-            code = _scale_by_structure(inputs, number) if typical is None else typical
-            scales[number] = uniform_scales(plane_shape(inputs.tensor(number).shape), code)
-    for number in alone:
-        if number in roles.predictions and roles.predictions[number].other in scales:
-            scales[number] = scales[roles.predictions[number].other]
-
-
-def _scale_by_structure(inputs: Inputs, number: int) -> int:
-    """Code of one element where no optimizer says anything.
-
-    Gradients of tensors are about equally long, so that an element of a larger one has less; what stands before and
-    behind all numbered layers, as an embedding does, has more.
-    """
-    elements = math.prod(inputs.whole_shape(inputs.first_tile[number]))
-    octaves = _OUTER_OCTAVES * (not is_in_layer(inputs.tensor(number).path)) - math.log2(elements)
-    return round(STEPS_AN_OCTAVE * octaves)
-
-
-def _scales_of_variance(inputs: Inputs, number: int) -> Scales:
-    """Of a state that is a variance of its weight's gradients, though no second moment of Adam's."""
-    tensor = inputs.tensor(number)
-    variance = to_numbers(inputs.stored(number), tensor.dtype).reshape(plane_shape(tensor.shape))
-    return scales_of(Moments(np.zeros_like(variance), variance), tensor.dtype)
+def _measure_by(inputs: Inputs, scales: Mapping[int, Scales], triple: Triple) -> _Energies:
+    """The energies of one weight whose scales are known from elsewhere."""
+    return _energies(inputs, triple, inputs.values(triple), scales[triple.weight])
 
 
 def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scales) -> _Energies:
@@ -327,12 +269,6 @@ def _ruined(inputs: Inputs) -> float:
 def _may_lose_precision(inputs: Inputs, triple: Triple) -> bool:
     """A weight that is finite, or has moments that may."""
     return inputs.contents.tensors[triple.weight].is_finite or inputs.has_sound_moments(triple)
-
-
-def _is_sound_state(inputs: Inputs, number: int, state: State) -> bool:
-    """Whether it is finite, of a variance not below 0, and not all 0, which costs nothing."""
-    content = inputs.contents.tensors[number]
-    return content.is_finite and not content.is_zero and (state.is_mean or not content.has_negative)
 
 
 def _has_moments(inputs: Inputs, triple: Triple) -> bool:

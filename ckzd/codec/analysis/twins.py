@@ -16,11 +16,9 @@ from ckzd.codec.analysis.pairing import is_coded, sample
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import finite, from_float64, to_float64
 from ckzd.codec.records.index import MAX_COEFFICIENT, LinearPrediction
-from ckzd.codec.records.reference_tensors import finite_reference
+from ckzd.codec.records.reference_tensors import cast_values, finite_reference
 
-_NEAR = (
-    0.25  # of its energy, the most that an average differs by from its weight; two weights of one layout differ by 2
-)
+_NEAR = 0.25  # of its energy, the most that an average is off its weight; two weights of one layout are off by 2
 _NEAR_BY_NAME = 1.0  # the same of one that has its weight's name: in a young run it lags far behind
 _NARROW = frozenset({"bfloat16", "float16"})
 _NAMES = re.compile(r"[^.]+")
@@ -38,9 +36,10 @@ def casts(inputs: Inputs) -> dict[int, int]:
         tensor = inputs.tensor(number)
         if tensor.dtype not in _NARROW or inputs.whole_shape(number) not in masters:
             continue
-        seen = sample(inputs.stored(number))
+        seen = _sampled(inputs, number)
         for master in masters[inputs.whole_shape(number)]:
-            if np.array_equal(rounded(sample(inputs.stored(master)), "float32", tensor.dtype), seen):
+            rounded = to_float64(from_float64(_sampled(inputs, master), tensor.dtype), tensor.dtype)
+            if np.array_equal(rounded, seen):
                 tiles = list(zip(inputs.tiles[number], inputs.tiles[master], strict=True))
                 if all(_is_cast(inputs, *pair) for pair in tiles):
                     found |= tiles
@@ -48,15 +47,11 @@ def casts(inputs: Inputs) -> dict[int, int]:
     return found
 
 
-def rounded(stored: RawArray, dtype: str, to: str) -> RawArray:
-    """Values of a dtype in another one, each rounded once."""
-    return from_float64(to_float64(stored, dtype), to)
-
-
 def _is_cast(inputs: Inputs, number: int, master: int) -> bool:
-    stored, dtype = inputs.stored(number), inputs.tensor(number).dtype
-    is_sound = inputs.contents.tensors[number].is_finite and inputs.contents.tensors[master].is_finite
-    return is_sound and np.array_equal(rounded(inputs.stored(master), "float32", dtype), stored)
+    if not (inputs.contents.tensors[number].is_finite and inputs.contents.tensors[master].is_finite):
+        return False
+    rounded = cast_values(inputs.stored(master), inputs.tensor(master).dtype, inputs.tensor(number))
+    return np.array_equal(rounded, inputs.stored(number))
 
 
 def predictions(inputs: Inputs, weights: Collection[int], candidates: Sequence[int]) -> dict[int, LinearPrediction]:
@@ -98,9 +93,9 @@ def _nearest(inputs: Inputs, number: int, others: Sequence[int]) -> int | None:
 
 def _fitted(inputs: Inputs, number: int, other: int) -> tuple[float, float, float] | None:
     """Coefficients of its own past, of the other and of the other's past, by least squares; 0 of what is not there."""
-    values = _sampled(inputs, number)
-    past = [_sampled_before(inputs, each) for each in (number, other)]
-    terms = [past[0], _sampled(inputs, other), past[1]]
+    values = _read(inputs, number)
+    past = [_read_before(inputs, each) for each in (number, other)]
+    terms = [past[0], _read(inputs, other), past[1]]
     known = [position for position, term in enumerate(terms) if term is not None]
     matrix = np.stack([term for term in terms if term is not None], axis=1)
     solution = np.linalg.lstsq(matrix, values, rcond=1e-6)[0].astype(np.float32)
@@ -117,10 +112,21 @@ def _fitted(inputs: Inputs, number: int, other: int) -> tuple[float, float, floa
 
 
 def _sampled(inputs: Inputs, number: int) -> Float64:
-    stored, dtype = sample(inputs.stored(number)), inputs.tensor(number).dtype
+    """What the first reading kept: tensors of one shape may be many, so none is read to be compared with all others."""
+    stored = inputs.contents.tensors[number].sample
+    assert stored is not None, "it is of a dtype that may be coded with a loss"
+    return _finite(stored, inputs.tensor(number).dtype)
+
+
+def _read(inputs: Inputs, number: int) -> Float64:
+    """More values, for a fit."""
+    return _finite(sample(inputs.stored(number)), inputs.tensor(number).dtype)
+
+
+def _finite(stored: RawArray, dtype: str) -> Float64:
     return np.where(finite(stored, dtype), to_float64(stored, dtype), 0.0)
 
 
-def _sampled_before(inputs: Inputs, number: int) -> Float64 | None:
+def _read_before(inputs: Inputs, number: int) -> Float64 | None:
     before, dtype = finite_reference(inputs.tensor(number), inputs.reference), inputs.tensor(number).dtype
     return None if before is None else to_float64(sample(before), dtype)

@@ -69,7 +69,10 @@ class StateFill(StateMethod):
 
     def restored(self, coded: Coded, known: KnownState) -> RawArray:
         """The fill."""
-        return fill_of(_scales(coded.head, known)[0], known.tensor.dtype)
+        scales, rest = _scales(coded.head, known)
+        if rest:
+            raise ValueError(f"{len(rest)} bytes behind the scales of a state")
+        return fill_of(scales, known.tensor.dtype)
 
 
 class StateVariance(StateMethod):
@@ -152,6 +155,8 @@ def _scales_end(data: bytes) -> int:
 def _scales(head: bytes, known: KnownState) -> tuple[Scales, bytes]:
     """The scales, and what of a head stands behind them."""
     end, (rows, columns) = _scales_end(head), known.shape
+    if end > len(head):
+        raise ValueError(f"scales of {end} bytes in a stream of {len(head)}")
     form, expected = (rows + columns, 1), _expected(known)
     plane = decode_plane(head[_LENGTH.size : end], form, WEIGHTS, SideInformation(), Models())[:, 0]
     return checked_scales(plane[:rows] + expected.rows, plane[rows:] + expected.columns, REACH), head[end:]
