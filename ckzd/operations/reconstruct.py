@@ -26,7 +26,6 @@ from ckzd.codec.records.reconstruction import Reconstruction, ReconstructionWrit
 from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
-from ckzd.operations.base_model import write_reconstruction
 from ckzd.store import Store
 
 _CHUNK = 1 << 20
@@ -140,20 +139,7 @@ def _nearest_cached(
 
 
 def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
-    """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id.
-
-    Without a reference it is a base, or a delta against a base model, which is read then.
-    """
-    named = reader.manifest.base_model
-    if reference is not None or named is None:
-        return _decode_against(reader, reference, file)
-    with scratch_file(store_of(reader.path)) as held:
-        with malformed_as_corrupt(reader.path):
-            model = write_reconstruction(reader, named, held)
-        return _decode_against(reader, model, file)
-
-
-def _decode_against(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
+    """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id."""
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
         writer = ReconstructionWriter(file)
@@ -167,11 +153,8 @@ def foreseen(
 ) -> Reconstruction | None:
     """What `ahead` restored, if the archive's streams say what was announced; read from what the encoder has `written`.
 
-    None if they say something else or that is not it: then the archive must be decoded as any other. So must a delta
-    against a base model, of which nothing is announced.
+    None if they say something else or that is not it: then the archive must be decoded as any other.
     """
-    if reader.manifest.base_model is not None:
-        return None
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
         if not ahead.foresaw(decoder.fingerprints()):
