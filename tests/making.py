@@ -18,7 +18,7 @@ def file_model(path: Path, name: str, *, tensors: int) -> FileModel:
     return FileModel(
         name=name,
         size=status.st_size,
-        mode=status.st_mode,
+        mode=status.st_mode & 0o7777,
         uid=status.st_uid,
         gid=status.st_gid,
         mtime_ns=status.st_mtime_ns,
@@ -65,7 +65,9 @@ def manifest_of(checkpoint: Path, **changes) -> Manifest:
             p for p in sorted(checkpoint.rglob("*")) if p.is_file() and not p.is_symlink() and p.name != "ckzd.json"
         ]
         files = [file_model(p, p.relative_to(checkpoint).as_posix(), tensors=p.suffix != ".json") for p in paths]
-        stat = StatModel(mode=status.st_mode, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns)
+        stat = StatModel(
+            mode=status.st_mode & 0o7777, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns
+        )
         changes = {"kind": "directory", "directory": stat, **changes}
     else:
         files = [file_model(checkpoint, checkpoint.name, tensors=1)]

@@ -1,12 +1,15 @@
 """What stands for a checkpoint is open to those who could read it, and to nobody else."""
 
 import os
+import shutil
 import stat
 import struct
+from pathlib import Path
 
 import pytest
 from serving import write_checkpoint
 
+import ckzd
 from ckzd.access import Access, access_to, give
 from ckzd.formats import read_checkpoint
 
@@ -136,6 +139,19 @@ def test_a_list_of_a_directory_keeps_out_too(run):
     path = file(run / "a", 0o644)
     set_list(run, 0o755, {"group::": 0, "user:1234": 7, "mask": 5})
     assert access_to([path], place=run.parent / "store").mode == 0o604
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_pointer_does_not_open_what_a_list_had_closed(run, again):
+    """Neither of the file that was archived nor of a copy under another name, which has its own pointer."""
+    paths = [write_checkpoint(run / "step_1.safetensors")]
+    if again:
+        paths.append(Path(shutil.copy2(paths[0], run / "last.safetensors")))
+    for path in paths:
+        set_list(path, 0o640, {"group::": 0, "user:1234": 4, "mask": 4})
+        ckzd.compress(path, preset="lossless", replace=True)
+        ckzd.restore(path)
+        assert mode_of(path) == 0o600
 
 
 def test_what_a_restore_gives_back_is_no_more_open_than_the_list_was(run):

@@ -1,6 +1,7 @@
 """on_rotate = "drop": archives of checkpoints that the framework itself has deleted."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -37,9 +38,9 @@ def drop_rotated(
         if run.watch.on_rotate != "drop" or run.path in busy or not run.checkpoints:
             continue  # a run in which nothing is left may only be out of sight
         rows = journal.rows(run=run.path)
-        unwanted = {row.archive: row for row in rows if _is_unwanted(row, rows, now, run.watch.scan_seconds)}
+        unwanted = _unwanted(rows, now, run.watch.scan_seconds)
         try:
-            archives = {archive for archive in unwanted if archive is not None}
+            archives = set(unwanted)
             archives -= stores.of_an_earlier_directory(run.store, run.path)
             if not archives:
                 continue
@@ -50,14 +51,24 @@ def drop_rotated(
             log.info("archives not dropped yet", extra={"run": str(run.path), "error": str(error)})
             continue
         for archive in dropped:
-            journal.forget(unwanted[archive].number)
+            for row in unwanted[archive]:
+                journal.forget(row.number)
             metrics.checkpoints.labels("dropped").inc()
 
 
-def _is_unwanted(row: Row, rows: Collection[Row], now: float, scan_seconds: float) -> bool:
-    """Gone for a while, and nothing that is still there was, or may turn out to be, made from its archive."""
-    if row.state is not State.ROTATED or row.archive is None:
-        return False
-    here = [other for other in rows if other.state is not State.ROTATED]
-    shared = any(other.archive == row.archive or (other.path == row.path and other.archive is None) for other in here)
-    return not shared and now - row.changed >= max(MIN_GONE_SECONDS, 2 * scan_seconds)
+def _unwanted(rows: Collection[Row], now: float, scan_seconds: float) -> dict[Path, list[Row]]:
+    """Archives of which all names are gone for a while, with their rows: a copy has a name of its own.
+
+    Nothing that is still there was, or may turn out to be, made from them.
+    """
+    found: dict[Path, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.archive is not None:
+            found[row.archive].append(row)
+    unknown = {row.path for row in rows if row.state is not State.ROTATED and row.archive is None}
+    seconds = max(MIN_GONE_SECONDS, 2 * scan_seconds)
+
+    def is_gone(row: Row) -> bool:
+        return row.state is State.ROTATED and row.path not in unknown and now - row.changed >= seconds
+
+    return {archive: own for archive, own in found.items() if all(map(is_gone, own))}

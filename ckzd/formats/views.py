@@ -15,6 +15,7 @@ from ckzd.formats.survey import StorageUse
 from ckzd.formats.torch_objects import DTYPE_BYTES
 from ckzd.formats.tree import TensorRef, Trail
 
+_MANY, _MEAN_BYTES = 64, 1 << 12  # of views in one storage: rows that were saved one by one are no tensors
 REST = "<rest>"  # last in the path of what is no view
 
 
@@ -42,7 +43,7 @@ class _Extent:
 
 def parts_of(use: StorageUse, nbytes: int, optimizers: Sequence[Optimizer], subject: str) -> list[Part]:
     """What a storage consists of, without gap or overlap: itself, or views of floats and what lies between them."""
-    extents = _apart(_extents(use, nbytes)) if nbytes >= SMALL_STORAGE_BYTES else []
+    extents = _large(_extents(use, nbytes)) if nbytes >= SMALL_STORAGE_BYTES else []
     place, trail = use.first
     path, dtype = trail.path(subject), _dtype(use)
     if not extents:
@@ -156,17 +157,28 @@ class _Spans:
         )
 
 
+def _large(extents: Sequence[_Extent]) -> list[_Extent]:
+    """Those of `_apart`, of large ones alone where they are many and small: a name for each would cost more."""
+    found = _apart(extents)
+    if len(found) > _MANY and sum(extent.stop - extent.start for extent in found) < _MEAN_BYTES * len(found):
+        return _apart([extent for extent in extents if extent.stop - extent.start >= _MEAN_BYTES])
+    return found
+
+
 def _apart(extents: Sequence[_Extent]) -> list[_Extent]:
     """Those that together cover most without overlap, in order.
 
-    One that holds others counts half: where these cover half of it or more, it is only the storage that they lie in.
+    A flat one that holds others counts half: where these cover half of it or more, it is only the storage that they lie
+    in. A matrix that holds others is what an optimizer knows: its slices must cover more than it does.
     """
     ordered = sorted(extents, key=lambda extent: (extent.stop, -extent.start))
     stops = [extent.stop for extent in ordered]
     holds = _holding(extents)
-    best = [(0, 0)]  # twice the bytes, and the number, of the best choice among so many
+    best = [(0, 0)]  # twice the bytes or so, and the number, of the best choice among so many
     for extent in ordered:
-        weight = (extent.stop - extent.start) * (1 if (extent.start, extent.stop) in holds else 2)
+        weight = 2 * (extent.stop - extent.start)
+        if (extent.start, extent.stop) in holds:
+            weight = weight + 1 if len(extent.shape) > 1 else weight // 2
         covered, count = best[bisect_right(stops, extent.start)]
         best.append(max(best[-1], (covered + weight, count + 1)))
     chosen: list[_Extent] = []

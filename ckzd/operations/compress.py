@@ -156,8 +156,10 @@ def _require_known_whole(path: Path) -> None:
     found = left_alone(path)
     hint = "leave --replace out to archive what can be read of it"
     if found is not None:
-        whole = "" if found.path == path else f" it is a part of {found.path}:"
-        raise BadCheckpoint(path, f"is not replaced:{whole} {KINDS[found.kind]} are left alone whole", hint=hint)
+        whole, done = "" if found.path == path else f" it is a part of {found.path}:", "left alone whole"
+        if found.path != path and looks_like_checkpoint(found.path):
+            done, hint = "replaced whole", f"name {found.path}"
+        raise BadCheckpoint(path, f"is not replaced:{whole} {KINDS[found.kind]} are {done}", hint=hint)
     is_known = looks_like_checkpoint(path) or os.path.lexists(path / POINTER_NAME)
     if path.is_dir() and not is_known:
         problem = (

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord, archive_files, is_pointer
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference
 from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import POINTER_NAME
+from ckzd.formats.source import file_stat
 from ckzd.store import STORE_NAME, Store, default_store
 
 POINTER_VERSION = 1
@@ -55,9 +56,8 @@ def pointer_text(pointer: Path, checkpoint: Path, archive: Path, manifest: Manif
         "restore": f"ckzd restore {shlex.quote(str(checkpoint))}",
     }
     if manifest.kind == "file":
-        status, known = checkpoint.lstat(), manifest.files[0]
-        own = {name: getattr(status, f"st_{name}") for name in StatModel.model_fields}
-        content |= {"file": own} if own != known.model_dump(include=set(own)) else {}
+        own = asdict(file_stat(checkpoint, checkpoint.lstat()))
+        content |= {"file": own} if own != manifest.files[0].model_dump(include=set(own)) else {}
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -144,7 +144,10 @@ def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: B
         decoder = decoder_from_reference(reader, reference)
         writer = ReconstructionWriter(file)
         decoder.decode_reference_tensors(writer)
-        _seal(reader, decoder, reference, writer)
+        identity = _identity(reader, decoder, reference, writer)
+    if identity != reader.manifest.reconstruction:
+        problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"
+        raise CorruptArchive(reader.path, problem, hint="its reference is not the one that it was made against")
     return Reconstruction(file)
 
 
@@ -159,7 +162,8 @@ def foreseen(
         decoder = decoder_from_reference(reader, reference)
         if not ahead.foresaw(decoder.fingerprints()):
             return None
-        _seal(reader, decoder, reference, ahead.own)
+        if _identity(reader, decoder, reference, ahead.own) != reader.manifest.reconstruction:
+            return None  # of what others followed something was read otherwise than it stands in the file
     written.seek(0)
     if not _hashes_to(written, reader.manifest.reconstruction):
         return None
@@ -167,16 +171,13 @@ def foreseen(
     return own if ahead.followed_what_is_in(own) else None
 
 
-def _seal(
+def _identity(
     reader: ArchiveReader, decoder: Decoder, reference: Reconstruction | None, writer: ReconstructionWriter
-) -> None:
-    """Raises CorruptArchive unless what was put into `writer` has the recorded id."""
+) -> str:
+    """The id of what was put into `writer`, which is closed."""
     limit = min(MAX_INDEX_BYTES, skeleton_bytes(decoder.index.layout.files))
     skeleton = zstd.decompress(reader.read("skeleton"), limit, _blob(reference, "skeleton"))
-    identity = seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
-    if identity != reader.manifest.reconstruction:
-        problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"
-        raise CorruptArchive(reader.path, problem, hint="its reference is not the one that it was made against")
+    return seal(writer, decoder.lstm, skeleton, decoder.index.layout.to_json())
 
 
 def _blob(reference: Reconstruction | None, field: str) -> bytes:

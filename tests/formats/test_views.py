@@ -168,3 +168,19 @@ def test_a_flat_moment_stays_whole_where_it_may_be_anothers(tmp_path):
         state = {"model": views | more, "optimizer": flat_optimizer(1000)}
         moments[name] = parts(saved(tmp_path / f"{name}.pt", state)).get("optimizer/state/0/exp_avg")
     assert moments == {"copy": None, "others": (1000,), "flat": (1000,)}
+
+
+def test_slices_of_a_matrix_do_not_take_its_place(tmp_path):
+    """An optimizer knows the matrix: a padded vocabulary whose head leaves the padding out, a fused projection."""
+    table, fused = torch.ones(1024, 16), torch.ones(96, 32)
+    thirds = dict(zip("qkv", fused.split(32), strict=True))
+    found = parts(saved(tmp_path / "x.pt", {"head": table[:1000], "table": table, "fused": fused, **thirds}))
+    assert found == {"table": (1024, 16), "fused": (96, 32)}
+
+
+def test_rows_that_were_saved_one_by_one_are_no_tensors(tmp_path):
+    rows = list(torch.randn(500, 64).unbind(0))
+    assert list(parts(saved(tmp_path / "x.pt", {"rows": rows})).values()) == [(32000,)]
+    table = torch.randn(500, 64)
+    whole = parts(saved(tmp_path / "y.pt", {"rows": list(table.unbind(0)), "table": table}))
+    assert whole == {"table": (500, 64)}

@@ -52,7 +52,8 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
         raise CkzdError(listing.path, f"{LIGHTNING_META} missing")
     newest = max((name for name in written if name.endswith(SHARD_SUFFIX)), key=lambda name: written[name], default="")
     if newest and written[newest] > written[METADATA] + CLOCK_SKEW_SECONDS * 1e9:
-        raise CkzdError(listing.path, f"{newest} is younger than {METADATA}: it is being saved over, or was left so")
+        problem = f"{newest} is younger than {METADATA}: it is being saved over, or was left so"
+        raise CkzdError(listing.path, problem, hint=f"of a copy that lost its times: `touch {listing.path / METADATA}`")
     require_ends(views)
 
 

@@ -55,6 +55,9 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
         raise CkzdError(listing.path, "model states missing")
     require_ends(views)
     states = _load(models[0])
+    if states is None:
+        hint = "save it with torch 1.6 or newer: which optimizer states belong to it stands in them"
+        raise CkzdError(listing.path, f"model states {models[0].name} are not in torch.save's zip format", hint=hint)
     ranks, model_ranks = _count(states, "dp_world_size"), max(file.model_rank for file in files) + 1
     is_zero = isinstance(states, Mapping) and states.get("optimizer") is None
     wanted = [(rank, model_rank) for rank in range(ranks if is_zero else 0) for model_rank in range(model_ranks)]

@@ -164,14 +164,15 @@ def _named_state(optimizer: Tree, pieces: Sequence[Sequence[Piece]]) -> Tree:
     for key, kept in state.pairs:
         if type(key) is not int or key not in by_id or not isinstance(kept, Tree):
             return optimizer
-        cut = Tree([(name, _cut(value, by_id[key])) for name, value in kept.pairs])
-        states += ((piece.name, _of(cut, piece.name)) for piece in by_id[key])
+        cut = {name: _cut(value, by_id[key]) for name, value in kept.pairs}
+        parts = {name: dict(value.pairs) if isinstance(value, Tree) else value for name, value in cut.items()}
+        states += ((piece.name, _of(parts, piece.name)) for piece in by_id[key])
     return _changed(optimizer, {"state": Tree(states), "param_groups": _named_groups(groups, by_id)})
 
 
-def _of(cut: Tree, name: str) -> Tree:
+def _of(parts: dict[Node, dict[Node, Node] | Node], name: str) -> Tree:
     """One piece's state: its part of what was cut, and all of the rest, as the step."""
-    return Tree([(key, value.get(name) if isinstance(value, Tree) else value) for key, value in cut.pairs])
+    return Tree([(key, part[name] if isinstance(part, dict) else part) for key, part in parts.items()])
 
 
 def _named_groups(groups: Sequence[Node], by_id: Mapping[Node, Sequence[Piece]]) -> list[Node]:
