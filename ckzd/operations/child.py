@@ -148,8 +148,8 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
 
 
 def another_number_of_threads() -> int:
-    """One that this process does not use, so that a result cannot hang on it."""
-    return threads() + 1
+    """One that this process does not use, so that a result cannot hang on it; half as many, for both work at a time."""
+    return max(1, threads() // 2) if threads() > 1 else 2
 
 
 def error_line(error: CkzdError) -> str:
