@@ -252,6 +252,27 @@ def test_states_of_every_optimizer_lose_precision_and_resume(tmp_path, kind):
     assert losses[1] < 1.02 * losses[0]
 
 
+def test_another_iterate_of_a_weight_follows_it(tmp_path):
+    """As schedule-free AdamW keeps it: z, which gradients are not taken at, and a second moment."""
+
+    def content(run):
+        saved = with_optimizer(run)
+        averages = dict(enumerate(run.average.parameters()))
+        kept = saved["optimizer"]["state"].items()
+        state = {n: {"z": averages[n].detach().clone(), "exp_avg_sq": own["exp_avg_sq"]} for n, own in kept}
+        return {**saved, "optimizer": {**saved["optimizer"], "state": state}}
+
+    paths, archives = Run(tmp_path).chain(content)
+    index, methods = archives[2].index(archives[1]), archives[2].methods(archives[1])
+    numbers = {".".join(tensor.path): number for number, tensor in enumerate(index.layout.tensors)}
+    assert index.predictions[numbers["optimizer.state.0.z"]].other == numbers["model.0.weight"]
+    assert methods["optimizer.state.0.exp_avg_sq"] is Method.STATE_FILL
+    state, original = (
+        each["optimizer"]["state"] for each in (restored(archives[2], archives[1]), torch.load(paths[2]))
+    )
+    assert all(off(original[number]["z"], state[number]["z"]) < 0.1 for number in (0, 2, 4))
+
+
 def test_a_state_that_nobody_knows_is_exact_and_its_weight_is_not(tmp_path):
     def content(run):
         saved = with_optimizer(run)
