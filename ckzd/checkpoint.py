@@ -26,7 +26,7 @@ STORED_AS: dict[str, np.dtype[np.generic]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
-CODED_FLOATS = frozenset({"float32", "float16", "bfloat16"})  # dtypes that a lossy preset may touch
+CODED_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})  # dtypes that a lossy preset may touch
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ from plain_range_decoder import PlainRangeDecoder
 from ckzd.codec.entropy.tables import EXP2_NEGATIVE, FREQUENCY, OCTAVE, SIGMOID
 
 DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
-SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
-LARGEST = {"float32": float(np.finfo("f4").max), "float16": 65504.0, "bfloat16": 2.0**127 * (2 - 2.0**-7)}
+SMALLEST = {"float64": 2.0**-149, "float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
+SMALLEST_NORMAL = {"float64": 2.0**-126, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+SINGLE = float(np.finfo("f4").max)
+LARGEST = {"float64": SINGLE, "float32": SINGLE, "float16": 65504.0, "bfloat16": 2.0**127 * (2 - 2.0**-7)}
 ENERGY_STEPS = (362, 431, 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096, 4871, 5793, 6889,
                 8192, 9742, 11585, 13777, 16384)  # fmt: skip
 PASS_OF = (0, 3, 2, 3, 1, 3, 2, 3)

@@ -1,13 +1,17 @@
-"""Stored dtypes <-> float64: widening is exact, narrowing rounds once, to nearest even, on any machine."""
+"""Stored dtypes <-> float64: widening is exact, narrowing rounds once, to nearest even, on any machine.
+
+Numbers of float64 are worked with in float32's range, where their squares are numbers too.
+"""
 
 import numpy as np
 
 from ckzd.checkpoint import STORED_AS, Bytes, RawArray
 from ckzd.codec.arrays import Float64, Mask, Numbers
 
-SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
-SMALLEST_NORMAL = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
-_LARGEST = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0}
+SMALLEST = {"float64": 2.0**-149, "float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
+SMALLEST_NORMAL = {"float64": 2.0**-126, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+_LARGEST_SINGLE = float(np.finfo(np.float32).max)
+_LARGEST = {"float64": _LARGEST_SINGLE, "float32": _LARGEST_SINGLE, "float16": 65504.0}
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 _MINUS_ZERO = 0x8000  # of bfloat16
 
@@ -50,7 +54,7 @@ def from_float64(values: Float64, dtype: str) -> RawArray:
 
 def _to_bfloat16(values: Float64) -> RawArray:
     """Through float32 rounded to odd, which makes the second rounding the only one."""
-    limit = _LARGEST["float32"]
+    limit = _LARGEST_SINGLE
     single = np.clip(values, -limit, limit).astype(np.float32)
     bits = single.view(np.uint32).copy()
     widened = single.astype(np.float64)
@@ -75,10 +79,12 @@ def is_negative(stored: RawArray) -> Mask:
 
 
 def finite(stored: RawArray, dtype: str) -> Mask:
-    """Where stored values are finite."""
+    """Where stored values are finite; those of float64, in float32's range."""
     found: Mask
     if dtype == "bfloat16":
         found = (stored.view(np.uint16) & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
+    elif dtype == "float64":
+        found = np.abs(stored) <= _LARGEST_SINGLE
     else:
         found = np.isfinite(stored)
     return found

@@ -88,7 +88,7 @@ def test_an_ordinary_checkpoint_costs_no_further_bits(tmp_path):
     assert second.index(first).step_exponents == {}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("preset", ["resume", "paper"])
 @pytest.mark.parametrize("limit", [1e-2, 1e-9, 1e-14, 0.0])
 def test_any_budget_can_be_met(preset, limit, dtype, tmp_path):

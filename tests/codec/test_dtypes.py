@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckzd.checkpoint import STORED_AS
-from ckzd.codec.dtypes import SMALLEST_NORMAL, from_float64, is_finite, stored_array, to_float64
+from ckzd.codec.dtypes import SMALLEST_NORMAL, finite, from_float64, is_finite, stored_array, to_float64
 
 NARROW = ["bfloat16", "float16"]
 
@@ -101,6 +101,13 @@ def test_the_smallest_normal_is_torchs(dtype, torch_name):
     import torch
 
     assert torch.finfo(getattr(torch, torch_name)).tiny == SMALLEST_NORMAL[dtype]
+
+
+def test_float64_is_worked_with_in_the_range_of_float32():
+    largest = float(np.finfo(np.float32).max)
+    numbers = np.array([0.0, -1e-300, largest, np.nextafter(largest, np.inf), -1e39, np.inf, np.nan])
+    assert finite(numbers, "float64").tolist() == [True, True, True, False, False, False, False]
+    assert from_float64(numbers[:6], "float64").tolist() == [0.0, -1e-300, largest, largest, -largest, largest]
 
 
 def test_shapes_are_kept():

@@ -18,10 +18,11 @@ WITH_LOSS = {Method.WHOLE, Method.FRAMED, Method.FACTORED, Method.SCALAR}
 class Run:
     """A small network that learns a teacher; `save` says what of it a checkpoint holds."""
 
-    def __init__(self, place: Path, make=torch.optim.AdamW, **options) -> None:
+    def __init__(self, place: Path, make=torch.optim.AdamW, *, double: bool = False, **options) -> None:
         torch.manual_seed(3)
         self.place = place
         self.model = nn.Sequential(nn.Linear(48, 160), nn.Tanh(), nn.Linear(160, 96), nn.Tanh(), nn.Linear(96, 40))
+        self.model = self.model.double() if double else self.model
         self.average = copy.deepcopy(self.model)
         self.optimizer = make(self.model.parameters(), **{"lr": 1e-3} | options)
         self.teacher, self.done = torch.randn(48, 40), 0
@@ -30,8 +31,9 @@ class Run:
         for _ in range(steps):
             torch.manual_seed(self.done)
             inputs = torch.randn(32, 48)
+            targets = torch.tanh(inputs @ self.teacher / 5)
             self.optimizer.zero_grad()
-            (self.model(inputs) - torch.tanh(inputs @ self.teacher / 5)).pow(2).mean().backward()
+            (self.model(inputs.to(self.model[0].weight.dtype)) - targets).pow(2).mean().backward()
             self.optimizer.step()
             with torch.no_grad():
                 for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -116,6 +118,30 @@ def test_tables_are_no_weights(tmp_path, table):
     archive = encode(path)
     assert archive.methods()["table"] is Method.EXACT
     assert archive.methods()["model.0.weight"] is Method.WHOLE
+
+
+def test_an_optimizers_state_dict_may_be_the_root_that_holds_the_model_too(tmp_path):
+    _, archives = Run(tmp_path).chain(lambda run: run.optimizer.state_dict() | {"model": run.model.state_dict()})
+    methods = archives[2].methods(archives[1])
+    assert {methods[f"model.{n}.weight"] for n in (0, 2, 4)} <= WITH_LOSS
+    assert {methods[f"state.{n}.exp_avg_sq"] for n in (0, 2, 4)} == {Method.FILL}
+
+
+def test_float64_loses_what_float32_may_and_numbers_beyond_it_are_exact(tmp_path):
+    def wide(run):
+        content = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+        content["far"] = {"weight": (1e30 * run.model[2].weight.detach() ** 3).double() * 1e30}
+        return content
+
+    run = Run(tmp_path, double=True)
+    paths, archives = run.chain(wide)
+    methods = archives[2].methods(archives[1])
+    assert {methods[f"model.{n}.weight"] for n in (0, 2, 4)} <= WITH_LOSS
+    assert methods["far.weight"] in EXACTLY
+    state, original = restored(archives[2], archives[1]), torch.load(paths[2])
+    assert state["model"]["0.weight"].dtype == torch.float64
+    assert 0 < off(original["model"]["2.weight"], state["model"]["2.weight"]) < 0.1
+    assert torch.equal(state["far"]["weight"], original["far"]["weight"])
 
 
 def test_what_no_optimizer_moves_stays_exact(tmp_path):

@@ -45,11 +45,11 @@ WANTED |= {("first_moment", method) for method in ("framed", "scaled", "trend", 
 
 
 class Beside:
-    """What has no two moments: RMSprop's weights, an average of another module, its rounded copy, a table alone."""
+    """What has no two moments: RMSprop's float64 weights, an average of another module, its rounded copy, a table."""
 
     def __init__(self, other: torch.nn.Module) -> None:
         self.other, self.table = other, 0.1 * torch.randn(32, 24)
-        self.free = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.Linear(32, 32))
+        self.free = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.Linear(32, 32)).double()
         self.shaped = torch.exp(2.0 * torch.randn(32, 48))  # its variances are far from rank 1
         self.centred = torch.optim.RMSprop(self.free.parameters(), lr=1e-4, momentum=0.9, centered=True)
         self.average = {name: tensor.clone() for name, tensor in other.state_dict().items()}
@@ -57,7 +57,7 @@ class Beside:
     def follow(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
         """One step, float32 (B, 48) -> (B, 160)."""
         self.centred.zero_grad()
-        (self.free(inputs) - outputs[:, :32]).pow(2).mean().backward()
+        (self.free(inputs.double()) - outputs[:, :32]).pow(2).mean().backward()
         self.free[0].weight.grad.mul_(self.shaped)
         self.centred.step()
         self.table += 1e-3 * torch.outer(inputs[0, :32], outputs[0, :24])

@@ -76,8 +76,8 @@ class Inputs:
 
     @cached_property
     def model_tensors(self) -> tuple[int, ...]:
-        """Numbers of the floats that are not under an optimizer."""
-        paths = [optimizer.path for optimizer in self.checkpoint.optimizers]
+        """Numbers of the floats that are not under an optimizer: of one at the root only its states are."""
+        paths = [optimizer.path or ("state",) for optimizer in self.checkpoint.optimizers]
         return tuple(
             number
             for number, tensor in enumerate(self.checkpoint.tensors)

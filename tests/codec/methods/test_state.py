@@ -14,7 +14,7 @@ from ckzd.codec.records.index import Method
 from ckzd.codec.scales import uniform_scales
 
 SHAPE = (24, 40)
-DTYPES = ["float32", "bfloat16", "float16"]
+DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
 def known(dtype="float32", expected=None):

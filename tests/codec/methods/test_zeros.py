@@ -98,7 +98,7 @@ def test_what_was_pruned_stays_pruned_all_along_a_chain(preset, mask_of, tmp_pat
         before = archive
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_lone_momenta_and_short_dtypes_keep_their_zeros(dtype, tmp_path):
     paths, zeros = pruned_run(tmp_path / "run", unstructured, OPTIMIZERS["sgd"], dtype)
     before = None

@@ -10,7 +10,7 @@ from ckzd.codec.dtypes import from_float64, to_float64
 from ckzd.codec.records.reference_tensors import add_residual
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 @given(data=st.data())
 def test_a_weight_is_rounded_once(dtype, data):
     """Reference + residual in float64; what was not finite counts as 0, what overflows saturates."""
