@@ -119,7 +119,7 @@ class Index:
             "zeros": zeros,
             "reach": self.reach,
             "slack": self.slack,
-            "predictions": [[n, p.other, p.own, p.now, p.before] for n, p in self.predictions.items()],
+            "predictions": [[n, p.other, p.own, p.now, p.before] for n, p in sorted(self.predictions.items())],
         }
         document = {"codes": codes, **asdict(self.steps), **lists}
         blocks = (
