@@ -230,6 +230,10 @@ def restore(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="What to create; the original place if not given.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="Some files of a directory, into -o; may be repeated."),
+    ] = None,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Leave the optimizer's moments out.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -239,7 +243,7 @@ def restore(
     screen = Screen(as_json)
     with screen.progress() as bar:
         bar.start(path.name)
-        report = restore_one(path, output=output, weights_only=weights_only, on_progress=bar.fraction)
+        report = restore_one(path, output=output, only=only or (), weights_only=weights_only, on_progress=bar.fraction)
     if as_json:
         screen.line(report.to_dict())
     else:

@@ -9,7 +9,7 @@ KeyError, TypeError, IndexError or struct.error (`MALFORMED`): the caller knows 
 """
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Self
@@ -43,8 +43,13 @@ from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.parallel import in_batches, in_order
 from ckzd.codec.records.index import Code, Index, Method
 from ckzd.codec.records.layout import MAX_BYTES, Layout, Role, Triple, plane_shape
-from ckzd.codec.records.reconstruction import Arrays, Reconstruction, ReconstructionWriter
-from ckzd.codec.records.reference_tensors import ReferenceTensor, put_reference_tensor, reference_values
+from ckzd.codec.records.reconstruction import Arrays, Key, Reconstruction, ReconstructionWriter
+from ckzd.codec.records.reference_tensors import (
+    ReferenceTensor,
+    put_reference_tensor,
+    put_scales,
+    reference_values,
+)
 from ckzd.codec.records.side import decode_scales
 from ckzd.codec.scales import Scales, checked_scales
 from ckzd.streams import StreamRef
@@ -103,13 +108,20 @@ class Decoder:
             scales[triple.weight] = checked_scales(rows, columns, index.reach)
         return cls(index, stream, scales=scales, lstm=own.blob("lstm"), tables=entry("tables"), reference=None)
 
-    def decode_reference_tensors(self, into: ReconstructionWriter) -> None:
-        """Decode all tensors that dependents may refer to, with their context, in order."""
+    def decode_reference_tensors(self, into: ReconstructionWriter, only: Container[Key] | None = None) -> None:
+        """Decode all tensors that dependents may refer to, with their context, in order.
+
+        `only` those with these paths, which need no others (see `records/needed.py`); scales are put of all.
+        """
         before = partial(into.get, field="weights")
         for numbers in self.index.turns():
-            for coding, found in in_batches(partial(self._batch, before), numbers, self._elements):
+            wanted = [number for number in numbers if only is None or self._tensor(number).path in only]
+            for coding, found in in_batches(partial(self._batch, before), wanted, self._elements):
                 tensor = found or following(coding, self._reference, before)
                 put_reference_tensor(into, coding.tensor, tensor, coding.scales)
+        for number, scales in self._scales.items():
+            if only is not None and self._tensor(number).path not in only:
+                put_scales(into, self._tensor(number), scales)
 
     def fingerprints(self) -> Iterator[bytes]:
         """Of what the streams say of all of them, in order: see `TensorCoding`."""

@@ -100,7 +100,7 @@ def _main(arguments: list[str]) -> int:
             durable.as_no_space(target.parent),
         ):
             checkpoint = OpenCheckpoint(reader, decode_link(reader, before, file))
-            write_files(checkpoint, reader.manifest, archive, target)
+            write_files(checkpoint, target, range(len(reader.manifest.files)))
     except CkzdError as error:
         print(error_line(error), file=sys.stderr)  # noqa: T201  # the parent reads it
         return error.exit_code

@@ -7,7 +7,8 @@ one link at a time, each into a temporary file that replaces the one before.
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +21,10 @@ from ckzd.codec import zstd
 from ckzd.codec.ahead import Ahead
 from ckzd.codec.decode import MALFORMED, Decoder
 from ckzd.codec.parallel import in_order
-from ckzd.codec.records.index import MAX_INDEX_BYTES
+from ckzd.codec.records.index import MAX_INDEX_BYTES, Index
 from ckzd.codec.records.layout import Layout
-from ckzd.codec.records.reconstruction import Reconstruction, ReconstructionWriter
+from ckzd.codec.records.needed import Followed, needed
+from ckzd.codec.records.reconstruction import Key, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
@@ -88,13 +90,18 @@ def _hashes_to(file: BinaryIO, identity: str) -> bool:
 
 
 @contextmanager
-def reconstruction_of(record: ArchiveRecord, store: Store | None) -> Iterator[Reconstruction]:
-    """What the dependents of this archive need, from its store's cache, if it has one, or by decoding its chain."""
+def reconstruction_of(
+    record: ArchiveRecord, store: Store | None, files: Container[int] | None = None
+) -> Iterator[Reconstruction]:
+    """What the dependents of this archive need, from its store's cache, if it has one, or by decoding its chain.
+
+    Of `files`, by number, if they are given, no more has to be in it than what they restore from.
+    """
     with cached(store, record.manifest.reconstruction) as found:
         if found is not None:
             yield found
             return
-    with _decoded(store, chain(record)) as found:
+    with _decoded(store, chain(record), files) as found:
         yield found
 
 
@@ -109,16 +116,17 @@ def reconstruction_or_none(reference: Path | None) -> Iterator[Reconstruction | 
 
 
 @contextmanager
-def _decoded(store: Store | None, links: list[ArchiveRecord]) -> Iterator[Reconstruction]:
+def _decoded(store: Store | None, links: list[ArchiveRecord], files: Container[int] | None) -> Iterator[Reconstruction]:
     """The last link's reconstruction, decoded from the nearest that is cached, two of them on disk at a time."""
     held = ExitStack()
     try:
         found, rest = _nearest_cached(store, links, held)
-        for link in rest:
+        wanted = _needed(rest, found, files) if rest and files is not None else [None] * len(rest)
+        for link, only in zip(rest, wanted, strict=True):
             with ExitStack() as following, held:  # the one before goes when its dependent is decoded
                 file = following.enter_context(scratch_file(store))
                 with ArchiveReader(link.path) as reader:
-                    found = decode_link(reader, found, file)
+                    found = decode_link(reader, found, file, only)
                 decoded = following.pop_all()
             held = decoded
         assert found is not None, "a chain has at least one link"
@@ -138,14 +146,36 @@ def _nearest_cached(
     return None, links
 
 
-def decode_link(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
-    """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id."""
+def _needed(
+    links: Sequence[ArchiveRecord], reference: Reconstruction | None, files: Container[int]
+) -> Sequence[AbstractSet[Key]]:
+    """Of each link, decoded from `reference` on, the reference tensors that these files of the last restore from."""
+    layout, followed = _blob(reference, "layout"), []
+    for link in links:
+        with ArchiveReader(link.path) as reader, malformed_as_corrupt(link.path):
+            index = Index.from_bytes(_entry(reader, "index"), layout, reader.manifest.original_bytes)
+            _check_files(reader, index.layout)
+            followed.append(Followed.of(index, sees_layers=bool(_entry(reader, "lstm"))))
+        layout = index.layout.to_json()
+    own = [file for number, file in enumerate(index.layout.files) if number in files]
+    with malformed_as_corrupt(links[-1].path):
+        return needed(followed, index, [hole.tensor for file in own for hole in file.holes])
+
+
+def decode_link(
+    reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO, only: Container[Key] | None = None
+) -> Reconstruction:
+    """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id.
+
+    With `only` some of them, see `Decoder.decode_reference_tensors`: nothing but what is restored tells if these are
+    right.
+    """
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
         writer = ReconstructionWriter(file)
-        decoder.decode_reference_tensors(writer)
+        decoder.decode_reference_tensors(writer, only)
         identity = _identity(reader, decoder, reference, writer)
-    if identity != reader.manifest.reconstruction:
+    if only is None and identity != reader.manifest.reconstruction:
         problem = f"decodes to reconstruction {identity}, expected {reader.manifest.reconstruction}"
         raise CorruptArchive(reader.path, problem, hint="its reference is not the one that it was made against")
     return Reconstruction(file)
@@ -202,7 +232,8 @@ class OpenCheckpoint:
     """The files of an archived checkpoint, to be read out in order: its reader and its own reconstruction."""
 
     def __init__(self, reader: ArchiveReader, own: Reconstruction) -> None:
-        self._reader, self._own = reader, own
+        self._own = own
+        self.archive, self.manifest = reader.path, reader.manifest
         with malformed_as_corrupt(reader.path):
             self.decoder = Decoder.from_own(lambda name: _entry(reader, name), reader.stream, own)
             self.layout = self.decoder.index.layout
@@ -218,7 +249,7 @@ class OpenCheckpoint:
 
     def payload(self, tensor: int) -> Bytes:
         """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""
-        with malformed_as_corrupt(self._reader.path):
+        with malformed_as_corrupt(self.archive):
             data = self.decoder.payload(tensor, self._own)
             if len(data) != self.layout.tensors[tensor].nbytes:
                 expected = self.layout.tensors[tensor].nbytes

@@ -10,9 +10,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from fnmatch import filter as filter_by_name
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.originals import marks_of
-from ckzd.operations.pointer import as_pointed, is_as_archived, pointer_for, points_to, read_pointer, resolve
+from ckzd.operations.pointer import (
+    as_pointed,
+    is_as_archived,
+    pointer_for,
+    pointer_text,
+    points_to,
+    read_pointer,
+    resolve,
+)
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import LOCK_SECONDS, recover
 from ckzd.operations.trash import Entry, Intent
@@ -35,6 +44,7 @@ from ckzd.store import Store
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float], None]
+MAX_NAMED = 50  # names of files in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +66,35 @@ def restore(
     path: Path | str,
     *,
     output: Path | str | None = None,
+    only: Sequence[str] | str = (),
     weights_only: bool = False,
     on_progress: OnProgress | None = None,
 ) -> RestoreReport:
     """Restore the checkpoint that `path` (an archive, a pointer or a replaced checkpoint) stands for.
 
-    `output` names the file or directory to create; without it the original place is filled. With `weights_only` a
-    safetensors file of all tensors but the optimizer's is written to `output`. Raises any CkzdError, and writes
-    nothing then.
+    `output` names the file or directory to create; without it the original place is filled. With `only`, patterns as of
+    a shell, `output` gets those files of a directory whose names match one, and a pointer for the others; only what
+    they need is decoded. With `weights_only` a safetensors file of all tensors but the optimizer's is written to
+    `output`. Raises any CkzdError, and writes nothing then.
     """
     started = time.monotonic()
-    path, output = Path(path), None if output is None else Path(output)
+    path, output, only = Path(path), None if output is None else Path(output), [only] if isinstance(only, str) else only
+    if only and (output is None or weights_only):
+        problem = "gives some files of a checkpoint, which must not stand where all of it is looked for"
+        raise ConfigError("--only", problem, hint="add -o DIRECTORY, and leave --weights-only out")
     record = resolve(path)
     archive, manifest, store = record.path, record.manifest, store_of(record.path)
+    chosen = _chosen(manifest, only, archive) if only else range(len(manifest.files))
+    nbytes = sum(manifest.files[number].size for number in chosen)
     ours = store if store is not None and store.is_writable() else None  # the same, if we may write to it
     if output is None:
         _recover(ours)
     target = _target(path.absolute(), archive, ours, output, weights_only=weights_only)
     tell = on_progress or (lambda _: None)
-    durable.require_space(target.parent, manifest.original_bytes)
+    durable.require_space(target.parent, nbytes)
     with (
         ArchiveReader(archive) as reader,
-        reconstruction_of(record, store) as own,
+        reconstruction_of(record, store, chosen if only else None) as own,
         durable.as_no_space(target.parent),
         _staging(ours, target) as staged,
     ):
@@ -88,13 +105,15 @@ def restore(
             _publish_file(staged, target)
             files = 1
         else:
-            written = write_files(checkpoint, manifest, archive, staged, tell)
-            files = len(manifest.files)
-            if manifest.kind == "file":
+            written = write_files(checkpoint, staged, chosen, lambda done: tell(done / max(nbytes, 1)))
+            files = len(chosen)
+            if only:
+                _publish_part(staged, target, archive, manifest)
+            elif manifest.kind == "file":
                 _publish_file(staged, target)
             else:
                 _publish_directory(staged, target, archive, ours)
-            if points_to(pointer := pointer_for(target), archive):
+            if not only and points_to(pointer := pointer_for(target), archive):
                 durable.remove(pointer)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
 
@@ -158,14 +177,33 @@ def _staging(ours: Store | None, target: Path) -> Iterator[Path]:
             durable.remove_tree(staged)
 
 
+def _chosen(manifest: Manifest, only: Sequence[str], archive: Path) -> list[int]:
+    """The numbers of the files whose name, or its last part, matches; ConfigError where a pattern matches none."""
+    if manifest.kind == "file":
+        raise ConfigError("--only", f"chooses among the files of a directory: {archive} is of one file")
+    names = [file.name for file in manifest.files]
+    found: set[int] = set()
+    for pattern in only:
+        tails = [{name, name.rpartition("/")[2]} for name in names]
+        matching = {number for number, some in enumerate(tails) if filter_by_name(some, pattern)}
+        if not matching:
+            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+            hint = f"it holds {', '.join(sorted(names)[:MAX_NAMED])}{more}"
+            raise ConfigError(f"--only {pattern!r}", f"matches no file of {manifest.name}", hint=hint)
+        found |= matching
+    return sorted(found)
+
+
 def write_files(
-    checkpoint: OpenCheckpoint, manifest: Manifest, archive: Path, staged: Path, tell: OnProgress = lambda _: None
+    checkpoint: OpenCheckpoint, staged: Path, files: Iterable[int], tell: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Write every file below `staged` (or `staged` itself) and check its sha256; bytes written."""
+    """Write files, by number, below `staged` (or `staged` itself) and check their sha256; bytes written."""
+    archive, manifest = checkpoint.archive, checkpoint.manifest
     written = 0
     if manifest.kind == "directory":
         staged.mkdir(mode=0o700)
-    for number, model in enumerate(manifest.files):
+    for number in files:
+        model = manifest.files[number]
         path = staged / model.name if manifest.kind == "directory" else staged
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
@@ -173,7 +211,7 @@ def write_files(
             for piece in checkpoint.file(number):
                 digest.update(piece)
                 written += file.write(piece)
-                tell(written / max(manifest.original_bytes, 1))
+                tell(written)
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != model.sha256:
@@ -195,6 +233,19 @@ def _publish_file(staged: Path, target: Path) -> None:
     """Put the file in its place."""
     if not durable.publish(staged, target):
         raise ConfigError(target, "appeared while it was restored", hint="nothing was overwritten")
+
+
+def _publish_part(staged: Path, target: Path, archive: Path, manifest: Manifest) -> None:
+    """Some files of a directory, with a pointer for the others: nobody takes it for a checkpoint, and it can be one."""
+    pointer = staged / POINTER_NAME
+    with durable.write_atomically(pointer, mode=0o600) as file:
+        file.write(pointer_text(target / POINTER_NAME, target, archive, manifest).encode())
+    give(pointer, access_to([archive], place=target.parent))
+    try:
+        durable.rename(staged, target)
+    except BaseException:
+        durable.remove(pointer)  # so that what is staged is nobody's
+        raise
 
 
 def _publish_directory(staged: Path, target: Path, archive: Path, ours: Store | None) -> None:

@@ -58,14 +58,19 @@ def put_reference_tensor(
     if tensor.levels is not None:
         into.put(spec.path, "levels", levels_for_context(tensor.levels))
     if scales is not None:
-        into.put(spec.path, "rows", scales.rows)
-        into.put(spec.path, "columns", scales.columns)
+        put_scales(into, spec, scales)
     if tensor.basis is not None:
         for name, side in (("left", tensor.basis.left), ("right", tensor.basis.right)):
             into.put(spec.path, name, side.vectors)
             into.put(spec.path, f"{name}_energy", side.codes)
     if tensor.trend is not None:
         into.put(spec.path, "trend", tensor.trend)
+
+
+def put_scales(into: ArrayFile | HeldArrays, spec: TensorSpec, scales: Scales) -> None:
+    """Store a weight's scales."""
+    into.put(spec.path, "rows", scales.rows)
+    into.put(spec.path, "columns", scales.columns)
 
 
 def seal(writer: ReconstructionWriter, lstm: bytes, skeleton: bytes, layout: bytes) -> str:
