@@ -2,6 +2,7 @@
 
     STORE/store.json                     says that this is a store
     STORE/lock  daemon.lock  replace.lock   flock'ed, never read
+    STORE/claims/                        the same for hosts that flock does not reach: see `locks.claim`
     STORE/archives/<run>/<checkpoint>.<first 12 of its sha256>.ckz
     STORE/archives/<run>/run.json        which directory they are of
     STORE/cache/<reconstruction id>.rec  evictable; a chain decodes without it
@@ -12,7 +13,6 @@ The archives are the truth. Nothing else here is needed to restore. A damaged ar
 its successor as `*.damaged`, for whoever wants to look into it; nothing reads or deletes it.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -43,7 +43,7 @@ from ckzd.errors import ConfigError, CorruptArchive
 from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import labelled_step
 from ckzd.formats.units import MAX_ABOVE
-from ckzd.locks import Process, flock
+from ckzd.locks import Process, locked
 from ckzd.series import split, within_depth, written
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ MAX_RUN_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
 RESERVE_BYTES = 256 << 10  # some files and directories of one block each, and as much again
 MAX_OTHERS = 8  # series that are looked at where a name does not tell its own: the latest
-_OWN_NAMES = frozenset({"archives", "cache", "tmp", "trash"})
+_OWN_NAMES = frozenset({"archives", "cache", "claims", "tmp", "trash"})
 
 
 def default_store(run: Path) -> Path:
@@ -114,6 +114,7 @@ class Store:
         self.cache = root / "cache"
         self.tmp = root / "tmp"
         self.trash = root / "trash"
+        self.claims = root / "claims"
         self._archives = root / "archives"
 
     @classmethod
@@ -289,15 +290,15 @@ class Store:
 
     def lock(self, *, shared: bool = True) -> AbstractContextManager[None]:
         """Hold the store: shared to add or read archives, exclusive to delete some. StoreLocked if it is taken."""
-        return flock(self.root / "lock", fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait_seconds=0.0)
+        return locked(self.root / "lock", self.claims, shared=shared, wait_seconds=0.0)
 
     def daemon_lock(self) -> AbstractContextManager[None]:
         """Be the only daemon on this store."""
-        return flock(self.root / "daemon.lock", fcntl.LOCK_EX, wait_seconds=0.0)
+        return locked(self.root / "daemon.lock", self.claims, shared=False, wait_seconds=0.0)
 
     def replace_lock(self, *, wait_seconds: float) -> AbstractContextManager[None]:
         """Be the only one who moves originals: while held, all half-done work in trash/ is one's own or abandoned."""
-        return flock(self.root / "replace.lock", fcntl.LOCK_EX, wait_seconds=wait_seconds)
+        return locked(self.root / "replace.lock", self.claims, shared=False, wait_seconds=wait_seconds)
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
@@ -321,9 +322,20 @@ class Store:
     # Cleaning
 
     def sweep_temps(self, now: float | None = None) -> list[Path]:
-        """Remove unfinished files of dead processes, anywhere in the store: see `durable.remove_abandoned`."""
+        """Remove unfinished files of dead processes, anywhere in the store: see `durable.remove_abandoned`.
+
+        Their claims go too, and are not told of: nothing was unfinished.
+        """
+        durable.remove_abandoned(self.claims.glob("*"), now)
         unfinished = f"{durable.TEMP_PREFIX}*{durable.TEMP_SUFFIX}"
-        patterns = ("tmp/*", f"tmp/{unfinished}", unfinished, f"cache/{unfinished}", f"archives/*/{unfinished}")
+        patterns = (
+            "claims/*",
+            "tmp/*",
+            f"tmp/{unfinished}",
+            unfinished,
+            f"cache/{unfinished}",
+            f"archives/*/{unfinished}",
+        )
         return durable.remove_abandoned((path for pattern in patterns for path in self.root.glob(pattern)), now)
 
     def evict_cache(self, keep: set[str], max_bytes: int) -> int:

@@ -34,7 +34,7 @@ class TestPlaces:
         assert store.root == run.parent / ".ckzd"
         again = Store.open_or_create(store.root)
         assert again.root == Store.open(store.root).root == store.root
-        names = ["archives", "cache", "reserve", "store.json", "tmp", "trash"]
+        names = ["archives", "cache", "claims", "reserve", "store.json", "tmp", "trash"]
         assert sorted(path.name for path in store.root.iterdir()) == names
 
     @pytest.mark.leaves_temporaries

@@ -1,19 +1,21 @@
 """ensure_restored: what a trainer calls on every rank before it resumes."""
 
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import CkzdError, StoreLocked
 from ckzd.formats import completeness, is_replaced, read_checkpoint
 from ckzd.formats.names import POINTER_NAME
-from ckzd.locks import LOCKS_UNSUPPORTED
+from ckzd.locks import LOCKS_UNSUPPORTED, claim
 from ckzd.operations.child import run_module
 from ckzd.operations.pointer import MAX_POINTER_BYTES, is_archive
+from ckzd.operations.reconstruct import store_of
 from ckzd.operations.replace import pointer_for, resolve
 from ckzd.store import Store
 
@@ -24,14 +26,15 @@ POLL_SECONDS = 0.1
 def ensure_restored(path: Path | str) -> Path:
     """Make sure that all of the checkpoint at `path` is there, restoring what ckzd replaced of it; returns its path.
 
-    Of a directory that is everything below it for which a pointer stands. Call it on every rank. One rank restores, in
-    a fresh child process (a trainer's default dtype, device and floating-point modes are its own business), the others
-    wait for it. If nothing is missing it returns at once; what cannot be restored is an error.
+    Of a directory that is everything below it for which a pointer stands. Call it on every rank, of as many hosts as
+    there are on its file system. One rank restores, in a fresh child process (a trainer's default dtype, device and
+    floating-point modes are its own business), the others wait for it, `WAIT_SECONDS` at the most; where it dies,
+    another takes its turn. If nothing is missing it returns at once; what cannot be restored is an error.
     """
     checkpoint = Path(path)
     for replaced in [checkpoint, *_replaced_below(checkpoint)]:
         if not _is_there(replaced):
-            with _turn(resolve(replaced).path):
+            with _turn(replaced):
                 if not _is_there(replaced):
                     _restore_in_child(replaced)
     return checkpoint
@@ -78,11 +81,18 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 @contextmanager
-def _turn(archive: Path) -> Iterator[None]:
-    """Wait for this rank's turn, by a lock on the archive: it is on the file system that all ranks see.
+def _turn(replaced: Path) -> Iterator[None]:
+    """Wait for this rank's turn: a lock on the archive among ranks of this host, a claim in its store among hosts.
 
-    Where locks do not work two ranks may restore the same file: wasteful, not harmful, a restore is all or nothing.
+    Where neither is to be had two ranks may restore the same: wasteful, not harmful, a restore is all or nothing.
     """
+    try:
+        archive = resolve(replaced).path
+    except CkzdError:
+        if _is_there(replaced):  # by now
+            yield
+            return
+        raise
     descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     deadline = time.monotonic() + WAIT_SECONDS
     try:
@@ -90,9 +100,18 @@ def _turn(archive: Path) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise StoreLocked(archive, f"expected another rank to restore it within {WAIT_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)
-        yield
+        with _claim(archive, deadline - time.monotonic()):
+            yield
     finally:
         os.close(descriptor)
+
+
+def _claim(archive: Path, wait_seconds: float) -> AbstractContextManager[None]:
+    store = store_of(archive)
+    if store is None or not store.is_writable():
+        return nullcontext()
+    name = hashlib.sha256(os.fsencode(archive.name)).hexdigest()[:16]
+    return claim(store.claims, f"restore-{name}", wait_seconds=wait_seconds)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -107,5 +126,9 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _restore_in_child(checkpoint: Path) -> None:
-    """Run `python -m ckzd restore`; raises the error that it ended with."""
-    run_module("ckzd", ["restore", "--json", "--", str(checkpoint.absolute())], subject=checkpoint)
+    """Run `python -m ckzd restore`; raises the error that it ended with, unless another rank has restored it."""
+    try:
+        run_module("ckzd", ["restore", "--json", "--", str(checkpoint.absolute())], subject=checkpoint)
+    except CkzdError:
+        if not _is_there(checkpoint):
+            raise

@@ -276,12 +276,14 @@ def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark]
     It is a record in the store's trash, so that this is done after a crash too.
     """
     if ours is None or staged.parent != ours.tmp:
+        _require_pointer(target, archive)
         yield staged
         if (staged / POINTER_NAME).exists():
             carry_over_what_came_later(staged, marks, target)
             durable.remove(staged / POINTER_NAME)  # now there is nothing left in it that is anybody's
         return
     with ours.lock(shared=True), ours.replace_lock(wait_seconds=LOCK_SECONDS):
+        _require_pointer(target, archive)
         intent = Intent(
             method="restore",
             checkpoint=os.path.relpath(target, ours.root),
@@ -297,6 +299,12 @@ def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark]
             yield entry.held
         finally:
             end_restore(entry)
+
+
+def _require_pointer(target: Path, archive: Path) -> None:
+    """What stands there now is still what the restored one is to take the place of."""
+    if not points_to(target / POINTER_NAME, archive):
+        raise ConfigError(target, "was restored by another process meanwhile", hint="nothing was overwritten")
 
 
 def _carry_over(path: Path, target: Path) -> None:

@@ -176,7 +176,7 @@ class Stage:
         unfinished = [entry for entry in store.glob("trash/*") if not (entry / "verified").exists()]
         left = [*store.glob("tmp/*"), *unfinished]
         left += [path for path in self.place.rglob("*") if path.name.startswith(".ckzd-") or "stopped" in path.name]
-        holders = {store / name for name in ("tmp", "trash", "cache", "archives")}
+        holders = {store / name for name in ("tmp", "trash", "cache", "claims", "archives")}
         left += [
             path for path in self.place.rglob("*") if path.is_dir() and path not in holders and not any(path.iterdir())
         ]
