@@ -14,7 +14,7 @@ from ckzd import formats
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.errors import CkzdError
-from ckzd.formats.lightning import best_models
+from ckzd.formats.frameworks.lightning import best_models
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Directories that frameworks write as checkpoints, a file each: which are theirs, finished, and what is in them."""
+"""Frameworks, a file each: which directories are their checkpoints, finished, what is in them, which they hold."""
 
 import contextlib
 import os

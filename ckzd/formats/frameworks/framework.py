@@ -1,6 +1,6 @@
 """What ckzd asks of a framework about a directory, and reading a directory file by file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,19 +23,31 @@ class ParsedDirectory:
     step: int | None = None
 
 
+Says = Callable[[Path], list[str] | None]  # what a checkpoint calls its best ones; None: it cannot be read
+Protected = Callable[[Path, Sequence[Path], Says], Mapping[str, str]]
+
+
+def protects_nothing(_run: Path, _checkpoints: Sequence[Path], _says: Says) -> Mapping[str, str]:
+    """Of a framework that says nothing of its checkpoints but by markers and links."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Framework:
     """Whose checkpoints are directories of one kind.
 
     `recognises(path, names, folders)` tells them by the names in them, finished or not; `folders` are those of
     directories. `require_complete(listing, views)` raises CkzdError, saying what is missing, while one is not finished.
-    It is cheap: that all parses whole is for `read(views)` to find, which raises BadCheckpoint.
+    It is cheap: that all parses whole is for `read(views)` to find, which raises BadCheckpoint. `protected(run,
+    checkpoints, says)` names the checkpoints of a run that it comes back to, each with what says so: these are never
+    replaced.
     """
 
     kind: str
     recognises: Callable[[Path, AbstractSet[str], AbstractSet[str]], bool]
     require_complete: Callable[[Listing, Sequence[FileView]], None]
     read: Callable[[Sequence[FileView]], ParsedDirectory]
+    protected: Protected = protects_nothing
 
 
 def parse_file(view: FileView) -> ParsedFile:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ckzd.errors import BadCheckpoint, CkzdError
 from ckzd.formats import foreign
-from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
+from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, Says, parse_file, require_ends, together
+from ckzd.formats.frameworks.markers import folders_of, newest_first
 from ckzd.formats.listing import Listing
 from ckzd.formats.names import CHECKPOINT_SUFFIXES, INCOMPLETE_MARKER, TRAINER_STATE, hugging_face_step, is_part
 from ckzd.formats.source import FileView
@@ -98,4 +99,15 @@ def read_json(view: FileView) -> dict[str, Any]:
         raise BadCheckpoint(view.subject, problem) from error
 
 
-HUGGING_FACE = Framework("hugging_face", recognises, require_complete, read)
+def protected(run: Path, _checkpoints: Sequence[Path], _says: Says) -> dict[str, str]:
+    """What the newest readable trainer_state.json of the run calls its best model: it is loaded at the end."""
+    for state in newest_first(folder / TRAINER_STATE for folder in (run, *folders_of(run))):
+        told = foreign.json_file(state)
+        if told is not None:
+            best = told.get("best_model_checkpoint")
+            why = f"best_model_checkpoint in {TRAINER_STATE} names it"
+            return {Path(best).name: why} if isinstance(best, str) else {}
+    return {}
+
+
+HUGGING_FACE = Framework("hugging_face", recognises, require_complete, read, protected)

@@ -1,9 +1,17 @@
-"""What PyTorch Lightning's callbacks in a checkpoint say of others. Read without unpickling."""
+"""PyTorch Lightning: files of torch.save, directories of torch.distributed.checkpoint, callbacks that name the best.
 
+What it writes is read by others' rules; what its callbacks say of checkpoints is read here, without unpickling.
+"""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from pathlib import Path
 
 from ckzd.formats import inert_pickle
+from ckzd.formats.frameworks import dcp
+from ckzd.formats.frameworks.framework import Framework, Says
+from ckzd.formats.frameworks.markers import newest_first
 from ckzd.formats.source import FileSource
 from ckzd.formats.tree import Mapping
 from ckzd.formats.zip_records import read_records
@@ -23,3 +31,20 @@ def best_models(file: Path) -> list[str]:
     states = [state for _, state in callbacks.pairs] if isinstance(callbacks, Mapping) else []
     best = [state.get("best_model_path") for state in states if isinstance(state, Mapping)]
     return [Path(name).name for name in best if isinstance(name, str) and name]
+
+
+def protected(_run: Path, checkpoints: Sequence[Path], says: Says) -> dict[str, str]:
+    """What the callbacks in the newest readable checkpoint call their best model."""
+    for path in newest_first(path for path in checkpoints if path.name.endswith(".ckpt")):
+        said = says(path)
+        if said is not None:
+            return dict.fromkeys(said, "Lightning's best_model_path names it")
+    return {}
+
+
+def recognises(_path: Path, _names: AbstractSet[str], _folders: AbstractSet[str]) -> bool:
+    """No directory: those that it writes are DCP's."""
+    return False
+
+
+LIGHTNING = Framework("lightning", recognises, dcp.require_complete, dcp.read, protected)
