@@ -14,7 +14,8 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar
 TENSOR_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".safetensors")
 
 RANDOM_STATES = re.compile(r"(random_states)_(\d{1,6})\.pkl", re.ASCII)  # Accelerate's, of each rank
-_WRITTEN_LAST = re.compile(rf"{RANDOM_STATES.pattern}|.*mp_rank_\d+_optim_states\.pt")  # the other: DeepSpeed's
+# The others are DeepSpeed's: without ZeRO the model's states are all that there is
+_WRITTEN_LAST = re.compile(rf"{RANDOM_STATES.pattern}|.*mp_rank_\d+_(model|optim)_states\.pt")
 _HUGGING_FACE = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 _TEMPORARY = re.compile(
     r"\..*|tmp[.-].*|recovery_tmp.*|.*\.(tmp|part|partial|lock)|.*\.orbax-checkpoint-tmp.*|.*-unfinished", re.DOTALL

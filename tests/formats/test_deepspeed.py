@@ -161,3 +161,63 @@ def test_a_lossy_restore_has_its_checksums(tmp_path):
     expected = MODEL["a.weight"].flatten()
     assert 0 < (weights[: prod(SHAPES[0]["a.weight"])] - expected).norm() < 0.1 * expected.norm()
     assert completeness(path) is None
+
+
+def write_plain(path, optimizer, step=7):
+    """As an engine without ZeRO saves, or one without an optimizer."""
+    path.mkdir(parents=True, exist_ok=True)
+    states = {"module": {name: value + step for name, value in MODEL.items()}, "optimizer": optimizer}
+    states |= {"param_shapes": None, "dp_world_size": RANKS, "mp_world_size": 1, "global_steps": step}
+    saved(path / "mp_rank_00_model_states.pt", states)
+    return path
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(64)}}, "param_groups": [{"params": [0]}]}
+
+
+@pytest.mark.parametrize("optimizer", [OPTIMIZER, None], ids=["no ZeRO", "no optimizer"])
+def test_without_partitions_the_model_states_are_all(tmp_path, optimizer):
+    path = write_plain(tmp_path / "run" / "global_step7", optimizer)
+    assert completeness(path) is None
+    before = {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    assert ckzd.compress(path, preset="lossless", replace=True).replaced
+    assert completeness(path) is not None
+    ckzd.ensure_restored(path)
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == before
+
+
+def test_without_optimizer_states_in_the_model_s_those_of_ranks_are_waited_for(tmp_path):
+    path = write(tmp_path / "global_step7", 1)
+    for file in path.glob("*optim_states.pt"):
+        file.unlink()
+    assert "optimizer states of rank 0" in completeness(path)
+
+
+def test_where_one_rank_writes_its_states_all_do(tmp_path):
+    """Of bf16 without ZeRO, too, whose states the model's file repeats."""
+    path = write_plain(tmp_path / "global_step7", OPTIMIZER)
+    saved(path / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", {"optimizer_state_dict": {}})
+    assert "optimizer states of rank 0" in completeness(path)
+
+
+@pytest.mark.parametrize("optimizer", [OPTIMIZER, None], ids=["no ZeRO", "no optimizer"])
+def test_one_that_is_saved_over_its_pointer_is_a_checkpoint(tmp_path, optimizer):
+    path = write_plain(tmp_path / "run" / "global_step7", optimizer)
+    archive = ckzd.compress(path, preset="lossless", replace=True).archive
+    assert is_replaced(path)
+    write_plain(path, optimizer, step=8)
+    assert not is_replaced(path)
+    assert completeness(path) is None
+    assert ckzd.ensure_restored(path) == path
+    report = ckzd.compress(path, preset="lossless", replace=True)
+    assert report.replaced
+    assert report.archive != archive
+
+
+def test_with_zero_a_save_over_its_pointer_counts_when_it_is_whole(tmp_path):
+    path = write(tmp_path / "run" / "global_step7", 1)
+    ckzd.compress(path, preset="lossless", replace=True)
+    whole = {entry.name: entry.read_bytes() for entry in write(tmp_path / "again", 1, 8).iterdir()}
+    for name in sorted(whole, key=lambda name: "optim" in name):
+        (path / name).write_bytes(whole[name])
+        assert (completeness(path) is None) == (len(list(path.glob("*.pt"))) == len(whole))

@@ -59,9 +59,9 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
         hint = "save it with torch 1.6 or newer: which optimizer states belong to it stands in them"
         raise CkzdError(listing.path, f"model states {models[0].name} are not in torch.save's zip format", hint=hint)
     ranks, model_ranks = _count(states, "dp_world_size"), max(file.model_rank for file in files) + 1
-    is_zero = isinstance(states, Mapping) and states.get("optimizer") is None
-    wanted = [(rank, model_rank) for rank in range(ranks if is_zero else 0) for model_rank in range(model_ranks)]
     there = {(file.rank, file.model_rank) for file in files if file.is_optimizer}
+    is_cut = any(rank is not None for rank, _ in there) or _has_partitions(states)
+    wanted = [(rank, model_rank) for rank in range(ranks if is_cut else 0) for model_rank in range(model_ranks)]
     if missing := [place for place in wanted if place not in there]:
         problem = f"optimizer states of rank {missing[0][0]} (model-parallel rank {missing[0][1]}) missing"
         raise CkzdError(listing.path, problem)
@@ -88,6 +88,16 @@ def read(views: Sequence[FileView]) -> ParsedDirectory:
     parsed = together([view.name for view in order], [_parse(view, shapes) for view in order])
     holes = dict(zip((view.name for view in order), parsed.holes, strict=True))
     return replace(parsed, holes=tuple(holes[view.name] for view in views), step=step)
+
+
+def _has_partitions(states: Node) -> bool:
+    """Whether ranks keep their parts of the optimizer's states: it is not in the model's, and there is one.
+
+    Without an optimizer the shapes of its weights are None; older versions do not have them at all.
+    """
+    if not isinstance(states, Mapping) or states.get("optimizer") is not None:
+        return False
+    return states.get("param_shapes") is not None or all(key != "param_shapes" for key, _ in states.pairs)
 
 
 def _is_optimizer(view: FileView) -> bool:
