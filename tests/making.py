@@ -58,13 +58,16 @@ def made_manifest(files: list[FileModel] | None = None, **changes) -> Manifest:
 
 
 def manifest_of(checkpoint: Path, **changes) -> Manifest:
-    """A true manifest of the checkpoint on disk; files named *.json hold no tensors."""
+    """A true manifest of the checkpoint on disk; files named *.json and .metadata hold no tensors."""
     if checkpoint.is_dir():
         status = checkpoint.stat()
         paths = [
             p for p in sorted(checkpoint.rglob("*")) if p.is_file() and not p.is_symlink() and p.name != "ckzd.json"
         ]
-        files = [file_model(p, p.relative_to(checkpoint).as_posix(), tensors=p.suffix != ".json") for p in paths]
+        files = [
+            file_model(p, p.relative_to(checkpoint).as_posix(), tensors=p.suffix != ".json" and p.name != ".metadata")
+            for p in paths
+        ]
         stat = StatModel(
             mode=status.st_mode & 0o7777, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns
         )

@@ -16,6 +16,7 @@ TENSOR_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".safetensors
 RANDOM_STATES = re.compile(r"(random_states)_(\d{1,6})\.pkl", re.ASCII)  # Accelerate's, of each rank
 # The others are DeepSpeed's: without ZeRO the model's states are all that there is
 _WRITTEN_LAST = re.compile(rf"{RANDOM_STATES.pattern}|.*mp_rank_\d+_(model|optim)_states\.pt")
+_REFUSED_WITHOUT = re.compile(r"((adapter_|pytorch_)?model.*\.(safetensors|bin)|.*model_states\.pt|.*\.distcp)")
 _HUGGING_FACE = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 _TEMPORARY = re.compile(
     r"\..*|tmp[.-].*|recovery_tmp.*|.*\.(tmp|part|partial|lock)|.*\.orbax-checkpoint-tmp.*|.*-unfinished", re.DOTALL
@@ -118,6 +119,18 @@ def is_being_written(name: str) -> bool:
 def is_written_last(name: str) -> bool:
     """What frameworks write into the directory of a checkpoint when all else is there."""
     return name in {TRAINER_STATE, METADATA} or _WRITTEN_LAST.fullmatch(name) is not None
+
+
+def order_of_leaving(name: str) -> tuple[int, str]:
+    """Sort key of the files of a directory that they leave one by one, and come back to in the opposite order.
+
+    First what every framework refuses to load a checkpoint without: the model. What is missing else they may not miss:
+    Hugging Face goes on with a fresh optimizer where its file or the scheduler's is gone, and so do older versions of
+    DeepSpeed where a rank's is; nobody fails for want of random states.
+    """
+    is_optimizer = "optim" in name.lower()
+    is_model = not is_optimizer and _REFUSED_WITHOUT.fullmatch(name.rpartition("/")[2]) is not None
+    return 0 if is_model else 2 if is_optimizer else 1, name
 
 
 def is_part(name: str) -> bool:

@@ -4,7 +4,7 @@ At every instant, under any crash, the original or a verified archive with a poi
 
     file        intent -> pointer -> the file moves to the trash -> compared there -> verified
     directory   intent -> a directory is prepared (small files, pointer) -> it trades places -> compared -> verified
-                without RENAME_EXCHANGE: intent -> pointer -> the large files move, the optimizer last -> as above
+                without RENAME_EXCHANGE: intent -> pointer -> the large files move, the model first -> as above
 
 Before "verified" everything is undone, after it the original may be deleted (`empty_trash`), or put back where its
 archive was damaged meanwhile (`rescue`). `recover` brings what a crash left to one of the two ends. Steps are durable
@@ -24,6 +24,7 @@ from ckzd.access import access_to, give
 from ckzd.archive import Manifest
 from ckzd.chains import is_sound, read_manifest, require_sound
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
+from ckzd.formats.names import order_of_leaving
 from ckzd.operations import originals
 from ckzd.operations.pointer import large_files, pointer_for, pointer_text, points_to, read_pointer, resolve
 from ckzd.operations.trash import Entry, Intent
@@ -31,7 +32,6 @@ from ckzd.operations.undo import (
     end_restore,
     forget_prepared,
     holds_original,
-    optimizer_last,
     put_back,
     set_directory_time,
     stands,
@@ -227,7 +227,7 @@ def _trade_directory(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry
 
 
 def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
-    """Without exchange: the model goes before the optimizer, so that no framework finds weights without Adam."""
+    """Without exchange: the model goes first, so that no framework finds weights without their optimizer."""
     entry = forget_prepared(entry)
     durable.remove_tree(entry.held)
     entry = entry.update(with_fields(entry.intent, method="pieces"))
@@ -235,7 +235,7 @@ def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     set_directory_time(entry)
     on_step("pointer")
     names = [str(path.relative_to(entry.checkpoint)) for path in large_files(entry.checkpoint, manifest)]
-    for name in sorted(names, key=optimizer_last):
+    for name in sorted(names, key=order_of_leaving):
         (entry.held / name).parent.mkdir(parents=True, exist_ok=True)
         durable.take(entry.checkpoint / name, entry.held / name)
         set_directory_time(entry)

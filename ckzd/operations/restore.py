@@ -23,7 +23,7 @@ from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
 from ckzd.chains import read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.file_marks import Mark
-from ckzd.formats.names import POINTER_NAME
+from ckzd.formats.names import POINTER_NAME, order_of_leaving
 from ckzd.operations.originals import marks_of
 from ckzd.operations.pointer import (
     as_pointed,
@@ -317,8 +317,9 @@ def _carry_over(path: Path, target: Path) -> None:
 
 
 def _fill_directory(staged: Path, target: Path) -> None:
-    """Without exchange: the optimizer comes back before the model, the pointer goes last."""
-    files = [path for path in staged.rglob("*") if path.is_file() and not (target / path.relative_to(staged)).exists()]
-    for path in sorted(files, key=lambda path: "optim" not in path.name):
-        durable.rename(path, target / path.relative_to(staged))
+    """Without exchange: the model comes last, without which frameworks refuse to load; then the pointer goes."""
+    names = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
+    for name in sorted(names, key=order_of_leaving, reverse=True):
+        if not (target / name).exists():
+            durable.rename(staged / name, target / name)
     durable.remove(target / POINTER_NAME)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckzd import durable
 from ckzd.access import access_to, give
 from ckzd.file_marks import Mark
-from ckzd.formats.names import POINTER_NAME
+from ckzd.formats.names import POINTER_NAME, order_of_leaving
 from ckzd.operations.originals import marks_of
 from ckzd.operations.trash import Entry
 
@@ -91,10 +91,10 @@ def _is_newer(path: Path, mark: Mark) -> bool:
 
 
 def _put_back_pieces(entry: Entry) -> str | None:
-    """The optimizer comes before the model: Hugging Face takes a model without optimizer for a whole checkpoint."""
+    """In the order that keeps frameworks from loading it until it is whole."""
     kept = None
     names = marks_of(entry.held) if entry.held.is_dir() else {}
-    for name in sorted(names, key=optimizer_last, reverse=True):
+    for name in sorted(names, key=order_of_leaving, reverse=True):
         if not (entry.held / name).is_dir():
             if not stands(entry):
                 return f"{entry.checkpoint} is gone, or another directory"
@@ -104,11 +104,6 @@ def _put_back_pieces(entry: Entry) -> str | None:
             _withdraw_pointer(entry)
         set_directory_time(entry)
     return kept
-
-
-def optimizer_last(name: str) -> tuple[bool, str]:
-    """Sort key: a directory without model is refused by every framework, one without optimizer is not."""
-    return "optim" in name.lower(), name
 
 
 def stands(entry: Entry) -> bool:

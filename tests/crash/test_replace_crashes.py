@@ -6,7 +6,6 @@ renameat2 and on one without.
 """
 
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -31,21 +30,6 @@ STEPS = {
 }
 LAST_MOVE = {method: steps[-3] for method, steps in STEPS.items()}
 DIRECTORY_TIME = 10**18 + 7
-
-
-@pytest.fixture(scope="module")
-def victim():
-    """Send an order to a process of its own; see victim.py."""
-    command = [sys.executable, str(Path(__file__).with_name("victim.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-
-        def order(**fields) -> dict:
-            process.stdin.write(json.dumps(fields, default=str) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        yield order
-        process.stdin.close()
 
 
 @pytest.fixture
