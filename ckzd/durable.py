@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ckzd.errors import NoSpace
-from ckzd.locks import Process
+from ckzd.locks import FULL, Process
 
 TEMP_PREFIX, TEMP_SUFFIX = ".ckzd-", ".tmp"
 ABANDONED_SECONDS = 24 * 3600.0  # a temporary file of an unknown process, untouched for so long, has no owner
@@ -25,7 +25,6 @@ _PRIVATE = 0o600
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})  # what NFS, FUSE, old kernels answer
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def as_no_space(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             hint = "free some space; nothing was removed, and the work is tried again later"
             raise NoSpace(path, f"{os.strerror(error.errno)}: {free_bytes(path)} bytes free", hint=hint) from error
         raise

@@ -26,6 +26,7 @@ CLAIM_POLL_SECONDS = 0.2
 BEAT_SECONDS = 5.0
 GONE_SECONDS = 60.0  # without a beat; NFS may show a beat seconds late, and who stands back may starve for some
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 LOCKS_UNSUPPORTED = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # what Lustre and FUSE answer
 
 
@@ -110,14 +111,14 @@ def claim(place: Path, subject: str, *, shared: bool = False, wait_seconds: floa
 
     StoreLocked if the owner of another claim still lives after `wait_seconds`; that it lives is known at once of a
     process of this host, and of others when they beat. One who is gone is waited for as long as it takes to know that:
-    `GONE_SECONDS` at the most.
+    `GONE_SECONDS` at the most. On a full disk it is done without: what waits for it may be what makes room.
     """
     own = _Claim.new(place, subject, shared=shared)
     try:
         place.mkdir(mode=0o700, exist_ok=True)
         _take(own, wait_seconds)
     except OSError as error:
-        if not (shared and error.errno in READ_ONLY):
+        if error.errno not in (FULL | READ_ONLY if shared else FULL):
             raise
         yield
         return

@@ -143,3 +143,16 @@ def test_who_shares_does_without_where_nothing_can_be_written(tmp_path, monkeypa
         pass
     with pytest.raises(PermissionError), locked(tmp_path / "lock", tmp_path / "claims", shared=False, wait_seconds=0.0):
         pass
+
+
+def test_on_a_full_disk_there_is_no_claim(tmp_path, monkeypatch):
+    real = os.open
+
+    def full(path, flags, *arguments, **keywords):
+        if flags & os.O_EXCL:
+            raise OSError(28, "no space left", str(path))
+        return real(path, flags, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", full)
+    with locked(tmp_path / "lock", tmp_path / "claims", shared=False, wait_seconds=0.0):
+        assert list((tmp_path / "claims").iterdir()) == []
