@@ -13,6 +13,7 @@ from hosts import GONE_SECONDS, Hosts
 from ckzd import locks
 from ckzd.errors import StoreLocked
 from ckzd.locks import claim, locked
+from ckzd.store import Store
 
 HOLD = """
 import sys, time
@@ -90,6 +91,28 @@ def test_what_the_dead_hold_is_taken_over(hosts, tmp_path, host, seconds):
     assert found == "held"
     assert seconds * 0.5 <= float(waited) <= seconds + 3.0
     assert list((tmp_path / "claims").iterdir()) == []
+
+
+@pytest.mark.parametrize("lock", ["daemon_lock()", "replace_lock(wait_seconds=0)", "lock(shared=False)"])
+def test_a_store_s_locks_hold_on_every_host(hosts, tmp_path, lock):
+    store = Store.open_or_create(tmp_path / ".ckzd")
+    program = f"""
+import sys
+from pathlib import Path
+from ckzd.errors import StoreLocked
+from ckzd.store import Store
+try:
+    with Store.open(Path(sys.argv[1])).{lock}:
+        print("held", flush=True)
+        sys.stdin.read()
+except StoreLocked:
+    print("locked")
+"""
+    with start(hosts, "a", program, store.root) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert start(hosts, "b", program, store.root).communicate("", timeout=60)[0] == "locked\n"
+        holder.communicate("")
+    assert list(store.claims.iterdir()) == []
 
 
 def test_of_many_on_two_hosts_one_at_a_time_has_it(hosts, tmp_path):

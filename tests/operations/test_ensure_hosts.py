@@ -130,3 +130,28 @@ def test_who_comes_too_late_overwrites_nothing(tmp_path, replaced, monkeypatch):
         assert (checkpoint / "later").read_text()
         (checkpoint / "later").unlink()
     assert digest(checkpoint) == before
+
+
+def test_one_that_dies_while_files_come_back_one_by_one(tmp_path):
+    """As on NFS, which exchanges no directories: the pointer stays while a file is missing."""
+    checkpoint = write_dcp(tmp_path / "run" / "step-1", 64, {"weight": torch.randn(512, 512)})
+    files, before = len(list(checkpoint.glob("*.distcp"))), digest(checkpoint)
+    ckzd.compress(checkpoint, preset="lossless", replace=True)
+    ranks = start(Hosts(tmp_path / "hosts", has_flags=False), checkpoint)
+    store, killed = tmp_path / ".ckzd", None
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while any(rank.poll() is None for rank in ranks.values()) and time.monotonic() < deadline:
+        there = len(list(checkpoint.glob("*.distcp")))
+        if killed is None and 0 < there < files:
+            (claim,) = (store / "claims").glob("*@replace.lock@alone")
+            child = Process.parse(claim.name).pid
+            os.kill(child, signal.SIGSTOP)
+            killed = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+            assert 0 < len(list(checkpoint.glob("*.distcp"))) < files
+            assert (checkpoint / "ckzd.json").exists()
+            os.kill(killed, signal.SIGKILL)
+        time.sleep(0.0005)
+    said = {pid: rank.communicate(timeout=1)[0].split() for pid, rank in ranks.items()}
+    assert said.pop(killed) == ["restores"]
+    assert [words[-1] for words in said.values()] == [before] * (RANKS - 1)
+    assert not (checkpoint / "ckzd.json").exists()
