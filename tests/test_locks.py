@@ -89,7 +89,7 @@ def test_what_the_dead_hold_is_taken_over(hosts, tmp_path, host, seconds):
         holder.send_signal(signal.SIGKILL)
     found, waited, *_ = ask(hosts, host, tmp_path, "alone", 0)
     assert found == "held"
-    assert seconds * 0.5 <= float(waited) <= seconds + 3.0
+    assert seconds * 0.5 <= float(waited) <= seconds + 15.0
     assert list((tmp_path / "claims").iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_a_claim_that_could_not_be_taken_away_is_given_up_in_time(tmp_path, monk
         pass
     started = time.monotonic()
     with claim(tmp_path, "thing", wait_seconds=5.0):
-        assert 0.2 < time.monotonic() - started < 2.0
+        assert 0.2 < time.monotonic() - started < 4.0
         assert not left.exists()
 
 
