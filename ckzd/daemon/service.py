@@ -5,7 +5,6 @@ only read the last snapshot, workers are processes that send messages. Whatever 
 matters is on disk: the next start finishes or undoes it.
 """
 
-import fcntl
 import logging
 import signal
 import threading
@@ -36,7 +35,7 @@ from ckzd.daemon.telling import Teller
 from ckzd.daemon.watch import Watcher
 from ckzd.daemon.workers import LocalExecutor
 from ckzd.errors import EXIT_DONE, EXIT_SOME_FAILED, StoreLocked
-from ckzd.locks import flock
+from ckzd.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,8 @@ def serve(
     configure(as_json=log_as_json)
     require_servable(settings)
     clock = SystemClock()
-    with flock(settings.daemon.state_dir / "lock", fcntl.LOCK_EX, wait_seconds=0.0):
+    state = settings.daemon.state_dir
+    with locked(state / "lock", state / "claims", shared=False, wait_seconds=0.0):
         chosen = executor or LocalExecutor(settings.daemon, clock, log_as_json=log_as_json)
         with (
             Reader(patient=once) as reader,
