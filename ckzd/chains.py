@@ -4,6 +4,7 @@ These functions look only at an archive's neighbours: a folder to which somebody
 """
 
 import errno
+import hashlib
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from ckzd import durable
-from ckzd.archive import ArchiveReader, Manifest
+from ckzd.archive import ArchiveReader, Manifest, NamedModel
 from ckzd.errors import CkzdError, CorruptArchive, MissingReference
 from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_SUFFIX
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIX = POINTER_SUFFIX  # a pointer stands for an archive
 READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
+MAX_NAMED = 3  # files of a base model in a message
 _RUINED = 0.5  # of an archive's numbers: where some layers are NaN the others are worth a delta against them
 _MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
 
@@ -87,7 +89,7 @@ def records_in(directory: Path, tell: Callable[[Path, Exception], None] = lambda
 
 
 def reference_of(record: ArchiveRecord) -> ArchiveRecord | None:
-    """The archive that this one is a delta against, among its neighbours; None for a base.
+    """The archive that this one is a delta against, among its neighbours; None for a base, or one of a base model.
 
     Two neighbours may have one reconstruction (a checkpoint that did not change, or was archived anew): any that is
     nearer to the base will do, and one that is sound is taken first. Raises MissingReference naming the id.
@@ -121,14 +123,15 @@ def is_ruined(record: ArchiveRecord) -> bool:
     return record.manifest.quality.get("ruined", 0.0) >= _RUINED
 
 
-def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] = lambda _: True) -> set[Path]:
+def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[ArchiveRecord], bool] = lambda _: True) -> set[Path]:
     """Those whose chains are there down to a base, of archives that `is_link` lets pass."""
     reached: dict[str, int] = {}  # reconstruction id -> smallest depth that yields it
     found = set()
     for record in sorted(records, key=lambda record: record.manifest.depth):
         manifest = record.manifest
-        has_reference = manifest.reference is None or reached.get(manifest.reference, manifest.depth) < manifest.depth
-        if has_reference and is_link(record.path):
+        needed = None if manifest.base_model is not None else manifest.reference
+        has_reference = needed is None or reached.get(needed, manifest.depth) < manifest.depth
+        if has_reference and is_link(record):
             reached.setdefault(manifest.reconstruction, manifest.depth)
             found.add(record.path)
     return found
@@ -136,7 +139,7 @@ def decodable(records: Iterable[ArchiveRecord], is_link: Callable[[Path], bool] 
 
 def _reference_among(neighbours: list[ArchiveRecord], record: ArchiveRecord) -> ArchiveRecord | None:
     manifest, folder = record.manifest, record.path.parent
-    if manifest.reference is None:
+    if manifest.reference is None or manifest.base_model is not None:
         return None
     found = [  # depth falls along a chain: no circle, even where two have one reconstruction
         other
@@ -156,12 +159,14 @@ def _reference_among(neighbours: list[ArchiveRecord], record: ArchiveRecord) -> 
 
 
 def require_sound(archive: Path) -> None:
-    """Every link of the chain is there, was read back from disk, and holds its checksums.
+    """Every link of the chain is there, was read back from disk, and holds its checksums; its base model too.
 
     Raises CorruptArchive or MissingReference. That a cached reconstruction is whole says nothing of this.
     """
     for link in chain(ArchiveRecord.read(archive)):
         _require_whole(link.path)
+        if link.manifest.base_model is not None:
+            require_base_model(archive, link.manifest.base_model)
 
 
 def is_sound(archive: Path) -> bool:
@@ -184,7 +189,52 @@ def is_whole(archive: Path) -> bool:
 
 def sound(records: Iterable[ArchiveRecord]) -> set[Path]:
     """Those whose chains are sound."""
-    return decodable(records, is_whole)
+    return decodable(records, lambda record: is_whole(record.path) and _has_base_model(record))
+
+
+def require_base_model(archive: Path, model: NamedModel) -> None:
+    """The files of a base model are where it says, with the bytes that it says. Raises MissingReference."""
+    for file, path in zip(model.files, model.paths(), strict=True):
+        try:
+            found = file_sha256(path) if path.stat().st_size == file.size else "another size"
+        except OSError as error:
+            raise missing_model(archive, model, f"{path}: {error.strerror}") from error
+        if found != file.sha256:
+            raise missing_model(archive, model, f"{path}: expected sha256 {file.sha256}, got {found}")
+
+
+def missing_model(archive: Path, model: NamedModel, problem: str) -> MissingReference:
+    """What an archive needs of a base model, and what is there instead."""
+    needed = ", ".join(f"{file.name} (sha256 {file.sha256})" for file in model.files[:MAX_NAMED])
+    more = f" and {len(model.files) - MAX_NAMED} more" if len(model.files) > MAX_NAMED else ""
+    return MissingReference(
+        archive,
+        f"is a delta against the base model in {model.directory}: {needed}{more}; {problem}",
+        hint=f"put these files, or links to them, into {model.directory}",
+    )
+
+
+def _has_base_model(record: ArchiveRecord) -> bool:
+    model = record.manifest.base_model
+    with suppress(MissingReference):
+        if model is not None:
+            require_base_model(record.path, model)
+        return True
+    return False
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, read once for each process as long as nothing of it changes, and again in each period."""
+    status = path.stat()
+    version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
+    return _sha256(path, version, int(time.monotonic() // READ_AGAIN_SECONDS))
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED)
+def _sha256(path: Path, version: tuple[int, int, Mark], period: int) -> str:
+    del version, period
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_whole(archive: Path) -> None:

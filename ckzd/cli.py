@@ -157,6 +157,10 @@ def compress(
     store: Store = None,
     stride: Annotated[int, typer.Option(min=1, help="How many checkpoints back the reference is.")] = 1,
     max_depth: Annotated[int, typer.Option("--max-depth", min=1, help="How many deltas a chain may have.")] = MAX_DEPTH,
+    base_model: Annotated[
+        Path | None,
+        typer.Option("--base-model", metavar="PATH", help="A model that the first archive is a delta against."),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace each original once its archive is proven.")
     ] = False,
@@ -184,6 +188,7 @@ def compress(
                 effort=effort,
                 stride=stride,
                 max_depth=max_depth,
+                base_model=base_model,
                 replace=replace,
                 device=device,
                 accept_command=accept_command,

@@ -69,6 +69,7 @@ class WatchSettings(_Frozen):
     store: AbsolutePath | None = None  # None: `.ckzd` beside the run
     stride: int = Field(default=1, ge=1)  # how many checkpoints back the reference is
     max_depth: int = Field(default=MAX_DEPTH, ge=1)  # deltas of a chain at most; a restore decodes them all
+    base_model: AbsolutePath | None = None  # what a run's first archive is a delta against; None: it is a base
     trash_seconds: Seconds = 3600.0  # a replaced original can be fetched back from the store's trash for so long
     min_free: Annotated[int, Field(ge=0)] | None = None  # bytes; below it the trash is emptied. None: two checkpoints
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted
@@ -107,11 +108,21 @@ class Settings(_Frozen):
                 raise ConfigError(
                     f"watch[{number}].path", problem, hint="name the directory above: ckzd finds its runs"
                 )
+            self._require_model_apart(number)
             for other_number, other in enumerate(self.watch[:number]):
                 if watch.path.is_relative_to(other.path) or other.path.is_relative_to(watch.path):
                     problem = f"lies in the tree of watch[{other_number}].path {other.path}, got {watch.path}"
                     raise ConfigError(f"watch[{number}].path", problem, hint="let every run be watched once")
         return self
+
+    def _require_model_apart(self, number: int) -> None:
+        """No base model may be replaced: what was made against it could never be decoded again."""
+        model = self.watch[number].base_model
+        above = [] if model is None else [Path(os.path.realpath(model)), *Path(os.path.realpath(model)).parents]
+        for watch in self.watch:
+            if watch.replace and Path(os.path.realpath(watch.path)) in above:
+                problem = f"lies in {watch.path}, whose checkpoints are replaced, got {model}"
+                raise ConfigError(f"watch[{number}].base_model", problem, hint="keep the model outside of all watches")
 
     @property
     def watch_names(self) -> tuple[str, ...]:

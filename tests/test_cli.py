@@ -110,13 +110,13 @@ def test_compress_gives_the_fields_of_the_contract(operation, capsys):
 
 def test_compress_hands_its_options_on(operation):
     options = ["--preset", "lossless", "--store", "/s", "--stride", "2", "--replace", "--device", "cpu"]
-    options += ["--effort", "fast", "--max-depth", "9"]
+    options += ["--effort", "fast", "--max-depth", "9", "--base-model", "/models/x"]
     asking = ["--accept-command", "eval.py --strict", "--accept-seconds", "60"]
     assert cli.run(["compress", "a.pt", *options, *asking]) == 0
 
     _, given = operation.calls[0]
     del given["on_stage"]
-    asked = {"accept_command": "eval.py --strict", "accept_seconds": 60.0}
+    asked = {"accept_command": "eval.py --strict", "accept_seconds": 60.0, "base_model": Path("/models/x")}
     assert given == {
         "preset": "lossless", "store": Path("/s"), "stride": 2, "replace": True, "device": "cpu", **asked,
         "effort": "fast", "max_depth": 9,

@@ -70,6 +70,8 @@ def test_replace_must_be_decided_and_the_error_says_what_to_decide(write):
         (GOOD + "store = 1", "watch[0].store", "got 1"),
         (GOOD + "stride = 0", "watch[0].stride", "got 0"),
         (GOOD + "max_depth = 0", "watch[0].max_depth", "got 0"),
+        (GOOD + "base_model = 1", "watch[0].base_model", "got 1"),
+        (GOOD + 'base_model = "/ckpts/a/pretrained"', "watch[0].base_model", "whose checkpoints are replaced"),
         (GOOD + 'effort = "slow"', "watch[0].effort", "'best' or 'fast'"),
         (GOOD + "min_free = -1", "watch[0].min_free", "got -1"),
         (GOOD + "trash_seconds = -1", "watch[0].trash_seconds", "got -1"),

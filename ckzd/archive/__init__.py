@@ -1,7 +1,7 @@
 """The .ckz container: named bytes and one manifest. It knows bytes, never tensors. FORMAT.md specifies it."""
 
 from ckzd.archive.container import ArchiveReader, ArchiveWriter
-from ckzd.archive.manifest import EntryModel, FileModel, Manifest, StatModel, files_digest
+from ckzd.archive.manifest import EntryModel, FileModel, Manifest, NamedFile, NamedModel, StatModel, files_digest
 
 __all__ = [
     "ArchiveReader",
@@ -9,6 +9,8 @@ __all__ = [
     "EntryModel",
     "FileModel",
     "Manifest",
+    "NamedFile",
+    "NamedModel",
     "StatModel",
     "files_digest",
 ]

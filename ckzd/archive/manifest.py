@@ -7,12 +7,15 @@ It holds no clock and no host: the same checkpoint gives the same bytes. It has 
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 FORMAT_VERSION: Final = 8
 FIRST_WITH_EFFORT: Final = 7
+FIRST_WITH_BASE_MODEL: Final = 8
+_ABSENT_IF_NONE: Final = frozenset({"effort", "base_model"})
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -48,6 +51,25 @@ class FileModel(_Frozen):
     tensors: Count
 
 
+class NamedFile(_Frozen):
+    """One file of a base model."""
+
+    name: Text
+    size: Count
+    sha256: Sha256
+
+
+class NamedModel(_Frozen):
+    """A model that an archive is a delta against, and that no archive holds."""
+
+    directory: Text
+    files: Annotated[list[NamedFile], Field(min_length=1)]
+
+    def paths(self) -> list[Path]:
+        """Where its files are to lie."""
+        return [Path(self.directory) / file.name for file in self.files]
+
+
 class NewerFormat(ValueError):
     """An archive that a later ckzd wrote: nothing says that it is damaged."""
 
@@ -74,6 +96,7 @@ class Manifest(_Frozen):
     restored: Sha256
     reconstruction: Sha256
     reference: Sha256 | None
+    base_model: NamedModel | None = None  # since format 8; None, as for all but the first of a run, is not spelled
     depth: Count
     original_bytes: Count
     parameters: Count
@@ -96,6 +119,11 @@ class Manifest(_Frozen):
         _require((self.directory is not None) == (self.kind == "directory"), "directory must be there for a directory")
         _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
         _require(self.effort is None or self.format >= FIRST_WITH_EFFORT, "effort is since format 7")
+        if self.base_model is not None:
+            _require(self.format >= FIRST_WITH_BASE_MODEL, "base_model is since format 8")
+            _require(self.depth == 1, "base_model is of the first archive of a chain")
+            plain = all(is_plain_name(file.name) for file in self.base_model.files)
+            _require(plain, "a file of base_model is not one path component")
         _require(self.original_bytes == sum(file.size for file in self.files), "original_bytes is not the files' sum")
         _require(self.checkpoint == original_digest(self.files), "checkpoint is not the hash of the original files")
         _require(self.restored == restored_digest(self.files), "restored is not the hash of the restored files")
@@ -105,7 +133,7 @@ class Manifest(_Frozen):
         """The one spelling: fields in their order here, a line each, as is every item of a list; maps sorted by key."""
         lines = []
         for key, value in self.model_dump(mode="json").items():
-            if key == "effort" and value is None:
+            if key in _ABSENT_IF_NONE and value is None:
                 continue
             if isinstance(value, list) and value:
                 text = "[\n" + ",\n".join(_compact(item) for item in value) + "\n]"

@@ -115,6 +115,7 @@ class Chooser:
             effort=self._effort(run, waiting),
             stride=watch.stride,
             max_depth=watch.max_depth,
+            base_model=watch.base_model,
             accept_command=watch.accept_command,
             accept_seconds=watch.accept_seconds,
             min_free=self._min_free(run),

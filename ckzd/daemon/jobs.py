@@ -30,6 +30,7 @@ class Compress(Job):
     effort: Effort = Effort.BEST
     stride: int = 1
     max_depth: int = MAX_DEPTH
+    base_model: Path | None = None
     accept_command: tuple[str, ...] | None = None
     accept_seconds: float = DEFAULT_SECONDS
     min_free: int = 0  # bytes that should stay free

@@ -22,6 +22,7 @@ def perform(job: Job, device: str, tell: Tell) -> dict[str, Any]:
                     effort=job.effort,
                     stride=job.stride,
                     max_depth=job.max_depth,
+                    base_model=job.base_model,
                     device=device,
                     accept_command=job.accept_command,
                     accept_seconds=job.accept_seconds,

@@ -34,6 +34,7 @@ from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceCh
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME, step_in_name
 from ckzd.operations.accept import Acceptance, require_accepted
+from ckzd.operations.base_model import ENTRY, BaseModel, base_model_for, files_of
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
@@ -93,6 +94,7 @@ def compress(
     effort: str = Effort.BEST,
     stride: int = 1,
     max_depth: int = MAX_DEPTH,
+    base_model: Path | str | None = None,
     replace: bool = False,
     device: str = "auto",
     accept_command: str | Sequence[str] | None = None,
@@ -105,8 +107,9 @@ def compress(
     A checkpoint whose very bytes are archived already is left at that, if all that its archive needs is sound: else it
     is archived anew, as it was, and what hangs on a damaged archive of it can be restored again. With an
     `accept_command` an archive counts only if the command exits with 0 when it is given what the archive restores to:
-    see `accept`. For the room that it takes, and `min_free` bytes beside it, replaced originals go early: see `room`.
-    Raises any CkzdError; nothing is left behind then.
+    see `accept`. Where there is no archive to be a delta against, it is one against the `base_model`, if one is named:
+    see `operations.base_model`. For the room that it takes, and `min_free` bytes beside it, replaced originals go
+    early: see `room`. Raises any CkzdError; nothing is left behind then.
     """
     started = time.monotonic()
     path, tell = Path(path).absolute(), on_stage or (lambda _stage, _fraction: None)
@@ -118,6 +121,9 @@ def compress(
         if value < 1:
             raise ConfigError(name, f"expected 1 or more, got {value}")
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
+    model = Path(base_model).absolute() if base_model is not None else None
+    if model is not None:
+        _require_model_apart(model, path)
     device = device_for(quality, device)
     root = Path(store) if store is not None else default_store(path.parent)
     if replace:
@@ -131,7 +137,7 @@ def compress(
         opened = _opened(root, checkpoint)
         access = _access(path, checkpoint, opened)
         free = min_free if min_free is not None else FREE_CHECKPOINTS * checkpoint.nbytes
-        job = _Job(path, checkpoint, opened, quality, stride, max_depth, device, acceptance, tell, access, free)
+        job = _Job(path, checkpoint, opened, quality, stride, max_depth, model, device, acceptance, tell, access, free)
         with opened.lock(shared=True):
             known = _known(job)
             already = known is not None and is_sound(known.path)
@@ -166,6 +172,14 @@ def _require_known_whole(path: Path) -> None:
             "is not replaced: neither a file nor a directory that a known framework writes: it is left alone whole"
         )
         raise BadCheckpoint(path, problem, hint=hint)
+
+
+def _require_model_apart(model: Path, checkpoint: Path) -> None:
+    """Raise ConfigError for a model that is what is archived over it, and may be replaced, or lies in that."""
+    own = Path(os.path.realpath(checkpoint))
+    for file in (Path(os.path.realpath(file)) for file in files_of(model)) if model.exists() else ():
+        if file == own or own in file.parents:
+            raise ConfigError("base_model", f"expected a model that was trained before, got {checkpoint} itself")
 
 
 def _free_original(store: Store) -> None:
@@ -205,6 +219,7 @@ class _Job:
     preset: Preset
     stride: int
     max_depth: int
+    base_model: Path | None
     device: str
     acceptance: Acceptance | None
     tell: OnStage
@@ -218,10 +233,21 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What the checkpoint is a delta against."""
+    """What the checkpoint is a delta against: an archive, or a base model."""
 
-    record: ArchiveRecord
+    source: ArchiveRecord | BaseModel
+    identity: str
     reconstruction: Reconstruction
+
+    @property
+    def archive(self) -> Path | None:
+        """Its archive, if it has one."""
+        return self.source.path if isinstance(self.source, ArchiveRecord) else None
+
+    @property
+    def depth(self) -> int:
+        """Archives that it needs, itself among them; a base model counts for one."""
+        return self.source.manifest.depth + 1 if isinstance(self.source, ArchiveRecord) else 1
 
 
 def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) -> CompressReport:
@@ -276,6 +302,8 @@ def _may_be_of(manifest: Manifest, checkpoint: Checkpoint) -> bool:
 
 
 def _reference_path(job: _Job, record: ArchiveRecord) -> str | None:
+    if record.manifest.base_model is not None:
+        return record.manifest.base_model.directory
     wanted = record.manifest.reference
     paths = [r.path for r in job.store.archives(job.run) if r.manifest.reconstruction == wanted]
     return str(paths[0]) if wanted is not None and paths else None
@@ -295,8 +323,10 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
     has_room = _has_room_for_delta(job, record)
     with ExitStack() as stack:
         reference = _usable_reference(job, record, stack) if has_room else None
+        if record is None:
+            reference = _base_model(job, damaged, stack)
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
-        before = reference.record.path if reference is not None else None
+        before = reference.archive if reference is not None else None
         manifest = _write_and_prove(job, reference, temp, cache)
         job.tell(Stage.VERIFIED, 1.0)
         _ask(job, ArchiveRecord(temp, manifest), before, hint="the original is untouched, the archive was thrown away")
@@ -370,7 +400,7 @@ def _ask_again(job: _Job, archive: ArchiveRecord) -> None:
 
 def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord | None:
     """What the store names; for one that is archived anew what it was a delta against, if that is sound."""
-    if damaged is not None and damaged.manifest.reference is None:
+    if damaged is not None and (damaged.manifest.reference is None or damaged.manifest.base_model is not None):
         return None
     if damaged is not None:
         with suppress(CkzdError):  # it is read again below: for what needs it, not for itself
@@ -390,7 +420,34 @@ def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack)
         fields = {"path": str(job.path), "tensor": changed}
         log.warning("a tensor changed its shape: the archive becomes a new base", extra=fields)
         return None
-    return _Reference(record, reconstruction)
+    return _Reference(record, record.manifest.reconstruction, reconstruction)
+
+
+def _base_model(job: _Job, damaged: ArchiveRecord | None, stack: ExitStack) -> _Reference | None:
+    """The base model, its reconstruction opened in `stack`; None if there is none, or it shares nothing, or no room.
+
+    What is archived anew takes the one that it was made against, or none. Where it is not there a run goes on without,
+    but does not begin so: ConfigError.
+    """
+    named = damaged.manifest.base_model if damaged is not None else None
+    place = job.base_model if damaged is None else Path(named.directory) if named is not None else None
+    if place is None:
+        return None
+    if not place.exists() and job.store.archives(job.run):
+        fields = {"checkpoint": str(job.path), "base_model": str(place)}
+        log.warning("the base model is not there: the archive becomes a base", extra=fields)
+        return None
+    if durable.free_bytes(job.store.tmp) < 2 * job.checkpoint.nbytes:  # of it, beside what a base takes
+        log.warning("no room for a base model: the archive becomes a base", extra={"checkpoint": str(job.path)})
+        return None
+    model = base_model_for(job.checkpoint, place)
+    if model is None:
+        fields = {"checkpoint": str(job.path), "base_model": str(place)}
+        log.warning("shares no tensor with the base model: the archive becomes a base", extra=fields)
+        return None
+    file = stack.enter_context(scratch_file(job.store))
+    identity = model.write(file)
+    return _Reference(model, identity, Reconstruction(file))
 
 
 @contextmanager
@@ -414,7 +471,7 @@ def _write_and_prove(job: _Job, reference: _Reference | None, temp: Path, cache:
             reconstruction = written.enter_context(durable.create(cache))
             scratch = written.enter_context(scratch_file(job.store))
             announced = (reconstruction.fileno(), scratch.fileno())
-            before = reference.record.path if reference is not None else None
+            before = reference.archive if reference is not None else None
             proving = held.enter_context(verifier(Task(temp, before, job.store.root, announced)))
             archive = written.enter_context(durable.create(temp))
             manifest = _write(job, reference, _Files(archive, reconstruction, scratch), proving)
@@ -435,7 +492,9 @@ class _Files:
 def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Listener) -> Manifest:
     """Encode into the files; archive and reconstruction are on disk when this returns."""
     writer = ArchiveWriter(files.archive)
-    with malformed_as_corrupt(reference.record.path if reference is not None else Path(job.checkpoint.name)):
+    source = reference.source if reference is not None else None
+    model = source if isinstance(source, BaseModel) else None  # it is read when the archive names it, not before
+    with malformed_as_corrupt((reference.archive if reference is not None else None) or Path(job.checkpoint.name)):
         encoded = Encoder(
             job.checkpoint,
             reference.reconstruction if reference is not None else None,
@@ -446,8 +505,10 @@ def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Lis
             scratch=files.scratch,
             device=job.device,
             progress=lambda fraction: job.tell(Stage.ENCODE, fraction),
-            listener=listener,
+            listener=listener if model is None else None,
         ).encode()
+    if model is not None:
+        writer.add(ENTRY, model.entry())
     manifest = writer.finish(_manifest(job, reference, encoded))
     for file in (files.archive, files.reconstruction):
         file.flush()
@@ -458,6 +519,7 @@ def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Lis
 def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Manifest:
     checkpoint, stat = job.checkpoint, job.checkpoint.stat
     files = _files(checkpoint, encoded)
+    source = reference.source if reference is not None else None
     return Manifest(
         preset=job.preset.name,
         effort="fast" if job.preset.effort is Effort.FAST else None,
@@ -468,8 +530,9 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         checkpoint=files_digest((f.name, f.size, f.original_sha256) for f in files),
         restored=files_digest((f.name, f.size, f.sha256) for f in files),
         reconstruction=encoded.reconstruction,
-        reference=reference.record.manifest.reconstruction if reference is not None else None,
-        depth=reference.record.manifest.depth + 1 if reference is not None else 0,
+        reference=reference.identity if reference is not None else None,
+        base_model=source.named if isinstance(source, BaseModel) else None,
+        depth=reference.depth if reference is not None else 0,
         original_bytes=checkpoint.nbytes,
         parameters=encoded.parameters,
         parts=encoded.parts,

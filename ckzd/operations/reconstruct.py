@@ -28,6 +28,7 @@ from ckzd.codec.records.reconstruction import Key, Reconstruction, Reconstructio
 from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
+from ckzd.operations.base_model import write_reconstruction
 from ckzd.store import Store
 
 _CHUNK = 1 << 20
@@ -121,7 +122,8 @@ def _decoded(store: Store | None, links: list[ArchiveRecord], files: Container[i
     held = ExitStack()
     try:
         found, rest = _nearest_cached(store, links, held)
-        wanted = _needed(rest, found, files) if rest and files is not None else [None] * len(rest)
+        is_all = files is None or not rest or (found is None and rest[0].manifest.base_model is not None)
+        wanted = [None] * len(rest) if is_all else _needed(rest, found, files)
         for link, only in zip(rest, wanted, strict=True):
             with ExitStack() as following, held:  # the one before goes when its dependent is decoded
                 file = following.enter_context(scratch_file(store))
@@ -167,9 +169,21 @@ def decode_link(
 ) -> Reconstruction:
     """Decode one archive's kept tensors into `file`; raises CorruptArchive unless they hash to the recorded id.
 
-    With `only` some of them, see `Decoder.decode_reference_tensors`: nothing but what is restored tells if these are
-    right.
+    Without a reference it is a base, or a delta against a base model, which is read then. With `only` some of them, see
+    `Decoder.decode_reference_tensors`: nothing but what is restored tells if these are right.
     """
+    named = reader.manifest.base_model
+    if reference is not None or named is None:
+        return _decode_against(reader, reference, file, only)
+    with scratch_file(store_of(reader.path)) as held:
+        with malformed_as_corrupt(reader.path):
+            model = write_reconstruction(reader, named, held)
+        return _decode_against(reader, model, file, only)
+
+
+def _decode_against(
+    reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO, only: Container[Key] | None
+) -> Reconstruction:
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
         writer = ReconstructionWriter(file)
@@ -186,8 +200,11 @@ def foreseen(
 ) -> Reconstruction | None:
     """What `ahead` restored, if the archive's streams say what was announced; read from what the encoder has `written`.
 
-    None if they say something else or that is not it: then the archive must be decoded as any other.
+    None if they say something else or that is not it: then the archive must be decoded as any other. So must a delta
+    against a base model, of which nothing is announced.
     """
+    if reader.manifest.base_model is not None:
+        return None
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)
         if not ahead.foresaw(decoder.fingerprints()):

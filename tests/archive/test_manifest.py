@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from making import made_manifest, sha256
 
 import ckzd.archive
-from ckzd.archive import EntryModel, FileModel, Manifest, StatModel, files_digest
+from ckzd.archive import EntryModel, FileModel, Manifest, NamedFile, NamedModel, StatModel, files_digest
 from ckzd.archive.manifest import FORMAT_VERSION
 
 FORMAT = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
 WRITTEN = f'"format":{FORMAT_VERSION}'.encode()
-MODELS = (Manifest, StatModel, FileModel, EntryModel)
+MODELS = (Manifest, StatModel, FileModel, EntryModel, NamedModel, NamedFile)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -50,9 +50,26 @@ def test_it_reads_back_equal(changes):
     manifest = made_manifest(**changes)
     assert Manifest.from_json(manifest.to_json()) == manifest
     said = manifest.model_dump(mode="json")
-    if said["effort"] is None:
-        del said["effort"]
+    for field in ("effort", "base_model"):
+        if said[field] is None:
+            del said[field]
     assert json.loads(manifest.to_json()) == said
+
+
+def test_a_base_model_came_with_format_8_and_begins_a_chain():
+    digest = "0" * 64
+    named = NamedModel(directory="/models/x", files=[NamedFile(name="x.safetensors", size=3, sha256=digest)])
+    delta = made_manifest(base_model=named, reference=digest, depth=1)
+    assert Manifest.from_json(delta.to_json()) == delta
+    outside = NamedModel(directory="/models/x", files=[NamedFile(name="../x", size=3, sha256=digest)])
+    for changes in (
+        {"format": 7, "base_model": named, "reference": digest, "depth": 1},
+        {"base_model": named, "reference": digest, "depth": 2},
+        {"base_model": named},
+        {"base_model": outside, "reference": digest, "depth": 1},
+    ):
+        with pytest.raises(ValueError, match="base_model"):
+            made_manifest(**changes)
 
 
 def test_effort_came_with_format_7():
