@@ -13,15 +13,13 @@ from pathlib import Path
 
 from ckzd.chains import ArchiveRecord
 from ckzd.checkpoint import Checkpoint
-from ckzd.codec.analysis.nearness import nearness
+from ckzd.codec.analysis.nearness import NEAR, nearness
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.formats.names import step_in_name
 from ckzd.store import Store
 
 log = logging.getLogger(__name__)
-
-NEAR = 0.5  # of the weights' energy: two initializations are 2 apart, two checkpoints of a run rarely a tenth
 
 
 def reference_for(checkpoint: Checkpoint, store: Store, run: Path, stride: int, max_depth: int) -> ArchiveRecord | None:
