@@ -4,7 +4,6 @@ These functions look only at an archive's neighbours: a folder to which somebody
 """
 
 import errno
-import hashlib
 import logging
 import os
 import time
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Self
 
 from ckzd import durable
-from ckzd.archive import ArchiveReader, Manifest, NamedModel
-from ckzd.errors import CkzdError, CorruptArchive, MissingReference
+from ckzd.archive import ArchiveReader, Manifest
+from ckzd.base_models import READ_AGAIN_SECONDS, require
+from ckzd.errors import CkzdError, CorruptArchive, MissingBaseModel, MissingReference
 from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_SUFFIX
 
 log = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIX = POINTER_SUFFIX  # a pointer stands for an archive
-READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
-MAX_NAMED = 3  # files of a base model in a message
 _RUINED = 0.5  # of an archive's numbers: where some layers are NaN the others are worth a delta against them
 _MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
 
@@ -159,20 +157,32 @@ def _reference_among(neighbours: list[ArchiveRecord], record: ArchiveRecord) -> 
 
 
 def require_sound(archive: Path) -> None:
-    """Every link of the chain is there, was read back from disk, and holds its checksums; its base model too.
+    """Every link of the chain is there, was read back from disk, and holds its checksums; its base model is as it was.
 
-    Raises CorruptArchive or MissingReference. That a cached reconstruction is whole says nothing of this.
+    Raises CorruptArchive or MissingReference; MissingBaseModel only where nothing else is wrong. That a cached
+    reconstruction is whole says nothing of this.
     """
-    for link in chain(ArchiveRecord.read(archive)):
+    links = chain(ArchiveRecord.read(archive))
+    for link in links:
         _require_whole(link.path)
-        if link.manifest.base_model is not None:
-            require_base_model(archive, link.manifest.base_model)
+    _require_base_model(links[0], archive)
 
 
 def is_sound(archive: Path) -> bool:
     """The same as an answer."""
     try:
         require_sound(archive)
+    except (CkzdError, FileNotFoundError):
+        return False
+    return True
+
+
+def is_intact(archive: Path) -> bool:
+    """Whether every link of the chain is sound, be its base model here or away: then nothing of it is damaged."""
+    try:
+        require_sound(archive)
+    except MissingBaseModel:
+        return True
     except (CkzdError, FileNotFoundError):
         return False
     return True
@@ -192,49 +202,25 @@ def sound(records: Iterable[ArchiveRecord]) -> set[Path]:
     return decodable(records, lambda record: is_whole(record.path) and _has_base_model(record))
 
 
-def require_base_model(archive: Path, model: NamedModel) -> None:
-    """The files of a base model are where it says, with the bytes that it says. Raises MissingReference."""
-    for file, path in zip(model.files, model.paths(), strict=True):
+def intact(records: Iterable[ArchiveRecord]) -> set[Path]:
+    """Those whose chains are sound but for a base model that may be away."""
+    return decodable(records, lambda record: is_whole(record.path))
+
+
+def _require_base_model(root: ArchiveRecord, archive: Path) -> None:
+    """Of an archive whose chain begins with `root`."""
+    if root.manifest.base_model is not None:
         try:
-            found = file_sha256(path) if path.stat().st_size == file.size else "another size"
-        except OSError as error:
-            raise missing_model(archive, model, f"{path}: {error.strerror}") from error
-        if found != file.sha256:
-            raise missing_model(archive, model, f"{path}: expected sha256 {file.sha256}, got {found}")
-
-
-def missing_model(archive: Path, model: NamedModel, problem: str) -> MissingReference:
-    """What an archive needs of a base model, and what is there instead."""
-    needed = ", ".join(f"{file.name} (sha256 {file.sha256})" for file in model.files[:MAX_NAMED])
-    more = f" and {len(model.files) - MAX_NAMED} more" if len(model.files) > MAX_NAMED else ""
-    return MissingReference(
-        archive,
-        f"is a delta against the base model in {model.directory}: {needed}{more}; {problem}",
-        hint=f"put these files, or links to them, into {model.directory}",
-    )
+            require(root.path, root.manifest.base_model)
+        except MissingBaseModel as error:
+            raise MissingBaseModel(archive, error.problem, hint=error.hint) from error
 
 
 def _has_base_model(record: ArchiveRecord) -> bool:
-    model = record.manifest.base_model
-    with suppress(MissingReference):
-        if model is not None:
-            require_base_model(record.path, model)
+    with suppress(MissingBaseModel):
+        _require_base_model(record, record.path)
         return True
     return False
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes, read once for each process as long as nothing of it changes, and again in each period."""
-    status = path.stat()
-    version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
-    return _sha256(path, version, int(time.monotonic() // READ_AGAIN_SECONDS))
-
-
-@lru_cache(maxsize=_MAX_REMEMBERED)
-def _sha256(path: Path, version: tuple[int, int, Mark], period: int) -> str:
-    del version, period
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_whole(archive: Path) -> None:

@@ -159,7 +159,9 @@ def compress(
     max_depth: Annotated[int, typer.Option("--max-depth", min=1, help="How many deltas a chain may have.")] = MAX_DEPTH,
     base_model: Annotated[
         Path | None,
-        typer.Option("--base-model", metavar="PATH", help="A model that the first archive is a delta against."),
+        typer.Option(
+            "--base-model", metavar="PATH", help="A model trained elsewhere: the first archive is a delta against it."
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace each original once its archive is proven.")
@@ -221,6 +223,7 @@ def _checkpoints_of(path: Path) -> list[Path]:
 def _compress_row(report: "CompressReport") -> tuple[str, ...]:
     sizes = plain_bytes(report.original_bytes), plain_bytes(report.archive_bytes), f"{report.ratio:.1f}x"
     reference = Path(report.reference).name if report.reference else "nothing: a base"
+    reference = f"{reference} ({report.without_base_model})" if report.without_base_model else reference
     remark = report.kept or (
         "was archived before" if report.already else "replaced" if report.replaced else "original kept"
     )
@@ -386,6 +389,10 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
         screen.say(f"to let replacing go on: {facts['replacing_stopped']['acknowledge']}")
     for archive in facts["damaged_archives"]:
         screen.say(f"damaged, or needs what is: {archive}")
+    for archive in facts["waiting_archives"]:
+        screen.say(f"waits for its base model, which is not here as it was: {archive}")
+    for run in facts["without_base_model"]:
+        screen.say(f"{run['run']}: {run['says']}")
     for left in facts["left_alone"]:
         screen.say(f"{left['watch']} {left['says']}")
     totals = facts["totals"]

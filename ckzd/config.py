@@ -1,6 +1,6 @@
 """TOML file, then `CKZD_...` environment variables, then flags -> one frozen `Settings`.
 
-The only module that reads the environment. Nested names take two underscores and watches their number:
+Of what users set, only this module reads the environment. Nested names take two underscores and watches their number:
 `CKZD_DAEMON__PORT=0`, `CKZD_WATCH__0__REPLACE=false`. Durations are seconds, sizes are bytes.
 """
 
@@ -17,10 +17,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from ckzd.base_models import require_plain_name
 from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import ConfigError, encodable
 from ckzd.operations.command import DEFAULT_SECONDS, command_words
 from ckzd.priority import MOST_NICE
+from ckzd.state_dir import default_state_dir
 
 DECIDE_REPLACE = (
     "decide it once: `replace = true` puts a small pointer where an original stood, after its archive was read back and"
@@ -47,8 +49,18 @@ def _split_command(value: Any) -> Any:
     return command_words(value) if isinstance(value, str) else value
 
 
+def _plain_model(path: Path) -> Path:
+    """A name that an archive can hold."""
+    try:
+        require_plain_name(path)
+    except ConfigError as error:
+        raise ValueError(error.problem) from error
+    return path
+
+
 Command = Annotated[tuple[str, ...], BeforeValidator(_split_command), AfterValidator(command_words)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+ModelPath = Annotated[AbsolutePath, AfterValidator(_plain_model)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -69,7 +81,7 @@ class WatchSettings(_Frozen):
     store: AbsolutePath | None = None  # None: `.ckzd` beside the run
     stride: int = Field(default=1, ge=1)  # how many checkpoints back the reference is
     max_depth: int = Field(default=MAX_DEPTH, ge=1)  # deltas of a chain at most; a restore decodes them all
-    base_model: AbsolutePath | None = None  # what a run's first archive is a delta against; None: it is a base
+    base_model: ModelPath | None = None  # what a run's first archive is a delta against; None: it is a base
     trash_seconds: Seconds = 3600.0  # a replaced original can be fetched back from the store's trash for so long
     min_free: Annotated[int, Field(ge=0)] | None = None  # bytes; below it the trash is emptied. None: two checkpoints
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted
@@ -82,7 +94,7 @@ class WatchSettings(_Frozen):
 class DaemonSettings(_Frozen):
     """The `[daemon]` table."""
 
-    state_dir: AbsolutePath = Field(default_factory=lambda: default_state_dir())  # noqa: PLW0108  # defined below
+    state_dir: AbsolutePath = Field(default_factory=default_state_dir)
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=19840, ge=0, le=65535)  # 0: any free port, written to `state_dir`
     devices: Annotated[tuple[Device, ...], BeforeValidator(_split_list), Field(min_length=1)] = ("auto",)
@@ -108,21 +120,11 @@ class Settings(_Frozen):
                 raise ConfigError(
                     f"watch[{number}].path", problem, hint="name the directory above: ckzd finds its runs"
                 )
-            self._require_model_apart(number)
             for other_number, other in enumerate(self.watch[:number]):
                 if watch.path.is_relative_to(other.path) or other.path.is_relative_to(watch.path):
                     problem = f"lies in the tree of watch[{other_number}].path {other.path}, got {watch.path}"
                     raise ConfigError(f"watch[{number}].path", problem, hint="let every run be watched once")
         return self
-
-    def _require_model_apart(self, number: int) -> None:
-        """No base model may be replaced: what was made against it could never be decoded again."""
-        model = self.watch[number].base_model
-        above = [] if model is None else [Path(os.path.realpath(model)), *Path(os.path.realpath(model)).parents]
-        for watch in self.watch:
-            if watch.replace and Path(os.path.realpath(watch.path)) in above:
-                problem = f"lies in {watch.path}, whose checkpoints are replaced, got {model}"
-                raise ConfigError(f"watch[{number}].base_model", problem, hint="keep the model outside of all watches")
 
     @property
     def watch_names(self) -> tuple[str, ...]:
@@ -167,14 +169,6 @@ def default_config_files() -> tuple[Path, ...]:
     """Where `load(None)` looks, in this order."""
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return (Path(home).expanduser() / "ckzd" / "ckzd.toml", Path("/etc/ckzd/ckzd.toml"))
-
-
-def default_state_dir() -> Path:
-    """$STATE_DIRECTORY of systemd (the first, if it lists several), else the XDG state directory."""
-    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ckzd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ CkzdError                    1   anything below; catch it to catch them all
 ├── ConfigError              2   a setting or an argument is wrong; names the field
 ├── CorruptArchive           4   an archive, pointer or cache entry has bytes that cannot be right
 ├── MissingReference         5   an archive that this one depends on is not there
+│   └── MissingBaseModel     5   a model that it depends on is not there, or another one: no archive is damaged
 ├── StoreLocked              6   another process holds the store
 └── NoSpace                  7   the file system is, or would become, full
 
@@ -93,6 +94,10 @@ class MissingReference(CkzdError):
     """An archive that is needed to decode this one is not there."""
 
     exit_code = 5
+
+
+class MissingBaseModel(MissingReference):
+    """The model that an archive is a delta against is not where it was, as it was; the archives are whole."""
 
 
 class StoreLocked(CkzdError):

@@ -6,6 +6,7 @@
     STORE/archives/<run>/<checkpoint>.<first 12 of its sha256>.ckz
     STORE/archives/<run>/run.json        which directory they are of
     STORE/cache/<reconstruction id>.rec  evictable; a chain decodes without it
+    STORE/base_models/                   notes of models that archives need and the store does not hold: `base_models`
     STORE/tmp/  trash/                   unfinished files; originals on their way out
     STORE/reserve                        bytes that are let go when something has to be replaced on a full disk
 
@@ -29,11 +30,13 @@ from typing import Final, Self
 from ckzd import durable
 from ckzd.access import Access, give, plain_mode
 from ckzd.archive import Manifest
+from ckzd.base_models import NOTES, forget_all_but
 from ckzd.chains import (
     ARCHIVE_SUFFIX,
     ArchiveRecord,
     archive_files,
     decodable,
+    intact,
     is_ruined,
     records_in,
     sound,
@@ -208,24 +211,27 @@ class Store:
         return sorted(records_in(self.run_directory(run), left_out), key=_order)
 
     def find_by_checkpoint(self, run: Path, sha: str) -> ArchiveRecord | None:
-        """The archive of exactly these bytes, be they an original or what a restore wrote; one that is sound if any."""
+        """The archive of exactly these bytes, be they an original or what a restore wrote; an intact one if any."""
         records = self.archives(run)
         matches = [r for r in records if sha in (r.manifest.checkpoint, r.manifest.restored)]
-        whole = sound(records) if matches else set()
-        return next((r for r in matches if r.path in whole), next(iter(matches), None))
+        return _best(matches, records) or next(iter(matches), None)
 
     def find_by_content(self, run: Path, sha: str) -> ArchiveRecord | None:
-        """A sound archive of one file with these bytes, as they were or as they are restored, whatever its name."""
+        """An intact archive of one file with these bytes, as they were or as they are restored, whatever its name."""
         records = self.archives(run)
         files = [record for record in records if record.manifest.kind == "file"]
         matches = [r for r in files if sha in (r.manifest.files[0].original_sha256, r.manifest.files[0].sha256)]
-        whole = sound(records) if matches else set()
-        return next((record for record in matches if record.path in whole), None)
+        return _best(matches, records)
 
     def damaged(self, run: Path) -> list[Path]:
         """The archives of a run that cannot be restored from: they, or what they need, are damaged or missing."""
-        whole = sound(self.archives(run))
+        whole = intact(self.archives(run))
         return [path for path in archive_files(self.run_directory(run)) if path not in whole]
+
+    def waiting(self, run: Path) -> list[Path]:
+        """The archives of a run that are whole, as is all that they need, but for a base model that is not here."""
+        records = self.archives(run)
+        return sorted(intact(records) - sound(records))
 
     def references_for(
         self, run: Path, step: int | None, name: str, stride: int = 1, max_depth: int = MAX_DEPTH
@@ -253,7 +259,14 @@ class Store:
         nearest = [record for record in takewhile(bool, newest_first[:stride]) if record is not None]
         if newest_first and not nearest:
             fields = {"checkpoint": name, "archive": str(below[-1].path)}
-            log.error("the chain of the newest archive is damaged: this checkpoint becomes a new base", extra=fields)
+            if below[-1].path in intact(records):
+                log.warning(
+                    "the newest archive waits for its base model: this checkpoint becomes a new base", extra=fields
+                )
+            else:
+                log.error(
+                    "the chain of the newest archive is damaged: this checkpoint becomes a new base", extra=fields
+                )
             return References(None)
 
         def bounded(record: ArchiveRecord) -> ArchiveRecord | None:
@@ -321,6 +334,23 @@ class Store:
 
     # Cleaning
 
+    def forget_unneeded_models(self) -> None:
+        """Forget base models that no archive names any more: what holds the lock exclusively has dropped some.
+
+        One archive that cannot be read may name any of them.
+        """
+        if not any(self.root.glob(f"{NOTES}/*.json")):
+            return
+        unread: list[Path] = []
+        records = [
+            record
+            for run in self._archives.iterdir()
+            for record in records_in(run, lambda path, _: unread.append(path))
+        ]
+        if not unread:
+            named = [record.manifest.base_model for record in records if record.manifest.base_model is not None]
+            forget_all_but(self.root, named)
+
     def sweep_temps(self, now: float | None = None) -> list[Path]:
         """Remove unfinished files of dead processes, anywhere in the store: see `durable.remove_abandoned`.
 
@@ -328,14 +358,8 @@ class Store:
         """
         durable.remove_abandoned(self.claims.glob("*"), now)
         unfinished = f"{durable.TEMP_PREFIX}*{durable.TEMP_SUFFIX}"
-        patterns = (
-            "claims/*",
-            "tmp/*",
-            f"tmp/{unfinished}",
-            unfinished,
-            f"cache/{unfinished}",
-            f"archives/*/{unfinished}",
-        )
+        places = ("tmp/", "", "cache/", "archives/*/", f"{NOTES}/")
+        patterns = ("claims/*", "tmp/*", *(f"{place}{unfinished}" for place in places))
         return durable.remove_abandoned((path for pattern in patterns for path in self.root.glob(pattern)), now)
 
     def evict_cache(self, keep: set[str], max_bytes: int) -> int:
@@ -348,6 +372,15 @@ class Store:
                 durable.remove(path)
                 freed += status.st_size
         return freed
+
+
+def _best(matches: list[ArchiveRecord], records: list[ArchiveRecord]) -> ArchiveRecord | None:
+    """Of archives among `records` one that is sound, or at least intact."""
+    for found in (sound(records), intact(records)) if matches else ():
+        for record in matches:
+            if record.path in found:
+                return record
+    return None
 
 
 def _is_of_a_store(name: str) -> bool:

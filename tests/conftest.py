@@ -65,6 +65,13 @@ def smi(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path_factory, monkeypatch) -> None:
+    """What stores note for each other is not of this machine's user."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _no_leaked_processes() -> Iterator[None]:
     before = child_processes()
     yield

@@ -3,6 +3,7 @@
 Slow and plain. It shows that the page says enough, and reads old archives when nothing else does any more.
 """
 
+import hashlib
 import io
 import itertools
 import json
@@ -620,7 +621,7 @@ class PlainArchive:
         with zipfile.ZipFile(path) as file:
             self.entries = {name: file.read(name) for name in file.namelist()}
         self.manifest = json.loads(self.entries["manifest.json"])
-        self.reference = reference or Reconstruction()
+        self.reference = reference or self._base_model(path)
         first, second = struct.unpack_from("<II", self.entries["index"])
         block = self.entries["index"][8 : 8 + first]
         self.layout_json = unpack(block, self.reference.blob("layout"))
@@ -641,6 +642,25 @@ class PlainArchive:
             self._keep(number)
         for field, data in (("lstm", self.lstm), ("skeleton", self.skeleton), ("layout", self.layout_json)):
             self.own.put((), field, np.frombuffer(data, np.uint8))
+
+    def _base_model(self, path: Path | io.BytesIO) -> Reconstruction:
+        """Of files that lie beside the archive; without a base model it is empty."""
+        made = Reconstruction()
+        if "base_model" in self.manifest:
+            files = []
+            for file in self.manifest["base_model"]["files"]:
+                data = (Path(path).parent / file["name"]).read_bytes()
+                assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
+                files.append(data)
+            for name, dtype, shape, number, offset, stored in json.loads(self.entries["base_model"])["tensors"]:
+                values = np.frombuffer(files[number], DTYPES[stored], math.prod(shape), offset).reshape(shape)
+                if dtype != stored:
+                    wide = widened(values, stored)
+                    values = rounded(np.where(np.isfinite(wide), wide, 0.0), dtype)
+                made.put(name, "weights", values)
+            for field in ("lstm", "skeleton", "layout"):
+                made.put((), field, np.zeros(0, np.uint8))
+        return made
 
     def _lstm(self) -> bytes:
         if "lstm" not in self.entries:

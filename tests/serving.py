@@ -9,11 +9,14 @@ from typing import Any
 
 from making import sha256, store_archive
 
+from ckzd.archive import NamedFile, NamedModel
+from ckzd.base_models import note
 from ckzd.chains import is_sound
 from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
 from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
+from ckzd.file_marks import Mark
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.room import keep_free
 from ckzd.store import Store
@@ -53,8 +56,18 @@ def archive_by_hand(job: Job) -> dict[str, Any]:
     }
     if reference is not None:
         changes |= {"reference": reference.manifest.reconstruction, "depth": reference.manifest.depth + 1}
+    elif job.base_model is not None and job.base_model.is_file() and job.base_model != job.checkpoint:
+        changes |= {"reference": sha256(b"model"), "depth": 1, "base_model": named(job.base_model, store)}
     archive = store_archive(store, job.checkpoint, **changes)
     return _report(job, archive, reference.path if reference else None, already=False)
+
+
+def named(model: Path, store: Store) -> NamedModel:
+    """A file as base model of archives in a store, which notes it."""
+    file = NamedFile(name=model.name, size=model.stat().st_size, sha256=sha256(model.read_bytes()))
+    found = NamedModel(path=str(model.resolve()), kind="file", files=[file])
+    note(store.root, found, [Mark.of(model.stat())])
+    return found
 
 
 def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -> dict[str, Any]:
@@ -67,6 +80,8 @@ def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -
         "second_moment_ratio": 1.01, "update_length_ratio": 1.1,
         "seconds": 1.0, "verified": True, "already": already, "replaced": False,
         "damaged": [str(path) for path in Store.open(job.store).damaged(job.checkpoint.parent)],
+        "waiting": [str(path) for path in Store.open(job.store).waiting(job.checkpoint.parent)],
+        "without_base_model": None,
     }  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class FakeReport:
     already: bool = False
     replaced: bool = False
     kept: str | None = None
+    without_base_model: str | None = None
     restored_bytes: int = 17_394_081
     files: int = 1
 
@@ -238,6 +239,8 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
         "replacing_stopped": stop,
         "left_alone": [],
         "damaged_archives": ["/s/step_0.ckz"],
+        "waiting_archives": ["/s/step_1.ckz"],
+        "without_base_model": [{"run": "/r", "says": "archived as a base: /models/x is not there"}],
         "totals": totals,
         "space": {
             "freed_bytes": -7e6,
@@ -250,9 +253,18 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
     }
     cli._show_status(facts, Screen(as_json=False))
     out = capsys.readouterr().out
-    for part in ("process 7", "did not verify", "rm /state/STOPPED", "1 verified", "/r/step_1.pt", "/s/step_0.ckz"):
+    for part in (
+        "process 7",
+        "did not verify",
+        "rm /state/STOPPED",
+        "1 verified",
+        "/r/step_1.pt",
+        "/s/step_0.ckz",
+        "/s/step_1.ckz",
+    ):
         assert part in out
     assert "newest 2" in out
+    assert "/r: archived as a base: /models/x is not there" in out
     until = time.strftime("%H:%M", time.localtime(50_000.0))
     assert "space: -7.0 MB freed, net of archives (1.0 MB) and cache (6.0 MB)" in out
     assert "87.0 MB in the trash until " + until in out

@@ -11,8 +11,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ckzd"
 
 LEVELS = (
-    ("errors", "checkpoint", "cores", "defaults", "file_marks", "gpus", "stages", "streams", "zip_structs"),
+    (
+        "errors",
+        "checkpoint",
+        "cores",
+        "defaults",
+        "file_marks",
+        "gpus",
+        "stages",
+        "state_dir",
+        "streams",
+        "zip_structs",
+    ),
     ("formats", "codec", "archive", "durable", "locks", "priority", "access"),
+    ("base_models",),
     ("chains",),
     ("series",),
     ("store",),
@@ -196,7 +208,7 @@ RULES = [
     (("sys.executable",), ("operations/child.py", "demo.py")),  # the demo plays a user
     (
         ("os.environ", "os.getenv"),
-        ("config.py", "codec/parallel.py", "demo.py", "operations/child.py"),
+        ("config.py", "state_dir.py", "codec/parallel.py", "demo.py", "operations/child.py"),
     ),  # or to a child
     (("os.rename", "os.replace", "os.unlink", "os.remove", "shutil.move", "shutil.rmtree"), ("durable.py",)),
 ]

@@ -6,6 +6,7 @@ It holds no clock and no host: the same checkpoint gives the same bytes. It has 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -15,10 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 FORMAT_VERSION: Final = 8
 FIRST_WITH_EFFORT: Final = 7
 FIRST_WITH_BASE_MODEL: Final = 8
+MAX_MODEL_FILES: Final = 1024  # of a base model: the largest that are published have some hundred shards
 _ABSENT_IF_NONE: Final = frozenset({"effort", "base_model"})
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+PlainName = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+PlainPath = Annotated[str, StringConstraints(max_length=4096, pattern=r"^/[^\x00-\x1f\x7f-\x9f]+$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Id32 = Annotated[int, Field(ge=0, lt=2**32)]
 Nanoseconds = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -54,20 +58,30 @@ class FileModel(_Frozen):
 class NamedFile(_Frozen):
     """One file of a base model."""
 
-    name: Text
+    name: PlainName
     size: Count
     sha256: Sha256
 
 
 class NamedModel(_Frozen):
-    """A model that an archive is a delta against, and that no archive holds."""
+    """A model that an archive is a delta against, and that no archive holds: a file, or some files of a directory."""
 
-    directory: Text
-    files: Annotated[list[NamedFile], Field(min_length=1)]
+    path: PlainPath  # where it was, links resolved
+    kind: Literal["file", "directory"]
+    files: Annotated[list[NamedFile], Field(min_length=1, max_length=MAX_MODEL_FILES)]
 
-    def paths(self) -> list[Path]:
-        """Where its files are to lie."""
-        return [Path(self.directory) / file.name for file in self.files]
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        names = [file.name for file in self.files]
+        _require(os.path.normpath(self.path) == self.path, f"path {self.path!r} is not absolute and without detours")
+        _require(all(map(is_plain_name, names)), "a file of base_model is not one path component")
+        _require(len(set(names)) == len(names), "two files of base_model have one name")
+        _require(self.kind == "directory" or names == [os.path.basename(self.path)], "a file has its path's name")  # noqa: PTH119
+        return self
+
+    def path_of(self, file: NamedFile) -> Path:
+        """Where one of its files is to lie."""
+        return Path(self.path) if self.kind == "file" else Path(self.path) / file.name
 
 
 class NewerFormat(ValueError):
@@ -122,8 +136,6 @@ class Manifest(_Frozen):
         if self.base_model is not None:
             _require(self.format >= FIRST_WITH_BASE_MODEL, "base_model is since format 8")
             _require(self.depth == 1, "base_model is of the first archive of a chain")
-            plain = all(is_plain_name(file.name) for file in self.base_model.files)
-            _require(plain, "a file of base_model is not one path component")
         _require(self.original_bytes == sum(file.size for file in self.files), "original_bytes is not the files' sum")
         _require(self.checkpoint == original_digest(self.files), "checkpoint is not the hash of the original files")
         _require(self.restored == restored_digest(self.files), "restored is not the hash of the restored files")

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ckzd.base_models import is_part_of, why_needed
+from ckzd.chains import read_manifest
 from ckzd.config import Settings
 from ckzd.daemon import plan
 from ckzd.daemon.backlog import Backlog
@@ -20,7 +22,9 @@ from ckzd.daemon.states import ARCHIVED_AND_THERE, WAITING, Row, State
 from ckzd.daemon.status import effort_of, replacing_stopped
 from ckzd.daemon.stores import Stores
 from ckzd.defaults import Effort
+from ckzd.errors import CkzdError
 from ckzd.formats.listing import is_text
+from ckzd.operations.originals import content_of
 from ckzd.operations.room import FREE_CHECKPOINTS
 
 
@@ -156,7 +160,7 @@ class Chooser:
             reasons = {row.path: kept[row.path] for row in members if row.path in kept}
             if not reasons:
                 held = self._protection.held(run.watch.path, run.path, run.checkpoints) if held is None else held
-                told = ((row.path, held.get(row.path) or self._check(row)) for row in members)
+                told = ((row.path, held.get(row.path) or self._check(row, run)) for row in members)
                 reasons = {path: reason for path, reason in told if reason}
             if not reasons:
                 return _replacement_of(run, members)
@@ -186,7 +190,7 @@ class Chooser:
                 kept[row.path] = reason
         return kept
 
-    def _check(self, row: Row) -> str | None:
+    def _check(self, row: Row, run: Run) -> str | None:
         """A last look at the disk; what was archived is compared by its hash when it is replaced."""
         if row.archive is None or not os.path.lexists(row.archive):
             self._journal.taken_back(row.number, self._clock.time())
@@ -195,7 +199,18 @@ class Chooser:
             unchanged = fingerprint(row.path).identity == row.identity
         except OSError:
             unchanged = False
-        return None if unchanged else "it has changed since it was archived"
+        return self._needed(row, row.archive, run) if unchanged else "it has changed since it was archived"
+
+    def _needed(self, row: Row, archive: Path, run: Run) -> str | None:
+        """Whether it is, or holds, a base model of this or another run: of archives, or one that a watch names."""
+        for model in (watch.base_model for watch in self._settings.watch if watch.base_model is not None):
+            real = Path(os.path.realpath(model))
+            if is_part_of(Path(os.path.realpath(row.path)), real, is_directory=real.is_dir()):
+                return f"it is, or holds, the base_model {model} of a watch"
+        try:
+            return why_needed(row.path, content_of(read_manifest(archive)), run.store)
+        except CkzdError:  # the replacement says it
+            return None
 
 
 def _replacement_of(run: Run, members: Sequence[Row]) -> Replace:

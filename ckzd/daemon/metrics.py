@@ -23,7 +23,17 @@ RESTART_REASONS: Final = ("signal", "exit", "time limit", "not started")
 VERIFY_REASONS: Final = ("mismatch", "corrupt archive", "missing reference")
 FAILURES: Final = (
     *("BadCheckpoint", "SourceChanged", "VerificationFailed", "ConfigError", "CorruptArchive", "MissingReference"),
-    *("NotAccepted", "StoreLocked", "NoSpace", "unexpected", "signal", "exit", "time limit", "not started"),
+    *(
+        "MissingBaseModel",
+        "NotAccepted",
+        "StoreLocked",
+        "NoSpace",
+        "unexpected",
+        "signal",
+        "exit",
+        "time limit",
+        "not started",
+    ),
 )
 SECONDS_BUCKETS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 7200)
 PRESETS: Final = ("resume", "archive", "paper", "lossless")

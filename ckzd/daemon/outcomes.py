@@ -19,6 +19,7 @@ from ckzd.errors import (
     BadCheckpoint,
     CkzdError,
     CorruptArchive,
+    MissingBaseModel,
     MissingReference,
     NoSpace,
     NotAccepted,
@@ -79,6 +80,8 @@ class Outcomes:
     running: list[Running] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)  # rows that failed since the start
     damaged: dict[Path, set[str]] = field(default_factory=dict)  # run -> its archives that cannot be restored from
+    waiting: dict[Path, list[str]] = field(default_factory=dict)  # run -> those whose base model is not here
+    without_base_model: dict[Path, str] = field(default_factory=dict)  # run -> why its last base is no delta
     not_started: int = 0  # in a row
     worker_problem: str = ""
     no_space: NoSpace | None = None
@@ -146,6 +149,7 @@ class Outcomes:
             self.metrics.archives.labels(report["effort"]).inc()
             self.metrics.proxy(report["preset"], report)
         self._heal(job, report["damaged"])
+        self._tell_base_model(job, report)
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)
         if report["kept_exact"]:
@@ -166,6 +170,17 @@ class Outcomes:
         for row in self.journal.rows(run=run, states=ARCHIVED_AND_THERE):
             if str(row.archive) in found and row.number != job.number:
                 self.journal.give_back(row.number, self.clock.time())
+
+    def _tell_base_model(self, job: Job, report: dict[str, Any]) -> None:
+        """Why a base is no delta against the model that the watch names, and which archives wait for theirs."""
+        run = job.checkpoint.parent
+        if report["without_base_model"]:
+            self.without_base_model[run] = report["without_base_model"]
+        elif not report["already"]:
+            self.without_base_model.pop(run, None)
+        self.waiting[run] = list(report["waiting"])
+        if report["waiting"]:
+            log.warning("archives wait for their base model", extra={"run": str(run), "count": len(report["waiting"])})
 
     def _replaced(self, job: Job, report: dict[str, Any]) -> None:
         self.metrics.checkpoints.labels("replaced").inc()
@@ -219,6 +234,8 @@ class Outcomes:
             self.journal.give_back(row.number, now)
         elif isinstance(error, StoreLocked):
             self.journal.give_back(row.number, now, not_before=now + LOCKED_SECONDS)
+        elif isinstance(error, MissingBaseModel):  # its archive is to be made anew against that
+            self.journal.give_back(row.number, now, not_before=now + RETRY_REPLACE_SECONDS)
         elif isinstance(error, NotAccepted):  # to ask the same of the same bytes again would be to haggle
             self.failed.add(row.number)
             self._quarantine(row, str(error))
@@ -232,7 +249,8 @@ class Outcomes:
         self.stores.mark_dirty(job.store)
         self.failed.add(job.number)
         row = self._row(job)
-        if isinstance(error, _DAMAGED) and row is not None and row.state in ARCHIVED_AND_THERE:
+        is_damaged = isinstance(error, _DAMAGED) and not isinstance(error, MissingBaseModel)  # that only waits
+        if is_damaged and row is not None and row.state in ARCHIVED_AND_THERE:
             self.journal.give_back(job.number, self.clock.time(), not_before=self.clock.time() + RETRY_REPLACE_SECONDS)
             self.rescan()
             return

@@ -345,6 +345,8 @@ class Service:
             workers=workers,
             stores=self._stores.facts(),
             damaged=sorted(set().union(*self._outcomes.damaged.values())),
+            waiting=sorted(set().union(*self._outcomes.waiting.values())),
+            without_base_model=self._outcomes.without_base_model,
             why=self._chooser.why | self._scan.why,
             left_alone=self._scan.left_alone,
             behind=self._chooser.behind,

@@ -48,6 +48,8 @@ class Live:
     workers: Sequence[Mapping[str, Any]] = ()
     stores: Sequence[Mapping[str, Any]] = ()
     damaged: Sequence[str] = ()  # archives that cannot be restored from
+    waiting: Sequence[str] = ()  # those that are whole, but whose base model is not here
+    without_base_model: Mapping[Path, str] = field(default_factory=dict)  # run -> why its last base is no delta
     why: Mapping[Path, str] = field(default_factory=dict)  # checkpoint -> why it waits or stays
     left_alone: Mapping[Path, Mapping[str, int]] = field(default_factory=dict)  # watch -> kinds, how many of each
     behind: frozenset[Path] = frozenset()  # runs that save faster than they are archived
@@ -71,6 +73,10 @@ def build(rows: Sequence[Row], live: Live, settings: Settings, now: float) -> di
         "replacing_stopped": stop,
         "paused": live.paused,
         "damaged_archives": list(live.damaged),
+        "waiting_archives": list(live.waiting),
+        "without_base_model": [
+            {"run": str(run), "says": f"archived as a base: {why}"} for run, why in live.without_base_model.items()
+        ],
         "totals": totals(rows),
         "space": space(rows, live.stores),
         "left_alone": [

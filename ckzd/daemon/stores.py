@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
+from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Clean, Job
 from ckzd.errors import CkzdError
+from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import pointer_for, points_to
 from ckzd.series import next_references
 from ckzd.store import Store, default_store
@@ -110,14 +112,15 @@ class Stores:
     def drop(self, root: Path, run: Path, unwanted: Collection[Path], stride: int) -> list[Path]:
         """Delete those of the unwanted archives that nothing needs; what was deleted.
 
-        Needed is what another archive is a delta against, what a pointer in the run names, and the newest `stride`
-        archives of each series: the next checkpoint is a delta against one of them, so ruined ones do not count.
+        Needed is what another archive is a delta against, what a pointer in the run names, what a base model may be
+        restored from, and the newest `stride` archives of each series: the next checkpoint is a delta against one of
+        them, so ruined ones do not count.
         StoreLocked while somebody reads or writes.
         """
         store = self._opened[root].store
         dropped: list[Path] = []
         with store.lock(shared=False):
-            records = store.archives(run)
+            records, models = store.archives(run), hashes_of(found for _, found in all_notes(root))
             while True:
                 references = {record.manifest.reference for record in records}
                 kept = next_references(records, stride)
@@ -127,9 +130,11 @@ class Stores:
                     if record.path in unwanted
                     and record.path not in kept
                     and record.manifest.reconstruction not in references
+                    and models.isdisjoint(content_of(record.manifest))
                     and not points_to(pointer_for(run / record.manifest.name), record.path)
                 ]
                 if not droppable:
+                    store.forget_unneeded_models()
                     return dropped
                 for record in droppable:
                     log.info("archive dropped", extra={"archive": str(record.path)})

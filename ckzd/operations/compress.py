@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
-from ckzd.chains import ArchiveRecord, is_sound, is_whole, reference_of
+from ckzd.base_models import require_plain_name, why_needed
+from ckzd.chains import ArchiveRecord, is_intact, is_sound, is_whole, reference_of
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec.ahead import Listener
 from ckzd.codec.analysis.nearness import changed_shape
@@ -30,20 +31,30 @@ from ckzd.codec.encode import Encoded, Encoder
 from ckzd.codec.presets import PRESETS, Preset, Scheme, preset_at
 from ckzd.codec.records.reconstruction import Reconstruction
 from ckzd.defaults import MAX_DEPTH, Effort
-from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, NoSpace, SourceChanged, StoreLocked
+from ckzd.errors import (
+    BadCheckpoint,
+    CkzdError,
+    ConfigError,
+    MissingBaseModel,
+    NoSpace,
+    SourceChanged,
+    StoreLocked,
+)
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME, step_in_name
 from ckzd.operations.accept import Acceptance, require_accepted
-from ckzd.operations.base_model import ENTRY, BaseModel, base_model_for, files_of
+from ckzd.operations.base_model import ENTRY
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
+from ckzd.operations.originals import content_of
 from ckzd.operations.placement import device_for
 from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.reference import reference_for
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
+from ckzd.operations.trained_from import TrainedFrom, trained_from, trained_from_again
 from ckzd.operations.verify import Task, verifier
 from ckzd.series import next_references
 from ckzd.stages import OnStage, Stage
@@ -80,6 +91,8 @@ class CompressReport:
     replaced: bool
     kept: str | None = None  # why the original stays, although it was to be replaced
     damaged: tuple[str, ...] = ()  # archives of the run that cannot be restored from any more
+    without_base_model: str | None = None  # why it is a base, although a base model was named
+    waiting: tuple[str, ...] = ()  # archives of the run that are whole, but whose base model is not here as it was
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -107,9 +120,10 @@ def compress(
     A checkpoint whose very bytes are archived already is left at that, if all that its archive needs is sound: else it
     is archived anew, as it was, and what hangs on a damaged archive of it can be restored again. With an
     `accept_command` an archive counts only if the command exits with 0 when it is given what the archive restores to:
-    see `accept`. Where there is no archive to be a delta against, it is one against the `base_model`, if one is named:
-    see `operations.base_model`. For the room that it takes, and `min_free` bytes beside it, replaced originals go
-    early: see `room`. Raises any CkzdError; nothing is left behind then.
+    see `accept`. Where there is no archive to be a delta against, it is one against the `base_model`, if one is named
+    that it was trained from; else the report says why not: see `operations.trained_from`. For the room that it takes,
+    and `min_free` bytes beside it, replaced originals go early: see `room`. Raises any CkzdError; nothing is left
+    behind then.
     """
     started = time.monotonic()
     path, tell = Path(path).absolute(), on_stage or (lambda _stage, _fraction: None)
@@ -123,7 +137,7 @@ def compress(
     acceptance = Acceptance.of(accept_command, accept_seconds) if accept_command is not None else None
     model = Path(base_model).absolute() if base_model is not None else None
     if model is not None:
-        _require_model_apart(model, path)
+        require_plain_name(model)
     device = device_for(quality, device)
     root = Path(store) if store is not None else default_store(path.parent)
     if replace:
@@ -140,21 +154,34 @@ def compress(
         job = _Job(path, checkpoint, opened, quality, stride, max_depth, model, device, acceptance, tell, access, free)
         with opened.lock(shared=True):
             known = _known(job)
-            already = known is not None and is_sound(known.path)
+            already = known is not None and is_intact(known.path)
+            without = None
             if known is not None and already:
                 _ask_again(job, known)
                 record = known
             else:
-                record = _archive(job, known)
-            damaged = opened.damaged(job.run)
-    kept = too_little(checkpoint.nbytes, record.path.stat().st_size) if replace else None
+                record, without = _archive(job, known)
+            damaged, waiting = opened.damaged(job.run), opened.waiting(job.run)
+    kept = _why_kept(path, record, opened) if replace else None
     if replace and kept is None:
         replace_original(path, record.path, opened)
         _free_original(opened)
         tell(Stage.REPLACED, 1.0)
     report = _report(job, record, already=already, replaced=replace and kept is None)
-    seconds = time.monotonic() - started
-    return dataclasses.replace(report, seconds=seconds, kept=kept, damaged=tuple(map(str, damaged)))
+    return dataclasses.replace(
+        report,
+        seconds=time.monotonic() - started,
+        kept=kept,
+        damaged=tuple(map(str, damaged)),
+        waiting=tuple(map(str, waiting)),
+        without_base_model=without,
+    )
+
+
+def _why_kept(path: Path, record: ArchiveRecord, store: Store) -> str | None:
+    """Why the original stays, although it was to be replaced: what archives need of it, or how little it would give."""
+    why = why_needed(path, content_of(record.manifest), store.root)
+    return why or too_little(record.manifest.original_bytes, record.path.stat().st_size)
 
 
 def _require_known_whole(path: Path) -> None:
@@ -172,14 +199,6 @@ def _require_known_whole(path: Path) -> None:
             "is not replaced: neither a file nor a directory that a known framework writes: it is left alone whole"
         )
         raise BadCheckpoint(path, problem, hint=hint)
-
-
-def _require_model_apart(model: Path, checkpoint: Path) -> None:
-    """Raise ConfigError for a model that is what is archived over it, and may be replaced, or lies in that."""
-    own = Path(os.path.realpath(checkpoint))
-    for file in (Path(os.path.realpath(file)) for file in files_of(model)) if model.exists() else ():
-        if file == own or own in file.parents:
-            raise ConfigError("base_model", f"expected a model that was trained before, got {checkpoint} itself")
 
 
 def _free_original(store: Store) -> None:
@@ -235,7 +254,7 @@ class _Job:
 class _Reference:
     """What the checkpoint is a delta against: an archive, or a base model."""
 
-    source: ArchiveRecord | BaseModel
+    source: ArchiveRecord | TrainedFrom
     identity: str
     reconstruction: Reconstruction
 
@@ -303,16 +322,17 @@ def _may_be_of(manifest: Manifest, checkpoint: Checkpoint) -> bool:
 
 def _reference_path(job: _Job, record: ArchiveRecord) -> str | None:
     if record.manifest.base_model is not None:
-        return record.manifest.base_model.directory
+        return record.manifest.base_model.path
     wanted = record.manifest.reference
     paths = [r.path for r in job.store.archives(job.run) if r.manifest.reconstruction == wanted]
     return str(paths[0]) if wanted is not None and paths else None
 
 
-def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
+def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, str | None]:
     """Write, prove and publish the archive; in the place of one that is damaged as it was, by the same preset.
 
-    Encoding is deterministic: what was a delta against the damaged one is a delta against this one too.
+    Encoding is deterministic: what was a delta against the damaged one is a delta against this one too. Beside it, why
+    it is no delta against the base model, if one is named and might have been its reference.
     """
     store, run = job.store, job.run
     if damaged is not None:
@@ -322,9 +342,9 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
     record = _reference_record(job, damaged)
     has_room = _has_room_for_delta(job, record)
     with ExitStack() as stack:
-        reference = _usable_reference(job, record, stack) if has_room else None
+        reference, without = _usable_reference(job, record, stack) if has_room else None, None
         if record is None:
-            reference = _base_model(job, damaged, stack)
+            reference, without = _base_model(job, damaged, stack)
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         before = reference.archive if reference is not None else None
         manifest = _write_and_prove(job, reference, temp, cache)
@@ -332,6 +352,8 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
         _ask(job, ArchiveRecord(temp, manifest), before, hint="the original is untouched, the archive was thrown away")
         give(temp, job.access)
         give(cache, job.access)
+        if reference is not None and isinstance(reference.source, TrainedFrom):
+            reference.source.require_in_place()
         published = ArchiveRecord(_place_of(job, manifest), manifest)
         if durable.publish(temp, published.path):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
@@ -340,7 +362,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord:
             _ask_again(job, published)
         _forget_old_reconstructions(store, run, job.stride)
     job.tell(Stage.PUBLISH, 1.0)
-    return published
+    return published, without
 
 
 def preset_of(manifest: Manifest) -> Preset:
@@ -376,7 +398,7 @@ def _place_of(job: _Job, manifest: Manifest) -> Path:
     """
     place = partial(job.store.archive_path, job.run, job.checkpoint.name, manifest.checkpoint)
     target = place()
-    if os.path.lexists(target) and not is_sound(target) and is_whole(target):
+    if os.path.lexists(target) and not is_intact(target) and is_whole(target):
         target = place(again=manifest.reconstruction)
     if os.path.lexists(target) and not is_whole(target):
         log.warning("damaged archive set aside", extra={"path": str(job.store.set_aside(target))})
@@ -423,31 +445,38 @@ def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack)
     return _Reference(record, record.manifest.reconstruction, reconstruction)
 
 
-def _base_model(job: _Job, damaged: ArchiveRecord | None, stack: ExitStack) -> _Reference | None:
-    """The base model, its reconstruction opened in `stack`; None if there is none, or it shares nothing, or no room.
+def _base_model(job: _Job, damaged: ArchiveRecord | None, stack: ExitStack) -> tuple[_Reference | None, str | None]:
+    """The base model, its reconstruction opened in `stack`; None and why not, if one is named that is none to it.
 
-    What is archived anew takes the one that it was made against, or none. Where it is not there a run goes on without,
-    but does not begin so: ConfigError.
+    What is archived anew takes the one that it was made against, or none: MissingBaseModel where that is away.
     """
     named = damaged.manifest.base_model if damaged is not None else None
-    place = job.base_model if damaged is None else Path(named.directory) if named is not None else None
-    if place is None:
-        return None
-    if not place.exists() and job.store.archives(job.run):
-        fields = {"checkpoint": str(job.path), "base_model": str(place)}
-        log.warning("the base model is not there: the archive becomes a base", extra=fields)
-        return None
-    if durable.free_bytes(job.store.tmp) < 2 * job.checkpoint.nbytes:  # of it, beside what a base takes
-        log.warning("no room for a base model: the archive becomes a base", extra={"checkpoint": str(job.path)})
-        return None
-    model = base_model_for(job.checkpoint, place)
-    if model is None:
-        fields = {"checkpoint": str(job.path), "base_model": str(place)}
-        log.warning("shares no tensor with the base model: the archive becomes a base", extra=fields)
-        return None
-    file = stack.enter_context(scratch_file(job.store))
-    identity = model.write(file)
-    return _Reference(model, identity, Reconstruction(file))
+    try:
+        if damaged is not None:
+            if named is None:
+                return None, None
+            found = stack.enter_context(trained_from_again(job.checkpoint, damaged.path, named, job.store))
+        elif job.base_model is None:
+            return None, None
+        else:
+            found = stack.enter_context(trained_from(job.checkpoint, job.path, job.base_model, job.store))
+        _make_room_beside_base(job)  # for what is made of it, here and by the verifier
+        file = stack.enter_context(scratch_file(job.store))
+        with durable.as_no_space(job.store.tmp):
+            return _Reference(found, found.tensors.write(file), Reconstruction(file)), None
+    except MissingBaseModel:
+        raise
+    except (CkzdError, OSError) as error:
+        why = f"{error.subject}: {error.problem}" if isinstance(error, CkzdError) else str(error)
+        log.warning("no delta against the base model", extra={"checkpoint": str(job.path), "why": why})
+        return None, why
+
+
+def _make_room_beside_base(job: _Job) -> None:
+    needed = space_needed(
+        job.store, job.run, job.checkpoint, job.preset, restored=job.acceptance is not None, as_base=True
+    )
+    make_room(job.store, job.run, needed + 2 * job.checkpoint.nbytes, job.min_free)
 
 
 @contextmanager
@@ -493,7 +522,7 @@ def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Lis
     """Encode into the files; archive and reconstruction are on disk when this returns."""
     writer = ArchiveWriter(files.archive)
     source = reference.source if reference is not None else None
-    model = source if isinstance(source, BaseModel) else None  # it is read when the archive names it, not before
+    model = source if isinstance(source, TrainedFrom) else None  # it is read when the archive names it, not before
     with malformed_as_corrupt((reference.archive if reference is not None else None) or Path(job.checkpoint.name)):
         encoded = Encoder(
             job.checkpoint,
@@ -508,7 +537,7 @@ def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Lis
             listener=listener if model is None else None,
         ).encode()
     if model is not None:
-        writer.add(ENTRY, model.entry())
+        writer.add(ENTRY, model.tensors.entry())
     manifest = writer.finish(_manifest(job, reference, encoded))
     for file in (files.archive, files.reconstruction):
         file.flush()
@@ -531,7 +560,7 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         restored=files_digest((f.name, f.size, f.sha256) for f in files),
         reconstruction=encoded.reconstruction,
         reference=reference.identity if reference is not None else None,
-        base_model=source.named if isinstance(source, BaseModel) else None,
+        base_model=source.named if isinstance(source, TrainedFrom) else None,
         depth=reference.depth if reference is not None else 0,
         original_bytes=checkpoint.nbytes,
         parameters=encoded.parameters,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.archive import FileModel, Manifest
+from ckzd.base_models import why_needed
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.file_marks import Mark, walk
@@ -47,6 +48,18 @@ def require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
     for path, file in large.items():
         _require_size(path, file)
     require_same_small_files(checkpoint, manifest)
+
+
+def require_not_needed(checkpoint: Path, manifest: Manifest, store: Path) -> None:
+    """Raise BadCheckpoint for what archives of any store are deltas against, or a part of it, or what lies in it."""
+    why = why_needed(checkpoint, content_of(manifest), store)
+    if why is not None:
+        raise BadCheckpoint(checkpoint, f"is not replaced: {why}", hint="it stays as it is while they are needed")
+
+
+def content_of(manifest: Manifest) -> set[str]:
+    """Sha256 of the files with tensors, as they were and as a restore writes them."""
+    return {sha for file in manifest.files if file.tensors for sha in (file.original_sha256, file.sha256)}
 
 
 def require_same_small_files(checkpoint: Path, manifest: Manifest) -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 from ckzd import durable
 from ckzd.access import access_to, give
 from ckzd.archive import Manifest
-from ckzd.chains import is_sound, read_manifest, require_sound
-from ckzd.errors import CkzdError, ConfigError, CorruptArchive, SourceChanged
+from ckzd.base_models import hashes_of, lost_models
+from ckzd.chains import is_intact, read_manifest, require_sound
+from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, CorruptArchive, MissingBaseModel, SourceChanged
 from ckzd.formats.names import order_of_leaving
 from ckzd.operations import originals
 from ckzd.operations.pointer import large_files, pointer_for, pointer_text, points_to, read_pointer, resolve
@@ -76,6 +77,7 @@ def require_replaceable(checkpoint: Path, archive: Path, store: Store) -> None:
     with store.lock(shared=True):
         manifest = _proven(archive.resolve())
         originals.require_replaceable(checkpoint, manifest)
+        originals.require_not_needed(checkpoint, manifest, store.root)
         originals.require_same_large_files(checkpoint, manifest)
 
 
@@ -113,7 +115,7 @@ def empty_trash(
     It ends early when `until`, given the bytes that are free already, says so.
 
     The archive that stands for each, and all that it needs, is read back before; if any of it is damaged or missing
-    the original stays.
+    the original stays, and so does what may be the last of a base model.
     """
     freed = 0
     with store.lock(shared=True), store.replace_lock(wait_seconds=CLEANING_LOCK_SECONDS):
@@ -126,6 +128,8 @@ def empty_trash(
                 entry = Entry.load(store, root)
                 if run is None or entry.checkpoint.parent == run:
                     freed += _delete(entry)
+            except (MissingBaseModel, BadCheckpoint) as error:
+                log.warning("an original stays in the trash", extra={"path": str(root), "why": str(error)})
             except (CkzdError, OSError) as error:
                 log.exception("an original stays in the trash", extra={"path": str(root), "error": str(error)})
     return freed
@@ -141,7 +145,7 @@ def rescue(store: Store) -> list[Path]:
         for root in sorted(store.trash.iterdir()):
             try:
                 entry = Entry.load(store, root)
-                if entry.is_verified and not is_sound(entry.archive):
+                if entry.is_verified and not is_intact(entry.archive):
                     entry.set_unverified()
                     if put_back(entry) is None:
                         rescued.append(entry.checkpoint)
@@ -169,6 +173,7 @@ def _settle_older(checkpoint: Path, store: Store) -> None:
 def _intent(checkpoint: Path, archive: Path, store: Store, manifest: Manifest) -> Intent:
     """Everything that is asked before anything is touched."""
     originals.require_replaceable(checkpoint, manifest)
+    originals.require_not_needed(checkpoint, manifest, store.root)
     if checkpoint.lstat().st_dev != store.trash.lstat().st_dev:
         raise ConfigError(
             store.root, f"is not on the file system of {checkpoint}", hint="choose a store beside the run"
@@ -245,8 +250,13 @@ def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
 
 
 def _compare_and_keep(entry: Entry, manifest: Manifest, on_step: OnStep) -> int:
-    """Compare what is in the trash now with what was archived; from then on it may be deleted."""
+    """Compare what is in the trash now with what was archived; from then on it may be deleted.
+
+    Whoever makes an archive of it as a base model notes that before, and looks last if it stands in its place: asked
+    once more here, where it has left that, one of the two sees the other.
+    """
     originals.require_same_large_files(entry.held, manifest)
+    originals.require_not_needed(entry.checkpoint, manifest, entry.store.root)
     on_step("checked")
     nbytes = originals.allocated_bytes(list(large_files(entry.held, manifest)))
     entry.set_verified()
@@ -340,6 +350,7 @@ def _can_be_finished(entry: Entry) -> bool:
         if entry.intent.method == "pieces" and stands(entry):
             originals.require_same_small_files(entry.checkpoint, manifest)
         originals.require_same_large_files(entry.held, manifest)
+        originals.require_not_needed(entry.checkpoint, manifest, entry.store.root)
         if entry.intent.method == "pieces" and stands(entry):
             set_directory_time(entry)
     except (CkzdError, OSError) as error:
@@ -350,6 +361,10 @@ def _can_be_finished(entry: Entry) -> bool:
 
 def _delete(entry: Entry) -> int:
     manifest = _proven(entry.archive)
+    if not originals.content_of(manifest).isdisjoint(hashes_of(lost_models(entry.store.root))):
+        raise BadCheckpoint(
+            entry.held, "is a base model that archives need, and is away", hint="take it out of the trash"
+        )
     held = [path for path in large_files(entry.held, manifest) if os.path.lexists(path)]
     nbytes = originals.allocated_bytes(held)
     entry.discard()

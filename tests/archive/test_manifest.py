@@ -56,20 +56,59 @@ def test_it_reads_back_equal(changes):
     assert json.loads(manifest.to_json()) == said
 
 
+def named_model(**changes) -> NamedModel:
+    file = NamedFile(name="x.safetensors", size=3, sha256="0" * 64)
+    return NamedModel(**({"path": "/models/x", "kind": "directory", "files": [file]} | changes))
+
+
 def test_a_base_model_came_with_format_8_and_begins_a_chain():
-    digest = "0" * 64
-    named = NamedModel(directory="/models/x", files=[NamedFile(name="x.safetensors", size=3, sha256=digest)])
+    named, digest = named_model(), "0" * 64
     delta = made_manifest(base_model=named, reference=digest, depth=1)
     assert Manifest.from_json(delta.to_json()) == delta
-    outside = NamedModel(directory="/models/x", files=[NamedFile(name="../x", size=3, sha256=digest)])
     for changes in (
         {"format": 7, "base_model": named, "reference": digest, "depth": 1},
         {"base_model": named, "reference": digest, "depth": 2},
         {"base_model": named},
-        {"base_model": outside, "reference": digest, "depth": 1},
     ):
         with pytest.raises(ValueError, match="base_model"):
             made_manifest(**changes)
+
+
+def test_a_base_model_is_a_file_or_files_of_a_directory():
+    (file,) = named_model().files
+    alone = named_model(path="/models/x.safetensors", kind="file")
+    assert [model.path_of(file) for model in (alone, named_model())] == [
+        Path("/models/x.safetensors"), Path("/models/x/x.safetensors"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": "models/x"},
+        {"path": "/models/../x"},
+        {"path": "/models//x"},
+        {"path": "/models/\n"},
+        {"path": "/models/\x9b2J"},
+        {"path": "/" + "x" * 4096},
+        {"path": 3},
+        {"kind": "file"},
+        {"kind": "device"},
+        {"files": []},
+        {"files": [NamedFile(name=f"{n}.bin", size=3, sha256="0" * 64) for n in range(1025)]},
+        {"files": [NamedFile(name="x", size=3, sha256="0" * 64)] * 2},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_base_model_is_refused(changes):
+    with pytest.raises(ValueError, match=r".+"):
+        named_model(**changes)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a\nb", "\x1b[2J", "x" * 256])
+def test_what_cannot_be_the_name_of_its_file_is_refused(name):
+    with pytest.raises(ValueError, match=r".+"):
+        named_model(files=[NamedFile(name=name, size=3, sha256="0" * 64)])
 
 
 def test_effort_came_with_format_7():

@@ -1,11 +1,12 @@
 """Write the golden archives of the current format version. Refuses to overwrite: a golden is for ever.
 
-usage: make_golden.py    writes tests/golden/format_N/: two chains and `expected.json`, hashes of what they restore
+usage: make_golden.py    writes tests/golden/format_N/: three chains and `expected.json`, hashes of what they restore
 Run it once for a new format version, in the commit that changes FORMAT.md.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from safetensors.torch import save_file
 
 import ckzd
 from ckzd.archive.manifest import FORMAT_VERSION
@@ -27,6 +29,7 @@ from plain_decoder import PlainArchive  # a script finds what stands beside it o
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
+PRETRAINED = Path("/tmp/ckzd-golden/pretrained.safetensors")  # it must not be there
 WANTED = {
     ("weights", method) for method in ("framed", "factored", "scalar", "whole", "kmeans", "exact", "delta", "ulps")
 }
@@ -147,6 +150,36 @@ def in_one_storage(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: piece.view(tensors[name].shape) for name, piece in zip(tensors, pieces, strict=True)}
 
 
+def write_tuned() -> dict[str, dict]:
+    """A chain that begins with a base model, half of it in another dtype; what it restores to."""
+    torch.manual_seed(8)
+    model = {"h.0.weight": torch.randn(96, 64), "h.1.weight": torch.randn(64, 96), "norm.bias": torch.randn(200)}
+    target, expected = HERE / "base_model", {}
+    target.mkdir(parents=True)
+    PRETRAINED.parent.mkdir()  # an archive names this place: it is the same on all machines
+    try:
+        narrow = {name: value.bfloat16() if "h.0" in name else value for name, value in model.items()}
+        save_file(narrow | {"odd": torch.full((3,), float("inf"))}, PRETRAINED)
+        shutil.copy(PRETRAINED, target)
+        run, reference = PRETRAINED.parent / "run", None
+        run.mkdir()
+        for step in STEPS[:2]:
+            model = {name: value + 1e-3 * torch.randn(value.shape) for name, value in model.items()}
+            torch.save({"model": {f"module.{name}": value for name, value in model.items()}}, run / f"step_{step}.pt")
+            archive = Path(shutil.copy(ckzd.compress(run / f"step_{step}.pt", base_model=PRETRAINED).archive, target))
+            manifest, plain = read_manifest(archive), PlainArchive(archive, reference)
+            reference = plain.own
+            if (
+                hashlib.sha256(reference.to_bytes()).hexdigest() != manifest.reconstruction
+                or manifest.depth != step // 20
+            ):
+                raise SystemExit(f"{archive}: the plain decoder makes something else of it")
+            expected[f"base_model/{archive.name}"] = {"restored": manifest.restored, "coders": manifest.coders}
+    finally:
+        shutil.rmtree(PRETRAINED.parent)
+    return expected
+
+
 def main() -> None:
     if HERE.exists():
         raise SystemExit(f"{HERE} exists: goldens are never regenerated")
@@ -155,6 +188,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as work,
         mock.patch.object(fitting, "encode_lstm", return_value=b""),  # an LSTM that seems free: small planes use it
         mock.patch.dict(PRESETS, trained),
+        mock.patch.dict(os.environ, XDG_STATE_HOME=work),  # what is noted of a base model is not of this user
         mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 13),  # the largest tensors are cut
     ):
         expected: dict[str, dict] = {}
@@ -187,6 +221,7 @@ def main() -> None:
                     raise SystemExit(f"{target}: no tensor is cut, or none joins another")
                 if not any(len(tensor) == 5 for tensor in json.loads(archive.layout_json)["tensors"]):
                     raise SystemExit(f"{target}: no tensor is a stack")
+        expected |= write_tuned()
     if not methods >= WANTED:
         raise SystemExit(f"the run has no {WANTED - methods}")
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

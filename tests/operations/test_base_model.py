@@ -1,48 +1,57 @@
 """A model that was trained elsewhere as first reference: the first archive is a delta, and lives and dies with it."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from making import tree_of
+from making import sha256, tree_of
 from safetensors.torch import save_file
 
+import ckzd.base_models
 from ckzd import compress, inspect, restore, verify
 from ckzd.archive import Manifest
-from ckzd.chains import ArchiveRecord, chain, is_sound, is_whole
+from ckzd.base_models import notes_in
+from ckzd.chains import ArchiveRecord, chain, is_intact, is_sound, is_whole
 from ckzd.daemon.jobs import Compress
 from ckzd.daemon.perform import perform
-from ckzd.errors import BadCheckpoint, ConfigError, CorruptArchive, MissingReference
-from ckzd.operations.replace import require_replaceable
+from ckzd.errors import BadCheckpoint, ConfigError, CorruptArchive, MissingBaseModel, SourceChanged
+from ckzd.operations.base_model import Placed
+from ckzd.operations.replace import replace, require_replaceable
+from ckzd.operations.trained_from import locate
 from ckzd.operations.verify import verify_each
 from ckzd.store import Store, default_store
 
 SHAPES = {"wte.weight": (200, 64), "h.0.weight": (64, 128), "h.0.bias": (128,), "norm.weight": (64,)}
 
+State = dict[str, torch.Tensor]
 
-def tuned(state: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
+
+def tuned(state: State, steps: int) -> State:
     torch.manual_seed(steps)
     return {name: value + steps * 1e-3 * value.std() * torch.randn(value.shape) for name, value in state.items()}
 
 
 @pytest.fixture
-def state() -> dict[str, torch.Tensor]:
+def state() -> State:
     torch.manual_seed(0)
     return {name: torch.randn(shape) for name, shape in SHAPES.items()}
 
 
 @pytest.fixture
 def model(tmp_path, state) -> Path:
-    """Of Hugging Face: two shards, and links to where they lie."""
-    place, blobs = tmp_path / "model", tmp_path / "blobs"
-    place.mkdir()
+    """Of Hugging Face's cache: two shards, all links into blobs that have no suffix; an index beside."""
+    place, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
+    place.mkdir(parents=True)
     blobs.mkdir()
     names = list(state)
     for number, some in enumerate((names[:2], names[2:]), 1):
         save_file({name: state[name] for name in some}, blobs / str(number))
-        (place / f"model-0000{number}-of-00002.safetensors").symlink_to(blobs / str(number))
-    (place / "config.json").write_text("{}")
+        (place / f"model-0000{number}-of-00002.safetensors").symlink_to(Path("../../blobs", str(number)))
+    (blobs / "config").write_text("{}")
+    (place / "config.json").symlink_to(Path("../../blobs/config"))
     return place
 
 
@@ -57,9 +66,12 @@ def run(tmp_path, state) -> Path:
     return run
 
 
+def compressed(run: Path, step: int, model: Path | None, **options):
+    return compress(run / f"step_{step}.pt", base_model=model, **{"preset": "lossless"} | options)
+
+
 def archived(run: Path, step: int, model: Path | None, **options) -> Path:
-    report = compress(run / f"step_{step}.pt", base_model=model, **{"preset": "lossless"} | options)
-    return Path(report.archive)
+    return Path(compressed(run, step, model, **options).archive)
 
 
 def manifest_of(archive: Path) -> Manifest:
@@ -72,6 +84,15 @@ def flip(place: Path, byte: int) -> None:
     place.write_bytes(data)
 
 
+def without_cache(run: Path) -> None:
+    store = Store.open(default_store(run))
+    shutil.rmtree(store.cache)
+    store.cache.mkdir()
+
+
+# It is a delta, and comes back
+
+
 @pytest.mark.parametrize("preset", ["lossless", "resume"])
 def test_the_first_archive_is_a_delta_against_it(run, model, preset, tmp_path):
     first, second = (archived(run, step, model, preset=preset) for step in (1, 2))
@@ -80,7 +101,7 @@ def test_the_first_archive_is_a_delta_against_it(run, model, preset, tmp_path):
     manifest = manifest_of(first)
     assert (manifest.depth, manifest_of(second).depth) == (1, 2)
     assert manifest_of(second).base_model is None
-    assert manifest.base_model.directory == str(model)
+    assert (manifest.base_model.path, manifest.base_model.kind) == (str(model), "directory")
     assert [file.name for file in manifest.base_model.files] == sorted(p.name for p in model.glob("*.safetensors"))
     assert inspect(first)["base_model"]["files"][0]["sha256"] == manifest.base_model.files[0].sha256
     assert [link.path for link in chain(ArchiveRecord.read(second))] == [first, second]
@@ -95,40 +116,189 @@ def test_it_comes_back_without_the_cache(run, model, tmp_path):
         assert (tmp_path / f"{step}.pt").read_bytes() == (run / f"step_{step}.pt").read_bytes()
 
 
+def test_a_folder_of_archives_with_its_files_is_enough(run, model, tmp_path):
+    first, second = archived(run, 1, model), archived(run, 2, model)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in (first, second, *model.glob("*.safetensors")):
+        shutil.copy(path, folder)
+    shutil.rmtree(tmp_path / "hub")
+    assert verify(folder / second.name).ok
+
+
+def test_links_in_its_path_are_resolved(run, model, tmp_path):
+    (tmp_path / "current").symlink_to(model)
+    first = archived(run, 1, tmp_path / "current")
+    assert manifest_of(first).base_model.path == str(model)
+    (tmp_path / "current").unlink()
+    without_cache(run)
+    assert verify(first).ok
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
+def test_one_file_is_a_model_too(run, state, tmp_path, suffix):
+    path = tmp_path / f"pretrained{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    first = archived(run, 1, path)
+    assert [file.name for file in manifest_of(first).base_model.files] == [path.name]
+    assert verify(first).ok
+
+
+def test_what_lies_beside_its_files_is_nothing_to_it(run, state, tmp_path):
+    place = tmp_path / "model"
+    place.mkdir()
+    torch.save(state, place / "aaa.pt")
+    (place / "notes.pt").write_text("no model")
+    torch.save({"lr": 1e-3}, place / "training_args.pt")
+    first = archived(run, 1, place)
+    assert [file.name for file in manifest_of(first).base_model.files] == ["aaa.pt"]
+    torch.save(tuned(state, 9), place / "mine.pth")
+    save_file(tuned(state, 9), place / "mine.safetensors")
+    without_cache(run)
+    assert verify(first).ok
+    assert is_sound(first)
+    flip(first, 100)
+    whole = sha256((run / "step_1.pt").read_bytes())
+    again = archived(run, 1, place)  # what is damaged is made anew against what it was made against
+    assert [file.name for file in manifest_of(again).base_model.files] == ["aaa.pt"]
+    assert manifest_of(again).files[0].sha256 == whole
+
+
+@pytest.mark.parametrize("ours", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("theirs", [torch.float32, torch.bfloat16])
+def test_weights_in_another_dtype_are_converted(run, state, tmp_path, ours, theirs):
+    named = {name: value.to(ours) for name, value in tuned(state, 1).items()}
+    save_file({name: value.to(theirs) for name, value in state.items()}, tmp_path / "x.safetensors")
+    (run / "half").mkdir()
+    torch.save(named, run / "half" / "step_1.pt")
+    report = compress(run / "half" / "step_1.pt", base_model=tmp_path / "x.safetensors", preset="lossless")
+    assert report.reference == str(tmp_path / "x.safetensors")
+    restore(report.archive, output=tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == (run / "half" / "step_1.pt").read_bytes()
+
+
+def test_an_optimizers_masters_are_what_its_weights_are(run, state, tmp_path):
+    save_file({name: value.bfloat16() for name, value in state.items()}, tmp_path / "x.safetensors")
+    masters = {name: value.bfloat16().float() + 1e-4 for name, value in tuned(state, 1).items()}
+    weights = {name: value.bfloat16() for name, value in masters.items()}
+    states = {number: {"master_param": value} for number, value in enumerate(masters.values())}
+    optimizer = {"state": states, "param_groups": [{"params": list(states)}]}
+    torch.save({"model": weights, "optimizer": optimizer}, run / "step_9.pt")
+    report = compress(run / "step_9.pt", base_model=tmp_path / "x.safetensors")
+    alone = compress(run / "step_9.pt", store=tmp_path / "other")
+    assert report.archive_bytes < 0.5 * alone.archive_bytes
+
+
+def test_tensors_that_are_cut_are_found_whole(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ckzd.codec.analysis.tiles.MAX_ELEMENTS", 1 << 16)
+    torch.manual_seed(0)
+    state = {"wte.weight": torch.randn(1024, 256)}
+    save_file({name: value.bfloat16() for name, value in state.items()}, tmp_path / "x.safetensors")
+    torch.save(tuned(state, 1), run / "step_9.pt")
+    report = compress(run / "step_9.pt", base_model=tmp_path / "x.safetensors", preset="lossless")
+    assert report.without_base_model is None
+    restore(report.archive, output=tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == (run / "step_9.pt").read_bytes()
+
+
+# Without it
+
+
 def test_without_it_what_is_missing_is_said_and_nothing_is_replaced(run, model, tmp_path):
     first, second = archived(run, 1, model), archived(run, 2, model)
     store = Store.open(default_store(run))
-    shutil.rmtree(store.cache)
-    store.cache.mkdir()
+    without_cache(run)
     wanted = manifest_of(first).base_model.files[0]
-    before, models = tree_of(run), tree_of(model)
-    place = model.rename(tmp_path / "away")
+    before, models = tree_of(run), tree_of(tmp_path / "hub")
+    (tmp_path / "hub").rename(tmp_path / "away")
     for attempt in (
         lambda: verify(second),
         lambda: restore(second, output=tmp_path / "out"),
         lambda: require_replaceable(run / "step_1.pt", first, store),
+        lambda: replace(run / "step_1.pt", first, store),
+        lambda: compressed(run, 1, model, replace=True),
     ):
-        with pytest.raises(MissingReference, match=f"{wanted.name} .sha256 {wanted.sha256}"):
+        with pytest.raises(MissingBaseModel, match=f"{model}.*{wanted.name} .sha256 {wanted.sha256}") as caught:
             attempt()
+        assert caught.value.exit_code == 5
+        assert "put these files" in caught.value.hint
     assert not is_sound(first)
     assert is_whole(first)
+    assert is_intact(second)
     assert tree_of(run) == before
-    place.rename(model)
+    (tmp_path / "away").rename(tmp_path / "hub")
     assert is_sound(second)
     assert verify(second).ok
-    assert tree_of(model) == models
+    assert tree_of(tmp_path / "hub") == models
+
+
+def test_what_waits_for_it_is_neither_damaged_nor_archived_again(run, model, tmp_path):
+    first, second = archived(run, 1, model), archived(run, 2, model)
+    store = Store.open(default_store(run))
+    (tmp_path / "hub").rename(tmp_path / "away")
+    report = compressed(run, 2, model)
+    assert (report.already, report.damaged) == (True, ())
+    assert report.waiting == tuple(sorted(map(str, (first, second))))
+    assert store.damaged(run) == []
+    third = compressed(run, 3, model)
+    assert manifest_of(Path(third.archive)).depth == 0
+    assert "not there" in third.without_base_model
+    assert len(store.archives(run)) == 3
+    (tmp_path / "away").rename(tmp_path / "hub")
+    assert store.waiting(run) == []
+
+
+def test_what_was_replaced_stays_in_the_trash_while_it_is_away(run, model, tmp_path):
+    from ckzd.operations.replace import empty_trash, rescue
+
+    first = archived(run, 1, model)
+    store = Store.open(default_store(run))
+    replace(run / "step_1.pt", first, store)
+    (tmp_path / "hub").rename(tmp_path / "away")
+    assert rescue(store) == []
+    assert empty_trash(store, 0.0, 1e12) == 0
+    assert len(list(store.trash.iterdir())) == 1
+    (tmp_path / "away").rename(tmp_path / "hub")
+    assert empty_trash(store, 0.0, 1e12) > 0
 
 
 def test_another_model_in_its_place_is_never_taken_for_it(run, model, tmp_path):
     first = archived(run, 1, model)
-    shutil.rmtree(default_store(run) / "cache")
+    without_cache(run)
     (changed,) = model.glob("*2-of*")
+    before = sha256(changed.read_bytes())
     flip(changed.resolve(), -1)
+    after = sha256(changed.read_bytes())
     for attempt in (lambda: verify(first), lambda: restore(first, output=tmp_path / "out")):
-        with pytest.raises(MissingReference, match=f"{changed.name}: expected sha256"):
+        with pytest.raises(MissingBaseModel, match=f"expected .* sha256 {before}.*has sha256 {after}"):
             attempt()
     assert not is_sound(first)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_change_that_no_mark_shows_is_found_where_it_is_decoded(run, model, tmp_path):
+    first = archived(run, 1, model)
+    without_cache(run)
+    blob = next(model.glob("*1-of*")).resolve()
+    status = blob.stat()
+    with blob.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\1" * 8)
+    os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(MissingBaseModel, match="has sha256"):
+        verify(first)
+
+
+def test_a_damaged_archive_waits_for_it_too(run, model, tmp_path):
+    first = archived(run, 1, model)
+    whole = first.read_bytes()
+    flip(first, 100)
+    (tmp_path / "hub").rename(tmp_path / "away")
+    with pytest.raises(MissingBaseModel):
+        archived(run, 1, None)
+    (tmp_path / "away").rename(tmp_path / "hub")
+    assert archived(run, 1, None) == first
+    assert first.read_bytes() == whole
 
 
 def test_a_damaged_list_of_its_tensors_is_refused(run, model):
@@ -139,21 +309,305 @@ def test_a_damaged_list_of_its_tensors_is_refused(run, model):
         verify(first)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        3,
+        [],
+        [["w"], "float32", [1], 0, 0],
+        ["w", "float32", [1], 0, 0, "float32"],
+        [["w"], ["float32"], [1], 0, 0, "float32"],
+        [["w"], "int8", [1], 0, 0, "float32"],
+        [["w"], "float32", 1, 0, 0, "float32"],
+        [["w"], "float32", [1.0], 0, 0, "float32"],
+        [["w"], "float32", [-1], 0, 0, "float32"],
+        [["w"], "float32", [1 << 60, 1 << 60], 0, 0, "float32"],
+        [["w"], "float32", [1], 1, 0, "float32"],
+        [["w"], "float32", [1], True, 0, "float32"],
+        [["w"], "float32", [26], 0, 0, "float32"],
+        [["w"], "float32", [1], 0, 97, "float32"],
+    ],
+    ids=str,
+)
+def test_values_from_archives_are_checked(row):
+    with pytest.raises(ValueError, match="base model"):
+        Placed.checked(row, [100])
+
+
+# While a run begins
+
+
+def unrelated(place: Path) -> Path:
+    torch.manual_seed(99)
+    save_file({name: torch.randn(shape) for name, shape in SHAPES.items()}, place)
+    return place
+
+
+def pipe(place: Path) -> Path:
+    os.mkfifo(place)
+    return place
+
+
+def of_pipes(place: Path) -> Path:
+    place.mkdir()
+    os.mkfifo(place / "model.safetensors")
+    (place / "model.bin").symlink_to("/dev/zero")
+    return place
+
+
+def empty(place: Path) -> Path:
+    place.mkdir()
+    return place
+
+
+def garbage(place: Path) -> Path:
+    place.write_bytes(b"no model")
+    return place
+
+
+def of_odd_names(place: Path) -> Path:
+    place.mkdir()
+    unrelated(place / "x.safetensors").rename(place / "x\n.safetensors")
+    return place
+
+
+def of_undecodable_names(place: Path) -> Path:
+    place.mkdir()
+    unrelated(place / "x.safetensors").rename(os.fsdecode(os.fsencode(place) + b"/\xff.safetensors"))
+    return place
+
+
+def sharing_nothing(place: Path) -> Path:
+    save_file({"other": torch.ones(300)}, place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda place: place, "is not there"),
+        (empty, "got none"),
+        (unrelated, "another model"),
+        (sharing_nothing, "shares no tensor"),
+        (pipe, "which is neither"),
+        (lambda _: Path("/dev/zero"), "which is neither"),
+        (of_pipes, "got none"),
+        (garbage, "header of"),
+        (of_odd_names, "expected a path of plain text"),
+        (of_undecodable_names, "expected a path of plain text"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_run_goes_on_without_it_and_says_why(run, tmp_path, make, why):
+    place = make(tmp_path / "model.safetensors")
+    report = compressed(run, 1, place)
+    assert why in report.without_base_model
+    assert manifest_of(Path(report.archive)).depth == 0
+    assert notes_in(default_store(run)) == []
+    later = compressed(run, 2, place)
+    assert later.without_base_model is None
+    assert manifest_of(Path(later.archive)).depth == 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x9bb", "x" * 256, "a\udcffb", "/".join(["x" * 200] * 25)])
+def test_a_path_that_no_archive_can_name_is_refused(run, tmp_path, name):
+    before = tree_of(tmp_path)
+    with pytest.raises(ConfigError, match="base_model: expected"):
+        compressed(run, 1, tmp_path / name)
+    assert tree_of(tmp_path) == before
+
+
+def test_no_checkpoint_is_a_delta_against_itself(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    for model in (run / "step_1.pt", run, tmp_path / "link"):
+        report = compress(run / "step_1.pt", base_model=model, preset="lossless", store=tmp_path / model.name)
+        assert "is part" in report.without_base_model
+
+
+def test_where_nothing_can_be_noted_nothing_needs_it(run, model, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ckzd.base_models, "state_dirs", lambda: (tmp_path / "file",))
+    report = compressed(run, 1, model)
+    assert manifest_of(Path(report.archive)).depth == 0
+    assert report.without_base_model
+
+
+def test_it_is_read_once_and_not_once_a_process(run, model, monkeypatch):
+    archived(run, 1, model)
+    ckzd.base_models._sha256.cache_clear()
+
+    def fail(*_: object) -> str:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(ckzd.base_models, "_sha256", fail)
+    assert is_sound(archived(run, 2, model))
+    (run.parent / "other").mkdir()
+    shutil.copy(run / "step_1.pt", run.parent / "other" / "step_1.pt")
+    assert compress(run.parent / "other" / "step_1.pt", base_model=model, preset="lossless").reference == str(model)
+
+
+def test_it_is_read_again_after_a_day(run, model, monkeypatch):
+    first = archived(run, 1, model)
+    ((note, _),) = notes_in(default_store(run))
+    said = json.loads(note.read_text())
+    note.write_text(json.dumps(said | {"read_at": said["read_at"] - 2 * 24 * 3600}))
+    ckzd.base_models._sha256.cache_clear()
+    read = []
+    hashed = ckzd.base_models._sha256
+    monkeypatch.setattr(ckzd.base_models, "_sha256", lambda *of: read.append(of) or hashed(*of))
+    assert is_sound(first)
+    assert len(read) == 2
+    assert is_sound(first)
+    assert len(read) == 2
+
+
+# Nothing that archives need is replaced
+
+
 def test_checkpoints_are_replaced_over_it(run, model):
     original = (run / "step_1.pt").read_bytes()
-    report = compress(run / "step_1.pt", base_model=model, preset="lossless", replace=True)
+    report = compressed(run, 1, model, replace=True)
     assert (report.reference, report.replaced) == (str(model), True)
     restore(run / "step_1.pt")
     assert (run / "step_1.pt").read_bytes() == original
 
 
-def test_while_it_is_away_archiving_goes_on_with_a_base(run, model, tmp_path):
-    first = archived(run, 1, model)
-    model.rename(tmp_path / "away")
-    assert manifest_of(archived(run, 2, model)).depth == 0
-    assert manifest_of(archived(run, 3, model)).depth == 1
-    (tmp_path / "away").rename(model)
-    assert is_sound(first)
+@pytest.fixture
+def pretrained(tmp_path, state) -> Path:
+    """Of another run, with an optimizer and a store of its own."""
+    place = tmp_path / "elsewhere" / "pretraining"
+    place.mkdir(parents=True)
+    torch.save({"model": state, "extra": torch.zeros(1 << 18)}, place / "step_100.pt")
+    torch.save({"model": tuned(state, 5), "extra": torch.zeros(1 << 18)}, place / "step_200.pt")
+    return place
+
+
+def hard_link(place: Path) -> Path:
+    """Of one file system the very same file, under another name; it is replaced where the first one is gone."""
+    os.link(place / "step_100.pt", place / "step_101.pt")
+    (place / "step_100.pt").unlink()
+    return place / "step_101.pt"
+
+
+def copied(place: Path) -> Path:
+    return Path(shutil.copy(place / "step_100.pt", place / "step_102.pt"))
+
+
+@pytest.mark.parametrize("named", [lambda p: p / "step_100.pt", lambda p: p], ids=["file", "directory"])
+@pytest.mark.parametrize("other", [lambda p: p / "step_100.pt", hard_link, copied], ids=["itself", "link", "copy"])
+def test_what_archives_need_is_not_replaced(run, pretrained, tmp_path, named, other):
+    (tmp_path / "link").symlink_to(pretrained)
+    first = compressed(run, 1, named(tmp_path / "link"))
+    assert first.without_base_model is None
+    checkpoint = other(pretrained)
+    before = tree_of(pretrained)
+    report = compress(checkpoint, replace=True)
+    assert not report.replaced
+    assert "base model" in report.kept
+    assert tree_of(pretrained) == before
+    store = Store.open(default_store(pretrained))
+    for attempt in (replace, require_replaceable):
+        with pytest.raises(BadCheckpoint, match="deltas against it"):
+            attempt(checkpoint, Path(report.archive), store)
+    assert tree_of(pretrained) == before
+
+
+def test_nor_is_what_lies_in_a_directory_that_is_named(run, pretrained):
+    compressed(run, 1, pretrained)
+    report = compress(pretrained / "step_200.pt", replace=True)
+    assert "base model" in report.kept
+    assert (pretrained / "step_200.pt").exists()
+
+
+def test_of_a_file_that_is_named_the_others_beside_it_are_replaced(run, pretrained):
+    compressed(run, 1, pretrained / "step_100.pt")
+    assert compress(pretrained / "step_200.pt", replace=True).replaced
+
+
+def test_nor_a_directory_that_holds_it(run, state, tmp_path):
+    place = tmp_path / "hf" / "checkpoint-100"
+    place.mkdir(parents=True)
+    save_file(state, place / "model.safetensors")
+    torch.save({"x": torch.zeros(1 << 18)}, place / "optimizer.pt")
+    (place / "trainer_state.json").write_text('{"global_step": 100}')
+    compressed(run, 1, place / "model.safetensors")
+    before = tree_of(place)
+    assert "base model" in compress(place, replace=True).kept
+    assert tree_of(place) == before
+
+
+def test_nor_what_a_restore_gave_back_with_a_loss(run, pretrained):
+    lossy = compress(pretrained / "step_100.pt", replace=True, preset="resume")
+    restore(pretrained / "step_100.pt")
+    compressed(run, 1, pretrained / "step_100.pt")
+    assert "base model" in compress(pretrained / "step_100.pt", replace=True, preset="resume").kept
+    with pytest.raises(BadCheckpoint, match="deltas against it"):
+        replace(pretrained / "step_100.pt", Path(lossy.archive), Store.open(default_store(pretrained)))
+
+
+def test_nor_a_checkpoint_of_the_same_run(run, tmp_path):
+    first = compressed(run, 2, run / "step_1.pt")
+    assert first.reference == str(run / "step_1.pt")
+    assert first.without_base_model is None
+    assert "base model" in compressed(run, 1, run / "step_1.pt", replace=True).kept
+    assert compressed(run, 2, run / "step_1.pt", replace=True).replaced
+
+
+def test_what_becomes_needed_while_it_is_replaced_is_put_back(run, pretrained):
+    own = archived(pretrained, 100, None)
+    store = Store.open(default_store(pretrained))
+    before = (pretrained / "step_100.pt").read_bytes()
+
+    def meanwhile(step: str) -> None:
+        if step == "intent":
+            compressed(run, 1, pretrained / "step_100.pt")
+
+    with pytest.raises(BadCheckpoint, match="deltas against it"):
+        replace(pretrained / "step_100.pt", own, store, on_step=meanwhile)
+    assert (pretrained / "step_100.pt").read_bytes() == before
+    assert list(store.trash.iterdir()) == []
+
+
+def test_what_is_replaced_while_an_archive_is_made_of_it_is_no_base_model(run, pretrained):
+    own = archived(pretrained, 100, None)
+    store = Store.open(default_store(pretrained))
+    moved = []
+
+    def meanwhile(stage: str, _fraction: float) -> None:
+        if stage == "encode" and not moved:
+            moved.append((pretrained / "step_100.pt").rename(pretrained / "other"))
+
+    with pytest.raises((SourceChanged, CorruptArchive, MissingBaseModel)):
+        compressed(run, 1, pretrained / "step_100.pt", on_stage=meanwhile)
+    assert Store.open(default_store(run)).archives(run) == []
+    assert own.exists()
+    assert store.archives(pretrained)
+
+
+def test_what_is_in_the_trash_stays_where_it_is_the_last_of_a_base_model(run, pretrained, tmp_path):
+    from ckzd.operations.replace import empty_trash
+
+    original = pretrained / "step_100.pt"
+    elsewhere = Path(shutil.copy(original, tmp_path / "model.pt"))
+    own = archived(pretrained, 100, None)
+    store = Store.open(default_store(pretrained))
+    replace(original, own, store)
+    compressed(run, 1, elsewhere)
+    elsewhere.rename(tmp_path / "away.pt")
+    assert empty_trash(store, 0.0, 1e12) == 0
+    (tmp_path / "away.pt").rename(elsewhere)
+    assert empty_trash(store, 0.0, 1e12) > 0
+
+
+def test_it_is_forgotten_with_the_last_archive_that_needs_it(run, pretrained):
+    first = compressed(run, 1, pretrained / "step_100.pt")
+    store = Store.open(default_store(run))
+    store.forget_unneeded_models()
+    assert len(notes_in(store.root)) == 1
+    Path(first.archive).unlink()
+    store.forget_unneeded_models()
+    assert notes_in(store.root) == []
+    assert compress(pretrained / "step_100.pt", replace=True).replaced
 
 
 def test_the_daemon_hands_it_to_its_workers(run, model, tmp_path):
@@ -162,55 +616,6 @@ def test_the_daemon_hands_it_to_its_workers(run, model, tmp_path):
     assert report["reference"] == str(model)
 
 
-def test_an_archive_that_was_damaged_is_made_anew_against_it(run, model):
-    first, second = archived(run, 1, model), archived(run, 2, model)
-    whole = first.read_bytes()
-    flip(first, 100)
-    assert archived(run, 1, None) == first
-    assert first.read_bytes() == whole
-    assert is_sound(second)
-
-
-def test_weights_in_another_dtype_are_converted(run, model, state, tmp_path):
-    named = {name: value.bfloat16() for name, value in tuned(state, 1).items()}
-    (run / "half").mkdir()
-    torch.save(named, run / "half" / "step_1.pt")
-    report = compress(run / "half" / "step_1.pt", base_model=model, preset="lossless")
-    assert report.reference == str(model)
-    restore(report.archive, output=tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == (run / "half" / "step_1.pt").read_bytes()
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_one_file_is_a_model_too(run, state, tmp_path, suffix):
-    path = tmp_path / f"pretrained{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    first = archived(run, 1, path)
-    assert [file.name for file in manifest_of(first).base_model.files] == [path.name]
-    assert verify(first).ok
-
-
-def test_a_model_that_shares_nothing_makes_no_difference(run, tmp_path):
-    save_file({"other": torch.ones(300)}, tmp_path / "x.safetensors")
-    assert manifest_of(archived(run, 1, tmp_path / "x.safetensors")).depth == 0
-
-
-def test_no_checkpoint_is_a_delta_against_itself(run):
-    for model in (run / "step_1.pt", run):
-        with pytest.raises(ConfigError, match="itself"):
-            archived(run, 1, model, replace=True)
-    assert (run / "step_1.pt").exists()
-
-
-def test_what_is_no_model_is_refused(run, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.pt").write_bytes(b"no model")
-    before = tree_of(run)
-    for path, error in (
-        (tmp_path / "gone", ConfigError),
-        (tmp_path / "empty", ConfigError),
-        (tmp_path / "bad.pt", BadCheckpoint),
-    ):
-        with pytest.raises(error):
-            archived(run, 1, path)
-    assert tree_of(run) == before
+def test_only_regular_files_are_located(tmp_path):
+    with pytest.raises(ConfigError):
+        locate(Path("/dev/null"))

@@ -1,0 +1,21 @@
+"""Where ckzd keeps what is of no single store: the daemon's journal, and notes of models that archives need."""
+
+import os
+from pathlib import Path
+
+_OF_THE_SYSTEM = Path("/var/lib/ckzd")  # systemd's StateDirectory=ckzd, and the container's
+
+
+def default_state_dir() -> Path:
+    """$STATE_DIRECTORY of systemd (the first, if it lists several), else the XDG state directory."""
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(given) if given else _of_the_user()
+
+
+def state_dirs() -> tuple[Path, ...]:
+    """Where other processes on this machine may keep theirs: a daemon of the system, and commands of this user."""
+    return tuple(dict.fromkeys((default_state_dir(), _of_the_user(), _OF_THE_SYSTEM)))
+
+
+def _of_the_user() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ckzd"
