@@ -90,7 +90,6 @@ def note(store: Path, model: NamedModel, marks: Sequence[Mark]) -> None:
     Raises OSError or NoSpace where no place takes the note: then nothing may be made against the model.
     """
     written = Note(store, model, tuple(marks), time.time())
-    _write(store / NOTES / f"{_id_of(model)}.json", written)
     name = f"{_id_of(model)}-{hashlib.sha256(os.fsencode(store)).hexdigest()[:16]}.json"
     for place in (places := state_dirs()):
         try:
@@ -99,7 +98,8 @@ def note(store: Path, model: NamedModel, marks: Sequence[Mark]) -> None:
             if place == places[-1]:
                 raise
         else:
-            return
+            break
+    _write(store / NOTES / f"{_id_of(model)}.json", written)
 
 
 def _write(path: Path, written: Note) -> None:

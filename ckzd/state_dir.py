@@ -1,6 +1,7 @@
 """Where ckzd keeps what is of no single store: the daemon's journal, and notes of models that archives need."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _OF_THE_SYSTEM = Path("/var/lib/ckzd")  # systemd's StateDirectory=ckzd, and the container's
@@ -13,8 +14,15 @@ def default_state_dir() -> Path:
 
 
 def state_dirs() -> tuple[Path, ...]:
-    """Where other processes on this machine may keep theirs: a daemon of the system, and commands of this user."""
-    return tuple(dict.fromkeys((default_state_dir(), _of_the_user(), _OF_THE_SYSTEM)))
+    """Where other processes on this machine may keep theirs: a daemon of the system, and commands of this user.
+
+    This process's own comes first, if it has one.
+    """
+    places = []
+    for place in (default_state_dir, _of_the_user):
+        with suppress(RuntimeError):  # a user without a home
+            places.append(place())
+    return tuple(dict.fromkeys((*places, _OF_THE_SYSTEM)))
 
 
 def _of_the_user() -> Path:

@@ -209,7 +209,7 @@ class Chooser:
                 return f"it is, or holds, the base_model {model} of a watch"
         try:
             return why_needed(row.path, content_of(read_manifest(archive)), run.store)
-        except CkzdError:  # the replacement says it
+        except (CkzdError, OSError):  # the replacement says it
             return None
 
 

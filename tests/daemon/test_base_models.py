@@ -1,11 +1,13 @@
 """The daemon with a base model: handed on, never replaced, and what waits for it is no damage."""
 
 import pytest
-from serving import settings_for, write_checkpoint
+from making import put, store_archive
+from serving import archive_by_hand, named, settings_for, write_checkpoint
 
-from ckzd.base_models import notes_in
 from ckzd.daemon.jobs import Done
+from ckzd.daemon.stores import Stores
 from ckzd.errors import MissingBaseModel
+from ckzd.store import Store
 
 
 @pytest.fixture
@@ -79,10 +81,6 @@ def test_a_checkpoint_of_the_same_run_is_never_replaced(make_daemon, tmp_path):
 
 def test_nor_is_one_that_archives_of_a_store_name_that_no_watch_is_of(make_daemon, tmp_path):
     """Its own run was fine-tuned by hand; the watch says nothing of it."""
-    from serving import named
-
-    from ckzd.store import Store
-
     daemon = serving(make_daemon, None, keep_raw=0)
     model, _ = daemon.write(1, 2)
     named(model, Store.open_or_create(tmp_path / "other" / ".ckzd"))
@@ -100,8 +98,6 @@ def test_why_a_run_is_a_base_is_in_the_status(make_daemon, model):
     def behave(job):
         if job.kind != "compress" or report.get("said"):
             return None
-        from serving import archive_by_hand
-
         report["said"] = True
         return Done(job, archive_by_hand(job) | {"without_base_model": "base_model: /models/x is not there"})
 
@@ -125,23 +121,18 @@ def test_what_is_to_be_made_anew_against_it_is_tried_until_it_is_there(make_daem
     assert daemon.states() == {"step_1": "verified"}
 
 
-def test_an_archive_that_a_base_model_may_be_restored_from_is_not_dropped(make_daemon, tmp_path):
-    from serving import named
-
-    from ckzd.store import Store
-
-    daemon = serving(make_daemon, None, on_rotate="drop", keep_raw=5)
-    model, *_ = daemon.write(1, 2, 3)
-    daemon.go(90)
-    archive, other = daemon.row("step_1").archive, daemon.row("step_2").archive
-    root = tmp_path / "other" / ".ckzd"
-    named(model, Store.open_or_create(root))
-    for step in (1, 2):
-        (daemon.run / f"step_{step}.safetensors").unlink()
-    later(daemon)
-    assert archive.exists()
-    assert notes_in(root)
-    assert other.exists()  # step 3 needs it
+def test_an_archive_that_a_base_model_may_be_restored_from_is_not_dropped(tmp_path, clock):
+    run = tmp_path / "runs" / "gpt"
+    run.mkdir(parents=True)
+    stores = Stores(clock)
+    root = stores.open(run, settings_for(tmp_path).watch[0])
+    model = write_checkpoint(run / "step_1.safetensors")
+    kept = store_archive(Store.open(root), model, step=1)
+    others = [put(Store.open(root), run, step, mtime_ns=10**18 + step) for step in (200, 300)]
+    named(model, Store.open_or_create(tmp_path / "other" / ".ckzd"))
+    model.unlink()
+    assert stores.drop(root, run, [kept, *others], 1) == [others[0]]
+    stores.close()
 
 
 def test_a_watch_may_name_a_model_that_is_not_there_yet(tmp_path):

@@ -420,7 +420,7 @@ def test_a_path_that_no_archive_can_name_is_refused(run, tmp_path, name):
 def test_no_checkpoint_is_a_delta_against_itself(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     for model in (run / "step_1.pt", run, tmp_path / "link"):
-        report = compress(run / "step_1.pt", base_model=model, preset="lossless", store=tmp_path / model.name)
+        report = compress(run / "step_1.pt", base_model=model, preset="lossless", store=tmp_path / f"of-{model.name}")
         assert "is part" in report.without_base_model
 
 
@@ -430,6 +430,7 @@ def test_where_nothing_can_be_noted_nothing_needs_it(run, model, monkeypatch, tm
     report = compressed(run, 1, model)
     assert manifest_of(Path(report.archive)).depth == 0
     assert report.without_base_model
+    assert notes_in(default_store(run)) == []
 
 
 def test_it_is_read_once_and_not_once_a_process(run, model, monkeypatch):
