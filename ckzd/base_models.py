@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 
 NOTES = "base_models"  # of a store, and of a state directory
 READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
-MAX_NAMED = 3  # files in a message
 _BLOCK = 1 << 20
 _MAX_PATH, _MAX_PART = 4096, 255  # bytes, as Linux has it
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_NOTES = 4096  # that are remembered
+
+Inode = tuple[int, int]  # with its device
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,14 @@ def note(store: Path, model: NamedModel, marks: Sequence[Mark]) -> None:
     """
     written = Note(store, model, tuple(marks), time.time())
     name = f"{_id_of(model)}-{hashlib.sha256(os.fsencode(store)).hexdigest()[:16]}.json"
-    for place in (places := state_dirs()):
+    failed: list[Exception] = []
+    for place in (places := state_dirs()):  # who replaces may see another one of them than who writes next
         try:
             _write(place / NOTES / name, written)
-        except OSError:
-            if place == places[-1]:
-                raise
-        else:
-            break
+        except (OSError, CkzdError) as error:
+            failed.append(error)
+    if len(failed) == len(places):
+        raise failed[0]
     _write(store / NOTES / f"{_id_of(model)}.json", written)
 
 
@@ -137,7 +138,7 @@ def forget_all_but(store: Path, needed: Collection[NamedModel]) -> None:
     """Remove the notes of a store's models that no archive of it names any more. Its lock is held exclusively."""
     for place in (store, *state_dirs()):
         for path, found in notes_in(place):
-            if found.store == store and found.model not in needed:
+            if store in {found.store, place} and found.model not in needed:
                 with suppress(OSError):  # what somebody else wrote stays: it keeps what it names
                     durable.remove(path)
 
@@ -154,19 +155,21 @@ def known_sha256(store: Path, path: Path, mark: Mark) -> str:
 # Who needs what
 
 
-def why_needed(checkpoint: Path, hashes: Collection[str], store: Path) -> str | None:
+def why_needed(checkpoint: Path, hashes: Collection[str], store: Path, files: Collection[Inode] = ()) -> str | None:
     """Why archives, of this store or another one, need the checkpoint or a part of it as it is; None if they do not.
 
-    By its content (sha256 of its files, as they are or will be restored), by the very files, whatever their names, and
-    by its place: in a directory that was named, or around what was.
+    By its content (sha256 of its files, as they are or will be restored), by its place (in a directory that was named,
+    or around what was) and by the very `files`, whatever their names: for these the models are looked at, which may
+    lie on a disk that does not answer.
     """
-    place, own = Path(os.path.realpath(checkpoint)), set(_inodes(checkpoint))
+    place = Path(os.path.realpath(checkpoint))
     for path, found in all_notes(store):
-        same = not own.isdisjoint(_inode(found.model.path_of(file)) for file in found.model.files)
+        same = bool(files) and any(_inode(found.model.path_of(file)) in files for file in found.model.files)
         near = is_part_of(place, Path(found.model.path), is_directory=found.model.kind == "directory")
         if same or near or not hashes_of([found]).isdisjoint(hashes):
-            what = f"it is, holds or lies in their base model {found.model.path}"
-            return f"archives in {found.store} are deltas against it: {what} ({path} says so)"
+            return (
+                f"it is, holds or lies in {found.model.path}, the base model of archives in {found.store} (see {path})"
+            )
     return None
 
 
@@ -199,14 +202,15 @@ def is_part_of(place: Path, model: Path, *, is_directory: bool) -> bool:
     return place == model or place in model.parents or (is_directory and model in place.parents)
 
 
-def _inodes(checkpoint: Path) -> Iterator[tuple[int, int]]:
+def files_of(checkpoint: Path) -> set[Inode]:
+    """The very files of a checkpoint; none of what is not there."""
+    found: set[Inode] = set()
     with suppress(OSError):
-        for _, status in walk(checkpoint):
-            if stat.S_ISREG(status.st_mode):
-                yield status.st_dev, status.st_ino
+        found.update((status.st_dev, status.st_ino) for _, status in walk(checkpoint) if stat.S_ISREG(status.st_mode))
+    return found
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def _inode(path: Path) -> Inode | None:
     with suppress(OSError):
         status = path.stat()
         return status.st_dev, status.st_ino
@@ -258,18 +262,11 @@ def _found(archive: Path, model: NamedModel, file: NamedFile, mark: Mark | None)
         if got == f"sha256 {file.sha256}":
             return real
         there.append(f"{path} has {got}")
-    raise missing(archive, model, f"{file.name}: expected {file.size} bytes, sha256 {file.sha256}; {'; '.join(there)}")
-
-
-def missing(archive: Path, model: NamedModel, problem: str) -> MissingBaseModel:
-    """What an archive needs of a base model, and what is there instead."""
-    place = Path(model.path).parent if model.kind == "file" else model.path
-    needed = ", ".join(f"{file.name} (sha256 {file.sha256})" for file in model.files[:MAX_NAMED])
-    more = f" and {len(model.files) - MAX_NAMED} more" if len(model.files) > MAX_NAMED else ""
-    return MissingBaseModel(
+    raise MissingBaseModel(
         archive,
-        f"is a delta against a base model that is not here as it was: {model.path}: {needed}{more}; {problem}",
-        hint=f"put these files, or links to them, into {place} or beside the archive",
+        f"is a delta against the base model {model.path}, which is not here as it was: {file.name}: expected"
+        f" {file.size} bytes, sha256 {file.sha256}; {'; '.join(there)}",
+        hint=f"put it, or a link to it, back to {model.path_of(file)} or beside the archive",
     )
 
 

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_OF_THE_SYSTEM = Path("/var/lib/ckzd")  # systemd's StateDirectory=ckzd, and the container's
+OF_THE_SYSTEM = Path("/var/lib/ckzd")  # systemd's StateDirectory=ckzd, and the container's
 
 
 def default_state_dir() -> Path:
@@ -22,7 +22,7 @@ def state_dirs() -> tuple[Path, ...]:
     for place in (default_state_dir, _of_the_user):
         with suppress(RuntimeError):  # a user without a home
             places.append(place())
-    return tuple(dict.fromkeys((*places, _OF_THE_SYSTEM)))
+    return tuple(dict.fromkeys((*places, *(place for place in (OF_THE_SYSTEM,) if place.is_dir()))))
 
 
 def _of_the_user() -> Path:

@@ -202,10 +202,12 @@ class Chooser:
         return self._needed(row, row.archive, run) if unchanged else "it has changed since it was archived"
 
     def _needed(self, row: Row, archive: Path, run: Run) -> str | None:
-        """Whether it is, or holds, a base model of this or another run: of archives, or one that a watch names."""
+        """Whether it is, or holds, a base model of this or another run: of archives, or one that a watch names.
+
+        No model is looked at, whose disk may not answer: the replacement does that.
+        """
         for model in (watch.base_model for watch in self._settings.watch if watch.base_model is not None):
-            real = Path(os.path.realpath(model))
-            if is_part_of(Path(os.path.realpath(row.path)), real, is_directory=real.is_dir()):
+            if is_part_of(row.path, model, is_directory=True):  # nothing lies in a file
                 return f"it is, or holds, the base_model {model} of a watch"
         try:
             return why_needed(row.path, content_of(read_manifest(archive)), run.store)

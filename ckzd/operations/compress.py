@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
-from ckzd.base_models import require_plain_name, why_needed
+from ckzd.base_models import files_of, require_plain_name, why_needed
 from ckzd.chains import ArchiveRecord, is_intact, is_sound, is_whole, reference_of
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec.ahead import Listener
@@ -180,7 +180,7 @@ def compress(
 
 def _why_kept(path: Path, record: ArchiveRecord, store: Store) -> str | None:
     """Why the original stays, although it was to be replaced: what archives need of it, or how little it would give."""
-    why = why_needed(path, content_of(record.manifest), store.root)
+    why = why_needed(path, content_of(record.manifest), store.root, files_of(path))
     return why or too_little(record.manifest.original_bytes, record.path.stat().st_size)
 
 

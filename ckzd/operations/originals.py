@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.archive import FileModel, Manifest
-from ckzd.base_models import why_needed
+from ckzd.base_models import files_of, why_needed
 from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.file_marks import Mark, walk
@@ -52,7 +52,7 @@ def require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
 
 def require_not_needed(checkpoint: Path, manifest: Manifest, store: Path) -> None:
     """Raise BadCheckpoint for what archives of any store are deltas against, or a part of it, or what lies in it."""
-    why = why_needed(checkpoint, content_of(manifest), store)
+    why = why_needed(checkpoint, content_of(manifest), store, files_of(checkpoint))
     if why is not None:
         raise BadCheckpoint(checkpoint, f"is not replaced: {why}", hint="it stays as it is while they are needed")
 

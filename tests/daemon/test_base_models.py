@@ -87,7 +87,7 @@ def test_nor_is_one_that_archives_of_a_store_name_that_no_watch_is_of(make_daemo
     daemon.go(120)
     later(daemon)
     assert daemon.raw() == ["step_1"]
-    assert "archives in" in daemon.why("step_1")
+    assert "the base model of archives in" in daemon.why("step_1")
     assert daemon.status()["replacing_stopped"] is None
 
 

@@ -218,10 +218,12 @@ def test_without_it_what_is_missing_is_said_and_nothing_is_replaced(run, model, 
         lambda: replace(run / "step_1.pt", first, store),
         lambda: compressed(run, 1, model, replace=True),
     ):
-        with pytest.raises(MissingBaseModel, match=f"{model}.*{wanted.name} .sha256 {wanted.sha256}") as caught:
+        with pytest.raises(
+            MissingBaseModel, match=f"{model}.*{wanted.name}: expected .* sha256 {wanted.sha256}"
+        ) as caught:
             attempt()
         assert caught.value.exit_code == 5
-        assert "put these files" in caught.value.hint
+        assert "put it, or a link" in caught.value.hint
     assert not is_sound(first)
     assert is_whole(first)
     assert is_intact(second)
@@ -508,7 +510,7 @@ def test_what_archives_need_is_not_replaced(run, pretrained, tmp_path, named, ot
     assert tree_of(pretrained) == before
     store = Store.open(default_store(pretrained))
     for attempt in (replace, require_replaceable):
-        with pytest.raises(BadCheckpoint, match="deltas against it"):
+        with pytest.raises(BadCheckpoint, match="the base model of archives"):
             attempt(checkpoint, Path(report.archive), store)
     assert tree_of(pretrained) == before
 
@@ -542,7 +544,7 @@ def test_nor_what_a_restore_gave_back_with_a_loss(run, pretrained):
     restore(pretrained / "step_100.pt")
     compressed(run, 1, pretrained / "step_100.pt")
     assert "base model" in compress(pretrained / "step_100.pt", replace=True, preset="resume").kept
-    with pytest.raises(BadCheckpoint, match="deltas against it"):
+    with pytest.raises(BadCheckpoint, match="the base model of archives"):
         replace(pretrained / "step_100.pt", Path(lossy.archive), Store.open(default_store(pretrained)))
 
 
@@ -563,7 +565,7 @@ def test_what_becomes_needed_while_it_is_replaced_is_put_back(run, pretrained):
         if step == "intent":
             compressed(run, 1, pretrained / "step_100.pt")
 
-    with pytest.raises(BadCheckpoint, match="deltas against it"):
+    with pytest.raises(BadCheckpoint, match="the base model of archives"):
         replace(pretrained / "step_100.pt", own, store, on_step=meanwhile)
     assert (pretrained / "step_100.pt").read_bytes() == before
     assert list(store.trash.iterdir()) == []
