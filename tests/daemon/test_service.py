@@ -488,12 +488,3 @@ def test_archives_of_a_run_that_was_moved_are_never_dropped(make_daemon, moved_t
     later_with(daemon, 6)
 
     assert all(archive.exists() for archive in archives)
-
-
-def test_a_base_model_goes_with_each_compression(make_daemon):
-    daemon = make_daemon(base_model=Path("/models/pretrained"))
-    daemon.service.start()
-    daemon.write(1, 2)
-    daemon.go()
-    compressions = [job for job in daemon.executor.began if job.kind == "compress"]
-    assert {job.base_model for job in compressions} == {Path("/models/pretrained")}

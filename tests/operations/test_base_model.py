@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from ckzd.daemon.jobs import Compress
 from ckzd.daemon.perform import perform
 from ckzd.errors import BadCheckpoint, ConfigError, CorruptArchive, MissingBaseModel, SourceChanged
 from ckzd.operations.base_model import Placed
-from ckzd.operations.replace import replace, require_replaceable
+from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.trained_from import locate
 from ckzd.operations.verify import verify_each
 from ckzd.store import Store, default_store
@@ -251,8 +254,6 @@ def test_what_waits_for_it_is_neither_damaged_nor_archived_again(run, model, tmp
 
 
 def test_what_was_replaced_stays_in_the_trash_while_it_is_away(run, model, tmp_path):
-    from ckzd.operations.replace import empty_trash, rescue
-
     first = archived(run, 1, model)
     store = Store.open(default_store(run))
     replace(run / "step_1.pt", first, store)
@@ -587,9 +588,54 @@ def test_what_is_replaced_while_an_archive_is_made_of_it_is_no_base_model(run, p
     assert store.archives(pretrained)
 
 
-def test_what_is_in_the_trash_stays_where_it_is_the_last_of_a_base_model(run, pretrained, tmp_path):
-    from ckzd.operations.replace import empty_trash
+def killed(code: str) -> None:
+    """Run a program that kills itself."""
+    finished = subprocess.run([sys.executable, "-c", f"import os, signal\n{code}"], capture_output=True, check=False)
+    assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
 
+
+DIE = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.leaves_temporaries
+@pytest.mark.parametrize("step", ["pointer", "moved"])
+def test_a_replacement_that_was_killed_is_undone_if_it_became_needed_meanwhile(run, pretrained, step):
+    own = archived(pretrained, 100, None)
+    checkpoint, store = pretrained / "step_100.pt", Store.open(default_store(pretrained))
+    elsewhere = Path(shutil.copy(checkpoint, pretrained.parent / "model.pt"))
+    before = checkpoint.read_bytes()
+    killed(f"""
+from pathlib import Path
+from ckzd.operations.replace import replace
+from ckzd.store import Store
+def step(name):
+    if name == {step!r}: {DIE}
+replace(Path({str(checkpoint)!r}), Path({str(own)!r}), Store.open(Path({str(store.root)!r})), on_step=step)
+""")
+    compressed(run, 1, elsewhere)
+    recover(store)
+    assert checkpoint.read_bytes() == before
+    assert not checkpoint.with_name("step_100.pt.ckz").exists()
+
+
+@pytest.mark.leaves_temporaries
+@pytest.mark.parametrize("stage", ["encode", "written", "verified"])
+def test_an_archive_that_was_killed_while_it_was_made_of_it_is_made_again(run, pretrained, stage):
+    killed(f"""
+from pathlib import Path
+from ckzd import compress
+def tell(stage, _):
+    if stage == {stage!r}: {DIE}
+compress({str(run / "step_1.pt")!r}, base_model={str(pretrained / "step_100.pt")!r}, on_stage=tell, preset="lossless")
+""")
+    assert Store.open(default_store(run)).archives(run) == []
+    first = archived(run, 1, pretrained / "step_100.pt")
+    assert manifest_of(first).depth == 1
+    assert verify(first).ok
+    assert (pretrained / "step_100.pt").exists()
+
+
+def test_what_is_in_the_trash_stays_where_it_is_the_last_of_a_base_model(run, pretrained, tmp_path):
     original = pretrained / "step_100.pt"
     elsewhere = Path(shutil.copy(original, tmp_path / "model.pt"))
     own = archived(pretrained, 100, None)
