@@ -224,18 +224,18 @@ def require(archive: Path, model: NamedModel, *, read: bool = False) -> list[Pat
     """Where the files of an archive's base model lie, links resolved: with the bytes that it names.
 
     They are where they were, or beside the archive. What has the marks that the store has noted is not read again for
-    a day, unless it is to be `read`. Raises MissingBaseModel: what is expected, what is there, and what to do.
+    a day, unless it is to be `read`; what is not noted so is noted now, as after a store was brought from elsewhere.
+    Raises MissingBaseModel: what is expected, what is there, and what to do.
     """
-    place = next((above for above in archive.resolve().parents[1:3] if (above / "store.json").exists()), None)
-    noted = place / NOTES / f"{_id_of(model)}.json" if place is not None else None
-    known = _note_at(noted) if noted is not None and not read else None
+    store = next((above for above in archive.resolve().parents[1:3] if (above / "store.json").exists()), None)
+    known = _note_at(store / NOTES / f"{_id_of(model)}.json") if store is not None and not read else None
     marks = known.marks if known is not None and known.is_recent() else (None,) * len(model.files)
     paths = [_found(archive, model, file, mark) for file, mark in zip(model.files, marks, strict=True)]
-    if place is not None and noted is not None and noted.exists():
-        with suppress(OSError, CkzdError):  # another user's store: it is read again the next time
+    if store is not None and os.access(store, os.W_OK):
+        with suppress(OSError, CkzdError):
             now = tuple(Mark.of(path.stat()) for path in paths)
             if now != marks:
-                _write(noted, Note(place, model, now, time.time()))
+                note(store, model, now)
     return paths
 
 

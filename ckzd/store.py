@@ -230,8 +230,12 @@ class Store:
 
     def waiting(self, run: Path) -> list[Path]:
         """The archives of a run that are whole, as is all that they need, but for a base model that is not here."""
-        records = self.archives(run)
+        records = self.archives(run) if self._notes_models() else []
         return sorted(intact(records) - sound(records))
+
+    def _notes_models(self) -> bool:
+        """Whether archives of it are, or were, deltas against base models."""
+        return any(self.root.glob(f"{NOTES}/*.json"))
 
     def references_for(
         self, run: Path, step: int | None, name: str, stride: int = 1, max_depth: int = MAX_DEPTH
@@ -339,7 +343,7 @@ class Store:
 
         One archive that cannot be read may name any of them.
         """
-        if not any(self.root.glob(f"{NOTES}/*.json")):
+        if not self._notes_models():
             return
         unread: list[Path] = []
         records = [

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace as replaced
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from ckzd.operations.base_model import Placed
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.trained_from import locate
 from ckzd.operations.verify import verify_each
+from ckzd.state_dir import state_dirs
 from ckzd.store import Store, default_store
 
 SHAPES = {"wte.weight": (200, 64), "h.0.weight": (64, 128), "h.0.bias": (128,), "norm.weight": (64,)}
@@ -448,6 +450,32 @@ def test_it_is_read_once_and_not_once_a_process(run, model, monkeypatch):
     (run.parent / "other").mkdir()
     shutil.copy(run / "step_1.pt", run.parent / "other" / "step_1.pt")
     assert compress(run.parent / "other" / "step_1.pt", base_model=model, preset="lossless").reference == str(model)
+
+
+def test_a_store_from_elsewhere_is_noted_here(run, pretrained):
+    first = archived(run, 1, pretrained / "step_100.pt")
+    store = default_store(run)
+    (said,) = notes_in(store)
+    for path, _ in [said, *(found for place in state_dirs() for found in notes_in(place))]:
+        path.unlink()
+    assert is_sound(first)
+    assert [note for _, note in notes_in(store)] == [
+        replaced(said[1], read_at=note.read_at) for _, note in notes_in(store)
+    ]
+    assert "base model" in compress(pretrained / "step_100.pt", replace=True).kept
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"model": 3, "marks": 4}', '{"model": {}, "marks": [[1]], "store": 1}']
+)
+def test_a_damaged_note_stops_nothing(run, model, text, caplog):
+    first = archived(run, 1, model)
+    ((path, _),) = notes_in(default_store(run))
+    path.write_text(text)
+    assert notes_in(default_store(run)) == []
+    assert "cannot be read" in caplog.text
+    assert is_sound(first)
+    assert len(notes_in(default_store(run))) == 1
 
 
 def test_it_is_read_again_after_a_day(run, model, monkeypatch):
