@@ -122,8 +122,10 @@ def _decoded(store: Store | None, links: list[ArchiveRecord], files: Container[i
     held = ExitStack()
     try:
         found, rest = _nearest_cached(store, links, held)
-        is_all = files is None or not rest or (found is None and rest[0].manifest.base_model is not None)
-        wanted = [None] * len(rest) if is_all else _needed(rest, found, files)
+        wanted: Sequence[AbstractSet[Key] | None] = [None] * len(rest)
+        needs_model = found is None and rest and rest[0].manifest.base_model is not None
+        if rest and files is not None and not needs_model:  # a model is read whole
+            wanted = _needed(rest, found, files)
         for link, only in zip(rest, wanted, strict=True):
             with ExitStack() as following, held:  # the one before goes when its dependent is decoded
                 file = following.enter_context(scratch_file(store))
