@@ -27,6 +27,7 @@ LEVELS = (
     ("base_models",),
     ("chains",),
     ("series",),
+    ("retention",),
     ("store",),
     ("operations",),
     ("config",),

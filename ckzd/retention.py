@@ -1,0 +1,236 @@
+"""Retention: which archives of a store may go, and why each of the others stays. Pure: nothing here looks at a disk.
+
+Three things are asked in this order. What stays by itself: what is safe for reasons that lie outside of the store, what
+the next archives are deltas against, every Nth step, the newest. What is left of the others: by their age. And what a
+quota takes of these. Whatever stays keeps all that it needs, down to its base: an archive is only ever taken when
+nothing that stays is a delta against it, and those that go, go dependents first.
+"""
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckzd.chains import ArchiveRecord, is_ruined
+from ckzd.series import by_series, next_references, written
+
+DAY_SECONDS = 24 * 3600.0
+NO_RULES = "nothing says that it may go"
+LINEAGE = "the next archive is a delta against it"
+OF_A_QUOTA = "nothing but a quota takes it"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What of a run stays. Without `newest` and `days` all does, but for what a quota takes.
+
+    newest  steps of each series, the newest by step and by time
+    every   of each series and of every so many steps the first archive, for ever
+    days    whatever else is younger; None: the rest goes at once where there is a `newest`
+    """
+
+    newest: int | None = None
+    every: int | None = None
+    days: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An archive as it lies in its store.
+
+    nbytes      that it takes on the disk
+    since       seconds since the epoch: when its checkpoint was written or archived, whichever was later
+    safe        why it stays whatever the rules say; "" where nothing outside of the store tells
+    is_pointed  a pointer stands in its checkpoint's place: for its user that is the checkpoint, and no quota takes it
+    """
+
+    record: ArchiveRecord
+    nbytes: int
+    since: float
+    safe: str = ""
+    is_pointed: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Of the archive."""
+        return self.record.path
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The archives of one run, in order, and what is to be kept of them; `rules` None: all."""
+
+    rules: Rules | None
+    stride: int
+    held: tuple[Held, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of an archive, and why."""
+
+    held: Held
+    goes: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A verdict for every archive, shelf by shelf, and by how many bytes the quota would still be exceeded."""
+
+    verdicts: tuple[Verdict, ...]
+    over_bytes: int = 0
+
+    def going(self) -> list[Held]:
+        """What goes, in the order in which it may: dependents before what they need."""
+        goes = [verdict.held for verdict in self.verdicts if verdict.goes]
+        return sorted(goes, key=lambda held: held.record.manifest.depth, reverse=True)
+
+
+def judge(shelves: Sequence[Shelf], *, now: float, max_bytes: int | None = None, other_bytes: int = 0) -> Plan:
+    """Decide over all archives of a store. `other_bytes` is what else counts towards `max_bytes`, its quota."""
+    firm: dict[Path, str] = {}  # what stays by itself
+    loose: dict[Path, str] = {}  # what stays unless a quota takes it
+    for shelf in shelves:
+        _sort_out(shelf, now, firm, loose)
+    everything = [held for shelf in shelves for held in shelf.held]
+    firm |= {held.path: loose.pop(held.path) for held in everything if held.is_pointed and held.path in loose}
+    needed = needed_by(everything, firm.keys() | loose.keys())
+    kept = [held for held in everything if held.path in firm or held.path in loose or held.path in needed]
+    over = max(0, other_bytes + sum(held.nbytes for held in kept) - max_bytes) if max_bytes is not None else 0
+    taken = {held.path for held in _take(kept, firm, over)}
+    needed = needed_by(everything, stays := (firm.keys() | loose.keys()) - taken)
+    stays |= needed.keys()
+    over -= sum(held.nbytes for held in kept if held.path not in stays)
+    verdicts = []
+    for shelf in shelves:
+        for held in shelf.held:
+            if held.path in stays:
+                verdicts.append(Verdict(held, goes=False, why=_why_it_stays(held.path, firm, loose, needed)))
+            else:
+                by_quota = held.path in loose
+                verdicts.append(Verdict(held, goes=True, why="over the quota" if by_quota else _why_it_goes(shelf)))
+    return Plan(tuple(verdicts), max(0, over))
+
+
+def needed_by(everything: Iterable[Held], stays: Collection[Path]) -> dict[Path, str]:
+    """What those that stay need, down to their bases: path -> the name of one that needs it.
+
+    Where several have one reconstruction all of them count as needed: which one is sound is for others to find.
+    """
+    found: dict[Path, str] = {}
+    by_reconstruction: dict[str, list[Held]] = defaultdict(list)
+    for held in everything:
+        by_reconstruction[held.record.manifest.reconstruction].append(held)
+    pending = [held for group in by_reconstruction.values() for held in group if held.path in stays]
+    seen = {held.path for held in pending}
+    while pending:
+        dependent = pending.pop().record.manifest
+        for held in by_reconstruction.get(dependent.reference or "", ()):
+            found.setdefault(held.path, dependent.name)
+            if held.path not in seen:
+                seen.add(held.path)
+                pending.append(held)
+    return found
+
+
+def every_nth(records: Iterable[ArchiveRecord], every: int) -> set[Path]:
+    """Of each `every` steps of a series the first; what has no step has no place among them.
+
+    Whether an archive is one is decided when it is written and stays so: neither a job that is set back and writes
+    a lower step later, nor one that writes the same step again, takes this away from those that were kept.
+    """
+    kept = set()
+    for series in by_series(records).values():
+        lowest: dict[int, int] = {}  # interval -> the lowest step so far, in the order in which they were written
+        for record in sorted(series, key=lambda record: (written(record), record.manifest.step or 0)):
+            step = record.manifest.step
+            if step is not None and step <= lowest.get(step // every, step):
+                lowest[step // every] = step
+                kept.add(record.path)
+    return kept
+
+
+def newest_of(records: Sequence[ArchiveRecord], count: int) -> set[Path]:
+    """The newest steps of each series, by order and by time: a job may be set back.
+
+    Ruined ones take no sound one's place.
+    """
+    kept: set[Path] = set()
+    for series in by_series(records).values():
+        for group in (series, [record for record in series if not is_ruined(record)]):
+            for ordered in (group, sorted(group, key=written)):
+                steps = list(dict.fromkeys(_step(record) for record in reversed(ordered)))[:count]
+                kept.update(record.path for record in group if _step(record) in steps)
+    return kept
+
+
+def _sort_out(shelf: Shelf, now: float, firm: dict[Path, str], loose: dict[Path, str]) -> None:
+    """Enter what stays of a shelf for its own sake."""
+    rules, records = shelf.rules, [held.record for held in shelf.held]
+    lineage = next_references(records, shelf.stride)
+    nth = every_nth(records, rules.every) if rules and rules.every else set()
+    newest = newest_of(records, rules.newest) if rules and rules.newest else set()
+    for held in shelf.held:
+        if held.safe:
+            firm[held.path] = held.safe
+        elif rules is None:
+            firm[held.path] = NO_RULES
+        elif held.path in lineage:
+            firm[held.path] = LINEAGE
+        elif held.path in nth:
+            firm[held.path] = f"the first of every {rules.every} steps"
+        elif held.path in newest:
+            firm[held.path] = f"one of the newest {rules.newest}"
+        elif rules.days is not None and now - held.since < rules.days * DAY_SECONDS:
+            loose[held.path] = f"younger than {rules.days:g} days"
+        elif rules.days is None and rules.newest is None:
+            loose[held.path] = OF_A_QUOTA
+
+
+def _take(kept: Sequence[Held], firm: Mapping[Path, str], over: int) -> list[Held]:
+    """What a quota takes: the oldest that nothing else needs, again and again, until it is kept or nothing is left."""
+    dependents = Counter(held.record.manifest.reference for held in kept)
+    waiting: dict[str, list[Held]] = defaultdict(list)
+    for held in kept:
+        if held.path not in firm:
+            waiting[held.record.manifest.reconstruction].append(held)
+
+    def free() -> Iterator[str]:
+        return (reconstruction for reconstruction in waiting if not dependents[reconstruction])
+
+    leaves = [_by_age(held) for reconstruction in free() for held in waiting[reconstruction]]
+    heapq.heapify(leaves)
+    taken: list[Held] = []
+    while over > 0 and leaves:
+        held = heapq.heappop(leaves)[-1]
+        taken.append(held)
+        over -= held.nbytes
+        reference = held.record.manifest.reference
+        if reference is not None:
+            dependents[reference] -= 1
+            for freed in waiting[reference] if not dependents[reference] else ():
+                heapq.heappush(leaves, _by_age(freed))
+    return taken
+
+
+def _by_age(held: Held) -> tuple[float, str, Held]:
+    return held.since, str(held.path), held
+
+
+def _why_it_stays(path: Path, firm: Mapping[Path, str], loose: Mapping[Path, str], needed: Mapping[Path, str]) -> str:
+    if path in firm:
+        return firm[path]
+    return loose[path] if path in loose else f"needed by {needed[path]}"
+
+
+def _why_it_goes(shelf: Shelf) -> str:
+    assert shelf.rules is not None
+    beyond = f"not one of the newest {shelf.rules.newest}" if shelf.rules.newest else ""
+    old = f"older than {shelf.rules.days:g} days" if shelf.rules.days is not None else ""
+    return ", ".join(filter(None, (beyond, old)))
+
+
+def _step(record: ArchiveRecord) -> int | str:
+    return record.path.name if record.manifest.step is None else record.manifest.step
