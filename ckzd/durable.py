@@ -25,6 +25,7 @@ _PRIVATE = 0o600
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})  # what NFS, FUSE, old kernels answer
+_NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
 
 
 @contextmanager
@@ -151,12 +152,25 @@ def remove_tree(path: Path) -> None:
         fsync_dir(path.parent)
 
 
-def remove_abandoned(places: Iterable[Path], now: float | None = None) -> list[Path]:
-    """Remove unfinished work of dead processes: those of this machine by their process, others by their age.
+def remove_empty_directory(path: Path) -> bool:
+    """Delete a directory that is empty or gone already; False if something is in it, or it is none."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in _NOT_EMPTY:
+            raise
+        return False
+    fsync_dir(path.parent)
+    return True
 
-    What belongs to a living process stays, and so does, for a day, what cannot be told.
+
+def abandoned(places: Iterable[Path], now: float | None = None) -> Iterator[Path]:
+    """Of these, unfinished work of dead processes: those of this machine by their process, others by their age.
+
+    What belongs to a living process is none, nor, for a day, what cannot be told.
     """
-    removed = []
     for path in sorted(set(places)):
         owner = Process.parse(path.name)
         try:
@@ -164,15 +178,27 @@ def remove_abandoned(places: Iterable[Path], now: float | None = None) -> list[P
         except FileNotFoundError:
             continue
         if owner is not None and (owner.is_dead() or (not owner.is_local() and age > ABANDONED_SECONDS)):
-            (remove_tree if path.is_dir() and not path.is_symlink() else remove)(path)
-            removed.append(path)
+            yield path
+
+
+def remove_abandoned(places: Iterable[Path], now: float | None = None) -> list[Path]:
+    """Remove what is `abandoned`; what was removed."""
+    removed = []
+    for path in abandoned(places, now):
+        (remove_tree if path.is_dir() and not path.is_symlink() else remove)(path)
+        removed.append(path)
     return removed
 
 
-def sweep_beside(target: Path, *, but_with: str) -> list[Path]:
-    """Remove what those who died left at `temp_beside` in the directory of `target`; no directory with that in it."""
+def abandoned_beside(target: Path, *, but_with: str) -> Iterator[Path]:
+    """What those who died left at `temp_beside` in the directory of `target`; no directory with that in it."""
     left = target.parent.glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}")
-    return remove_abandoned(place for place in left if not (place / but_with).exists())
+    return abandoned(place for place in left if not (place / but_with).exists())
+
+
+def sweep_beside(target: Path, *, but_with: str) -> list[Path]:
+    """Remove what is `abandoned_beside`."""
+    return remove_abandoned(abandoned_beside(target, but_with=but_with))
 
 
 def fsync_file(path: Path) -> None:
@@ -212,6 +238,12 @@ def free_bytes(path: Path) -> int:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     status = os.statvfs(existing)
     return status.f_bavail * status.f_frsize
+
+
+def total_bytes(path: Path) -> int:
+    """Size of the file system where `path` is."""
+    status = os.statvfs(path)
+    return status.f_blocks * status.f_frsize
 
 
 def require_space(path: Path, nbytes: int) -> None:

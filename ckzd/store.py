@@ -4,7 +4,7 @@
     STORE/lock  daemon.lock  replace.lock   flock'ed, never read
     STORE/claims/                        the same for hosts that flock does not reach: see `locks.claim`
     STORE/archives/<run>/<checkpoint>.<first 12 of its sha256>.ckz
-    STORE/archives/<run>/run.json        which directory they are of
+    STORE/archives/<run>/run.json        which directory they are of, and where it is
     STORE/cache/<reconstruction id>.rec  evictable; a chain decodes without it
     STORE/base_models/                   notes of models that archives need and the store does not hold: `base_models`
     STORE/tmp/  trash/                   unfinished files; originals on their way out
@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from ckzd import durable
 from ckzd.access import Access, give, plain_mode
@@ -168,6 +168,16 @@ class Store:
         place = os.path.relpath(run, self.root)
         return self._archives / f"{_fitting(run.name, 9)}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
 
+    def run_directories(self) -> list[Path]:
+        """Where archives lie, of every run that has or had some."""
+        return sorted(path for path in self._archives.iterdir() if path.is_dir() and not path.is_symlink())
+
+    def run_of(self, directory: Path) -> Path | None:
+        """The run whose archives lie in a directory of `run_directories`, there or not; None if it does not say so."""
+        place = _known_run(directory / RUN_FILE).get("place")
+        run = Path(os.path.normpath(self.root / place)) if isinstance(place, str) and "\0" not in place else None
+        return run if run is not None and self.run_directory(run) == directory else None
+
     def archive_path(self, run: Path, name: str, checkpoint_sha: str, *, again: str = "") -> Path:
         """The one path of the archive of one checkpoint (by its sha256), in a directory as open as the run.
 
@@ -179,6 +189,7 @@ class Store:
             status = run.stat()
             give(directory, Access(status.st_uid, status.st_gid, plain_mode(run, status)))
             durable.fsync_dir(directory.parent)
+        self.of_an_earlier_directory(run)  # remembers which one this is
         suffix = f".{checkpoint_sha[:12]}{'.' if again else ''}{again[:8]}{ARCHIVE_SUFFIX}"
         return directory / f"{_fitting(name, len(suffix))}{suffix}"
 
@@ -283,31 +294,29 @@ class Store:
             tuple(other for record in latest[:MAX_OTHERS] if (other := bounded(record)) is not None),
         )
 
-    def of_an_earlier_directory(self, run: Path) -> set[Path]:
+    def of_an_earlier_directory(self, run: Path, *, remember: bool = True) -> set[Path]:
         """Archives of a directory that stood at the run's path before this one: it may live on under another name.
 
         Which directory stands there is remembered beside the archives: ask at every look at the run.
         """
-        directory, inode = self.run_directory(run), run.stat().st_ino
+        directory, status = self.run_directory(run), run.stat()
         if not directory.is_dir():
             return set()
-        file = directory / RUN_FILE
-        try:
-            known = json_object(read_small(file, MAX_RUN_BYTES) or b"{}")
-        except ValueError:  # damaged: in doubt all is of another
-            known = {"inode": None}
+        known = _known_run(directory / RUN_FILE)
         earlier = [str(name) for name in known.get("earlier", ())]
-        if known.get("inode") != inode:
+        now = {"inode": status.st_ino, "place": os.path.relpath(run.resolve(), self.root)}
+        if known.get("inode") != status.st_ino:
             earlier = [path.name for path in archive_files(directory)] if known else []
-            with durable.write_atomically(file) as out:
-                out.write(json.dumps({"inode": inode, "earlier": earlier}).encode())
+        if remember and any(known.get(name) != value for name, value in now.items()):
+            with durable.write_atomically(directory / RUN_FILE) as out:
+                out.write(json.dumps({**now, "earlier": earlier}).encode())
         return {directory / name for name in earlier}
 
     # Locks
 
-    def lock(self, *, shared: bool = True) -> AbstractContextManager[None]:
+    def lock(self, *, shared: bool = True, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
         """Hold the store: shared to add or read archives, exclusive to delete some. StoreLocked if it is taken."""
-        return locked(self.root / "lock", self.claims, shared=shared, wait_seconds=0.0)
+        return locked(self.root / "lock", self.claims, shared=shared, wait_seconds=wait_seconds)
 
     def daemon_lock(self) -> AbstractContextManager[None]:
         """Be the only daemon on this store."""
@@ -361,10 +370,14 @@ class Store:
         Their claims go too, and are not told of: nothing was unfinished.
         """
         durable.remove_abandoned(self.claims.glob("*"), now)
+        return durable.remove_abandoned(self.temps(), now)
+
+    def temps(self) -> Iterator[Path]:
+        """All unfinished files in the store, whoever's they are."""
         unfinished = f"{durable.TEMP_PREFIX}*{durable.TEMP_SUFFIX}"
         places = ("tmp/", "", "cache/", "archives/*/", f"{NOTES}/")
-        patterns = ("claims/*", "tmp/*", *(f"{place}{unfinished}" for place in places))
-        return durable.remove_abandoned((path for pattern in patterns for path in self.root.glob(pattern)), now)
+        patterns = ("tmp/*", *(f"{place}{unfinished}" for place in places))
+        return (path for pattern in patterns for path in self.root.glob(pattern))
 
     def evict_cache(self, keep: set[str], max_bytes: int) -> int:
         """Remove the longest untouched reconstructions, but no id in `keep`, down to `max_bytes`; bytes freed."""
@@ -390,6 +403,15 @@ def _best(matches: list[ArchiveRecord], records: list[ArchiveRecord]) -> Archive
 def _is_of_a_store(name: str) -> bool:
     """Whether somebody who died while he made a store may have left this."""
     return name in _OWN_NAMES or durable.is_temp(name)
+
+
+def _known_run(file: Path) -> dict[str, Any]:
+    """What a run.json says, if there is one; that it is of another directory if it cannot be read: in doubt all is."""
+    data = read_small(file, MAX_RUN_BYTES)
+    try:
+        return json_object(data or b"") if data is not None or os.path.lexists(file) else {}
+    except ValueError:
+        return {"inode": None}
 
 
 def _is_below(manifest: Manifest, step: int | None) -> bool:
