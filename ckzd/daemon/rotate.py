@@ -44,7 +44,7 @@ def drop_rotated(
             archives -= stores.of_an_earlier_directory(run.store, run.path)
             if not archives:
                 continue
-            named = named if named is not None else set().union(*map(named_below, roots))
+            named = named if named is not None else {archive for root in roots for archive in named_below(root)}
             archives -= named
             dropped = stores.drop(run.store, run.path, archives, run.watch.stride)
         except (CkzdError, OSError) as error:  # locked by a reader: next time

@@ -195,8 +195,8 @@ def archives_meant(path: Path) -> list[Path | CkzdError]:
     return found or [_or_error(path, lambda path: _archive_named(path) or resolve(path).path)]
 
 
-def named_below(root: Path) -> set[Path]:
-    """The archives that pointers name anywhere below a directory, whatever became of their names and places.
+def named_below(root: Path) -> dict[Path, list[Path]]:
+    """The archives that pointers name anywhere below a directory, and those pointers, whatever they are called now.
 
     Raises OSError where something cannot be looked at.
     """
@@ -204,7 +204,7 @@ def named_below(root: Path) -> set[Path]:
     def fail(error: OSError) -> None:
         raise error
 
-    named = set()
+    named: dict[Path, list[Path]] = {}
     for place, folders, names in os.walk(root, onerror=fail):
         if Store.is_at(Path(place)):
             folders.clear()
@@ -212,7 +212,7 @@ def named_below(root: Path) -> set[Path]:
         for name in names:
             if name.endswith(ARCHIVE_SUFFIX) or name == POINTER_NAME:
                 with suppress(CkzdError, FileNotFoundError):
-                    named.add(archive_of(Path(place, name)).resolve())
+                    named.setdefault(archive_of(Path(place, name)).resolve(), []).append(Path(place, name))
     return named
 
 

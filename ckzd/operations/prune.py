@@ -1,0 +1,297 @@
+"""Prune a store: delete what its retention rules let go, and say of every archive why it goes or stays.
+
+    look at disk -> what is safe, whatever the rules say -> retention.judge -> withdraw, dependents first
+
+What is safe: an archive whose original stands in its place, or lies in the trash; what a marker names; what a pointer
+anywhere else names, for somebody copied or moved it; what was made of a directory that has been moved; and all of a run
+in which an archive cannot be read or misses what it needs, or of which nothing is in sight. A pointer in a checkpoint's
+own place does not protect it from the rules: it is the checkpoint that they speak of, and it goes with its archive.
+"""
+
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckzd import durable
+from ckzd.chains import ArchiveRecord, archive_files, decodable
+from ckzd.formats import list_checkpoints
+from ckzd.operations.pointer import is_as_archived, large_files, named_below, pointer_for
+from ckzd.operations.trash import Entry
+from ckzd.operations.withdraw import stands_for, withdraw
+from ckzd.retention import Held, Plan, Rules, Shelf, Verdict, judge
+from ckzd.series import written
+from ckzd.store import Store
+
+log = logging.getLogger(__name__)
+
+AskMarkers = Callable[[Path, Sequence[Path]], Mapping[Path, str]]  # of a run, checkpoints -> who holds which
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of the store and what is to be kept of it; `rules` None: everything."""
+
+    path: Path
+    rules: Rules | None = None
+    stride: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How much the archives and the cache of a store may take: bytes, a share of its disk, or the smaller of both."""
+
+    max_bytes: int | None = None
+    max_share: float | None = None
+
+    def limit(self, root: Path) -> int | None:
+        """In bytes; None where there is none."""
+        limits = [self.max_bytes] if self.max_bytes is not None else []
+        limits += [int(self.max_share * durable.total_bytes(root))] if self.max_share is not None else []
+        return min(limits, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An archive and what became of it, or would."""
+
+    run: str
+    checkpoint: str
+    archive: str
+    step: int | None
+    nbytes: int  # on disk
+    goes: bool
+    why: str
+    pointer: bool  # one stands in its checkpoint's place
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What became of a store's archives."""
+
+    store: str
+    judged: tuple[Judged, ...]
+    freed_bytes: int
+    quota_bytes: int | None
+    over_quota_bytes: int  # what the quota is still exceeded by: what is kept takes more
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json: the sums, without every archive."""
+        gone = sum(judged.goes for judged in self.judged)
+        return {
+            "store": self.store,
+            "pruned": gone,
+            "kept": len(self.judged) - gone,
+            "freed_bytes": self.freed_bytes,
+            "quota_bytes": self.quota_bytes,
+            "over_quota_bytes": self.over_quota_bytes,
+            "dry_run": self.dry_run,
+        }
+
+
+def prune(
+    store: Store,
+    runs: Sequence[Run],
+    *,
+    roots: Iterable[Path],
+    now: float,
+    quota: Quota = Quota(),
+    markers: AskMarkers = lambda _run, _checkpoints: {},
+    dry_run: bool = False,
+) -> PruneReport:
+    """Delete what the rules of the runs, and the quota of their store, let go; `dry_run` only says so.
+
+    Pointers are looked for anywhere below `roots`. Nothing else is done in the store meanwhile: StoreLocked if
+    somebody reads or writes. OSError where something cannot be looked at or deleted; what was to go is gone in part
+    then, and the next call goes on.
+    """
+    with store.lock(shared=dry_run):
+        if not dry_run:
+            store.sweep_temps()  # of those that were killed
+        look = _Look(store, _pointers(runs, roots), markers, dry_run)
+        shelves = {run.path: look.shelf(run) for run in runs}
+        limit = quota.limit(store.root)
+        other = _bytes_beside(store, [held for shelf in shelves.values() for held in shelf.held])
+        plan = judge(list(shelves.values()), now=now, max_bytes=limit, other_bytes=other)
+        run_of = {held.path: path for path, shelf in shelves.items() for held in shelf.held}
+        freed = _bytes_freed(store, plan)
+        if not dry_run:
+            _delete(store, plan, run_of)
+        told = tuple(_told(verdict, run_of[verdict.held.path]) for verdict in plan.verdicts)
+    return PruneReport(str(store.root), told, freed, limit, plan.over_bytes, dry_run)
+
+
+# What is on disk
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one call sees of everything that is not the store's own."""
+
+    store: Store
+    pointers: Mapping[Path, Collection[Path]]  # archive -> pointers to it, anywhere
+    markers: AskMarkers
+    dry_run: bool
+
+    def shelf(self, run: Run) -> Shelf:
+        """The archives of a run with what protects them."""
+        records = self.store.archives(run.path)
+        safe = _Safe()
+        if run.rules is not None and records:
+            self._protect(run.path, records, safe)
+        held = tuple(
+            Held(
+                record,
+                _disk_bytes(record.path),
+                _since(record),
+                safe.why.get(record.path, ""),
+                stands_for(run.path / record.manifest.name, record.path),
+            )
+            for record in records
+        )
+        return Shelf(run.rules, run.stride, held)
+
+    def _protect(self, run: Path, records: list[ArchiveRecord], safe: "_Safe") -> None:
+        everything = [record.path for record in records]
+        if why := self._why_nothing_goes(run, records):
+            safe.add(everything, why)
+            return
+        _protect_originals(run, records, safe)
+        safe.add(self._in_the_trash(), "its original is still in the trash")
+        earlier = self.store.of_an_earlier_directory(run, remember=not self.dry_run)
+        safe.add(earlier, "it is of another directory that stood here before")
+        self._protect_named(run, records, safe)
+        names = [run / name for name in dict.fromkeys(record.manifest.name for record in records)]
+        told = self.markers(run, list(dict.fromkeys([*names, *list_checkpoints(run)])))
+        for record in records:
+            if marked := told.get(run / record.manifest.name):
+                safe.add([record.path], marked)
+
+    def _why_nothing_goes(self, run: Path, records: list[ArchiveRecord]) -> str:
+        """Where not all is known nothing is deleted: what cannot be seen may need anything."""
+        there = decodable(records)
+        for archive in archive_files(self.store.run_directory(run)):
+            if archive not in there:
+                return f"{archive.name} is damaged, or what it needs is missing: bring it back, or move it elsewhere"
+        if not run.is_dir():
+            return "its run is not there"
+        if not list_checkpoints(run) and not any(stands_for(run / r.manifest.name, r.path) for r in records):
+            return "nothing of its run is in sight"
+        return ""
+
+    def _in_the_trash(self) -> list[Path]:
+        """The archives that originals in the trash hang on. CorruptArchive if one cannot tell."""
+        found = []
+        for root in sorted(self.store.trash.iterdir()):
+            with suppress(FileNotFoundError):
+                if any(root.iterdir()):
+                    found.append(Entry.load(self.store, root).archive)
+        return found
+
+    def _protect_named(self, run: Path, records: list[ArchiveRecord], safe: "_Safe") -> None:
+        """A pointer that is not in its checkpoint's own place is somebody's wish."""
+        for record in records:
+            checkpoint = run / record.manifest.name
+            own = pointer_for(checkpoint) if stands_for(checkpoint, record.path) else None
+            for pointer in self.pointers.get(record.path.resolve(), ()):
+                if own is None or _place(pointer) != _place(own):
+                    safe.add([record.path], f"{pointer} names it")
+
+
+class _Safe:
+    """Archive -> why it stays: the first reason that was found."""
+
+    def __init__(self) -> None:
+        self.why: dict[Path, str] = {}
+
+    def add(self, archives: Iterable[Path], why: str) -> None:
+        """These stay."""
+        for archive in archives:
+            self.why.setdefault(archive, why)
+
+
+def _pointers(runs: Iterable[Run], roots: Iterable[Path]) -> dict[Path, set[Path]]:
+    """All pointers in sight, by the archive that they name."""
+    named: dict[Path, set[Path]] = defaultdict(set)
+    ruled = [run.path for run in runs if run.rules is not None and run.path.is_dir()]
+    for root in dict.fromkeys((*roots, *ruled)) if ruled else ():
+        for archive, pointers in named_below(root).items():
+            named[archive].update(pointers)
+    return named
+
+
+def _place(pointer: Path) -> Path:
+    """Where it stands, however one got there; a link is not what it leads to."""
+    return pointer.parent.resolve() / pointer.name
+
+
+def _protect_originals(run: Path, records: list[ArchiveRecord], safe: _Safe) -> None:
+    """What stands there would only be archived again. Of several versions the newest counts, and what is as it was."""
+    newest: dict[str, ArchiveRecord] = {}
+    for record in sorted(records, key=written):
+        newest[record.manifest.name] = record
+    for record in records:
+        checkpoint = run / record.manifest.name
+        if any(os.path.lexists(path) for path in large_files(checkpoint, record.manifest)):
+            is_newest = newest[record.manifest.name] is record
+            if is_newest or is_as_archived(checkpoint, record.manifest) or stands_for(checkpoint, record.path):
+                safe.add([record.path], "its original stands")
+
+
+def _since(record: ArchiveRecord) -> float:
+    """A run that was copied here keeps its checkpoints' times: what counts is what was later."""
+    return max(record.path.stat().st_mtime, written(record) / 1e9)
+
+
+def _disk_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def _bytes_beside(store: Store, shelved: Sequence[Held]) -> int:
+    """What else of a store its quota counts: the cache, and what lies beside the archives that are judged."""
+    known = {held.path for held in shelved}
+    beside = [path for place in store.run_directories() for path in place.iterdir() if path not in known]
+    return sum(map(_disk_bytes, (*beside, *store.cache.iterdir())))
+
+
+# What goes
+
+
+def _shared(plan: Plan) -> Counter[str]:
+    """How many archives that stay have which reconstruction."""
+    return Counter(verdict.held.record.manifest.reconstruction for verdict in plan.verdicts if not verdict.goes)
+
+
+def _bytes_freed(store: Store, plan: Plan) -> int:
+    shared = _shared(plan)
+    gone = {held.record.manifest.reconstruction for held in plan.going()}
+    caches = sum(_disk_bytes(store.cache_path(reconstruction)) for reconstruction in gone if not shared[reconstruction])
+    return caches + sum(held.nbytes for held in plan.going())
+
+
+def _delete(store: Store, plan: Plan, run_of: Mapping[Path, Path]) -> None:
+    shared, why = _shared(plan), {verdict.held.path: verdict.why for verdict in plan.verdicts}
+    for held in plan.going():
+        manifest, checkpoint = held.record.manifest, run_of[held.path] / held.record.manifest.name
+        withdraw(store, checkpoint, held.record, drop_cache=not shared[manifest.reconstruction])
+        log.info("pruned", extra={"checkpoint": str(checkpoint), "archive": str(held.path), "why": why[held.path]})
+
+
+def _told(verdict: Verdict, run: Path) -> Judged:
+    held, manifest = verdict.held, verdict.held.record.manifest
+    return Judged(
+        str(run), str(run / manifest.name), str(held.path), manifest.step, held.nbytes, verdict.goes, verdict.why,
+        held.is_pointed,
+    )  # fmt: skip

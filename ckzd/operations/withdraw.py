@@ -1,0 +1,107 @@
+"""Take a replaced checkpoint away for good: first what stands for it, then its archive.
+
+    file        pointer -> cached reconstruction -> archive
+    directory   the small files that stayed -> the directory with its pointer, in one step -> as above
+                where something else is in it: the small files -> the pointer -> as above
+
+Each step is durable before the next one. Until the pointer goes it leads to the archive, and all of the checkpoint can
+be restored; after it the archive is one that the framework has rotated, and nothing leads nowhere. Of a directory only
+those small files go that are as they were archived: what was written into it later is not ckzd's to delete.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from ckzd import durable
+from ckzd.archive import FileModel, Manifest
+from ckzd.chains import ArchiveRecord
+from ckzd.errors import SourceChanged
+from ckzd.formats.names import POINTER_NAME
+from ckzd.operations.pointer import large_files, pointer_for, points_to
+from ckzd.operations.undo import carry_over_what_came_later
+from ckzd.store import Store
+
+_CHUNK = 1 << 20
+
+
+def stands_for(checkpoint: Path, archive: Path) -> bool:
+    """Whether a pointer of ours, and no link to one, stands in the checkpoint's place and names this archive."""
+    pointer = pointer_for(checkpoint)
+    with suppress(OSError):
+        return stat.S_ISREG(pointer.lstat().st_mode) and points_to(pointer, archive)
+    return False
+
+
+def withdraw(store: Store, checkpoint: Path, record: ArchiveRecord, *, drop_cache: bool) -> None:
+    """Delete the pointer, if it is this archive's, and the archive; with `drop_cache` its reconstruction too.
+
+    Whoever calls holds the store alone and knows that nothing else needs the archive. Raises SourceChanged, having
+    deleted nothing, if somebody writes the checkpoint anew.
+    """
+    if stands_for(checkpoint, record.path):
+        if any(os.path.lexists(path) for path in large_files(checkpoint, record.manifest)):
+            raise SourceChanged(checkpoint, "is written anew while it is pruned")
+        if record.manifest.kind == "directory":
+            _remove_small_files(checkpoint, record.manifest)
+            _remove_directory(store, checkpoint)
+        durable.remove(pointer_for(checkpoint))
+    if drop_cache:
+        durable.remove(store.cache_path(record.manifest.reconstruction))
+    durable.remove(record.path)
+
+
+def _remove_small_files(checkpoint: Path, manifest: Manifest) -> None:
+    """Those that are in the archive as they stand here, and directories that only they were in."""
+    ours = [file for file in manifest.files if not file.tensors]
+    for file in ours:
+        if _is_as_archived(checkpoint / file.name, file):
+            durable.remove(checkpoint / file.name)
+    for folder in sorted({folder for file in ours for folder in _folders(file.name)}, key=len, reverse=True):
+        durable.remove_empty_directory(checkpoint / folder)
+
+
+def _remove_directory(store: Store, checkpoint: Path) -> None:
+    """Where nothing but the pointer is left in it the directory goes with it at once.
+
+    So none stays empty after a crash, and none is taken for one that a trainer has just made.
+    """
+    if _names(checkpoint) != {POINTER_NAME}:
+        return
+    temp = store.new_temp(".pruned")
+    durable.rename(checkpoint, temp)
+    if _names(temp) == {POINTER_NAME}:
+        durable.remove_tree(temp)
+        return
+    try:
+        durable.rename(temp, checkpoint)  # somebody wrote into it in the very last moment
+    except FileExistsError:
+        carry_over_what_came_later(temp, {}, checkpoint)
+    raise SourceChanged(checkpoint, "is written anew while it is pruned")
+
+
+def _names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def _folders(name: str) -> Iterator[str]:
+    return (str(parent) for parent in PurePosixPath(name).parents if str(parent) != ".")
+
+
+def _is_as_archived(path: Path, file: FileModel) -> bool:
+    """Whether these very bytes stand there, in a plain file that nobody has written since."""
+    digest = hashlib.sha256()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "rb") as opened:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            return False
+        while block := opened.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest() in (file.original_sha256, file.sha256)
