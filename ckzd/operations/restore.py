@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import filter as filter_by_name
 from pathlib import Path
@@ -42,6 +42,8 @@ from ckzd.operations.weights import write_safetensors
 from ckzd.store import Store
 
 log = logging.getLogger(__name__)
+
+PRUNING_SECONDS = 60.0  # reading some thousand manifests takes seconds
 
 OnProgress = Callable[[float], None]
 MAX_NAMED = 50  # names of files in an error
@@ -93,6 +95,7 @@ def restore(
     tell = on_progress or (lambda _: None)
     durable.require_space(target.parent, nbytes)
     with (
+        _not_pruned_meanwhile(store),
         ArchiveReader(archive) as reader,
         reconstruction_of(record, store, chosen if only else None) as own,
         durable.as_no_space(target.parent),
@@ -116,6 +119,11 @@ def restore(
             if not only and points_to(pointer := pointer_for(target), archive):
                 durable.remove(pointer)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
+
+
+def _not_pruned_meanwhile(store: Store | None) -> AbstractContextManager[None]:
+    """Nobody deletes an archive while it, or what hangs on it, is restored; who is just at it is waited for."""
+    return nullcontext() if store is None else store.lock(shared=True, wait_seconds=PRUNING_SECONDS)
 
 
 def _recover(ours: Store | None) -> None:
