@@ -10,3 +10,6 @@ class Effort(StrEnum):
 
     BEST = "best"  # as small as can be
     FAST = "fast"  # less work, larger archives (how much: tests/bench/RESULTS.md)
+
+
+DAMAGED_DAYS = 30.0  # that `gc` keeps a damaged archive which was set aside

@@ -36,6 +36,31 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """How much the archives and the cache of a store may take: bytes, a share of its disk, or the smaller of both."""
+
+    max_bytes: int | None = None
+    max_share: float | None = None
+
+    def limit(self, disk_bytes: int) -> int | None:
+        """In bytes, on a disk of this size; None where there is no limit."""
+        limits = [self.max_bytes] if self.max_bytes is not None else []
+        limits += [int(self.max_share * disk_bytes)] if self.max_share is not None else []
+        return min(limits, default=None)
+
+    def and_also(self, other: "Quota") -> "Quota":
+        """What keeps to both."""
+        least = (
+            min((value for value in pair if value is not None), default=None)
+            for pair in ((self.max_bytes, other.max_bytes), (self.max_share, other.max_share))
+        )
+        return Quota(*least)  # type: ignore[arg-type]  # an int and a float, in this order
+
+
+NO_QUOTA = Quota()
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """An archive as it lies in its store.
 
@@ -135,6 +160,14 @@ def needed_by(everything: Iterable[Held], stays: Collection[Path]) -> dict[Path,
     return found
 
 
+def kept_by(rules: Rules, records: Sequence[ArchiveRecord]) -> dict[Path, str]:
+    """What of a run, in order, stays whatever its age, and why."""
+    newest = newest_of(records, rules.newest) if rules.newest else set()
+    nth = every_nth(records, rules.every) if rules.every else set()
+    reasons = f"one of the newest {rules.newest}", f"the first of every {rules.every} steps"
+    return dict.fromkeys(newest, reasons[0]) | dict.fromkeys(nth, reasons[1])
+
+
 def every_nth(records: Iterable[ArchiveRecord], every: int) -> set[Path]:
     """Of each `every` steps of a series the first; what has no step has no place among them.
 
@@ -170,8 +203,7 @@ def _sort_out(shelf: Shelf, now: float, firm: dict[Path, str], loose: dict[Path,
     """Enter what stays of a shelf for its own sake."""
     rules, records = shelf.rules, [held.record for held in shelf.held]
     lineage = next_references(records, shelf.stride)
-    nth = every_nth(records, rules.every) if rules and rules.every else set()
-    newest = newest_of(records, rules.newest) if rules and rules.newest else set()
+    by_rule = kept_by(rules, records) if rules is not None else {}
     for held in shelf.held:
         if held.safe:
             firm[held.path] = held.safe
@@ -179,10 +211,8 @@ def _sort_out(shelf: Shelf, now: float, firm: dict[Path, str], loose: dict[Path,
             firm[held.path] = NO_RULES
         elif held.path in lineage:
             firm[held.path] = LINEAGE
-        elif held.path in nth:
-            firm[held.path] = f"the first of every {rules.every} steps"
-        elif held.path in newest:
-            firm[held.path] = f"one of the newest {rules.newest}"
+        elif held.path in by_rule:
+            firm[held.path] = by_rule[held.path]
         elif rules.days is not None and now - held.since < rules.days * DAY_SECONDS:
             loose[held.path] = f"younger than {rules.days:g} days"
         elif rules.days is None and rules.newest is None:

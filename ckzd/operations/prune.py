@@ -12,7 +12,6 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,26 @@ from ckzd import durable
 from ckzd.chains import ArchiveRecord, archive_files, decodable
 from ckzd.formats import list_checkpoints
 from ckzd.operations.pointer import is_as_archived, large_files, named_below, pointer_for
-from ckzd.operations.trash import Entry
+from ckzd.operations.trash import archives_in_trash
 from ckzd.operations.withdraw import stands_for, withdraw
-from ckzd.retention import Held, Plan, Rules, Shelf, Verdict, judge
+from ckzd.retention import NO_QUOTA, Held, Plan, Quota, Rules, Shelf, Verdict, judge
 from ckzd.series import written
 from ckzd.store import Store
 
 log = logging.getLogger(__name__)
 
-AskMarkers = Callable[[Path, Sequence[Path]], Mapping[Path, str]]  # of a run, checkpoints -> who holds which
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of the store and what is to be kept of it; `rules` None: everything."""
+    """A run of the store and what is to be kept of it; `rules` None: everything. `root`: the watched directory."""
 
     path: Path
+    root: Path
     rules: Rules | None = None
     stride: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """How much the archives and the cache of a store may take: bytes, a share of its disk, or the smaller of both."""
-
-    max_bytes: int | None = None
-    max_share: float | None = None
-
-    def limit(self, root: Path) -> int | None:
-        """In bytes; None where there is none."""
-        limits = [self.max_bytes] if self.max_bytes is not None else []
-        limits += [int(self.max_share * durable.total_bytes(root))] if self.max_share is not None else []
-        return min(limits, default=None)
+AskMarkers = Callable[[Run, Sequence[Path]], Mapping[Path, str]]  # of a run, checkpoints -> who holds which
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +91,7 @@ def prune(
     *,
     roots: Iterable[Path],
     now: float,
-    quota: Quota = Quota(),
+    quota: Quota = NO_QUOTA,
     markers: AskMarkers = lambda _run, _checkpoints: {},
     dry_run: bool = False,
 ) -> PruneReport:
@@ -119,7 +106,7 @@ def prune(
             store.sweep_temps()  # of those that were killed
         look = _Look(store, _pointers(runs, roots), markers, dry_run)
         shelves = {run.path: look.shelf(run) for run in runs}
-        limit = quota.limit(store.root)
+        limit = quota.limit(durable.total_bytes(store.root))
         other = _bytes_beside(store, [held for shelf in shelves.values() for held in shelf.held])
         plan = judge(list(shelves.values()), now=now, max_bytes=limit, other_bytes=other)
         run_of = {held.path: path for path, shelf in shelves.items() for held in shelf.held}
@@ -147,7 +134,7 @@ class _Look:
         records = self.store.archives(run.path)
         safe = _Safe()
         if run.rules is not None and records:
-            self._protect(run.path, records, safe)
+            self._protect(run, records, safe)
         held = tuple(
             Held(
                 record,
@@ -160,18 +147,18 @@ class _Look:
         )
         return Shelf(run.rules, run.stride, held)
 
-    def _protect(self, run: Path, records: list[ArchiveRecord], safe: "_Safe") -> None:
-        everything = [record.path for record in records]
+    def _protect(self, of: Run, records: list[ArchiveRecord], safe: "_Safe") -> None:
+        run = of.path
         if why := self._why_nothing_goes(run, records):
-            safe.add(everything, why)
+            safe.add([record.path for record in records], why)
             return
         _protect_originals(run, records, safe)
-        safe.add(self._in_the_trash(), "its original is still in the trash")
+        safe.add(archives_in_trash(self.store), "its original is still in the trash")
         earlier = self.store.of_an_earlier_directory(run, remember=not self.dry_run)
         safe.add(earlier, "it is of another directory that stood here before")
         self._protect_named(run, records, safe)
         names = [run / name for name in dict.fromkeys(record.manifest.name for record in records)]
-        told = self.markers(run, list(dict.fromkeys([*names, *list_checkpoints(run)])))
+        told = self.markers(of, list(dict.fromkeys([*names, *list_checkpoints(run)])))
         for record in records:
             if marked := told.get(run / record.manifest.name):
                 safe.add([record.path], marked)
@@ -187,15 +174,6 @@ class _Look:
         if not list_checkpoints(run) and not any(stands_for(run / r.manifest.name, r.path) for r in records):
             return "nothing of its run is in sight"
         return ""
-
-    def _in_the_trash(self) -> list[Path]:
-        """The archives that originals in the trash hang on. CorruptArchive if one cannot tell."""
-        found = []
-        for root in sorted(self.store.trash.iterdir()):
-            with suppress(FileNotFoundError):
-                if any(root.iterdir()):
-                    found.append(Entry.load(self.store, root).archive)
-        return found
 
     def _protect_named(self, run: Path, records: list[ArchiveRecord], safe: "_Safe") -> None:
         """A pointer that is not in its checkpoint's own place is somebody's wish."""

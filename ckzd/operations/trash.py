@@ -152,3 +152,13 @@ class Entry:
         """Write intent.json."""
         with durable.write_atomically(self.root / "intent.json") as file:
             file.write(json.dumps(asdict(self.intent)).encode())
+
+
+def archives_in_trash(store: Store) -> list[Path]:
+    """The archives that originals in the trash hang on, proven or half-done. CorruptArchive if one cannot be read."""
+    found = []
+    for root in sorted(store.trash.iterdir()):
+        with suppress(FileNotFoundError):
+            if any(root.iterdir()):
+                found.append(Entry.load(store, root).archive)
+    return found
