@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from ckzd import __version__
-from ckzd.defaults import MAX_DEPTH, Effort
+from ckzd.defaults import DAMAGED_DAYS, MAX_DEPTH, Effort
 from ckzd.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -52,6 +52,7 @@ Store = Annotated[
     Path | None, typer.Option("--store", help="Directory of the archives; .ckzd beside the run if not given.")
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")]
 ARCHIVE_HELP = "An archive, or the checkpoint path that it replaced."
 
 
@@ -408,6 +409,75 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
         )
     if table.row_count:
         screen.show(table)
+
+
+@app.command()
+def prune(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Runs, directories of runs or stores; all that are watched if none.")
+    ] = None,
+    *,
+    config: Config = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> int:
+    """Delete the archives that [watch.keep] lets go, with their pointers; say why each one goes or stays."""
+    from ckzd.config import load
+    from ckzd.daemon.pruning import meant, prune_store
+    from ckzd.reports import pruned_lines
+
+    screen, settings, given = Screen(as_json), load(config), paths or []
+    stores, roots = meant(settings, given), [*(watch.path for watch in settings.watch), *filter(Path.is_dir, given)]
+
+    def prune_one(root: Path) -> None:
+        report = prune_store(root, stores[root].runs, roots=roots, quota=stores[root].quota, dry_run=dry_run)
+        if as_json:
+            for judged in report.judged:
+                screen.line(judged.to_dict())
+            screen.line(report.to_dict())
+        else:
+            for text in pruned_lines(report):
+                screen.say(text)
+
+    return for_each(stores, prune_one, screen)
+
+
+@app.command()
+def gc(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Stores, runs or directories of runs; all that are watched if none.")
+    ] = None,
+    *,
+    config: Config = None,
+    gone_runs: Annotated[
+        bool, typer.Option("--gone-runs", help="Archives of runs whose directories are gone, too.")
+    ] = False,
+    damaged_days: Annotated[
+        float, typer.Option("--damaged-days", min=0, help="Damaged archives that were set aside so long ago.")
+    ] = DAMAGED_DAYS,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> int:
+    """Delete what nothing needs: unfinished files of the dead, cache of archives that are gone, old damage."""
+    from ckzd.config import load
+    from ckzd.daemon.pruning import stores_meant
+    from ckzd.operations.garbage import Wanted, collect
+    from ckzd.reports import garbage_lines
+    from ckzd.store import Store as OpenStore
+
+    screen, settings, given = Screen(as_json), load(config), paths or []
+    stores, roots = stores_meant(settings, given), [watch.path for watch in settings.watch]
+    wanted = Wanted(damaged_days, gone_runs)
+
+    def collect_one(root: Path) -> None:
+        store, now = OpenStore.open(root), time.time()
+        found = collect(store, stores[root], roots=roots, now=now, wanted=wanted, dry_run=dry_run)
+        for garbage in found if as_json else ():
+            screen.line(garbage.to_dict())
+        for text in garbage_lines(root, found, dry_run=dry_run) if not as_json else ():
+            screen.say(text)
+
+    return for_each(stores, collect_one, screen)
 
 
 @app.command()

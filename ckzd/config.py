@@ -22,6 +22,7 @@ from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import ConfigError, encodable
 from ckzd.operations.command import DEFAULT_SECONDS, command_words
 from ckzd.priority import MOST_NICE
+from ckzd.retention import Quota, Rules
 from ckzd.state_dir import default_state_dir
 
 DECIDE_REPLACE = (
@@ -69,6 +70,32 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class KeepSettings(_Frozen):
+    """`[watch.keep]`: what is kept of a run's archives; without the table everything is."""
+
+    newest: int | None = Field(default=None, ge=1)  # steps of each series that stay
+    every: int | None = Field(default=None, ge=1)  # training steps, of which the first archive stays for ever
+    days: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # the others stay until they are older
+    max_bytes: int | None = Field(default=None, ge=0)  # quota of the store
+    max_share: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)  # the same, of its disk
+
+    @model_validator(mode="after")
+    def _says_what_goes(self) -> "KeepSettings":
+        if (self.newest, self.days, self.max_bytes, self.max_share) == (None,) * 4:
+            raise ValueError("expected newest, days, max_bytes or max_share, or nothing would ever go")
+        return self
+
+    @property
+    def rules(self) -> Rules:
+        """What stays of a run."""
+        return Rules(self.newest, self.every, self.days)
+
+    @property
+    def quota(self) -> Quota:
+        """What its store may take."""
+        return Quota(self.max_bytes, self.max_share)
+
+
 class WatchSettings(_Frozen):
     """One `[[watch]]`: a run, or a directory of runs, and what becomes of its checkpoints."""
 
@@ -85,6 +112,7 @@ class WatchSettings(_Frozen):
     trash_seconds: Seconds = 3600.0  # a replaced original can be fetched back from the store's trash for so long
     min_free: Annotated[int, Field(ge=0)] | None = None  # bytes; below it the trash is emptied. None: two checkpoints
     on_rotate: Literal["keep", "drop"] = "keep"  # archives of checkpoints that the framework deleted
+    keep: KeepSettings | None = None  # which archives are deleted, and with them pointers. None: none ever
     scan_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # full scan at least so often, events or not
     max_lag: int = Field(default=50, ge=1)  # checkpoints of one run that may wait; the older ones are left raw
     accept_command: Command | None = None  # None: an archive counts as soon as it is verified

@@ -14,6 +14,7 @@ from ckzd.base_models import note
 from ckzd.chains import is_sound
 from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
+from ckzd.daemon.perform import _prune as prune_job
 from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
 from ckzd.file_marks import Mark
@@ -96,6 +97,8 @@ def perform(job: Job, _device: str, on_stage: Callable[[str, float], None]) -> d
         for checkpoint, archive in job.beside:
             require_replaceable(checkpoint, archive, store)
         return {"reclaimed_bytes": replace(job.checkpoint, job.archive, store)}
+    if job.kind == "prune":
+        return prune_job(job)
     recover(store)
     rescued = [str(path) for path in rescue(store)]
     freed = empty_trash(store, job.trash_seconds, now=job.trash_seconds + 4e9) + keep_free(store, job.min_free)

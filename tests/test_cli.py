@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from making import store_archive
 
 from ckzd import cli, errors
 from ckzd.errors import (
@@ -26,7 +28,9 @@ from ckzd.errors import (
     NotAccepted,
     StoreLocked,
 )
+from ckzd.operations.replace import empty_trash, replace
 from ckzd.screen import Screen, plain_bytes
+from ckzd.store import Store, default_store
 
 
 @dataclass(frozen=True)
@@ -420,7 +424,7 @@ def test_nothing_to_do_shows_the_help(capsys):
 
 def test_every_verb_has_json_and_help():
     verbs = {command.callback.__name__: command for command in cli.app.registered_commands}
-    assert set(verbs) == {"serve", "compress", "restore", "verify", "inspect", "status", "demo"}
+    assert set(verbs) == {"serve", "compress", "restore", "verify", "inspect", "status", "prune", "gc", "demo"}
     for command in verbs.values():
         assert command.callback.__doc__
         assert "as_json" in command.callback.__annotations__
@@ -485,3 +489,88 @@ def test_the_demo_passes_only_within_the_gap(monkeypatch, passed, code, capsys):
         {"event": "job", "text": "step 30", "seconds": 1.5, "step": 30},
         {"event": "report", "passed": passed},
     ]
+
+
+class TestDeleting:
+    """`prune` and `gc` on a real store of hand-made archives."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        run = tmp_path / "runs" / "gpt"
+        run.mkdir(parents=True)
+        store = Store.open_or_create(default_store(run))
+        for step in (1, 2, 3):
+            checkpoint = run / f"step_{step}.pt"
+            checkpoint.write_bytes(b"x" * step)
+            replace(checkpoint, store_archive(store, checkpoint, step=step, reconstruction=f"{step:064}"), store)
+        empty_trash(store, 0.0, time.time() + 1)
+        config = tmp_path / "ckzd.toml"
+        config.write_text(f"[[watch]]\npath = '{run.parent}'\nreplace = true\n[watch.keep]\nnewest = 1\n")
+        return run, store, ["--config", str(config)]
+
+    def test_prune_says_of_each_why_it_goes_or_stays(self, place, capsys):
+        run, _, config = place
+        assert cli.run(["prune", *config, "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert f"would go    4.1 kB  {run}/step_1.pt: not one of the newest 1" in said
+        assert f"stays       4.1 kB  {run}/step_3.pt: the next archive is a delta against it" in said
+        assert "2 archives would be deleted, 1 stay; 8.2 kB would be freed" in said
+        assert len(list(run.iterdir())) == 3
+
+    def test_prune_tells_a_program_each_archive_and_the_sums(self, place, capsys):
+        run, store, config = place
+        assert cli.run(["prune", str(run), *config, "--json"]) == 0
+        *archives, sums = map(json.loads, capsys.readouterr().out.splitlines())
+        assert [(line["step"], line["goes"], line["pointer"]) for line in archives] == [
+            (1, True, True),
+            (2, True, True),
+            (3, False, True),
+        ]
+        assert archives[0]["why"] == "not one of the newest 1"
+        assert (sums["store"], sums["pruned"], sums["kept"]) == (str(store.root), 2, 1)
+        assert [path.name for path in run.iterdir()] == ["step_3.pt.ckz"]
+
+    def test_what_is_not_watched_is_never_pruned(self, place, capsys, monkeypatch):
+        run, _, _ = place
+        monkeypatch.setattr("ckzd.config.default_config_files", tuple)
+        assert cli.run(["prune", str(run)]) == 0
+        assert capsys.readouterr().out.count("nothing says that it may go") == 3
+        assert len(list(run.iterdir())) == 3
+
+    def test_nothing_to_prune_is_an_error(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("ckzd.config.default_config_files", tuple)
+        for verb in ("prune", "gc"):
+            assert cli.run([verb]) == errors.EXIT_USAGE
+            assert "nothing is watched" in capsys.readouterr().err
+            assert cli.run([verb, str(tmp_path)]) == errors.EXIT_USAGE
+
+    def test_a_store_that_is_read_is_left_alone(self, place, capsys):
+        _, store, config = place
+        with store.lock(shared=True):
+            assert cli.run(["prune", *config]) == StoreLocked.exit_code
+
+    def test_gc_names_what_goes(self, place, capsys):
+        _, store, config = place
+        store.cache_path("f" * 64).write_bytes(b"x")
+        assert cli.run(["gc", *config, "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert f"{'f' * 64}.rec: a cached reconstruction, its archive is gone" in said
+        assert "4.1 kB would be freed" in said
+        assert cli.run(["gc", str(store.root), *config, "--json"]) == 0
+        (garbage,) = map(json.loads, capsys.readouterr().out.splitlines())
+        assert garbage == {
+            "path": str(store.cache_path("f" * 64)),
+            "what": "a cached reconstruction",
+            "nbytes": 4096,
+            "goes": True,
+            "why": "its archive is gone",
+        }
+        assert not store.cache_path("f" * 64).exists()
+
+    def test_gc_deletes_archives_of_runs_that_are_gone_if_asked(self, place, capsys):
+        run, store, config = place
+        shutil.rmtree(run)
+        assert cli.run(["gc", *config]) == 0
+        assert capsys.readouterr().out.count(f"its run {run} is gone") == 3
+        assert cli.run(["gc", str(run.parent), "--gone-runs"]) == 0
+        assert store.run_directories() == []

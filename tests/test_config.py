@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from ckzd import config
-from ckzd.config import DaemonSettings, Settings, WatchSettings, load
+from ckzd.config import DaemonSettings, KeepSettings, Settings, WatchSettings, load
 from ckzd.errors import ConfigError
+from ckzd.retention import Quota, Rules
 
 GOOD = '[[watch]]\npath = "/ckpts"\nreplace = true\n'
 
@@ -76,6 +77,15 @@ def test_replace_must_be_decided_and_the_error_says_what_to_decide(write):
         (GOOD + 'effort = "slow"', "watch[0].effort", "'best' or 'fast'"),
         (GOOD + "min_free = -1", "watch[0].min_free", "got -1"),
         (GOOD + "trash_seconds = -1", "watch[0].trash_seconds", "got -1"),
+        (GOOD + "keep = 3", "watch[0].keep", "got 3"),
+        (GOOD + "keep = {}", "watch[0].keep", "expected newest, days, max_bytes or max_share"),
+        (GOOD + "keep.every = 1000", "watch[0].keep", "or nothing would ever go"),
+        (GOOD + "keep.newest = 0", "watch[0].keep.newest", "got 0"),
+        (GOOD + "keep = {newest = 1, every = 0}", "watch[0].keep.every", "got 0"),
+        (GOOD + "keep.days = -1", "watch[0].keep.days", "got -1"),
+        (GOOD + "keep.max_bytes = -1", "watch[0].keep.max_bytes", "got -1"),
+        (GOOD + "keep.max_share = 1.5", "watch[0].keep.max_share", "got 1.5"),
+        (GOOD + "keep.keep_newest = 1", "watch[0].keep.keep_newest", "unknown setting"),
         (GOOD + 'on_rotate = "delete"', "watch[0].on_rotate", "'keep' or 'drop'"),
         (GOOD + "scan_seconds = 0", "watch[0].scan_seconds", "greater than 0"),
         (GOOD + "max_lag = 0", "watch[0].max_lag", "got 0"),
@@ -114,7 +124,11 @@ def test_every_field_has_a_mistake_in_the_list_above():
     """A new setting cannot be added without a test of its error."""
     source = Path(__file__).read_text(encoding="utf-8")
 
-    for prefix, model in (("watch[0]", WatchSettings), ("daemon", DaemonSettings)):
+    for prefix, model in (
+        ("watch[0]", WatchSettings),
+        ("watch[0].keep", KeepSettings),
+        ("daemon", DaemonSettings),
+    ):
         for field in model.model_fields:
             assert f'"{prefix}.{field}' in source
 
@@ -217,3 +231,11 @@ def test_settings_are_frozen(write):
 
     with pytest.raises(ValueError, match="frozen"):
         settings.watch[0].keep_raw = 0  # type: ignore[misc]
+
+
+def test_what_is_kept_is_a_table_of_its_watch_and_of_the_environment(write, monkeypatch):
+    monkeypatch.setenv("CKZD_WATCH__0__KEEP__DAYS", "30")
+    keep = load(write(GOOD + "[watch.keep]\nnewest = 5\nevery = 1000\nmax_share = 0.5")).watch[0].keep
+    assert keep.rules == Rules(newest=5, every=1000, days=30)
+    assert keep.quota == Quota(max_share=0.5)
+    assert load(write(GOOD)).watch[0].keep.rules == Rules(days=30)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckzd import cli, errors
-from ckzd.config import DaemonSettings, Settings, WatchSettings, load
+from ckzd.config import DaemonSettings, KeepSettings, Settings, WatchSettings, load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,7 +41,10 @@ def test_every_option_is_in_the_readme(verb, capsys):
     assert "--json" in options
 
 
-@pytest.mark.parametrize("model", [WatchSettings, DaemonSettings], ids=["`[[watch]]`", "`[daemon]`"])
+TABLES = {"`[[watch]]`": WatchSettings, "`[watch.keep]`": KeepSettings, "`[daemon]`": DaemonSettings}
+
+
+@pytest.mark.parametrize("model", TABLES.values(), ids=TABLES)
 def test_every_setting_is_in_the_readme(model, request):
     rows = table_rows(first=request.node.callspec.id)
     named = set(
@@ -51,7 +54,7 @@ def test_every_setting_is_in_the_readme(model, request):
 
 
 def test_the_settings_defaults_in_the_readme_are_the_real_ones():
-    for model, first in ((WatchSettings, "`[[watch]]`"), (DaemonSettings, "`[daemon]`")):
+    for first, model in TABLES.items():
         for line in table_rows(first=first).splitlines()[2:]:
             _, names, values, *_ = line.split("|")
             fields = [model.model_fields[name] for name in re.findall(r"`([a-z_]+)`", names)]

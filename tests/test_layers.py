@@ -32,7 +32,7 @@ LEVELS = (
     ("operations",),
     ("config",),
     ("daemon",),
-    ("screen",),
+    ("screen", "reports"),
     ("cli", "demo", "demo_training", "__main__"),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}

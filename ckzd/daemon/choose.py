@@ -11,16 +11,17 @@ from ckzd.daemon import plan
 from ckzd.daemon.backlog import Backlog
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import fingerprint
-from ckzd.daemon.jobs import Compress, Job, Replace
+from ckzd.daemon.jobs import Compress, Job, Prune, Replace
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.metrics import Metrics
 from ckzd.daemon.outcomes import Outcomes
 from ckzd.daemon.protect import Protection
+from ckzd.daemon.pruning import Ruled
 from ckzd.daemon.scan import Run
 from ckzd.daemon.settle import Rule
 from ckzd.daemon.states import ARCHIVED_AND_THERE, WAITING, Row, State
 from ckzd.daemon.status import effort_of, replacing_stopped
-from ckzd.daemon.stores import Stores
+from ckzd.daemon.stores import PRUNE_SECONDS, Stores
 from ckzd.defaults import Effort
 from ckzd.errors import CkzdError
 from ckzd.formats.listing import is_text
@@ -74,20 +75,39 @@ class Chooser:
         cleaning = self._stores.to_clean()
         urgent = [job for job in cleaning if not self._once or self._stores.is_dirty(job.store)]
         yield from self._clean(urgent)
+        yield from self._prune(runs.values(), late_seconds=PRUNE_SECONDS)
+        busy = False
         for run in sorted(runs.values(), key=lambda run: self._served.get(run.path, 0.0)):
             if not any(running.run == run.path for running in self._outcomes.running):
                 job = self._replacement(run) or self._compression(run)
                 if job is not None:
                     self._served[run.path] = self._clock.monotonic()
+                    busy = True
                     yield job, run.path
         if self._once and not self._outcomes.running:  # a pass that does not wait empties the trash at its end
-            yield from self._clean([job for job in cleaning if job not in urgent])
+            for cleaned in self._clean([job for job in cleaning if job not in urgent]):
+                busy = True
+                yield cleaned
+        if not busy:
+            yield from self._prune(runs.values())
 
     def _clean(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, None]]:
         for job in jobs:
             running = (other.job for other in self._outcomes.running)
             if not any(other.store == job.store and other.kind != "compress" for other in running):
                 yield job, None
+
+    def _prune(self, runs: Iterable[Run], late_seconds: float = 0.0) -> Iterator[tuple[Job, None]]:
+        """Of stores where nothing is done, and where something may go, by now or since so long."""
+        ruled: dict[Path, Ruled] = {}
+        for run in runs:
+            ruled.setdefault(run.store, Ruled()).add(run.path, run.watch)
+        roots = tuple(watch.path for watch in self._settings.watch)
+        for root, found in ruled.items():
+            is_idle = not any(running.job.store == root for running in self._outcomes.running)
+            has_rules = any(run.rules is not None for run in found.runs)
+            if has_rules and is_idle and self._stores.is_to_prune(root, late_seconds=late_seconds):
+                yield Prune(root, runs=tuple(found.runs), roots=roots, quota=found.quota), None
 
     def _min_free(self, run: Run) -> int:
         """Unless somebody says how much: room for the trainer's next checkpoints."""

@@ -8,15 +8,17 @@ from typing import Any, ClassVar, Literal, Protocol
 from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import CkzdError
 from ckzd.operations.command import DEFAULT_SECONDS
+from ckzd.operations.prune import Run
+from ckzd.retention import NO_QUOTA, Quota
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A piece of work on one store."""
 
-    kind: ClassVar[Literal["compress", "replace", "clean"]]
+    kind: ClassVar[Literal["compress", "replace", "clean", "prune"]]
     store: Path
-    checkpoint: Path = Path()  # none to clean
+    checkpoint: Path = Path()  # none to clean or prune
     number: int = 0  # of its journal row
     nbytes: int = 0  # of the checkpoint: sets the time limit
 
@@ -55,6 +57,16 @@ class Clean(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class Prune(Job):
+    """Delete the archives that the rules of these runs and the store's quota let go."""
+
+    kind = "prune"
+    runs: tuple[Run, ...] = ()
+    roots: tuple[Path, ...] = ()  # where pointers are looked for
+    quota: Quota = NO_QUOTA
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A running job has come to a stage."""
 
@@ -68,7 +80,7 @@ Tell = Callable[[str, float], None]  # how a running job tells its stage and fra
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The job is done; `report` is that of the operation (compress), or {"reclaimed_bytes": n}, {"freed_bytes": n}."""
+    """The job is done; `report` is that of the operation (compress), or what it counted: {"freed_bytes": n, ...}."""
 
     job: Job
     report: dict[str, Any]

@@ -13,9 +13,11 @@ from prometheus_client.exposition import choose_encoder
 from ckzd.defaults import Effort
 from ckzd.formats import KINDS as LEFT_ALONE
 
-OUTCOMES: Final = ("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped")
-KINDS: Final = ("compress", "replace", "clean")
-STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "other")
+OUTCOMES: Final = (
+    *("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped", "pruned"),
+)
+KINDS: Final = ("compress", "replace", "clean", "prune")
+STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "prune", "other")
 EFFORTS: Final = tuple(effort.value for effort in Effort)
 QUEUE_STATES: Final = ("seen", "settled", "encoding", "written", "failed", "skipped")
 STORE_PARTS: Final = ("archives", "cache", "trash")
@@ -68,6 +70,10 @@ class Metrics:
             "ckzd_net_freed_bytes", "replaced originals that have left the disk, less archives and cache"
         )
         self.freed_bytes = self._counter("ckzd_trash_freed_bytes", "bytes of replaced originals deleted from the trash")
+        self.pruned_bytes = self._counter("ckzd_pruned_bytes", "bytes of archives, and their cache, that were pruned")
+        self.over_quota = self._gauge(
+            "ckzd_over_quota_bytes", "bytes that what is kept in the stores takes beyond their quotas"
+        )
         self.ratio = Histogram(
             "ckzd_compression_ratio", "size of a checkpoint over size of its archive",
             buckets=RATIO_BUCKETS, registry=self.registry,

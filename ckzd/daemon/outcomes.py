@@ -12,7 +12,7 @@ from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Cancelled, Died, Done, Event, Failed, Job, NotStarted, Progress
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.metrics import Metrics
-from ckzd.daemon.states import ARCHIVED_AND_THERE, RUNNING, Row, State
+from ckzd.daemon.states import ARCHIVED, ARCHIVED_AND_THERE, RUNNING, Row, State
 from ckzd.daemon.status import STOPPED, replacing_stopped
 from ckzd.daemon.stores import Stores
 from ckzd.errors import (
@@ -103,7 +103,9 @@ class Outcomes:
         self.running = [running for running in self.running if running.job != event.job]
         if isinstance(event, Done):
             self.not_started, self.worker_problem = 0, ""
-            done = {"compress": self._archived, "replace": self._replaced, "clean": self._cleaned}
+            done = {
+                "compress": self._archived, "replace": self._replaced, "clean": self._cleaned, "prune": self._pruned
+            }  # fmt: skip
             done[event.job.kind](event.job, event.report)
         elif isinstance(event, Failed):
             self._failed(event)
@@ -140,6 +142,7 @@ class Outcomes:
             row.number, now, archive=Path(report["archive"]), reference=reference, nbytes=report["archive_bytes"],
             seconds=report["seconds"], again=bool(report["already"] and row.in_place_of_replaced),
         )  # fmt: skip
+        self.stores.prune_again(job.store)
         self.metrics.checkpoints.labels("already" if report["already"] else "archived").inc()
         self.metrics.last_success.set(now)
         if not report["already"]:
@@ -199,9 +202,25 @@ class Outcomes:
                     self.journal.stands_again(row.number, self.clock.time())
                 self.journal.give_back(row.number, self.clock.time())
         self.stores.cleaned(job.store, report["freed_bytes"])
+        self.stores.prune_again(job.store)
         if report["freed_bytes"]:
             self.paused_until = 0.0  # what there was no room for may fit now
         self.rescan()
+
+    def _pruned(self, job: Job, report: dict[str, Any]) -> None:
+        gone = set(report["archives"])
+        for row in self.journal.rows(states=ARCHIVED) if gone else ():
+            if str(row.archive) in gone:
+                self.journal.forget(row.number)
+        self.metrics.checkpoints.labels("pruned").inc(len(gone))
+        self.metrics.pruned_bytes.inc(report["freed_bytes"])
+        if report["over_quota_bytes"]:
+            fields = {name: report[name] for name in ("store", "quota_bytes", "over_quota_bytes")}
+            log.warning("what is kept takes more than the store's quota", extra=fields)
+        self.stores.pruned(job.store, report["over_quota_bytes"])
+        if gone:
+            log.info("pruned", extra={"store": report["store"], "archives": len(gone), "freed": report["freed_bytes"]})
+            self.rescan()
 
     # -- it did not ---------------------------------------------------------------------------------------------
 
@@ -223,7 +242,7 @@ class Outcomes:
         elif job.kind == "replace":
             self._replace_failed(job, error)
         else:
-            self.stores.wait_with_cleaning(job.store)
+            self._wait_with(job)
 
     def _compress_failed(self, job: Job, error: CkzdError) -> None:
         row = self._row(job)
@@ -272,7 +291,7 @@ class Outcomes:
         elif job.kind == "replace":
             self._replace_failed(job, CkzdError(job.checkpoint, problem))
         else:
-            self.stores.wait_with_cleaning(job.store)
+            self._wait_with(job)
 
     def _not_begun(self, event: Cancelled | NotStarted) -> None:
         job = event.job
@@ -286,6 +305,10 @@ class Outcomes:
             self.stores.mark_dirty(job.store)
         if job.kind == "compress" and self._row(job) is not None:
             self.journal.give_back(job.number, self.clock.time())
+
+    def _wait_with(self, job: Job) -> None:
+        """It cleans or prunes: that can be done later."""
+        (self.stores.wait_with_pruning if job.kind == "prune" else self.stores.wait_with_cleaning)(job.store)
 
     def _count_failure(self, row: Row, problem: str) -> None:
         self.failed.add(row.number)

@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from ckzd.daemon.jobs import Clean, Compress, Job, Replace, Tell
+from ckzd.daemon.jobs import Clean, Compress, Job, Prune, Replace, Tell
+from ckzd.daemon.pruning import prune_store
 from ckzd.operations.compress import compress
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.room import keep_free, watch_room
@@ -34,6 +35,8 @@ def perform(job: Job, device: str, tell: Tell) -> dict[str, Any]:
             return {"reclaimed_bytes": _replace(job, tell)}
         case Clean():
             return _clean(job)
+        case Prune():
+            return _prune(job)
     raise AssertionError(job.kind)
 
 
@@ -50,3 +53,8 @@ def _clean(job: Clean) -> dict[str, Any]:
     rescued = rescue(store)
     freed = empty_trash(store, job.trash_seconds, time.time()) + keep_free(store, job.min_free)
     return {"freed_bytes": freed, "rescued": [str(path) for path in rescued]}
+
+
+def _prune(job: Prune) -> dict[str, Any]:
+    report = prune_store(job.store, job.runs, roots=job.roots, quota=job.quota)
+    return report.to_dict() | {"archives": [judged.archive for judged in report.judged if judged.goes]}

@@ -1,6 +1,7 @@
 """on_rotate = "drop": archives of checkpoints that the framework itself has deleted."""
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from ckzd.daemon.states import Row, State
 from ckzd.daemon.stores import Stores
 from ckzd.errors import CkzdError
 from ckzd.operations.pointer import named_below
+from ckzd.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ def drop_rotated(
                 continue
             named = named if named is not None else {archive for root in roots for archive in named_below(root)}
             archives -= named
-            dropped = stores.drop(run.store, run.path, archives, run.watch.stride)
+            keep = run.watch.keep
+            rules = keep.rules if keep is not None else None
+            dropped = stores.drop(run.store, run.path, archives, run.watch.stride, rules)
         except (CkzdError, OSError) as error:  # locked by a reader: next time
             log.info("archives not dropped yet", extra={"run": str(run.path), "error": str(error)})
             continue
@@ -54,6 +58,14 @@ def drop_rotated(
             for row in unwanted[archive]:
                 journal.forget(row.number)
             metrics.checkpoints.labels("dropped").inc()
+
+
+def forget_pruned(runs: Iterable[Run], journal: Journal) -> None:
+    """Rows of checkpoints that are gone with their archives: somebody has pruned beside the daemon."""
+    for run in runs:
+        for row in journal.rows(run=run.path, states={State.ROTATED}):
+            if row.archive is not None and not os.path.lexists(row.archive) and Store.is_at(run.store):
+                journal.forget(row.number)
 
 
 def _unwanted(rows: Collection[Row], now: float, scan_seconds: float) -> dict[Path, list[Row]]:

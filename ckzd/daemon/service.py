@@ -26,7 +26,7 @@ from ckzd.daemon.outcomes import MAX_NOT_STARTED, Outcomes
 from ckzd.daemon.reader import Reader
 from ckzd.daemon.rebuild import rebuild
 from ckzd.daemon.requirements import require_servable
-from ckzd.daemon.rotate import drop_rotated
+from ckzd.daemon.rotate import drop_rotated, forget_pruned
 from ckzd.daemon.scan import Scan, Scanner
 from ckzd.daemon.settle import FormatsRule, Rule, Settler
 from ckzd.daemon.states import ARCHIVED, RUNNING
@@ -237,6 +237,7 @@ class Service:
             metrics=self.metrics,
             now=self._clock.time(),
         )
+        forget_pruned(self._scan.runs, self.journal)
 
     def _take_back_lost_jobs(self) -> None:
         """Rows that say a job runs while none does: its end was lost in some trouble."""

@@ -17,12 +17,15 @@ from ckzd.daemon.jobs import Clean, Job
 from ckzd.errors import CkzdError
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import pointer_for, points_to
+from ckzd.retention import Rules, kept_by
 from ckzd.series import next_references
 from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
 
 CLEAN_AGAIN_SECONDS = 60.0
+PRUNE_SECONDS = 3600.0  # archives grow old without an event
+PRUNE_AGAIN_SECONDS = 60.0  # after something has changed
 MEASURE_SECONDS = 30.0  # walking a store with thousands of archives takes a moment
 
 
@@ -32,6 +35,8 @@ class _Opened:
     trash_seconds: float
     dirty: bool  # a replacement may be half-done: to be cleaned before anything else
     clean_not_before: float = 0.0
+    prune_not_before: float = 0.0  # monotonic, like the one above
+    over_quota_bytes: int = 0
     min_free: dict[Path, int] = field(default_factory=dict)  # run -> bytes
 
     @property
@@ -58,9 +63,10 @@ class Stores:
             store = Store.open_or_create(root)
             self._locks.enter_context(store.daemon_lock())
             unclean = any(path for place in (store.trash, store.tmp) for path in place.iterdir())
-            self._opened[root] = opened = _Opened(store, watch.trash_seconds, dirty=unclean)
+            opened = _Opened(store, watch.trash_seconds, unclean, prune_not_before=self._clock.monotonic())
+            self._opened[root] = opened
         opened.trash_seconds = max(opened.trash_seconds, watch.trash_seconds)
-        if watch.on_rotate == "drop" and run.is_dir():
+        if run.is_dir():
             opened.store.of_an_earlier_directory(run)  # remembers which one this is
         return root
 
@@ -109,21 +115,43 @@ class Stores:
         """Leave the store's trash alone for a while."""
         self._opened[root].clean_not_before = self._clock.monotonic() + CLEAN_AGAIN_SECONDS
 
-    def drop(self, root: Path, run: Path, unwanted: Collection[Path], stride: int) -> list[Path]:
+    def is_to_prune(self, root: Path, *, late_seconds: float = 0.0) -> bool:
+        """Whether it is time to look what may go, since so long."""
+        return self._clock.monotonic() >= self._opened[root].prune_not_before + late_seconds
+
+    def pruned(self, root: Path, over_quota_bytes: int) -> None:
+        """What could go has gone."""
+        opened = self._opened[root]
+        opened.prune_not_before = self._clock.monotonic() + PRUNE_SECONDS
+        opened.over_quota_bytes = over_quota_bytes
+
+    def prune_again(self, root: Path) -> None:
+        """More may go than when it was last asked: in a while."""
+        opened, soon = self._opened[root], self._clock.monotonic() + PRUNE_AGAIN_SECONDS
+        opened.prune_not_before = min(opened.prune_not_before, soon)
+
+    def wait_with_pruning(self, root: Path) -> None:
+        """It could not be done now."""
+        self._opened[root].prune_not_before = self._clock.monotonic() + PRUNE_AGAIN_SECONDS
+
+    def drop(
+        self, root: Path, run: Path, unwanted: Collection[Path], stride: int, rules: Rules | None = None
+    ) -> list[Path]:
         """Delete those of the unwanted archives that nothing needs; what was deleted.
 
         Needed is what another archive is a delta against, what a pointer in the run names, what a base model may be
         restored from, and the newest `stride` archives of each series: the next checkpoint is a delta against one of
-        them, so ruined ones do not count.
+        them, so ruined ones do not count. What `rules` keep stays, too.
         StoreLocked while somebody reads or writes.
         """
         store = self._opened[root].store
         dropped: list[Path] = []
         with store.lock(shared=False):
             records, models = store.archives(run), hashes_of(found for _, found in all_notes(root))
+            by_rule = kept_by(rules, records).keys() if rules is not None else set()
             while True:
                 references = {record.manifest.reference for record in records}
-                kept = next_references(records, stride)
+                kept = next_references(records, stride) | by_rule
                 droppable = [
                     record
                     for record in records
@@ -147,7 +175,10 @@ class Stores:
         now = self._clock.monotonic()
         if now - self._measured >= MEASURE_SECONDS or self._sizes.keys() != self._opened.keys():
             self._measured = now
-            self._sizes = {root: measure(opened.store, opened.trash_seconds) for root, opened in self._opened.items()}
+            self._sizes = {
+                root: measure(opened.store, opened.trash_seconds) | {"over_quota_bytes": opened.over_quota_bytes}
+                for root, opened in self._opened.items()
+            }
         return list(self._sizes.values())
 
     def measure_again(self) -> None:

@@ -74,6 +74,7 @@ class Teller:
         self.metrics.net_freed_bytes.set(space["freed_bytes"])
         for kind, name in (("archives", "archive_bytes"), ("cache", "cache_bytes"), ("trash", "trash_bytes")):
             self.metrics.store_bytes.labels(kind).set(space[name])
+        self.metrics.over_quota.set(sum(store.get("over_quota_bytes", 0) for store in live.stores))
         for worker in live.workers:
             self.metrics.worker_up.labels(worker["worker"]).set(worker["up"])
         for name, watch in zip(self._settings.watch_names, self._settings.watch, strict=True):

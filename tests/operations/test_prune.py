@@ -12,9 +12,9 @@ from making import put, put_chain, store_archive
 from ckzd.errors import CorruptArchive, SourceChanged, StoreLocked
 from ckzd.operations import withdraw
 from ckzd.operations.pointer import pointer_for
-from ckzd.operations.prune import PruneReport, Quota, Run, prune
+from ckzd.operations.prune import PruneReport, Run, prune
 from ckzd.operations.replace import empty_trash, replace
-from ckzd.retention import LINEAGE, NO_RULES, Rules
+from ckzd.retention import LINEAGE, NO_RULES, Quota, Rules
 from ckzd.store import Store, default_store
 
 NOW = time.time() + 1
@@ -55,7 +55,7 @@ def replaced(store: Store, run: Path, *steps: int, kind: str = "file") -> list[P
 
 def pruned(store: Store, run: Path, rules: Rules | None = ONE, **options) -> PruneReport:
     options = {"roots": [run.parent], "now": NOW, **options}
-    return prune(store, [Run(run, rules)], **options)
+    return prune(store, [Run(run, run.parent, rules)], **options)
 
 
 def why(report: PruneReport) -> dict[str, str]:

@@ -1,0 +1,198 @@
+"""The daemon prunes when it has nothing else to do; `ckzd prune` and `ckzd gc` beside it do it no harm."""
+
+import os
+import shutil
+
+import pytest
+from serving import settings_for
+
+from ckzd.config import KeepSettings
+from ckzd.daemon.pruning import meant, prune_store, stores_meant
+from ckzd.daemon.stores import PRUNE_SECONDS
+from ckzd.errors import ConfigError, StoreLocked
+
+ALONE = {"max_depth": 1, "trash_seconds": 0}  # every second archive is a base
+
+
+def keep(**rules):
+    return {"keep": KeepSettings(**rules)}
+
+
+@pytest.fixture
+def pruning(make_daemon):
+    def _make(**options):
+        daemon = make_daemon(**(ALONE | keep(newest=2) | options))
+        daemon.service.start()
+        daemon.go(2)  # there is nothing to prune yet
+        return daemon
+
+    return _make
+
+
+def steps(daemon) -> list[str]:
+    return sorted(daemon.states())
+
+
+def test_nothing_is_pruned_unless_it_is_configured(pruning):
+    daemon = pruning(keep=None)
+    daemon.write(1, 2, 3, 4, 5)
+    daemon.go(200)
+    assert steps(daemon) == [f"step_{n}" for n in range(1, 6)]
+    assert daemon.metric("ckzd_jobs_started_total", kind="prune") == 0
+
+
+def test_what_the_rules_let_go_goes_with_its_pointer_and_row(pruning):
+    daemon = pruning()
+    daemon.write(1, 2, 3, 4, 5, 6, 7)
+    daemon.go(300)
+    archives = [path for path in daemon.place.rglob("*.ckz") if ".ckzd" in path.parts]
+    assert len(archives) == 3
+    assert steps(daemon) == ["step_4", "step_6", "step_7"]  # 6 is a delta against 4
+    assert daemon.pointers() == [name for name in steps(daemon) if name != "step_7"]
+    gone = 7 - len(archives)
+    assert daemon.metric("ckzd_checkpoints_total", outcome="pruned") == gone
+    assert daemon.metric("ckzd_pruned_bytes_total") >= 4096 * gone
+
+
+def test_archiving_and_replacing_come_first(pruning):
+    daemon = pruning()
+    daemon.write(*range(1, 8))
+    daemon.go(300)
+    kinds = [job.kind for job in daemon.executor.began]
+    assert "prune" not in kinds[1 : len(kinds) - kinds[::-1].index("compress")]
+    assert "prune" in kinds
+
+
+def test_a_run_that_is_never_idle_is_pruned_all_the_same(pruning, clock):
+    daemon = pruning()
+    daemon.write(1)
+    daemon.go(60)
+    clock.sleep(3 * PRUNE_SECONDS)
+    daemon.write(*range(2, 9))
+    before = len(daemon.executor.began)
+    daemon.go(40)
+    kinds = [job.kind for job in daemon.executor.began[before:]]
+    assert "prune" in kinds[: len(kinds) - kinds[::-1].index("compress")]
+
+
+def test_archives_grow_old_without_an_event(pruning, clock):
+    daemon = pruning(**keep(days=1))
+    daemon.write(1, 2, 3, 4, 5)
+    daemon.go(300)
+    assert len(steps(daemon)) == 5
+    daemon.executor.behave = lambda job: None
+    assert daemon.metric("ckzd_jobs_started_total", kind="prune") >= 1
+
+
+def test_a_store_that_somebody_reads_is_pruned_later(pruning, clock):
+    daemon = pruning()
+    daemon.executor.behave = lambda job: StoreLocked("lock", "held") if job.kind == "prune" else None
+    daemon.write(1, 2, 3, 4, 5, 6, 7)
+    daemon.go(200)
+    assert len(steps(daemon)) == 7
+    daemon.executor.behave = lambda job: None
+    daemon.go(200)
+    assert len(steps(daemon)) < 7
+
+
+def test_what_the_quota_cannot_take_is_said(pruning):
+    daemon = pruning(**keep(max_bytes=1))
+    daemon.write(1, 2, 3)
+    daemon.go(200)
+    assert len(steps(daemon)) == 3  # pointers stand for them
+    over = daemon.status()["stores"][0]["over_quota_bytes"]
+    assert over > 0
+    assert daemon.metric("ckzd_over_quota_bytes") == over
+
+
+def test_markers_of_every_kind_hold_a_replaced_checkpoint(pruning):
+    """They may come to name it long after it was replaced."""
+    daemon = pruning(keep=None)
+    daemon.write(*range(1, 10))
+    daemon.go(300)
+    for step, name in ((3, "best.safetensors"), (5, "link")):
+        where = f"step_{step}.safetensors" if step == 3 else f"step_{step}.safetensors.ckz"
+        (daemon.run / name).symlink_to(where)
+    (daemon.run.parent / "latest").write_text("gpt/step_4.safetensors\n")
+    daemon.settings = settings_for(daemon.place, **(ALONE | keep(newest=1)))
+    root, ruled = next(iter(meant(daemon.settings, []).items()))
+    report = prune_store(root, ruled.runs, roots=[daemon.run.parent], quota=ruled.quota, dry_run=True)
+    told = {judged.step: judged.why for judged in report.judged}
+    assert told[3] == "a symlink points to it"
+    assert told[5] == "a symlink points to it"
+    assert told[4] == "a marker file names it"
+    assert sum(judged.goes for judged in report.judged) >= 2
+
+
+def test_on_rotate_drop_leaves_what_is_kept_for_ever(make_daemon):
+    daemon = make_daemon(on_rotate="drop", **ALONE, **keep(every=4, days=1000))
+    daemon.service.start()
+    daemon.write(*range(1, 10))
+    daemon.go(300)
+    for path in [*daemon.run.iterdir()]:
+        if "step_9" not in path.name:
+            path.unlink()
+    daemon.write(10)
+    daemon.go(200)
+    daemon.clock.sleep(1000)
+    daemon.go(200)
+    left = set(steps(daemon))
+    assert left >= {"step_1", "step_4", "step_8", "step_10"}
+    assert not left & {"step_3", "step_5", "step_6"}
+
+
+def test_a_pass_that_does_not_wait_prunes_at_its_end(make_daemon):
+    daemon = make_daemon(once=True, **ALONE, **keep(newest=1))
+    for number, path in enumerate(daemon.write(1, 2, 3, 4, 5, 6, 7)):
+        os.utime(path, (daemon.clock.time() - 100 + number,) * 2)
+    assert daemon.service.run() == 0
+    assert [job.kind for job in daemon.executor.began][-1] == "prune"
+    assert steps(daemon) == ["step_7"]
+
+
+def test_pruning_beside_the_daemon_leaves_no_row_behind(pruning):
+    daemon = pruning(keep=None)
+    daemon.write(*range(1, 8))
+    daemon.go(300)
+    settings = settings_for(daemon.place, **(ALONE | keep(newest=1)))
+    root, ruled = next(iter(meant(settings, []).items()))
+    report = prune_store(root, ruled.runs, roots=[daemon.run.parent], quota=ruled.quota)
+    gone = {f"step_{judged.step}" for judged in report.judged if judged.goes}
+    assert gone
+    daemon.go(60)
+    assert not gone & set(steps(daemon))
+    assert len(daemon.executor.names("compress")) == 7
+
+
+class TestMeant:
+    def test_all_that_is_watched_or_what_is_named(self, pruning, tmp_path):
+        daemon = pruning(keep=None)
+        daemon.write(1, 2)
+        daemon.go(60)
+        other = daemon.run.parent / "vit"
+        shutil.copytree(daemon.run, other)
+        settings = settings_for(daemon.place, **keep(newest=1))
+        root = daemon.run.parent / ".ckzd"
+        for paths in ([], [daemon.run], [daemon.run.parent], [root]):
+            ((found, ruled),) = meant(settings, paths).items()
+            assert found == root
+            assert [run.path for run in ruled.runs] == [daemon.run]
+            assert ruled.runs[0].rules.newest == 1
+            assert list(stores_meant(settings, paths)) == [root]
+
+    def test_what_is_not_watched_has_no_rules(self, pruning, tmp_path):
+        daemon = pruning(keep=None)
+        daemon.write(1, 2)
+        daemon.go(60)
+        (tmp_path / "elsewhere").mkdir()
+        settings = settings_for(tmp_path / "elsewhere", **keep(newest=1))
+        ((_, ruled),) = meant(settings, [daemon.run]).items()
+        assert [run.rules for run in ruled.runs] == [None]
+
+    def test_where_nothing_is_archived_is_said(self, tmp_path):
+        settings = settings_for(tmp_path, **keep(newest=1))
+        for paths in ([tmp_path / "runs"], [tmp_path / "nowhere"]):
+            with pytest.raises(ConfigError, match="nothing is archived"):
+                meant(settings, paths)
+            with pytest.raises(ConfigError, match="no store"):
+                stores_meant(settings, paths)
