@@ -154,8 +154,9 @@ class _Look:
             return
         _protect_originals(run, records, safe)
         safe.add(archives_in_trash(self.store), "its original is still in the trash")
-        earlier = self.store.of_an_earlier_directory(run, remember=not self.dry_run)
-        safe.add(earlier, "it is of another directory that stood here before")
+        pointed = {record.path for record in records if stands_for(run / record.manifest.name, record.path)}
+        earlier = self.store.of_an_earlier_directory(run, remember=not self.dry_run)  # a copy of one has its pointers
+        safe.add(earlier - pointed, "it is of another directory that stood here before")
         self._protect_named(run, records, safe)
         names = [run / name for name in dict.fromkeys(record.manifest.name for record in records)]
         told = self.markers(of, list(dict.fromkeys([*names, *list_checkpoints(run)])))

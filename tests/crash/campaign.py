@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def half_done(self) -> list[str]:
-        return [*(state for state in self.end if state not in {"original", "replaced"}), *self.leftovers]
+        return [*(state for state in self.end if state not in {"original", "replaced", "pruned"}), *self.leftovers]
 
 
 def blows(stage: Stage, faults: list[str]) -> list[Blow]:

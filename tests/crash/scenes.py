@@ -7,15 +7,17 @@ PLACE/state/   the daemon's
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import forks
 
+from ckzd.locks import Process
 from ckzd.operations.pointer import pointer_for
 
-STEPS = (10, 20)
+STEPS, MORE = (10, 20), 30  # MORE: in runs that are pruned, an archive that needs none of the others
 CONFIG = """
 [[watch]]
 path = {run}
@@ -25,12 +27,15 @@ preset = "lossless"
 keep_raw = 0
 settle_seconds = 0
 trash_seconds = 0
+{keep}
 [daemon]
 state_dir = {state}
 port = 0
 """
+KEEP = "[watch.keep]\nnewest = 1\n"
 _LARGE = {"file": ("",), "directory": ("model.safetensors", "optimizer.pt")}
 _SMALL = {"file": (), "directory": ("config.json", "trainer_state.json")}
+_DEAD = Process(Process.this().boot, Process.this().namespace, 1, "1")
 _LATER = {"notes.txt": "written by training", "config.json": '{"edited": true}'}  # into a replaced directory
 
 
@@ -45,6 +50,8 @@ class Scenario:
     killed_after: str = ""  # the command was killed before, at the call after the first that holds this
     written_later: bool = False  # training has written into the replaced directories
     targets: tuple[tuple[str, int], ...] = (("command", 1),)  # role and number of the processes that are struck
+    pruned: tuple[int, ...] = ()  # steps that [watch.keep] lets go: in the end nothing of them is left
+    litter: bool = False  # the place is full of what nothing needs: in the end there is none of it
 
 
 _COMPRESS = "compress {} --preset lossless --store PLACE/store --replace"
@@ -53,6 +60,14 @@ _FILE, _DIRECTORY = (
     ("PLACE/run/checkpoint-10", "PLACE/run/checkpoint-20"),
 )
 _SERVE = "serve --once --config CONFIG"
+_PRUNE = "prune --config CONFIG"
+_GC = "gc --config CONFIG --gone-runs --damaged-days 0"
+
+
+def _apart(paths: tuple[str, str], more: str) -> tuple[str, ...]:
+    """The last one first, as a base; then a base and a delta that may go."""
+    return tuple(map(_COMPRESS.format, (more, *paths)))
+
 
 SCENARIOS = [
     Scenario("file", "file", _COMPRESS.format(_FILE[0])),
@@ -70,6 +85,17 @@ SCENARIOS = [
     Scenario("serve, directory", "directory", _SERVE, (_COMPRESS.format(_DIRECTORY[0]),), targets=(("worker", 1),)),
     Scenario("restore, file", "file", f"restore {_FILE[1]}", (_SERVE,)),
     Scenario("restore, directory", "directory", f"restore {_DIRECTORY[1]}", (_SERVE,), written_later=True),
+    Scenario("prune, file", "file", _PRUNE, _apart(_FILE, "PLACE/run/step_30.pt"), pruned=STEPS),
+    Scenario("prune, directory", "directory", _PRUNE, _apart(_DIRECTORY, "PLACE/run/checkpoint-30"), pruned=STEPS),
+    Scenario(
+        "serve, prune",
+        "directory",
+        _SERVE,
+        _apart(_DIRECTORY, "PLACE/run/checkpoint-30"),
+        pruned=STEPS,
+        targets=(("worker", 1), ("command", 1)),
+    ),
+    Scenario("gc", "file", _GC, (_SERVE,), litter=True),
 ]
 
 
@@ -80,6 +106,7 @@ class Kept:
     path: Path
     large: dict[str, set[str | None]]
     small: dict[str, str | None]
+    may_go: bool = False
 
 
 @dataclass
@@ -103,12 +130,15 @@ class Stage:
     def build(self) -> None:
         """Do what comes before the command; find out to what the archives restore."""
         template = self.work / "template"
-        shutil.copytree(self.trained / f"{self.scenario.kind} run", self.place / "run")
+        longer = ", longer" if self.scenario.pruned else ""
+        shutil.copytree(self.trained / f"{self.scenario.kind} run{longer}", self.place / "run")
         paths = sorted((self.place / "run").iterdir())
         large, small = _LARGE[self.scenario.kind], _SMALL[self.scenario.kind]
         originals = [{name: digest(path / name) for name in large} for path in paths]
         for command in self.scenario.before:
             self.must_run(command)
+        if self.scenario.litter:
+            self._litter()
         if self.scenario.written_later:
             for path in paths:
                 for name, text in _LATER.items():
@@ -118,13 +148,35 @@ class Stage:
         if self.scenario.killed_after:
             self.killer = self._call_after(self.scenario.killed_after)
             self.reset()
+        going = [path for path in paths if path.stem.endswith(tuple(f"{step}" for step in self.scenario.pruned))]
+        before = {path: _restored(path, self, large) for path in going}
         self.run(self.scenario.command)
         self.must_run(_SERVE)
         for path, original in zip(paths, originals, strict=True):
-            restored = _restored(path, self, large)
+            restored = before.get(path) or _restored(path, self, large)
             accepted = {name: {original[name], restored[name]} for name in large}
-            self.kept.append(Kept(path, accepted, {name: digest(path / name) for name in small}))
+            wanted = {} if path in going else {name: digest(path / name) for name in small}
+            self.kept.append(Kept(path, accepted, wanted, may_go=path in going))
         self.reset()
+
+    def _litter(self) -> None:
+        """What nothing needs, of every kind."""
+        gone, store = self.place / "gone", self.place / "store"
+        shutil.copytree(self.place / "run", gone)
+        shutil.copy(self.trained / "file run" / "step_10.pt", gone / "step_5.pt")
+        self.must_run("compress PLACE/gone/step_5.pt --preset lossless --store PLACE/store")
+        shutil.rmtree(gone)
+        archives = next(path for path in store.glob("archives/run-*"))
+        for path in (
+            store / "tmp" / f"{_DEAD}-aaaa.ckz",
+            store / "tmp" / f"{_DEAD}-bbbb.restore" / "model.safetensors",
+            store / "cache" / f".ckzd-{_DEAD}-cccc.tmp",
+            store / "cache" / f"{'f' * 64}.rec",
+            self.place / "run" / f".ckzd-{_DEAD}-dddd.tmp",
+            archives / "step_1.pt.ckz.00000000.damaged",
+        ):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x" * 100)
 
     def _call_after(self, text: str) -> forks.Aim:
         calls = self.run(self.scenario.command, forks.Aim("command")).calls
@@ -142,7 +194,7 @@ class Stage:
         place = place or self.place
         config = self.work / "config.toml"
         values = {name: json.dumps(str(place / name)) for name in ("run", "store", "state")}
-        config.write_text(CONFIG.format(**values))
+        config.write_text(CONFIG.format(**values, keep=KEEP if self.scenario.pruned else ""))
         words = command.replace("PLACE", str(place)).replace("CONFIG", str(config)).split()
         return forks.run(words, self.work, aim=aim, watched=place)
 
@@ -177,6 +229,11 @@ class Stage:
         left = [*store.glob("tmp/*"), *unfinished]
         left += [path for path in self.place.rglob("*") if path.name.startswith(".ckzd-") or "stopped" in path.name]
         holders = {store / name for name in ("tmp", "trash", "cache", "claims", "archives")}
+        left += [*store.glob("archives/*/*.damaged"), *store.glob("cache/f*f.rec"), *store.glob("archives/gone-*")]
+        gone = [kept.path for kept in self.kept if kept.may_go]
+        places = (place for path in gone for place in (path, pointer_for(path)))
+        left += [path for path in places if os.path.lexists(path)]
+        left += [archive for path in gone for archive in store.glob(f"archives/*/{path.name}.*")]
         left += [
             path for path in self.place.rglob("*") if path.is_dir() and path not in holders and not any(path.iterdir())
         ]
@@ -187,6 +244,8 @@ def state_of(kept: Kept, stage: Stage) -> str:
     """Of one checkpoint, by what is on disk."""
     found = {name: digest(kept.path / name) for name in kept.large}
     pointer = pointer_for(kept.path).is_file()
+    if kept.may_go and not os.path.lexists(kept.path) and not os.path.lexists(pointer_for(kept.path)):
+        return "pruned"
     gone = [name for name, wanted in kept.small.items() if digest(kept.path / name) != wanted]
     damaged = [name for name, got in found.items() if got is not None and got not in kept.large[name]]
     if gone or damaged:
@@ -224,22 +283,24 @@ def digest(path: Path) -> str | None:
 
 def train(place: Path) -> None:
     """A tiny network with Adam, saved twice, as files and as directories. In a fork: torch starts threads."""
-    forks.in_fork(lambda: _train(place / "file run", place / "directory run"))
+    forks.in_fork(lambda: _train(place / "file run", place / "directory run", STEPS))
+    forks.in_fork(lambda: _train(place / "file run, longer", place / "directory run, longer", (*STEPS, MORE)))
 
 
-def _train(files: Path, directories: Path) -> None:
+def _train(files: Path, directories: Path, steps: tuple[int, ...]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    files.mkdir()
+    for place in (files, directories):
+        place.mkdir()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 16))
     adam = torch.optim.Adam(model.parameters(), 1e-3)
-    for step in range(1, max(STEPS) + 1):
+    for step in range(1, max(steps) + 1):
         adam.zero_grad()
         model(torch.randn(16, 32)).pow(2).mean().backward()
         adam.step()
-        if step in STEPS:
+        if step in steps:
             weights, moments = model.state_dict(), adam.state_dict()
             torch.save({"model": weights, "optimizer": moments, "step": step}, files / f"step_{step}.pt")
             directory = directories / f"checkpoint-{step}"

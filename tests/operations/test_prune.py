@@ -220,6 +220,18 @@ class TestWhatIsSafe:
         assert gone(report) == ["step_3.pt"]
         assert why(report)["step_1.pt"] == "it is of another directory that stood here before"
 
+    def test_a_copy_of_a_directory_that_stands_in_its_place_is_that_directory(self, store, run, tmp_path):
+        """As when both come back from a backup: what no pointer in it names stays, for it may be another's."""
+        first, *_ = replaced(store, run, 1, 2, 3)
+        pointer_for(first).unlink()
+        shutil.copytree(run, tmp_path / "copy")
+        shutil.rmtree(run)
+        (tmp_path / "blocker").mkdir()  # takes the number of the directory that is gone
+        (tmp_path / "copy").rename(run)
+        report = pruned(store, run)
+        assert gone(report) == ["step_2.pt"]
+        assert why(report)["step_1.pt"] == "it is of another directory that stood here before"
+
     def test_everything_where_nothing_of_the_run_is_in_sight(self, store, run):
         for checkpoint in replaced(store, run, 1, 2):
             pointer_for(checkpoint).unlink()
