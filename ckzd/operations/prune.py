@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
+from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable
 from ckzd.formats import list_checkpoints
+from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import is_as_archived, large_files, named_below, pointer_for
 from ckzd.operations.trash import archives_in_trash
 from ckzd.operations.withdraw import stands_for, withdraw
@@ -113,6 +115,7 @@ def prune(
         freed = _bytes_freed(store, plan)
         if not dry_run:
             _delete(store, plan, run_of)
+            store.forget_unneeded_models()
         told = tuple(_told(verdict, run_of[verdict.held.path]) for verdict in plan.verdicts)
     return PruneReport(str(store.root), told, freed, limit, plan.over_bytes, dry_run)
 
@@ -154,6 +157,9 @@ class _Look:
             return
         _protect_originals(run, records, safe)
         safe.add(archives_in_trash(self.store), "its original is still in the trash")
+        models = hashes_of(note for _, note in all_notes(self.store.root))
+        of_models = [record.path for record in records if not models.isdisjoint(content_of(record.manifest))]
+        safe.add(of_models, "a base model may be restored from it")
         pointed = {record.path for record in records if stands_for(run / record.manifest.name, record.path)}
         earlier = self.store.of_an_earlier_directory(run, remember=not self.dry_run)  # a copy of one has its pointers
         safe.add(earlier - pointed, "it is of another directory that stood here before")
