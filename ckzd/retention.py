@@ -107,6 +107,16 @@ class Plan:
     verdicts: tuple[Verdict, ...]
     over_bytes: int = 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """What those take that stay."""
+        return sum(verdict.held.nbytes for verdict in self.verdicts if not verdict.goes)
+
+    @property
+    def reconstructions(self) -> set[str]:
+        """Those of what stays."""
+        return {verdict.held.record.manifest.reconstruction for verdict in self.verdicts if not verdict.goes}
+
     def going(self) -> list[Held]:
         """What goes, in the order in which it may: dependents before what they need."""
         goes = [verdict.held for verdict in self.verdicts if verdict.goes]

@@ -42,7 +42,7 @@ from ckzd.chains import (
     sound,
 )
 from ckzd.defaults import MAX_DEPTH
-from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.errors import ConfigError, CorruptArchive, NoSpace
 from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import labelled_step
 from ckzd.formats.units import MAX_ABOVE
@@ -308,7 +308,7 @@ class Store:
         if known.get("inode") != status.st_ino:
             earlier = [path.name for path in archive_files(directory)] if known else []
         if remember and any(known.get(name) != value for name, value in now.items()):
-            with durable.write_atomically(directory / RUN_FILE) as out:
+            with suppress(NoSpace), durable.write_atomically(directory / RUN_FILE) as out:  # the next look does it
                 out.write(json.dumps({**now, "earlier": earlier}).encode())
         return {directory / name for name in earlier}
 

@@ -242,7 +242,7 @@ class Outcomes:
         elif job.kind == "replace":
             self._replace_failed(job, error)
         else:
-            self._wait_with(job)
+            self._wait_with(job, shortly=isinstance(error, StoreLocked))
 
     def _compress_failed(self, job: Job, error: CkzdError) -> None:
         row = self._row(job)
@@ -306,9 +306,12 @@ class Outcomes:
         if job.kind == "compress" and self._row(job) is not None:
             self.journal.give_back(job.number, self.clock.time())
 
-    def _wait_with(self, job: Job) -> None:
+    def _wait_with(self, job: Job, *, shortly: bool = False) -> None:
         """It cleans or prunes: that can be done later."""
-        (self.stores.wait_with_pruning if job.kind == "prune" else self.stores.wait_with_cleaning)(job.store)
+        if job.kind == "prune":
+            self.stores.wait_with_pruning(job.store, shortly=shortly)
+        else:
+            self.stores.wait_with_cleaning(job.store)
 
     def _count_failure(self, row: Row, problem: str) -> None:
         self.failed.add(row.number)

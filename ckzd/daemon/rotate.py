@@ -60,12 +60,11 @@ def drop_rotated(
             metrics.checkpoints.labels("dropped").inc()
 
 
-def forget_pruned(runs: Iterable[Run], journal: Journal) -> None:
+def forget_pruned(journal: Journal) -> None:
     """Rows of checkpoints that are gone with their archives: somebody has pruned beside the daemon."""
-    for run in runs:
-        for row in journal.rows(run=run.path, states={State.ROTATED}):
-            if row.archive is not None and not os.path.lexists(row.archive) and Store.is_at(run.store):
-                journal.forget(row.number)
+    for row in journal.rows(states={State.ROTATED}):
+        if row.archive is not None and not os.path.lexists(row.archive) and Store.is_at(row.archive.parents[2]):
+            journal.forget(row.number)
 
 
 def _unwanted(rows: Collection[Row], now: float, scan_seconds: float) -> dict[Path, list[Row]]:

@@ -237,7 +237,7 @@ class Service:
             metrics=self.metrics,
             now=self._clock.time(),
         )
-        forget_pruned(self._scan.runs, self.journal)
+        forget_pruned(self.journal)
 
     def _take_back_lost_jobs(self) -> None:
         """Rows that say a job runs while none does: its end was lost in some trouble."""

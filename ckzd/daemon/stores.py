@@ -130,9 +130,10 @@ class Stores:
         opened, soon = self._opened[root], self._clock.monotonic() + PRUNE_AGAIN_SECONDS
         opened.prune_not_before = min(opened.prune_not_before, soon)
 
-    def wait_with_pruning(self, root: Path) -> None:
-        """It could not be done now."""
-        self._opened[root].prune_not_before = self._clock.monotonic() + PRUNE_AGAIN_SECONDS
+    def wait_with_pruning(self, root: Path, *, shortly: bool) -> None:
+        """It could not be done now: somebody held the store, or something is in the way that a person has to see."""
+        wait = PRUNE_AGAIN_SECONDS if shortly else PRUNE_SECONDS
+        self._opened[root].prune_not_before = self._clock.monotonic() + wait
 
     def drop(
         self, root: Path, run: Path, unwanted: Collection[Path], stride: int, rules: Rules | None = None

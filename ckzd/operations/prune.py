@@ -10,22 +10,23 @@ own place does not protect it from the rules: it is the checkpoint that they spe
 
 import logging
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ckzd import durable
 from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable
+from ckzd.errors import CkzdError
 from ckzd.formats import list_checkpoints
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import is_as_archived, large_files, named_below, pointer_for
 from ckzd.operations.trash import archives_in_trash
 from ckzd.operations.withdraw import stands_for, withdraw
 from ckzd.retention import NO_QUOTA, Held, Plan, Quota, Rules, Shelf, Verdict, judge
-from ckzd.series import written
+from ckzd.series import next_references, written
 from ckzd.store import Store
 
 log = logging.getLogger(__name__)
@@ -99,21 +100,28 @@ def prune(
 ) -> PruneReport:
     """Delete what the rules of the runs, and the quota of their store, let go; `dry_run` only says so.
 
-    Pointers are looked for anywhere below `roots`. Nothing else is done in the store meanwhile: StoreLocked if
-    somebody reads or writes. OSError where something cannot be looked at or deleted; what was to go is gone in part
-    then, and the next call goes on.
+    Pointers are looked for anywhere below `roots`: CkzdError if one of these cannot be looked at. Nothing else is done
+    in the store meanwhile: StoreLocked if somebody reads or writes. OSError where something cannot be deleted; what was
+    to go is gone in part then, and the next call goes on.
     """
+    pointers = _pointers(runs, roots)  # it may take minutes, in which a restore need not wait
     with store.lock(shared=dry_run):
         if not dry_run:
             store.sweep_temps()  # of those that were killed
-        look = _Look(store, _pointers(runs, roots), markers, dry_run)
+        look = _Look(store, pointers, markers, dry_run)
         shelves = {run.path: look.shelf(run) for run in runs}
         limit = quota.limit(durable.total_bytes(store.root))
-        other = _bytes_beside(store, [held for shelf in shelves.values() for held in shelf.held])
-        plan = judge(list(shelves.values()), now=now, max_bytes=limit, other_bytes=other)
+        cache = _Cache.of(store, [(shelf.stride, shelf.held) for shelf in shelves.values()])
+        beside = _bytes_beside(store, [held for shelf in shelves.values() for held in shelf.held])
+        plan = judge(list(shelves.values()), now=now, max_bytes=limit, other_bytes=beside + cache.needed_bytes)
         run_of = {held.path: path for path, shelf in shelves.items() for held in shelf.held}
-        freed = _bytes_freed(store, plan)
+        room = None if limit is None else limit - beside - plan.kept_bytes
+        going = plan.going()
+        evicted = cache.beyond(room, {held.record.manifest.reconstruction for held in going} - plan.reconstructions)
+        freed = sum(held.nbytes for held in going) + sum(map(_disk_bytes, evicted))
         if not dry_run:
+            for entry in evicted:
+                durable.remove(entry)
             _delete(store, plan, run_of)
             store.forget_unneeded_models()
         told = tuple(_told(verdict, run_of[verdict.held.path]) for verdict in plan.verdicts)
@@ -209,7 +217,12 @@ def _pointers(runs: Iterable[Run], roots: Iterable[Path]) -> dict[Path, set[Path
     named: dict[Path, set[Path]] = defaultdict(set)
     ruled = [run.path for run in runs if run.rules is not None and run.path.is_dir()]
     for root in dict.fromkeys((*roots, *ruled)) if ruled else ():
-        for archive, pointers in named_below(root).items():
+        try:
+            found = named_below(root)
+        except OSError as error:
+            problem = f"cannot be looked at ({error.strerror}): a pointer there may name any archive"
+            raise CkzdError(error.filename, problem, hint="nothing was deleted") from error
+        for archive, pointers in found.items():
             named[archive].update(pointers)
     return named
 
@@ -245,32 +258,60 @@ def _disk_bytes(path: Path) -> int:
 
 
 def _bytes_beside(store: Store, shelved: Sequence[Held]) -> int:
-    """What else of a store its quota counts: the cache, and what lies beside the archives that are judged."""
+    """What lies beside the archives that are judged: those of other runs, what was set aside."""
     known = {held.path for held in shelved}
-    beside = [path for place in store.run_directories() for path in place.iterdir() if path not in known]
-    return sum(map(_disk_bytes, (*beside, *store.cache.iterdir())))
+    beside = (path for place in store.run_directories() for path in place.iterdir() if path not in known)
+    return sum(map(_disk_bytes, beside))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """The reconstructions in the cache: they are for speed, and those that the next archives need go last."""
+
+    needed: frozenset[Path]
+    others: tuple[Path, ...]  # the longest untouched first
+
+    @classmethod
+    def of(cls, store: Store, shelves: Iterable[tuple[int, Sequence[Held]]]) -> Self:
+        """What there is. Of runs that are not judged all is needed."""
+        judged: dict[Path, bool] = {}
+        for stride, shelved in shelves:
+            lineage = next_references([held.record for held in shelved], stride)
+            for held in shelved:
+                entry = store.cache_path(held.record.manifest.reconstruction)
+                judged[entry] = judged.get(entry, False) or held.path in lineage
+        there = sorted(store.cache.glob("*.rec"), key=lambda path: path.stat().st_mtime_ns)
+        return cls(
+            frozenset(path for path in there if judged.get(path, True)),
+            tuple(path for path in there if not judged.get(path, True)),
+        )
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of what stays in any case."""
+        return sum(map(_disk_bytes, self.needed))
+
+    def beyond(self, room: int | None, gone: Collection[str]) -> list[Path]:
+        """What goes: that of archives that are `gone`, and what has no `room`, in bytes, beside what is needed."""
+        evicted = [path for path in (*self.needed, *self.others) if path.stem in gone]
+        left = [path for path in self.others if path.stem not in gone]
+        over = sum(map(_disk_bytes, left)) + self.needed_bytes - room if room is not None else 0
+        for path in left:
+            if over <= 0:
+                break
+            over -= _disk_bytes(path)
+            evicted.append(path)
+        return evicted
 
 
 # What goes
 
 
-def _shared(plan: Plan) -> Counter[str]:
-    """How many archives that stay have which reconstruction."""
-    return Counter(verdict.held.record.manifest.reconstruction for verdict in plan.verdicts if not verdict.goes)
-
-
-def _bytes_freed(store: Store, plan: Plan) -> int:
-    shared = _shared(plan)
-    gone = {held.record.manifest.reconstruction for held in plan.going()}
-    caches = sum(_disk_bytes(store.cache_path(reconstruction)) for reconstruction in gone if not shared[reconstruction])
-    return caches + sum(held.nbytes for held in plan.going())
-
-
 def _delete(store: Store, plan: Plan, run_of: Mapping[Path, Path]) -> None:
-    shared, why = _shared(plan), {verdict.held.path: verdict.why for verdict in plan.verdicts}
+    why = {verdict.held.path: verdict.why for verdict in plan.verdicts}
     for held in plan.going():
-        manifest, checkpoint = held.record.manifest, run_of[held.path] / held.record.manifest.name
-        withdraw(store, checkpoint, held.record, drop_cache=not shared[manifest.reconstruction])
+        checkpoint = run_of[held.path] / held.record.manifest.name
+        withdraw(store, checkpoint, held.record)
         log.info("pruned", extra={"checkpoint": str(checkpoint), "archive": str(held.path), "why": why[held.path]})
 
 

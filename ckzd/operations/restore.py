@@ -43,7 +43,7 @@ from ckzd.store import Store
 
 log = logging.getLogger(__name__)
 
-PRUNING_SECONDS = 60.0  # reading some thousand manifests takes seconds
+PRUNING_SECONDS = 600.0  # reading some thousand manifests takes seconds
 
 OnProgress = Callable[[float], None]
 MAX_NAMED = 50  # names of files in an error

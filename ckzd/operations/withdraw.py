@@ -1,6 +1,6 @@
 """Take a replaced checkpoint away for good: first what stands for it, then its archive.
 
-    file        pointer -> cached reconstruction -> archive
+    file        pointer -> archive
     directory   the small files that stayed -> the directory with its pointer, in one step -> as above
                 where something else is in it: the small files -> the pointer -> as above
 
@@ -36,8 +36,8 @@ def stands_for(checkpoint: Path, archive: Path) -> bool:
     return False
 
 
-def withdraw(store: Store, checkpoint: Path, record: ArchiveRecord, *, drop_cache: bool) -> None:
-    """Delete the pointer, if it is this archive's, and the archive; with `drop_cache` its reconstruction too.
+def withdraw(store: Store, checkpoint: Path, record: ArchiveRecord) -> None:
+    """Delete the pointer, if it is this archive's, and the archive.
 
     Whoever calls holds the store alone and knows that nothing else needs the archive. Raises SourceChanged, having
     deleted nothing, if somebody writes the checkpoint anew.
@@ -49,8 +49,6 @@ def withdraw(store: Store, checkpoint: Path, record: ArchiveRecord, *, drop_cach
             _remove_small_files(checkpoint, record.manifest)
             _remove_directory(store, checkpoint)
         durable.remove(pointer_for(checkpoint))
-    if drop_cache:
-        durable.remove(store.cache_path(record.manifest.reconstruction))
     durable.remove(record.path)
 
 

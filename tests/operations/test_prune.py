@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from making import put, put_chain, store_archive
 
-from ckzd.errors import CorruptArchive, SourceChanged, StoreLocked
+from ckzd import durable
+from ckzd.errors import CkzdError, CorruptArchive, NoSpace, SourceChanged, StoreLocked
 from ckzd.operations import withdraw
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import PruneReport, Run, prune
@@ -68,6 +69,10 @@ def gone(report: PruneReport) -> list[str]:
 
 def names(place: Path) -> list[str]:
     return sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+
+
+def _run_file_bytes(store, run) -> int:
+    return (store.run_directory(run) / "run.json").stat().st_blocks * 512
 
 
 class TestWhatGoes:
@@ -140,9 +145,36 @@ class TestWhatGoes:
         assert gone(pruned(store, run, Rules(days=1))) == []
         assert gone(pruned(store, run, Rules(days=1), now=NOW + 2 * 86400)) == ["step_1.pt", "step_2.pt"]
 
+    def test_cache_that_no_next_archive_needs_makes_way_before_any_archive(self, store, run):
+        for checkpoint in replaced(store, run, 1, 2, 3)[:2]:
+            pointer_for(checkpoint).unlink()
+        for step in (1, 2, 3):
+            store.cache_path(f"{step:064}").write_bytes(bytes(50_000))
+            os.utime(store.cache_path(f"{step:064}"), (step, step))
+        archives = sum(judged.nbytes for judged in pruned(store, run, None).judged) + _run_file_bytes(store, run)
+        report = pruned(store, run, Rules(days=9), quota=Quota(max_bytes=archives + 2 * 53_248))
+        assert gone(report) == []
+        assert report.freed_bytes == 53_248
+        assert sorted(path.stem[-1] for path in store.cache.iterdir()) == ["2", "3"]
+        report = pruned(store, run, Rules(days=9), quota=Quota(max_bytes=archives + 53_247))
+        assert gone(report) == ["step_1.pt"]
+        assert [path.stem[-1] for path in store.cache.iterdir()] == ["3"]
 
-def _run_file_bytes(store, run) -> int:
-    return (store.run_directory(run) / "run.json").stat().st_blocks * 512
+    def test_where_pointers_cannot_be_looked_for_nothing_goes(self, store, run, tmp_path):
+        replaced(store, run, 1, 2)
+        with pytest.raises(CkzdError, match="a pointer there may name any archive"):
+            pruned(store, run, roots=[run.parent, tmp_path / "not mounted"])
+        assert len(store.archives(run)) == 2
+
+    def test_a_full_disk_does_not_keep_it_from_making_room(self, store, run, monkeypatch):
+        replaced(store, run, 1, 2)
+        (store.run_directory(run) / "run.json").unlink()
+
+        def full(target, **_):
+            raise NoSpace(target, "full")
+
+        monkeypatch.setattr(durable, "write_atomically", full)
+        assert gone(pruned(store, run)) == ["step_1.pt"]
 
 
 class TestWhatIsSafe:
