@@ -164,7 +164,7 @@ def require_sound(archive: Path) -> None:
     """
     links = chain(ArchiveRecord.read(archive))
     for link in links:
-        _require_whole(link.path)
+        require_whole(link.path)
     _require_base_model(links[0], archive)
 
 
@@ -188,10 +188,21 @@ def is_intact(archive: Path) -> bool:
     return True
 
 
+def require_whole(archive: Path) -> None:
+    """The archive itself, without its chain, was read back from disk and holds its checksums. Raises CorruptArchive.
+
+    It is read once in each process as long as nothing of the file changes, and again in each period.
+    """
+    status = archive.stat()
+    # an archive is never renamed once it stands, so its ctime counts: nothing can set that back after a change
+    version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
+    _read_back(archive, version, int(time.monotonic() // READ_AGAIN_SECONDS))
+
+
 def is_whole(archive: Path) -> bool:
-    """Whether the archive itself, without its chain, was read back from disk and holds its checksums."""
+    """The same as an answer."""
     try:
-        _require_whole(archive)
+        require_whole(archive)
     except (CkzdError, FileNotFoundError):
         return False
     return True
@@ -221,14 +232,6 @@ def _has_base_model(record: ArchiveRecord) -> bool:
         _require_base_model(record, record.path)
         return True
     return False
-
-
-def _require_whole(archive: Path) -> None:
-    """Read it back, once for each process as long as nothing of the file changes, and again in each period."""
-    status = archive.stat()
-    # an archive is never renamed once it stands, so its ctime counts: nothing can set that back after a change
-    version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
-    _read_back(archive, version, int(time.monotonic() // READ_AGAIN_SECONDS))
 
 
 @lru_cache(maxsize=_MAX_REMEMBERED)  # it remembers what returned, not what raised

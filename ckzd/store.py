@@ -1,7 +1,7 @@
 """The store: archives by run, their chains, the cache of reconstructions, and the locks.
 
     STORE/store.json                     says that this is a store
-    STORE/lock  daemon.lock  replace.lock   flock'ed, never read
+    STORE/lock  daemon.lock  replace.lock  check.lock   flock'ed, never read
     STORE/claims/                        the same for hosts that flock does not reach: see `locks.claim`
     STORE/archives/<run>/<checkpoint>.<first 12 of its sha256>.ckz
     STORE/archives/<run>/run.json        which directory they are of, and where it is
@@ -9,6 +9,7 @@
     STORE/base_models/                   notes of models that archives need and the store does not hold: `base_models`
     STORE/tmp/  trash/                   unfinished files; originals on their way out
     STORE/reserve                        bytes that are let go when something has to be replaced on a full disk
+    STORE/checked.json                   when each archive was last read back: see `operations/ledger.py`
 
 The archives are the truth. Nothing else here is needed to restore. A damaged archive that was archived anew lies beside
 its successor as `*.damaged`, for whoever wants to look into it; nothing reads or deletes it.
@@ -190,14 +191,24 @@ class Store:
             give(directory, Access(status.st_uid, status.st_gid, plain_mode(run, status)))
             durable.fsync_dir(directory.parent)
         self.of_an_earlier_directory(run)  # remembers which one this is
-        suffix = f".{checkpoint_sha[:12]}{'.' if again else ''}{again[:8]}{ARCHIVE_SUFFIX}"
-        return directory / f"{_fitting(name, len(suffix))}{suffix}"
+        return directory / archive_name(name, checkpoint_sha, again)
 
-    def set_aside(self, archive: Path) -> Path:
-        """Rename a damaged archive out of the way of one that takes its place; where it is then."""
-        suffix = f".{secrets.token_hex(4)}{DAMAGED_SUFFIX}"
-        aside = archive.with_name(f"{_fitting(archive.name, len(suffix))}{suffix}")
-        durable.rename(archive, aside)
+    def supplant(self, healed: Path, archive: Path) -> Path:
+        """A whole archive takes the place of a damaged one, which is not deleted; where it lies then.
+
+        At every instant one of the two has the name, and the other lies beside it as `*.damaged`. Where the file system
+        knows no exchange both lie there for a moment: `check` finds the whole one.
+        """
+        aside = _aside(archive)
+        durable.publish(healed, aside)
+        try:
+            durable.exchange(aside, archive)
+        except OSError as error:
+            if not durable.exchange_unsupported(error):
+                raise
+            whole, aside = aside, _aside(archive)
+            durable.rename(archive, aside)
+            durable.rename(whole, archive)
         return aside
 
     def cache_path(self, reconstruction: str) -> Path:
@@ -318,6 +329,10 @@ class Store:
         """Hold the store: shared to add or read archives, exclusive to delete some. StoreLocked if it is taken."""
         return locked(self.root / "lock", self.claims, shared=shared, wait_seconds=wait_seconds)
 
+    def check_lock(self) -> AbstractContextManager[None]:
+        """Be the only one who heals archives here, and writes down what was read back."""
+        return locked(self.root / "check.lock", self.claims, shared=False, wait_seconds=0.0)
+
     def daemon_lock(self) -> AbstractContextManager[None]:
         """Be the only daemon on this store."""
         return locked(self.root / "daemon.lock", self.claims, shared=False, wait_seconds=0.0)
@@ -427,6 +442,18 @@ def _order(record: ArchiveRecord) -> tuple[bool, int, int, str]:
     """By step; what has no step comes last, by time; a step written twice in the order of writing."""
     manifest = record.manifest
     return manifest.step is None, manifest.step or 0, written(record), record.path.name
+
+
+def archive_name(name: str, checkpoint_sha: str, again: str = "") -> str:
+    """How the archive of a checkpoint of this name and sha256 is called; `again`: see `Store.archive_path`."""
+    suffix = f".{checkpoint_sha[:12]}{'.' if again else ''}{again[:8]}{ARCHIVE_SUFFIX}"
+    return f"{_fitting(name, len(suffix))}{suffix}"
+
+
+def _aside(archive: Path) -> Path:
+    """A fresh name beside an archive for one that is not it, or no more."""
+    suffix = f".{secrets.token_hex(4)}{DAMAGED_SUFFIX}"
+    return archive.with_name(f"{_fitting(archive.name, len(suffix))}{suffix}")
 
 
 def _fitting(name: str, suffix_bytes: int) -> str:

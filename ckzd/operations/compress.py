@@ -22,7 +22,7 @@ from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.base_models import files_of, require_plain_name, why_needed
-from ckzd.chains import ArchiveRecord, is_intact, is_sound, is_whole, reference_of
+from ckzd.chains import ArchiveRecord, is_intact, is_sound, is_whole, read_manifest, records_in, reference_of
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec.ahead import Listener
 from ckzd.codec.analysis.nearness import changed_shape
@@ -35,6 +35,7 @@ from ckzd.errors import (
     BadCheckpoint,
     CkzdError,
     ConfigError,
+    CorruptArchive,
     MissingBaseModel,
     NoSpace,
     SourceChanged,
@@ -355,7 +356,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, s
         if reference is not None and isinstance(reference.source, TrainedFrom):
             reference.source.require_in_place()
         published = ArchiveRecord(_place_of(job, manifest), manifest)
-        if durable.publish(temp, published.path):
+        if _publish(temp, published.path, store):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
         else:  # another machine was first: its archive stays, ours goes
             published = ArchiveRecord.read(published.path)
@@ -391,18 +392,33 @@ def _has_room_for_delta(job: _Job, reference: ArchiveRecord | None) -> bool:
 
 
 def _place_of(job: _Job, manifest: Manifest) -> Path:
-    """Where the archive is to lie: a damaged one makes way.
+    """Where the archive is to lie: a damaged one makes way if this one yields what others need of it.
 
     One that is whole, but needs what is damaged, stays beside it: once that is archived anew it may be all that others
-    can be decoded with.
+    can be decoded with. So may a damaged one, of which they need only a part, or when it can be made as it was.
     """
     place = partial(job.store.archive_path, job.run, job.checkpoint.name, manifest.checkpoint)
     target = place()
-    if os.path.lexists(target) and not is_intact(target) and is_whole(target):
+    if os.path.lexists(target) and not is_intact(target) and (is_whole(target) or _is_needed(target, manifest)):
         target = place(again=manifest.reconstruction)
-    if os.path.lexists(target) and not is_whole(target):
-        log.warning("damaged archive set aside", extra={"path": str(job.store.set_aside(target))})
     return target
+
+
+def _is_needed(archive: Path, manifest: Manifest) -> bool:
+    """Whether others are deltas against what a damaged archive yielded, and this is not what its successor yields."""
+    with suppress(CorruptArchive):
+        yielded = read_manifest(archive).reconstruction
+        dependents = (record.manifest.reference for record in records_in(archive.parent))
+        return yielded != manifest.reconstruction and yielded in dependents
+    return False
+
+
+def _publish(temp: Path, target: Path, store: Store) -> bool:
+    """Whether the archive lies at `target` now; False if a whole one does."""
+    if os.path.lexists(target) and not is_whole(target):
+        log.warning("damaged archive set aside", extra={"path": str(store.supplant(temp, target))})
+        return True
+    return durable.publish(temp, target)
 
 
 def _ask(job: _Job, archive: ArchiveRecord, reference: Path | None, *, hint: str) -> None:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from making import store_archive
 from serving import write_checkpoint
 
 import ckzd
@@ -126,6 +127,31 @@ def test_one_that_only_hangs_on_damage_stays_beside_its_successor(run, tmp_path)
     assert run.store.damaged(run.path) == []
     empty_cache(run)
     assert run.restored(2, tmp_path / "x") == run.contents[2]
+
+
+def test_a_damaged_one_does_not_make_way_for_what_others_cannot_be_decoded_with(run):
+    """They may need only what is whole of it, as no moment; and one day it may be made as it was."""
+    store = Store.open_or_create(run.path.parent / ".ckzd")
+    damaged = store_archive(store, run.checkpoints[0], preset="lossless")
+    yielded = read_manifest(damaged).reconstruction
+    store_archive(store, run.checkpoints[2], reference=yielded, depth=1, reconstruction="0" * 64)
+    rot(damaged)
+    before = damaged.read_bytes()
+    (report,) = run.compress(0)
+    assert Path(report.archive) != damaged
+    assert is_sound(Path(report.archive))
+    assert damaged.read_bytes() == before
+    assert list(damaged.parent.glob("*.damaged")) == []
+
+
+def test_one_that_nothing_hangs_on_makes_way_whatever_comes_out(run):
+    store = Store.open_or_create(run.path.parent / ".ckzd")
+    damaged = store_archive(store, run.checkpoints[0], preset="lossless")
+    rot(damaged)
+    (report,) = run.compress(0)
+    assert Path(report.archive) == damaged
+    assert is_sound(damaged)
+    assert len(list(damaged.parent.glob("*.damaged"))) == 1
 
 
 def test_originals_in_the_trash_are_put_back_and_archived_anew(run, tmp_path):
