@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -30,10 +31,12 @@ from ckzd.errors import (
     StoreLocked,
 )
 from ckzd.operations.command import DEFAULT_SECONDS
-from ckzd.screen import Screen, plain_bytes, table_of
+from ckzd.screen import Screen, plain_age, plain_bytes, table_of
 
 if TYPE_CHECKING:
     from ckzd.demo import DemoReport, Event
+    from ckzd.operations.catalogue import Row
+    from ckzd.operations.check import Outcome
     from ckzd.operations.compress import CompressReport
     from ckzd.operations.verify import VerifyReport
 
@@ -53,6 +56,10 @@ Store = Annotated[
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")]
+Paths = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Runs, directories of runs, stores; all that is configured if none is given.", readable=False),
+]
 ARCHIVE_HELP = "An archive, or the checkpoint path that it replaced."
 
 
@@ -354,6 +361,103 @@ def _plain_value(name: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and (name.endswith("_bytes") or name == "parts"):
         return plain_bytes(value)
     return str(value)
+
+
+@app.command(name="list")
+def list_(
+    paths: Paths = None,
+    *,
+    store: Store = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """List runs and their checkpoints, raw and archived; reads no more of an archive than what it says of itself."""
+    from ckzd.operations.catalogue import catalogue
+    from ckzd.operations.places import places
+
+    screen = Screen(as_json)
+    now = time.time()
+    runs: dict[str, list[Row]] = {}
+    for row in catalogue(places(_meant(paths, store, config)), now):
+        if as_json:
+            screen.line(row.to_dict())
+        else:
+            runs.setdefault(row.run or str(Path(row.archive or "").parent), []).append(row)
+    for run, rows in runs.items():
+        screen.say(run)
+        screen.show(_listing_table(rows, now))
+    return EXIT_DONE
+
+
+@app.command()
+def check(
+    paths: Paths = None,
+    *,
+    percent: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Share of each store, what was checked longest ago first.")
+    ] = 100.0,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode archives, each link once, not only read them.")] = False,
+    store: Store = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Read archives back from disk; name what is damaged and all that needs it; heal what can be healed."""
+    from ckzd.operations.check import Options
+    from ckzd.operations.check import check as check_all
+    from ckzd.operations.places import places
+
+    screen = Screen(as_json)
+    counts: Counter[str] = Counter()
+    with screen.progress() as bar:
+
+        def tell(outcome: "Outcome") -> None:
+            counts[outcome.outcome] += 1
+            if as_json:
+                screen.line(outcome.to_dict())
+            elif outcome.outcome == "healed":
+                screen.say(f"healed {outcome.archive}: {outcome.problem}; from {outcome.healed_from}")
+            if outcome.error is not None:
+                raise outcome.error
+
+        found = places(_meant(paths, store, config))
+        outcomes = check_all(found, Options(percent, deep), on_archive=lambda archive: bar.start(archive.name))
+        code = for_each(outcomes, tell, screen)
+    if not as_json:
+        done = "decoded" if deep else "read back"
+        screen.say(f"{done}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items()) or 'no archive'}")
+    return code
+
+
+def _meant(paths: Sequence[Path] | None, store: Path | None, config: Path | None) -> list[tuple[Path, Path | None]]:
+    """The paths with their store; without any, what the configuration watches."""
+    from ckzd.config import load
+
+    if paths:
+        return [(path, store) for path in paths]
+    watches = load(config).watch
+    if not watches:
+        problem = "expected a path, or a configuration with a [[watch]], got neither"
+        raise ConfigError("PATH", problem, hint="name a run or a store, or --config FILE")
+    return [(watch.path, watch.store) for watch in watches]
+
+
+def _listing_table(rows: Sequence["Row"], now: float) -> Table:
+    table = table_of("checkpoint", "kind", "original", "archive", "ratio", "age", "depth", "there", "")
+    for row in rows:
+        sizes = (plain_bytes(size) if size is not None else "-" for size in (row.original_bytes, row.archive_bytes))
+        ratio = f"{row.ratio:.1f}x" if row.ratio else "-"
+        age = plain_age(now - row.written) if row.written is not None else "-"
+        depth = str(row.depth) if row.depth is not None else "-"
+        remark = f"damaged: {row.damaged}" if row.damaged else "ruined" if row.ruined else ""
+        kind = row.kind or ("-" if row.archive else "not archived")
+        table.add_row(row.checkpoint, kind, *sizes, ratio, age, depth, row.stands or "-", remark)
+    archived = {row.archive: row for row in rows if row.archive and row.original_bytes}
+    original = sum(row.original_bytes or 0 for row in archived.values())
+    archive = sum(row.archive_bytes or 0 for row in archived.values())
+    table.add_section()
+    ratio = f"{original / archive:.1f}x" if archive else "-"
+    table.add_row(f"{len(archived)} archives", "", plain_bytes(original), plain_bytes(archive), ratio, "", "", "", "")
+    return table
 
 
 @app.command()

@@ -7,6 +7,7 @@ CkzdError                    1   anything below; catch it to catch them all
 ├── VerificationFailed       1   an archive did not decode to what the encoder recorded: nothing may be replaced
 ├── ConfigError              2   a setting or an argument is wrong; names the field
 ├── CorruptArchive           4   an archive, pointer or cache entry has bytes that cannot be right
+│   └── UnknownFormat        4   a newer ckzd wrote it: nothing says that it is damaged
 ├── MissingReference         5   an archive that this one depends on is not there
 │   └── MissingBaseModel     5   a model that it depends on is not there, or another one: no archive is damaged
 ├── StoreLocked              6   another process holds the store
@@ -88,6 +89,12 @@ class CorruptArchive(CkzdError):
 
     exit_code = 4
     advice = "bring it back from a copy; `ckzd verify` tells what else is damaged"
+
+
+class UnknownFormat(CorruptArchive):
+    """An archive of a format that this version does not read."""
+
+    advice = "update ckzd on this machine"
 
 
 class MissingReference(CkzdError):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "ckzd" / "DESIGN.md", ROOT / "ckzd" / "archive" / "FORMAT.md"]
 
-VERBS = {command.callback.__name__: command.callback for command in cli.app.registered_commands}
+VERBS = {command.name or command.callback.__name__: command.callback for command in cli.app.registered_commands}
 
 
 def fenced(language: str) -> list[str]:

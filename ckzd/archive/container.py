@@ -25,7 +25,7 @@ from ckzd.archive.records import (
     parse_directory,
     parse_end,
 )
-from ckzd.errors import CorruptArchive
+from ckzd.errors import CorruptArchive, UnknownFormat
 from ckzd.streams import StreamRef
 from ckzd.zip_structs import MAX_END_BYTES
 
@@ -129,7 +129,7 @@ class ArchiveReader:
             self._sha256 = {entry.name: entry.sha256 for entry in self.manifest.entries}
         except NewerFormat as error:
             self.close()
-            raise CorruptArchive(path, f"{MANIFEST}: {error}", hint="update ckzd on this machine") from None
+            raise UnknownFormat(path, f"{MANIFEST}: {error}") from None
         except ValueError as error:
             self.close()
             raise CorruptArchive(path, str(error)) from None

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +15,10 @@ from ckzd.daemon.journal import Journal
 from ckzd.daemon.settle import Settled, Settler
 from ckzd.daemon.states import ARCHIVED_AND_THERE, RUNNING, Row, State
 from ckzd.errors import CkzdError, ConfigError
+from ckzd.operations.places import look_below
 from ckzd.operations.pointer import pointer_for
 
 log = logging.getLogger(__name__)
-
-STORE_MARKER = "store.json"  # a store's trash holds originals: they are nobody's run
-MAX_RUN_DEPTH = 3  # below a watched directory of runs: lightning_logs/version_0/checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +160,3 @@ class Scanner:
 def _listed_anew(run: Path) -> list[Path]:
     """Of a run that only the journal knows: empty, out of reach, or part of a checkpoint that is left alone whole."""
     return [] if formats.left_alone(run) else formats.list_checkpoints(run)
-
-
-def look_below(root: Path) -> Iterator[formats.Contents]:
-    """What is in a watched directory and in those below that are, or may become, runs: not in stores or checkpoints."""
-    pending = [(root, 0)]
-    while pending:
-        folder, depth = pending.pop()
-        contents = formats.look_into(folder)
-        yield contents
-        if depth < MAX_RUN_DEPTH:
-            inner = (path for path in reversed(contents.folders) if not os.path.lexists(path / STORE_MARKER))
-            pending += [(path, depth + 1) for path in inner]

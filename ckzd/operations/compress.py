@@ -23,7 +23,7 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.base_models import files_of, require_plain_name, why_needed
 from ckzd.chains import ArchiveRecord, is_intact, is_sound, is_whole, read_manifest, records_in, reference_of
-from ckzd.checkpoint import Checkpoint
+from ckzd.checkpoint import Checkpoint, FileStat
 from ckzd.codec.ahead import Listener
 from ckzd.codec.analysis.nearness import changed_shape
 from ckzd.codec.analysis.tiles import in_tiles
@@ -37,9 +37,11 @@ from ckzd.errors import (
     ConfigError,
     CorruptArchive,
     MissingBaseModel,
+    MissingReference,
     NoSpace,
     SourceChanged,
     StoreLocked,
+    VerificationFailed,
 )
 from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
 from ckzd.formats.names import POINTER_NAME, step_in_name
@@ -48,6 +50,7 @@ from ckzd.operations.base_model import ENTRY
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
+from ckzd.operations.ledger import Made
 from ckzd.operations.originals import content_of
 from ckzd.operations.placement import device_for
 from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
@@ -59,7 +62,7 @@ from ckzd.operations.trained_from import TrainedFrom, trained_from, trained_from
 from ckzd.operations.verify import Task, verifier
 from ckzd.series import next_references
 from ckzd.stages import OnStage, Stage
-from ckzd.store import Store, default_store
+from ckzd.store import Store, archive_name, default_store
 
 log = logging.getLogger(__name__)
 
@@ -364,6 +367,77 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, s
         _forget_old_reconstructions(store, run, job.stride)
     job.tell(Stage.PUBLISH, 1.0)
     return published, without
+
+
+def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Manifest | None, made: Made) -> None:
+    """Make a damaged archive of a run as it was, from what it was made of, under whatever name; prove it; publish it.
+
+    `manifest` is what it says of itself, if that can be read; `made` says how it was made, as far as that is known (""
+    is unknown). Raises SourceChanged where
+    `source` holds something else, MissingReference where what it is a delta against is not sound, VerificationFailed
+    where something else comes out than others need, as by another version's choices.
+    """
+    checkpoint = in_tiles(_renamed(read_checkpoint(source), manifest))
+    with closing(checkpoint.source), store.lock(shared=True), ExitStack() as stack:
+        _require_archived(checkpoint, source, archive, made)
+        record = _exact_reference(archive, made.reference)
+        quality = preset_at(made.preset, Effort(made.effort or Effort.BEST))
+        access = _access_of(archive) if os.path.lexists(archive) else _access(source, checkpoint, store)
+        job = _Job(
+            run / checkpoint.name, checkpoint, store, quality, 1, MAX_DEPTH, "cpu", None, lambda *_: None, access, 0
+        )  # fmt: skip
+        needed = space_needed(store, run, checkpoint, quality, restored=False, reference=record, as_base=record is None)
+        durable.require_space(store.tmp, needed)
+        reference = None
+        if record is not None:
+            reference = _Reference(record, stack.enter_context(reconstruction_of(record, store)))
+        temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
+        found = _write_and_prove(job, reference, temp, cache).reconstruction
+        if made.reconstruction and found != made.reconstruction:
+            problem = f"made anew it yields reconstruction {found}, expected {made.reconstruction}"
+            raise VerificationFailed(archive, problem, hint=f"archive it anew: `ckzd compress {job.path}`")
+        give(temp, access)
+        _publish(temp, archive, store)
+
+
+def _renamed(checkpoint: Checkpoint, manifest: Manifest | None) -> Checkpoint:
+    """As it was called, and with what a restore gives back, when it was archived."""
+    if manifest is None or [file.size for file in checkpoint.files] != [file.size for file in manifest.files]:
+        return checkpoint
+    files = (
+        dataclasses.replace(layout, name=file.name, stat=_stat(file))
+        for layout, file in zip(checkpoint.files, manifest.files, strict=True)
+    )
+    directory = _stat(manifest.directory) if manifest.directory is not None else None
+    return dataclasses.replace(checkpoint, name=manifest.name, step=manifest.step, files=tuple(files), stat=directory)
+
+
+def _stat(model: StatModel | FileModel) -> FileStat:
+    return FileStat(model.mode, model.uid, model.gid, model.mtime_ns)
+
+
+def _require_archived(checkpoint: Checkpoint, source: Path, archive: Path, made: Made) -> None:
+    """Raise SourceChanged unless it holds the very bytes that the archive was made of."""
+    rows = zip(checkpoint.files, checkpoint.sha256(), strict=True)
+    found = files_digest((file.name, file.size, digest) for file, digest in rows)
+    names = {archive_name(checkpoint.name, found, again) for again in ("", made.reconstruction)}
+    if (made.checkpoint and found != made.checkpoint) or archive.name not in names:
+        raise SourceChanged(source, "is not what the archive was made of")
+
+
+def _exact_reference(archive: Path, reconstruction: str | None) -> ArchiveRecord | None:
+    """A sound archive beside this one that yields what it is a delta against."""
+    if reconstruction is None:
+        return None
+    for record in records_in(archive.parent):
+        if record.manifest.reconstruction == reconstruction and record.path != archive and is_sound(record.path):
+            return record
+    raise MissingReference(archive, f"no sound archive yields its reference, reconstruction {reconstruction}")
+
+
+def _access_of(archive: Path) -> Access:
+    status = archive.stat()
+    return Access(status.st_uid, status.st_gid, status.st_mode & 0o777)
 
 
 def preset_of(manifest: Manifest) -> Preset:

@@ -232,6 +232,19 @@ def pointed_in(run: Path) -> dict[Path, list[Path]]:
     return found
 
 
+def dangling_in(run: Path | None) -> dict[Path, Pointer]:
+    """Pointers in a run, if that is known, whose archive is not where they say."""
+    found = {}
+    for path in _pointers_in(run) if run is not None else ():
+        with suppress(CkzdError, OSError):
+            pointer = read_pointer(path)
+            try:
+                _named_by(pointer, path)
+            except MissingReference:
+                found[path] = pointer
+    return found
+
+
 def _or_error(path: Path, named: Callable[[Path], Path]) -> Path | CkzdError:
     try:
         return named(path)

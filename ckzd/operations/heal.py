@@ -1,0 +1,212 @@
+"""Bring a damaged or missing archive back, exactly as it was: from a copy of it, or from what it was made of.
+
+A copy may lie anywhere in the stores and folders that are looked through, under any name, as `*.damaged` too. What it
+was made of may stand in its place, lie in the trash, or be there under another name. What takes an archive's place is
+read back from disk or proven first, and yields the same reconstruction, so that all that hangs on it decodes again;
+the damaged one stays beside it as `*.damaged` (`Store.supplant`).
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckzd import durable, formats
+from ckzd.access import Access, give
+from ckzd.archive import FileModel, Manifest
+from ckzd.chains import ARCHIVE_SUFFIX, is_whole, read_manifest, require_whole
+from ckzd.errors import CkzdError, CorruptArchive, NoSpace
+from ckzd.formats.names import step_in_name
+from ckzd.operations.compress import remake
+from ckzd.operations.ledger import Made
+from ckzd.operations.places import Place
+from ckzd.operations.trash import Entry
+from ckzd.store import DAMAGED_SUFFIX, Store, archive_name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """An archive that is damaged, or not there, and what is known of it."""
+
+    path: Path  # where it lies, or has to
+    store: Store
+    run: Path | None  # where its original stood
+    manifest: Manifest | None  # what it says of itself, if that can be read
+    made: Made | None  # else what is remembered of it
+    reconstruction: str | None = None  # else what others need of it
+
+    @property
+    def wanted(self) -> str | None:
+        """The reconstruction that it has to yield, if that is known."""
+        if self.manifest is not None:
+            return self.manifest.reconstruction
+        return self.made.reconstruction if self.made is not None else self.reconstruction
+
+    def is_copy(self, manifest: Manifest) -> bool:
+        """Whether an archive that says this of itself is this one."""
+        if self.manifest is not None:
+            return manifest == self.manifest
+        if self.wanted is not None and manifest.reconstruction != self.wanted:
+            return False
+        again = manifest.reconstruction
+        names = {archive_name(manifest.name, manifest.checkpoint, again) for again in ("", again)}
+        return self.path.name in names
+
+
+@dataclass
+class Copies:
+    """Archives in these directories and what they say of themselves; read when the first is asked for."""
+
+    directories: tuple[Path, ...]
+    _found: dict[str, list[tuple[Path, Manifest]]] | None = field(default=None, init=False)  # by reconstruction
+
+    @classmethod
+    def within(cls, places: Iterable[Place]) -> "Copies":
+        """All of the stores that these places are in, and the places themselves."""
+        places = list(places)
+        directories = [place.archives for place in places if place.archives is not None]
+        for store in {place.store.root: place.store for place in places if place.store is not None}.values():
+            directories += store.run_directories()
+        return cls(tuple(dict.fromkeys(directories)))
+
+    def yielding(self, reconstruction: str | None) -> list[tuple[Path, Manifest]]:
+        """Those that yield this, whole or not; all of them for None."""
+        if self._found is None:
+            self._found = {}
+            for path, manifest in self._readable():
+                self._found.setdefault(manifest.reconstruction, []).append((path, manifest))
+        if reconstruction is not None:
+            return self._found.get(reconstruction, [])
+        return [copy for copies in self._found.values() for copy in copies]
+
+    def _readable(self) -> Iterator[tuple[Path, Manifest]]:
+        for directory in self.directories:
+            yield from _manifests_in(directory, (ARCHIVE_SUFFIX, DAMAGED_SUFFIX))
+
+
+def set_aside_in(directory: Path) -> list[Manifest]:
+    """What archives say that were set aside in a directory, and can be read still."""
+    return [manifest for _, manifest in _manifests_in(directory, (DAMAGED_SUFFIX,))]
+
+
+def _manifests_in(directory: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, Manifest]]:
+    with suppress(FileNotFoundError):
+        for path in sorted(directory.iterdir()):
+            if path.name.endswith(suffixes) and path.is_file() and not path.is_symlink():
+                with suppress(CorruptArchive, OSError):
+                    yield path, read_manifest(path)
+
+
+def heal(patient: Patient, copies: Copies) -> str | None:
+    """Bring it back; from what, in words, or None where nothing has it. Raises CkzdError, NoSpace say, and OSError."""
+    if os.path.lexists(patient.path) and is_whole(patient.path):
+        return None  # its bytes are those that were proven: another copy would say the same
+    for path, manifest in copies.yielding(patient.wanted):
+        if path != patient.path and patient.is_copy(manifest) and is_whole(path):
+            _take_over(path, patient)
+            return f"the copy {path}"
+    for words, source, run in _originals(patient):
+        try:
+            remake(source, patient.path, patient.store, run, manifest=patient.manifest, made=_made(patient, run))
+        except NoSpace:
+            raise
+        except CkzdError as error:
+            fields = {"archive": str(patient.path), "from": str(source), "error": str(error)}
+            log.warning("an archive is not healed from there", extra=fields)
+        else:
+            return f"{words} {source}"
+    return None
+
+
+def _made(patient: Patient, run: Path) -> Made:
+    """How it was made: as it says, as is remembered, or as its neighbours were."""
+    if patient.manifest is not None:
+        return Made.of(patient.manifest)
+    if patient.made is not None:
+        return patient.made
+    name = _name_of(patient.path)
+    neighbours = patient.store.archives(run)
+    dependents = [record for record in neighbours if record.manifest.reference == patient.reconstruction]
+    like = next(iter((*dependents, *neighbours)), None)
+    before = patient.store.references_for(run, step_in_name(name), name).own
+    return Made(
+        preset=like.manifest.preset if like is not None else "resume",
+        effort=like.manifest.effort if like is not None else None,
+        reference=before.manifest.reconstruction if before is not None else None,
+        reconstruction=patient.reconstruction or "",
+        checkpoint="",
+    )
+
+
+def _take_over(source: Path, patient: Patient) -> None:
+    """A whole copy, read back from the disk, takes the archive's place; what was set aside there itself."""
+    if source.parent == patient.path.parent and source.name.endswith(DAMAGED_SUFFIX):
+        put_in_place(source, patient.path, patient.store)
+        return
+    with _temporary(patient.store) as temp:
+        status = (patient.path if os.path.lexists(patient.path) else source).stat()
+        durable.require_space(temp, source.stat().st_size)
+        with durable.as_no_space(temp), source.open("rb") as original, durable.create(temp) as file:
+            shutil.copyfileobj(original, file)
+            file.flush()
+            os.fsync(file.fileno())
+        require_whole(temp)
+        give(temp, Access(status.st_uid, status.st_gid, status.st_mode & 0o777))
+        put_in_place(temp, patient.path, patient.store)
+
+
+def put_in_place(healed: Path, archive: Path, store: Store) -> None:
+    """Let it have the name; what is damaged there stays beside it, what has become whole meanwhile stays."""
+    if not os.path.lexists(archive) and durable.publish(healed, archive):
+        return
+    if not is_whole(archive):
+        store.supplant(healed, archive)
+
+
+@contextmanager
+def _temporary(store: Store) -> Iterator[Path]:
+    temp = store.new_temp(ARCHIVE_SUFFIX)
+    try:
+        yield temp
+    finally:
+        durable.remove(temp)
+
+
+def _originals(patient: Patient) -> Iterator[tuple[str, Path, Path]]:
+    """Where there may be what the archive was made of, and of which run; `remake` compares what is in it."""
+    name = patient.manifest.name if patient.manifest is not None else _name_of(patient.path)
+    if patient.run is not None and os.path.lexists(patient.run / name):
+        yield "the original", patient.run / name, patient.run
+    for entry in Entry.all_of(patient.store):
+        if entry.archive == patient.path and os.path.lexists(entry.held):
+            yield "the original in the trash", entry.held, entry.checkpoint.parent
+    if patient.run is not None and patient.manifest is not None:
+        for path in formats.list_checkpoints(patient.run):
+            if path.name != name and _may_be_a_copy(path, patient.manifest):
+                yield "a copy of the original", path, patient.run
+
+
+def _name_of(archive: Path) -> str:
+    """step_1.pt of step_1.pt.0123456789ab.ckz."""
+    return archive.name.removesuffix(ARCHIVE_SUFFIX).rpartition(".")[0]
+
+
+def _may_be_a_copy(path: Path, manifest: Manifest) -> bool:
+    """All files of a run may be of one size: so only under a name without a number, or with the same time."""
+    try:
+        for file in manifest.files:
+            status = (path / file.name if manifest.kind == "directory" else path).lstat()
+            if status.st_size != file.size or not (step_in_name(path.name) is None or _is_of(file, status)):
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _is_of(file: FileModel, status: os.stat_result) -> bool:
+    return status.st_mtime_ns == file.mtime_ns

@@ -1,0 +1,116 @@
+"""`ckzd list` and `ckzd check`: what they print, where, and with which exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+from making import put_chain
+
+from ckzd import cli
+from ckzd.store import Store
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def chain(run) -> list[Path]:
+    return put_chain(Store.open_or_create(run.parent / ".ckzd"), run, 3)
+
+
+def rot(archive: Path) -> None:
+    archive.write_bytes(archive.read_bytes().replace(b"first", b"fIrst"))
+
+
+def config_for(run: Path, store: Path | None = None) -> Path:
+    file = run.parent / "ckzd.toml"
+    more = f"store = {json.dumps(str(store))}\n" if store is not None else ""
+    file.write_text(f"[[watch]]\npath = {json.dumps(str(run.parent))}\nreplace = true\n{more}")
+    return file
+
+
+def objects(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_list_prints_a_table_for_each_run(run, chain, capsys):
+    assert cli.run(["list", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{run}\n")
+    for part in ("step_0.pt", "base", "step_200.pt", "delta", "nothing", "3 archives"):
+        assert part in out
+
+
+def test_list_prints_one_object_a_checkpoint(run, chain, capsys):
+    assert cli.run(["list", "--json", str(run)]) == 0
+    rows = objects(capsys.readouterr().out)
+    assert [row["archive"] for row in rows] == list(map(str, chain))
+    assert {row["stands"] for row in rows} == {"nothing"}
+
+
+@pytest.mark.parametrize("verb", ["list", "check"])
+def test_without_a_path_it_is_all_that_the_configuration_watches(run, chain, verb, capsys):
+    assert cli.run([verb, "--json", "--config", str(config_for(run))]) == 0
+    assert [row["archive"] for row in objects(capsys.readouterr().out)] == list(map(str, chain))
+
+
+@pytest.mark.parametrize("verb", ["list", "check"])
+def test_a_store_elsewhere_is_named_or_configured(run, tmp_path, verb, capsys):
+    store = Store.open_or_create(tmp_path / "stores" / "one")
+    chain = put_chain(store, run, 2)
+    assert cli.run([verb, "--json", str(run), "--store", str(store.root)]) == 0
+    named = capsys.readouterr().out
+    assert cli.run([verb, "--json", "--config", str(config_for(run, store.root))]) == 0
+    assert capsys.readouterr().out == named
+    assert len(objects(named)) == len(chain)
+
+
+@pytest.mark.parametrize("verb", ["list", "check"])
+def test_nothing_to_look_at_is_a_usage_error(tmp_path, monkeypatch, verb, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("ckzd.config.default_config_files", tuple)
+    assert cli.run([verb]) == 2
+    assert cli.run([verb, str(tmp_path / "nothing")]) == 2
+    assert cli.run([verb, str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("error: ") == 3
+
+
+def test_check_says_how_much_was_whole(run, chain, capsys):
+    assert cli.run(["check", str(run)]) == 0
+    assert capsys.readouterr().out == "read back: 3 whole\n"
+    assert cli.run(["check", str(run), "--percent", "30"]) == 0
+    assert capsys.readouterr().out == "read back: 1 whole\n"
+
+
+def test_check_names_damage_and_what_is_lost_with_it(run, chain, capsys):
+    rot(chain[1])
+    assert cli.run(["check", "--json", str(run)]) == 3
+    said = capsys.readouterr()
+    *_, damaged = objects(said.out)
+    assert damaged["outcome"] == "damaged"
+    assert damaged["lost"] == [str(chain[2])]
+    error = objects(said.err)[-1]
+    assert (error["error"], error["subject"], error["exit_code"]) == ("CorruptArchive", str(chain[1]), 4)
+    assert chain[2].name in error["problem"]
+    assert cli.run(["check", str(run), "--percent", "0"]) == 4  # nothing else was looked at
+
+
+def test_check_says_what_it_has_healed_and_that_is_no_failure(run, chain, tmp_path, capsys):
+    (tmp_path / "copies").mkdir()
+    for archive in chain:
+        (tmp_path / "copies" / archive.name).write_bytes(archive.read_bytes())
+    rot(chain[1])
+    assert cli.run(["check", str(run), str(tmp_path / "copies")]) == 0
+    out = capsys.readouterr().out
+    assert f"healed {chain[1]}" in out
+    assert str(tmp_path / "copies" / chain[1].name) in out
+
+
+@pytest.mark.parametrize("percent", ["-1", "101", "x"])
+def test_a_share_is_between_0_and_100(run, percent, capsys):
+    assert cli.run(["check", str(run), "--percent", percent]) == 2
+    assert "--percent" in capsys.readouterr().err
