@@ -15,6 +15,7 @@ from ckzd.chains import is_sound
 from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
 from ckzd.daemon.perform import _prune as prune_job
+from ckzd.daemon.perform import check_share
 from ckzd.daemon.service import Service
 from ckzd.errors import CkzdError
 from ckzd.file_marks import Mark
@@ -158,11 +159,18 @@ class FakeExecutor:
             answer = Failed(job, answer)
         if answer is None:
             try:
-                report = perform(job, "cpu", lambda stage, fraction: told.append(Progress(job, stage, fraction)))
-                answer = Done(job, report)
+                answer = Done(job, self._perform(job, told))
             except CkzdError as error:
                 answer = Failed(job, error)
         return [*told, answer]
+
+    def _perform(self, job: Job, told: list[Event]) -> dict[str, Any]:
+        def tell(stage: str, fraction: float) -> None:
+            told.append(Progress(job, stage, fraction))
+
+        if job.kind == "check":
+            return check_share(job, tell, self.clock.time)
+        return perform(job, "cpu", tell)
 
     def workers(self) -> list[WorkerStatus]:
         return [WorkerStatus("fake-0", True, self._running[0] if self._running else None, 0)]

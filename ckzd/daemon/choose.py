@@ -1,7 +1,7 @@
 """Which jobs may begin now: one at a time for a run, replacing before compressing, cleaning before replacing."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ckzd.base_models import is_part_of, why_needed
@@ -19,7 +19,7 @@ from ckzd.daemon.protect import Protection
 from ckzd.daemon.pruning import Ruled
 from ckzd.daemon.scan import Run
 from ckzd.daemon.settle import Rule
-from ckzd.daemon.states import ARCHIVED_AND_THERE, WAITING, Row, State
+from ckzd.daemon.states import ARCHIVED, ARCHIVED_AND_THERE, WAITING, Row, State
 from ckzd.daemon.status import effort_of, replacing_stopped
 from ckzd.daemon.stores import PRUNE_SECONDS, Stores
 from ckzd.defaults import Effort
@@ -90,6 +90,16 @@ class Chooser:
                 yield cleaned
         if not busy:
             yield from self._prune(runs.values())
+        if not (self._once or self._outcomes.running or self._outcomes.is_paused()):
+            yield from ((job, None) for job in self._checks(runs.values()))
+
+    def _checks(self, runs: Collection[Run]) -> Iterator[Job]:
+        """What is read back while there is nothing else to do."""
+        by_store: dict[Path, list[Path]] = {}
+        for run in runs:
+            by_store.setdefault(run.store, []).append(run.path)
+        largest = max((row.original_bytes for row in self._journal.rows(states=ARCHIVED)), default=0)
+        yield from self._stores.to_check(self._settings.daemon.check_percent_a_day, by_store, largest)
 
     def _clean(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, None]]:
         for job in jobs:

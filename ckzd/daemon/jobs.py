@@ -16,9 +16,9 @@ from ckzd.retention import NO_QUOTA, Quota
 class Job:
     """A piece of work on one store."""
 
-    kind: ClassVar[Literal["compress", "replace", "clean", "prune"]]
+    kind: ClassVar[Literal["compress", "replace", "clean", "prune", "check"]]
     store: Path
-    checkpoint: Path = Path()  # none to clean or prune
+    checkpoint: Path = Path()  # none to clean, prune or check
     number: int = 0  # of its journal row
     nbytes: int = 0  # of the checkpoint: sets the time limit
 
@@ -67,6 +67,16 @@ class Prune(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class Check(Job):
+    """Read a share of the archives back, and heal what is damaged."""
+
+    kind = "check"
+    percent: float = 0.0  # and those that are known to be damaged
+    seconds: float = 0.0  # no other archive is begun after so long
+    runs: tuple[Path, ...] = ()  # whose archives lie there, as far as they are known
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A running job has come to a stage."""
 
@@ -80,7 +90,7 @@ Tell = Callable[[str, float], None]  # how a running job tells its stage and fra
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The job is done; `report` is that of the operation (compress), or what it counted: {"freed_bytes": n, ...}."""
+    """The job is done; `report` is that of the operation (compress), or what `perform` says of the others."""
 
     job: Job
     report: dict[str, Any]

@@ -16,12 +16,25 @@ from ckzd.formats import KINDS as LEFT_ALONE
 OUTCOMES: Final = (
     *("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped", "pruned"),
 )
-KINDS: Final = ("compress", "replace", "clean", "prune")
-STAGES: Final = ("start", "read", "encode", "verify", "accept", "publish", "replace", "clean", "prune", "other")
+KINDS: Final = ("compress", "replace", "clean", "prune", "check")
+STAGES: Final = (
+    "start",
+    "read",
+    "encode",
+    "verify",
+    "accept",
+    "publish",
+    "replace",
+    "clean",
+    "prune",
+    "check",
+    "other",
+)
 EFFORTS: Final = tuple(effort.value for effort in Effort)
 QUEUE_STATES: Final = ("seen", "settled", "encoding", "written", "failed", "skipped")
 STORE_PARTS: Final = ("archives", "cache", "trash")
 RESTART_REASONS: Final = ("signal", "exit", "time limit", "not started")
+CHECKED: Final = ("whole", "healed", "damaged", "missing", "unreadable")
 VERIFY_REASONS: Final = ("mismatch", "corrupt archive", "missing reference")
 FAILURES: Final = (
     *("BadCheckpoint", "SourceChanged", "VerificationFailed", "ConfigError", "CorruptArchive", "MissingReference"),
@@ -116,6 +129,15 @@ class Metrics:
         self.damaged_archives = self._gauge(
             "ckzd_damaged_archives", "archives that cannot be restored from: they, or what they need, are damaged"
         )
+        self.checked = self._counter(
+            "ckzd_checked_archives", "archives that were read back in turn, by what was found", outcome=CHECKED
+        )
+        self.check_pass = self._gauge(
+            "ckzd_check_pass_ratio", "share of the archives that were read back in this pass over all of them"
+        )
+        self.check_completed = self._gauge(
+            "ckzd_check_last_complete_pass_timestamp_seconds", "when all archives had been read back; 0: not yet"
+        )
         self.replacing_stopped = self._gauge(
             "ckzd_replacing_stopped", "1 after a verification failure, until a person acknowledges it"
         )
@@ -133,6 +155,14 @@ class Metrics:
         )  # fmt: skip
         self.last_scan = self._gauge("ckzd_scan_last_success_timestamp_seconds", "when a scan last saw every directory")
         self.free_bytes = self._gauge("ckzd_filesystem_free_bytes", "free space under a watch", labels=("watch",))
+
+    def set_checks(self, stores: Sequence[Mapping[str, Any]]) -> None:
+        """How far the stores have been read back; complete is what is complete in all of them."""
+        known = [store["check"] for store in stores if store["check"]["archives"]]
+        total = sum(check["archives"] for check in known)
+        read = sum(check["archives"] * check["pass_ratio"] for check in known)
+        self.check_pass.set(read / total if total else 1.0)
+        self.check_completed.set(min((check["pass_completed"] or 0.0 for check in known), default=0.0))
 
     def failed(self, reason: str) -> None:
         """Count a job that did not end well; an unknown reason is "unexpected"."""

@@ -79,7 +79,7 @@ class Outcomes:
     rescan: Callable[[], None]
     running: list[Running] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)  # rows that failed since the start
-    damaged: dict[Path, set[str]] = field(default_factory=dict)  # run -> its archives that cannot be restored from
+    damaged: dict[Path, set[str]] = field(default_factory=dict)  # a store, or a run's archives in it -> those lost
     waiting: dict[Path, list[str]] = field(default_factory=dict)  # run -> those whose base model is not here
     without_base_model: dict[Path, str] = field(default_factory=dict)  # run -> why its last base is no delta
     not_started: int = 0  # in a row
@@ -104,7 +104,8 @@ class Outcomes:
         if isinstance(event, Done):
             self.not_started, self.worker_problem = 0, ""
             done = {
-                "compress": self._archived, "replace": self._replaced, "clean": self._cleaned, "prune": self._pruned
+                "compress": self._archived, "replace": self._replaced, "clean": self._cleaned, "prune": self._pruned,
+                "check": self._checked,
             }  # fmt: skip
             done[event.job.kind](event.job, event.report)
         elif isinstance(event, Failed):
@@ -151,26 +152,28 @@ class Outcomes:
             self.metrics.ratio.observe(report["ratio"])
             self.metrics.archives.labels(report["effort"]).inc()
             self.metrics.proxy(report["preset"], report)
-        self._heal(job, report["damaged"])
+        place = Path(report["archive"]).parent
+        for found in self.damaged.values():  # what a check of the whole store has found there
+            found -= {archive for archive in found if Path(archive).parent == place}
+        self._heal(job, place, report["damaged"])
         self._tell_base_model(job, report)
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)
         if report["kept_exact"]:
             log.warning(KEPT_EXACT, extra={"checkpoint": report["checkpoint"]})
 
-    def _heal(self, job: Job, damaged: Sequence[str]) -> None:
-        """Of the run's archives these cannot be restored from: say so, and archive anew what is left of the originals.
+    def _heal(self, job: Job, place: Path, damaged: Sequence[str]) -> None:
+        """These archives cannot be restored from: say so, and archive anew what is left of the originals.
 
         Those that stand in their places are compressed again, and those in the trash are put back by a cleaning.
         """
-        run, found = job.checkpoint.parent, set(damaged)
-        new = found - self.damaged.get(run, set())
-        self.damaged[run] = found
-        self.metrics.damaged_archives.set(sum(map(len, self.damaged.values())))
-        if new:
-            log.error("archives are damaged", extra={"run": str(run), "archives": ", ".join(sorted(new))})
+        found, known = set(damaged), self.told_damaged
+        self.damaged[place] = found
+        self.metrics.damaged_archives.set(len(self.told_damaged))
+        if new := found - known:
+            log.error("archives are damaged", extra={"place": str(place), "archives": ", ".join(sorted(new))})
             self.stores.mark_dirty(job.store)
-        for row in self.journal.rows(run=run, states=ARCHIVED_AND_THERE):
+        for row in self.journal.rows(states=ARCHIVED_AND_THERE) if found else ():
             if str(row.archive) in found and row.number != job.number:
                 self.journal.give_back(row.number, self.clock.time())
 
@@ -184,6 +187,21 @@ class Outcomes:
         self.waiting[run] = list(report["waiting"])
         if report["waiting"]:
             log.warning("archives wait for their base model", extra={"run": str(run), "count": len(report["waiting"])})
+
+    @property
+    def told_damaged(self) -> set[str]:
+        """All archives that cannot be restored from, as far as is known."""
+        return set().union(*self.damaged.values())
+
+    def _checked(self, job: Job, report: dict[str, Any]) -> None:
+        self.stores.checked(job.store, well=True)
+        for outcome, count in report["outcomes"].items():
+            self.metrics.checked.labels(outcome).inc(count)
+        known = self.told_damaged
+        self.damaged = {place: found for place, found in self.damaged.items() if not place.is_relative_to(job.store)}
+        self.damaged[job.store] = known & set(report["damaged"])
+        self._heal(job, job.store, report["damaged"])
+        log.info("checked", extra={"store": str(job.store), **report["outcomes"]})
 
     def _replaced(self, job: Job, report: dict[str, Any]) -> None:
         self.metrics.checkpoints.labels("replaced").inc()
@@ -307,9 +325,11 @@ class Outcomes:
             self.journal.give_back(job.number, self.clock.time())
 
     def _wait_with(self, job: Job, *, shortly: bool = False) -> None:
-        """It cleans or prunes: that can be done later."""
+        """It cleans, prunes or checks: that can be done later."""
         if job.kind == "prune":
             self.stores.wait_with_pruning(job.store, shortly=shortly)
+        elif job.kind == "check":
+            self.stores.checked(job.store, well=False)
         else:
             self.stores.wait_with_cleaning(job.store)
 

@@ -1,11 +1,15 @@
 """What a worker does with a job: the real operations. Loaded by worker processes only, because it loads torch."""
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from ckzd.daemon.jobs import Clean, Compress, Job, Prune, Replace, Tell
+from ckzd.daemon.jobs import Check, Clean, Compress, Job, Prune, Replace, Tell
 from ckzd.daemon.pruning import prune_store
+from ckzd.operations.check import Options, check
 from ckzd.operations.compress import compress
+from ckzd.operations.places import places_in
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.room import keep_free, watch_room
 from ckzd.store import Store
@@ -37,6 +41,8 @@ def perform(job: Job, device: str, tell: Tell) -> dict[str, Any]:
             return _clean(job)
         case Prune():
             return _prune(job)
+        case Check():
+            return check_share(job, tell)
     raise AssertionError(job.kind)
 
 
@@ -45,6 +51,18 @@ def _replace(job: Replace, tell: Tell) -> int:
     for checkpoint, archive in job.beside:
         require_replaceable(checkpoint, archive, store)
     return replace(job.checkpoint, job.archive, store, on_step=lambda step: tell(f"replace: {step}", 0.0))
+
+
+def check_share(job: Check, tell: Tell, clock: Callable[[], float] = time.time) -> dict[str, Any]:
+    """Counts of what was found of the archives, and all that cannot be restored from."""
+    places = places_in(Store.open(job.store), job.runs)
+    options = Options(job.percent, seconds=job.seconds)
+    outcomes = list(check(places, options, on_archive=lambda _: tell("check", 0.0), time=clock))
+    gone = [outcome for outcome in outcomes if outcome.outcome in {"damaged", "missing"}]
+    return {
+        "outcomes": dict(Counter(outcome.outcome for outcome in outcomes)),
+        "damaged": sorted({archive for outcome in gone for archive in (outcome.archive, *outcome.lost)}),
+    }
 
 
 def _clean(job: Clean) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from ckzd.config import Settings, WatchSettings
 from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.daemon.protect import Protection
-from ckzd.daemon.scan import look_below
 from ckzd.daemon.settle import FormatsRule
 from ckzd.errors import CkzdError, ConfigError
+from ckzd.operations.places import look_below
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import PruneReport, Run, prune
 from ckzd.retention import NO_QUOTA, Quota

@@ -345,7 +345,7 @@ class Service:
             jobs=jobs,
             workers=workers,
             stores=self._stores.facts(),
-            damaged=sorted(set().union(*self._outcomes.damaged.values())),
+            damaged=sorted(self._outcomes.told_damaged),
             waiting=sorted(set().union(*self._outcomes.waiting.values())),
             without_base_model=self._outcomes.without_base_model,
             why=self._chooser.why | self._scan.why,

@@ -60,6 +60,7 @@ def build(rows: Sequence[Row], live: Live, settings: Settings, now: float) -> di
     """The status as JSON-able data. Fields may be added; none changes its meaning within a schema version."""
     stop = replacing_stopped(settings)
     reasons = list(live.problems) + ([live.paused] if live.paused else []) + ([stop["reason"]] if stop else [])
+    reasons += [f"{len(live.damaged)} archives cannot be restored from: see `ckzd check`"] if live.damaged else []
     newest = sorted(rows, key=lambda row: (row.changed, row.number), reverse=True)[:SHOWN_CHECKPOINTS]
     return {
         "schema_version": SCHEMA_VERSION,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
-from ckzd.daemon.jobs import Clean, Job
+from ckzd.daemon.jobs import Check, Clean, Job
+from ckzd.daemon.scrub import Scrub
 from ckzd.errors import CkzdError
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import pointer_for, points_to
@@ -34,6 +35,7 @@ class _Opened:
     store: Store
     trash_seconds: float
     dirty: bool  # a replacement may be half-done: to be cleaned before anything else
+    scrub: Scrub
     clean_not_before: float = 0.0
     prune_not_before: float = 0.0  # monotonic, like the one above
     over_quota_bytes: int = 0
@@ -63,7 +65,8 @@ class Stores:
             store = Store.open_or_create(root)
             self._locks.enter_context(store.daemon_lock())
             unclean = any(path for place in (store.trash, store.tmp) for path in place.iterdir())
-            opened = _Opened(store, watch.trash_seconds, unclean, prune_not_before=self._clock.monotonic())
+            opened = _Opened(store, watch.trash_seconds, unclean, Scrub(store, self._clock))
+            opened.prune_not_before = self._clock.monotonic()
             self._opened[root] = opened
         opened.trash_seconds = max(opened.trash_seconds, watch.trash_seconds)
         if run.is_dir():
@@ -114,6 +117,16 @@ class Stores:
     def wait_with_cleaning(self, root: Path) -> None:
         """Leave the store's trash alone for a while."""
         self._opened[root].clean_not_before = self._clock.monotonic() + CLEAN_AGAIN_SECONDS
+
+    def to_check(self, percent_a_day: float, runs: Mapping[Path, Sequence[Path]], nbytes: int) -> Iterator[Check]:
+        """Shares of stores that are due to be read back. `runs`: by store."""
+        for root, opened in self._opened.items():
+            if not opened.dirty and (due := opened.scrub.portion(percent_a_day, runs.get(root, ()), nbytes)):
+                yield due
+
+    def checked(self, root: Path, *, well: bool) -> None:
+        """A check has ended."""
+        self._opened[root].scrub.ended(well=well)
 
     def is_to_prune(self, root: Path, *, late_seconds: float = 0.0) -> bool:
         """Whether it is time to look what may go, since so long."""
@@ -177,7 +190,8 @@ class Stores:
         if now - self._measured >= MEASURE_SECONDS or self._sizes.keys() != self._opened.keys():
             self._measured = now
             self._sizes = {
-                root: measure(opened.store, opened.trash_seconds) | {"over_quota_bytes": opened.over_quota_bytes}
+                root: measure(opened.store, opened.trash_seconds)
+                | {"over_quota_bytes": opened.over_quota_bytes, "check": opened.scrub.facts()}
                 for root, opened in self._opened.items()
             }
         return list(self._sizes.values())

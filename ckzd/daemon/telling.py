@@ -70,6 +70,7 @@ class Teller:
         self.metrics.set_left_alone(live.left_alone.values())
         self.metrics.paused.set(live.paused is not None)
         self.metrics.replacing_stopped.set(snapshot["replacing_stopped"] is not None)
+        self.metrics.set_checks(live.stores)
         space = snapshot["space"]
         self.metrics.net_freed_bytes.set(space["freed_bytes"])
         for kind, name in (("archives", "archive_bytes"), ("cache", "cache_bytes"), ("trash", "trash_bytes")):

@@ -69,7 +69,7 @@ class _Listing:
         self._unreadable: dict[Path, str] = {}
         records = records_in(place.archives, self._note) if place.archives is not None else []
         self._records = sorted(records, key=_order)
-        self._there = decodable(self._records, lambda path: not self._problem(path))
+        self._there = decodable(self._records, lambda record: not self._problem(record.path))
 
     def _note(self, archive: Path, error: Exception) -> None:
         self._unreadable[archive] = getattr(error, "problem", None) or str(error)

@@ -277,7 +277,7 @@ def _told(place: Place, yields: Mapping[Path, str | None], bad: Mapping[Path, st
     assert place.archives is not None, "only such are checked"
     records = records_in(place.archives)
     yields = {**yields, **{record.path: record.manifest.reconstruction for record in records}}
-    whole = decodable(records, lambda path: path not in bad)
+    whole = decodable(records, lambda record: record.path not in bad)
     unmet = _unmet(records)
     for path in sorted(bad):
         if path.parent == place.archives:
@@ -293,12 +293,13 @@ def _told(place: Place, yields: Mapping[Path, str | None], bad: Mapping[Path, st
 
 
 def _unmet(records: Sequence[ArchiveRecord]) -> dict[str, list[ArchiveRecord]]:
-    """Reconstructions that none of the archives yields, and those that are deltas against them."""
+    """Reconstructions that none of the archives yields, and those that are deltas against them: no base models'."""
     found: dict[str, list[ArchiveRecord]] = defaultdict(list)
     yielded = {record.manifest.reconstruction for record in records}
     for record in records:
-        if record.manifest.reference is not None and record.manifest.reference not in yielded:
-            found[record.manifest.reference].append(record)
+        reference = None if record.manifest.base_model is not None else record.manifest.reference
+        if reference is not None and reference not in yielded:
+            found[reference].append(record)
     return found
 
 

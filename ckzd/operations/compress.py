@@ -380,17 +380,22 @@ def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Ma
     checkpoint = in_tiles(_renamed(read_checkpoint(source), manifest))
     with closing(checkpoint.source), store.lock(shared=True), ExitStack() as stack:
         _require_archived(checkpoint, source, archive, made)
-        record = _exact_reference(archive, made.reference)
+        has_model = manifest is not None and manifest.base_model is not None
+        record = None if has_model else _exact_reference(archive, made.reference)
         quality = preset_at(made.preset, Effort(made.effort or Effort.BEST))
         access = _access_of(archive) if os.path.lexists(archive) else _access(source, checkpoint, store)
         job = _Job(
-            run / checkpoint.name, checkpoint, store, quality, 1, MAX_DEPTH, "cpu", None, lambda *_: None, access, 0
+            run / checkpoint.name, checkpoint, store, quality, stride=1, max_depth=MAX_DEPTH, base_model=None,
+            device="cpu", acceptance=None, tell=lambda *_: None, access=access, min_free=0,
         )  # fmt: skip
         needed = space_needed(store, run, checkpoint, quality, restored=False, reference=record, as_base=record is None)
         durable.require_space(store.tmp, needed)
         reference = None
         if record is not None:
-            reference = _Reference(record, stack.enter_context(reconstruction_of(record, store)))
+            opened = stack.enter_context(reconstruction_of(record, store))
+            reference = _Reference(record, record.manifest.reconstruction, opened)
+        elif manifest is not None and has_model:
+            reference, _ = _base_model(job, ArchiveRecord(archive, manifest), stack)
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         found = _write_and_prove(job, reference, temp, cache).reconstruction
         if made.reconstruction and found != made.reconstruction:
