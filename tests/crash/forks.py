@@ -30,7 +30,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 
 from ckzd import cli, priority
 from ckzd.daemon import perform, service, workers  # noqa: F401  # loaded once, here
-from ckzd.operations import child, compress, restore, verify  # noqa: F401
+from ckzd.operations import check, child, compress, restore, verify  # noqa: F401
 
 service.TICK_SECONDS, service.MIN_SCAN_SECONDS = 0.02, 0.0  # nobody else changes the run: no need to wait
 priority.stand_back = lambda _nice: None  # on a busy machine what stands back takes minutes

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import forks
 
+from ckzd.archive import ArchiveReader
 from ckzd.locks import Process
 from ckzd.operations.pointer import pointer_for
+from ckzd.operations.replace import replace
+from ckzd.store import Store
 
 STEPS, MORE = (10, 20), 30  # MORE: in runs that are pruned, an archive that needs none of the others
 CONFIG = """
@@ -49,12 +52,17 @@ class Scenario:
     before: tuple[str, ...] = ()
     killed_after: str = ""  # the command was killed before, at the call after the first that holds this
     written_later: bool = False  # training has written into the replaced directories
+    rotten: str = ""  # of this checkpoint the archive is damaged, after these commands
+    has_copies: bool = False  # there are copies of all archives, which are not
+    in_trash: str = ""  # this checkpoint was replaced, and lies in the trash still
     targets: tuple[tuple[str, int], ...] = (("command", 1),)  # role and number of the processes that are struck
     pruned: tuple[int, ...] = ()  # steps that [watch.keep] lets go: in the end nothing of them is left
     litter: bool = False  # the place is full of what nothing needs: in the end there is none of it
 
 
 _COMPRESS = "compress {} --preset lossless --store PLACE/store --replace"
+_KEEP = _COMPRESS.removesuffix(" --replace")
+_CHECK = "check PLACE/run --store PLACE/store"
 _FILE, _DIRECTORY = (
     ("PLACE/run/step_10.pt", "PLACE/run/step_20.pt"),
     ("PLACE/run/checkpoint-10", "PLACE/run/checkpoint-20"),
@@ -83,6 +91,40 @@ SCENARIOS = [
     Scenario("directory, after a kill", "directory", _COMPRESS.format(_DIRECTORY[0]), killed_after="RENAME_EXCHANGE"),
     Scenario("serve, file", "file", _SERVE, (_COMPRESS.format(_FILE[0]),), targets=(("worker", 1), ("command", 1))),
     Scenario("serve, directory", "directory", _SERVE, (_COMPRESS.format(_DIRECTORY[0]),), targets=(("worker", 1),)),
+    Scenario(
+        "check, copy",
+        "file",
+        f"{_CHECK} PLACE/copies",
+        (_COMPRESS.format(_FILE[0]), _COMPRESS.format(_FILE[1])),
+        rotten="step_10.pt",
+        has_copies=True,
+    ),
+    Scenario(
+        "check, original",
+        "file",
+        _CHECK,
+        (
+            _KEEP.format(_FILE[0]).replace("lossless", "resume"),
+            _COMPRESS.format(_FILE[1]).replace("lossless", "resume"),
+        ),
+        rotten="step_10.pt",
+        targets=(("command", 1), ("verifier", 1)),
+    ),
+    Scenario(
+        "check, trash",
+        "file",
+        _CHECK,
+        (_KEEP.format(_FILE[0]), _COMPRESS.format(_FILE[1])),
+        in_trash="step_10.pt",
+        rotten="step_10.pt",
+    ),
+    Scenario(
+        "check, directory",
+        "directory",
+        _CHECK,
+        (_KEEP.format(_DIRECTORY[0]), _COMPRESS.format(_DIRECTORY[1])),
+        rotten="checkpoint-10",
+    ),
     Scenario("restore, file", "file", f"restore {_FILE[1]}", (_SERVE,)),
     Scenario("restore, directory", "directory", f"restore {_DIRECTORY[1]}", (_SERVE,), written_later=True),
     Scenario("prune, file", "file", _PRUNE, _apart(_FILE, "PLACE/run/step_30.pt"), pruned=STEPS),
@@ -144,6 +186,7 @@ class Stage:
                 for name, text in _LATER.items():
                     (path / name).write_text(text)
         small += tuple(_LATER) if self.scenario.written_later else ()
+        self._harm()
         shutil.copytree(self.place, template)
         if self.scenario.killed_after:
             self.killer = self._call_after(self.scenario.killed_after)
@@ -177,6 +220,22 @@ class Stage:
         ):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * 100)
+
+    def _harm(self) -> None:
+        """What the disk does to an archive, and what there is to heal it from."""
+        scenario, store = self.scenario, self.place / "store"
+        if scenario.in_trash:
+            (archive,) = store.glob(f"archives/*/{scenario.in_trash}.*.ckz")
+            forks.in_fork(lambda: replace(self.place / "run" / scenario.in_trash, archive, Store.open(store)))
+        if scenario.has_copies:
+            shutil.copytree(next((store / "archives").iterdir()), self.place / "copies")
+        if scenario.rotten:
+            (archive,) = store.glob(f"archives/*/{scenario.rotten}.*.ckz")
+            with ArchiveReader(archive) as reader:
+                offset = reader._members[reader.entries()[0]].data_offset
+            data = bytearray(archive.read_bytes())
+            data[offset + 1] ^= 1
+            archive.write_bytes(data)
 
     def _call_after(self, text: str) -> forks.Aim:
         calls = self.run(self.scenario.command, forks.Aim("command")).calls
