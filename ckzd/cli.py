@@ -485,6 +485,13 @@ def _space_line(space: Mapping[str, Any]) -> str:
     )
 
 
+def _check_line(store: str, check: Mapping[str, Any]) -> str:
+    """How far the archives of a store have been read back."""
+    completed = check["pass_completed"]
+    when = time.strftime("all by %Y-%m-%d %H:%M", time.localtime(completed)) if completed else "not yet all"
+    return f"checked: {when}, {100 * check['pass_ratio']:.0f} % of {check['archives']} again, in {store}"
+
+
 def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
     running = f"{facts['state']}, process {facts['pid']}" if facts["pid"] else facts["state"]
     screen.say(f"ckzd {facts['version']}: {running}")
@@ -504,6 +511,9 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
     counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
     screen.say(f"checkpoints: {counts}")
     screen.say(_space_line(facts["space"]))
+    for store in facts["stores"]:
+        if "check" in store:
+            screen.say(_check_line(store["store"], store["check"]))
     table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
     for row in facts["checkpoints"]:
         archive = plain_bytes(row["archive_bytes"]) if row["archive_bytes"] else "-"

@@ -11,8 +11,8 @@
     STORE/reserve                        bytes that are let go when something has to be replaced on a full disk
     STORE/checked.json                   when each archive was last read back: see `operations/ledger.py`
 
-The archives are the truth. Nothing else here is needed to restore. A damaged archive that was archived anew lies beside
-its successor as `*.damaged`, for whoever wants to look into it; nothing reads or deletes it.
+The archives are the truth. Nothing else here is needed to restore. A damaged archive that was archived anew, or healed,
+lies beside its successor as `*.damaged`, for whoever wants to look into it; nothing deletes it.
 """
 
 import hashlib

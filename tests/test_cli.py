@@ -253,6 +253,7 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
             "archive_bytes": 1e6,
             "cache_bytes": 6e6,
         },
+        "stores": [{"store": "/s", "check": {"archives": 8, "pass_ratio": 0.25, "pass_completed": 50_000.0}}],
         "checkpoints": [row | {"why": "one of the newest 2"}],
     }
     cli._show_status(facts, Screen(as_json=False))
@@ -273,6 +274,7 @@ def test_status_shows_every_checkpoint_and_why_nothing_is_replaced(capsys):
     assert "space: -7.0 MB freed, net of archives (1.0 MB) and cache (6.0 MB)" in out
     assert "87.0 MB in the trash until " + until in out
     assert "10.0x" in out
+    assert f"checked: all by 1970-01-01 {until}, 25 % of 8 again, in /s" in out
 
 
 # --- failures -----------------------------------------------------------------------------------------------

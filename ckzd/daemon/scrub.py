@@ -6,6 +6,7 @@ anew, and the share grows with the time since the last one, but not beyond a day
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ class Scrub:
 
     def _look(self) -> dict[str, Any]:
         ledger, now = Ledger.read(self.store), self.clock.time()
-        archives = [path for directory in self.store.run_directories() for path in directory.glob(f"*{ARCHIVE_SUFFIX}")]
+        archives: list[Path] = []
+        with suppress(OSError):  # the store is out of sight: a scan will say so
+            for directory in self.store.run_directories():
+                archives += directory.glob(f"*{ARCHIVE_SUFFIX}")
         return {
             "archives": len(archives),
             "pass_ratio": ledger.progress(archives, now),

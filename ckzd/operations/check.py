@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ckzd import durable
 from ckzd.chains import ArchiveRecord, archive_files, chain, decodable, read_manifest, records_in, require_whole
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference, UnknownFormat
-from ckzd.operations.heal import Copies, Patient, heal, set_aside_in
+from ckzd.operations.heal import Copies, Patient, heal, whole_aside_in
 from ckzd.operations.ledger import Ledger, Made
 from ckzd.operations.places import Place
 from ckzd.operations.pointer import dangling_in
@@ -197,6 +197,8 @@ class _Check:
                 self._note(Path(outcome.archive), decoded=True)
                 yield Outcome(outcome.archive, "whole")
         for archive, error in failed.items():
+            if isinstance(error, UnknownFormat):
+                yield Outcome(str(archive), "unreadable", error.problem)
             for link, problem in _to_blame(archive, error, failed):
                 self._note(link, problem, decoded=True)
 
@@ -237,13 +239,13 @@ class _Check:
         return sorted(found, key=lambda patient: patient.manifest.depth if patient.manifest is not None else 0)
 
     def _missing(self, place: Place, records: Sequence[ArchiveRecord]) -> list[Patient]:
-        """What others, or pointers, name and is not there, where there is a copy of it; or only lies aside."""
+        """What others, or pointers, name and is not there, where there is a copy of it; or lies aside whole."""
         assert place.archives is not None, "only such are checked"
         if place.store is None:
             return []
         wanted = {*_unmet(records), *(pointer.reconstruction for pointer in dangling_in(place.run).values())}
         copies = [manifest for reconstruction in sorted(wanted) for _, manifest in self.copies.yielding(reconstruction)]
-        copies += set_aside_in(place.archives)
+        copies += whole_aside_in(place.archives)
         found = {}
         for manifest in copies:
             target = place.archives / archive_name(manifest.name, manifest.checkpoint)
@@ -255,7 +257,8 @@ class _Check:
         if self.store is None:
             return None
         try:
-            words = heal(patient, self.copies)
+            with self.store.lock(shared=True):  # nobody deletes archives meanwhile
+                words = heal(patient, self.copies)
         except (CkzdError, OSError) as error:
             log.warning("an archive is not healed", extra={"archive": str(patient.path), "error": str(error)})
             return None
@@ -319,7 +322,7 @@ def _to_blame(archive: Path, error: CkzdError, failed: Container[Path]) -> Itera
     """What is wrong in the chain of an archive that does not decode: its own bytes, those of what it needs, or both."""
     try:
         links = [link.path for link in chain(ArchiveRecord.read(archive))]
-    except MissingReference:  # told as such
+    except (MissingReference, UnknownFormat):  # told as such
         return
     except CorruptArchive as damage:
         yield archive, damage.problem

@@ -89,9 +89,9 @@ class Copies:
             yield from _manifests_in(directory, (ARCHIVE_SUFFIX, DAMAGED_SUFFIX))
 
 
-def set_aside_in(directory: Path) -> list[Manifest]:
-    """What archives say that were set aside in a directory, and can be read still."""
-    return [manifest for _, manifest in _manifests_in(directory, (DAMAGED_SUFFIX,))]
+def whole_aside_in(directory: Path) -> list[Manifest]:
+    """What archives say that lie aside in a directory and are whole: a crash left them on their way to their name."""
+    return [manifest for path, manifest in _manifests_in(directory, (DAMAGED_SUFFIX,)) if is_whole(path)]
 
 
 def _manifests_in(directory: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, Manifest]]:

@@ -172,6 +172,21 @@ def test_what_was_set_aside_whole_comes_back(run, chain):
     assert len(list(chain[0].parent.glob("*.damaged"))) == 1
 
 
+def test_what_was_dropped_does_not_come_back_from_what_lies_aside_damaged(run, chain):
+    rot(chain[3])
+    chain[3].rename(chain[3].with_name(f"{chain[3].name}.11111111.damaged"))
+    assert checked(run) == {"whole": STEPS[:3]}
+    assert not chain[3].exists()
+
+
+def test_nothing_is_healed_while_somebody_deletes_archives(run, store, chain, tmp_path):
+    shutil.copytree(chain[0].parent, tmp_path / "copies")
+    rot(chain[1])
+    with store.lock(shared=False):
+        assert checked(run, tmp_path / "copies")["damaged"] == ["step_100"]
+    assert checked(run, tmp_path / "copies")["healed"] == ["step_100"]
+
+
 def test_it_heals_where_the_file_system_knows_no_exchange(run, chain, tmp_path, monkeypatch):
     def no_flags(source, target, flags):
         raise OSError(22, "invalid argument")
@@ -196,6 +211,7 @@ def test_an_archive_of_a_newer_ckzd_is_not_damaged(run, chain, monkeypatch):
     """To be healed would be to lose it."""
     monkeypatch.setattr(manifest, "FORMAT_VERSION", manifest.FORMAT_VERSION - 1)
     assert checked(run) == {"unreadable": STEPS}
+    assert checked(run, deep=True) == {"unreadable": STEPS}
     assert list(chain[0].parent.glob("*.damaged")) == []
 
 
