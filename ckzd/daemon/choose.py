@@ -104,7 +104,7 @@ class Chooser:
     def _clean(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, None]]:
         for job in jobs:
             running = (other.job for other in self._outcomes.running)
-            if not any(other.store == job.store and other.kind != "compress" for other in running):
+            if not any(other.store == job.store and other.kind not in {"compress", "check"} for other in running):
                 yield job, None
 
     def _prune(self, runs: Iterable[Run], late_seconds: float = 0.0) -> Iterator[tuple[Job, None]]:

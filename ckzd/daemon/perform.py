@@ -57,7 +57,7 @@ def check_share(job: Check, tell: Tell, clock: Callable[[], float] = time.time) 
     """Counts of what was found of the archives, and all that cannot be restored from."""
     places = places_in(Store.open(job.store), job.runs)
     options = Options(job.percent, seconds=job.seconds)
-    outcomes = list(check(places, options, on_archive=lambda _: tell("check", 0.0), time=clock))
+    outcomes = list(check(places, options, on_archive=lambda _: tell("check", 0.0), clock=clock))
     gone = [outcome for outcome in outcomes if outcome.outcome in {"damaged", "missing"}]
     return {
         "outcomes": dict(Counter(outcome.outcome for outcome in outcomes)),

@@ -78,7 +78,7 @@ def check(
     options: Options | None = None,
     *,
     on_archive: OnArchive = lambda _: None,
-    time: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[Outcome]:
     """Read archives of these places back, heal what is damaged; an outcome for each that was read, and each missing.
 
@@ -91,7 +91,7 @@ def check(
         if place.archives is not None:
             by_store[place.store.root if place.store is not None else None].append(place)
     for together in by_store.values():
-        yield from _Check(together, options or Options(), copies, on_archive, time).run()
+        yield from _Check(together, options or Options(), copies, on_archive, clock).run()
 
 
 @dataclass
@@ -102,9 +102,10 @@ class _Check:
     options: Options
     copies: Copies
     on_archive: OnArchive
-    time: Callable[[], float]  # seconds since the epoch
+    clock: Callable[[], float]  # seconds since the epoch
     ledger: Ledger | None = None
     bad: dict[Path, str] = field(default_factory=dict)  # archives that are damaged, and how
+    saved: float = field(default_factory=time.monotonic)  # when the ledger was, last
 
     @property
     def store(self) -> Store | None:
@@ -112,7 +113,7 @@ class _Check:
         return store if store is not None and store.is_writable() else None
 
     def run(self) -> Iterator[Outcome]:
-        now = self.time()
+        now = self.clock()
         with ExitStack() as held:
             if self.store is not None:
                 held.enter_context(self.store.check_lock())
@@ -150,7 +151,6 @@ class _Check:
 
     def _read(self, archives: Sequence[Path]) -> Iterator[Outcome]:
         ends = time.monotonic() + self.options.seconds
-        saved = time.monotonic()
         for archive in archives:
             if time.monotonic() >= ends:
                 return
@@ -158,16 +158,11 @@ class _Check:
             outcome = self._look(archive)
             if outcome is not None:
                 yield outcome
-            if self.ledger is not None and time.monotonic() >= saved + SAVE_SECONDS:
-                self.ledger.save()
-                saved = time.monotonic()
 
     def _look(self, archive: Path) -> Outcome | None:
         """None for one that is gone, or damaged: that is told when all is known."""
         try:
             require_whole(archive)
-            with suppress(OSError):
-                durable.forget_cached(archive)  # we have no use for it, training may have for the memory
         except FileNotFoundError:
             return None
         except UnknownFormat as error:
@@ -181,6 +176,8 @@ class _Check:
             self.bad[archive] = problem
             return None
         self._note(archive)
+        with suppress(OSError):
+            durable.forget_cached(archive)  # we have no use for it, training may have for the memory
         return Outcome(str(archive), "whole")
 
     def _decoding_problem(self, archive: Path) -> str:
@@ -211,7 +208,10 @@ class _Check:
             made = None
             with suppress(CkzdError, OSError):
                 made = Made.of(read_manifest(archive))
-            self.ledger.note(archive, self.time(), problem=problem, made=made, decoded=decoded)
+            self.ledger.note(archive, self.clock(), problem=problem, made=made, decoded=decoded)
+            if time.monotonic() >= self.saved + SAVE_SECONDS:
+                self.ledger.save()
+                self.saved = time.monotonic()
 
     # Healing
 
@@ -271,7 +271,7 @@ class _Check:
         if self.ledger is not None and self.store is not None:
             archives = [path for directory in self.store.run_directories() for path in archive_files(directory)]
             self.ledger.forget_gone()
-            self.ledger.finish_pass(archives, self.time())
+            self.ledger.finish_pass(archives, self.clock())
             self.ledger.save()
 
 

@@ -169,7 +169,9 @@ class Ledger:
             self.pass_completed = self.pass_began = now
 
     def progress(self, archives: Iterable[Path], now: float) -> float:
-        """Share of the archives that were read back since this pass began."""
+        """Share of the archives that were read back since this pass began; 0 where no check was ever made."""
+        if not self.pass_began:
+            return 0.0
         read = [self.last_read(archive, now) >= self.pass_began for archive in archives]
         return sum(read) / len(read) if read else 1.0
 

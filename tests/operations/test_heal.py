@@ -4,11 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from codec.test_budget import saved_run
 from serving import write_checkpoint
 
 import ckzd
 from ckzd.archive import ArchiveReader
 from ckzd.chains import is_sound
+from ckzd.errors import VerificationFailed
+from ckzd.operations import verify as verifying
 from ckzd.operations.check import Options, check
 from ckzd.operations.places import places
 from ckzd.operations.pointer import pointer_for
@@ -100,6 +103,22 @@ def test_from_a_copy_of_the_original_under_another_name(run):
     assert run.is_as_it_was()
 
 
+@pytest.mark.parametrize("effort", ["best", "fast"])
+def test_what_loses_is_made_anew_bit_for_bit(tmp_path, effort):
+    """With another cache, or none: the base, and the delta against what it yields."""
+    (tmp_path / "run").mkdir()
+    checkpoints = saved_run(tmp_path / "run", lambda *_: None, weights=2)
+    archives = [Path(ckzd.compress(checkpoint, effort=effort).archive) for checkpoint in checkpoints]
+    before = [archive.read_bytes() for archive in archives]
+    for archive in archives:
+        rot(archive)
+    for cached in (tmp_path / ".ckzd" / "cache").iterdir():
+        cached.unlink()
+    outcomes = [outcome.outcome for outcome in check(places([(tmp_path / "run", None)]))]
+    assert outcomes == ["healed", "healed"]
+    assert [archive.read_bytes() for archive in archives] == before
+
+
 def test_an_original_that_was_written_anew_heals_nothing(run):
     (run.path / "last.safetensors").unlink()
     write_checkpoint(run.checkpoints[0], "something else")
@@ -108,9 +127,6 @@ def test_an_original_that_was_written_anew_heals_nothing(run):
 
 
 def test_deep_decodes_and_finds_what_checksums_do_not(run, monkeypatch):
-    from ckzd.errors import VerificationFailed
-    from ckzd.operations import verify as verifying
-
     assert run.checked(deep=True) == dict.fromkeys(("step_1", "step_2", "step_3"), "whole")
     real = verifying.check_link
 
