@@ -1,8 +1,10 @@
-"""The process whose forks die."""
+"""A process that forks victims, and a place that is fast to write to."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,13 @@ def victim():
 
         yield order
         process.stdin.close()
+
+
+@pytest.fixture
+def place(tmp_path):
+    """In memory, if there is such a place: hundreds of crashes, and each fsync of a disk takes milliseconds."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        yield Path(place)

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +29,6 @@ STEPS = {
 }
 LAST_MOVE = {method: steps[-3] for method, steps in STEPS.items()}
 DIRECTORY_TIME = 10**18 + 7
-
-
-@pytest.fixture
-def place(tmp_path):
-    """In memory, if there is such a place: hundreds of crashes, and each fsync of a disk takes milliseconds."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        yield Path(place)
 
 
 @dataclass

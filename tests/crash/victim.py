@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 from ckzd import durable
+from ckzd.operations.check import check
+from ckzd.operations.places import places
 from ckzd.operations.replace import empty_trash, recover, replace
 from ckzd.store import Store
 
@@ -82,6 +84,9 @@ def obey(order: dict) -> object:
         result: object = replace(Path(order["checkpoint"]), Path(order["archive"]), store, on_step=on_step)
     elif order["do"] == "recover":
         result = recover(store)
+    elif order["do"] == "check":
+        found = check(places((Path(path), None) for path in order["paths"]))
+        result = [(outcome.archive, outcome.outcome) for outcome in found]
     else:
         result = empty_trash(store, 0.0, time.time() + 1)
     return {"result": result, "calls": calls.count}
