@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, takewhile
@@ -305,22 +305,24 @@ class Store:
             tuple(other for record in latest[:MAX_OTHERS] if (other := bounded(record)) is not None),
         )
 
-    def of_an_earlier_directory(self, run: Path, *, remember: bool = True) -> set[Path]:
+    def of_an_earlier_directory(self, run: Path, *, own: Collection[Path] = (), remember: bool = True) -> set[Path]:
         """Archives of a directory that stood at the run's path before this one: it may live on under another name.
 
-        Which directory stands there is remembered beside the archives: ask at every look at the run.
+        Which directory stands there is remembered beside the archives: ask at every look at the run. `own` are archives
+        that are known to be of this one, as a copy of a directory that came back from a backup has its pointers.
         """
         directory, status = self.run_directory(run), run.stat()
         if not directory.is_dir():
             return set()
         known = _known_run(directory / RUN_FILE)
         earlier = [str(name) for name in known.get("earlier", ())]
-        now = {"inode": status.st_ino, "place": os.path.relpath(run.resolve(), self.root)}
         if known.get("inode") != status.st_ino:
             earlier = [path.name for path in archive_files(directory)] if known else []
-        if remember and any(known.get(name) != value for name, value in now.items()):
+        earlier = [name for name in earlier if directory / name not in own]
+        now = {"inode": status.st_ino, "place": os.path.relpath(run.resolve(), self.root), "earlier": earlier}
+        if remember and now != known:
             with suppress(NoSpace), durable.write_atomically(directory / RUN_FILE) as out:  # the next look does it
-                out.write(json.dumps({**now, "earlier": earlier}).encode())
+                out.write(json.dumps(now).encode())
         return {directory / name for name in earlier}
 
     # Locks

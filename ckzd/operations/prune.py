@@ -169,8 +169,8 @@ class _Look:
         of_models = [record.path for record in records if not models.isdisjoint(content_of(record.manifest))]
         safe.add(of_models, "a base model may be restored from it")
         pointed = {record.path for record in records if stands_for(run / record.manifest.name, record.path)}
-        earlier = self.store.of_an_earlier_directory(run, remember=not self.dry_run)  # a copy of one has its pointers
-        safe.add(earlier - pointed, "it is of another directory that stood here before")
+        earlier = self.store.of_an_earlier_directory(run, own=pointed, remember=not self.dry_run)
+        safe.add(earlier, "it is of another directory that stood here before")
         self._protect_named(run, records, safe)
         names = [run / name for name in dict.fromkeys(record.manifest.name for record in records)]
         told = self.markers(of, list(dict.fromkeys([*names, *list_checkpoints(run)])))
