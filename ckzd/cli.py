@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -485,11 +485,14 @@ def _space_line(space: Mapping[str, Any]) -> str:
     )
 
 
-def _check_line(store: str, check: Mapping[str, Any]) -> str:
-    """How far the archives of a store have been read back."""
-    completed = check["pass_completed"]
-    when = time.strftime("all by %Y-%m-%d %H:%M", time.localtime(completed)) if completed else "not yet all"
-    return f"checked: {when}, {100 * check['pass_ratio']:.0f} % of {check['archives']} again, in {store}"
+def _check_lines(stores: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How far the archives of each store have been read back; only the daemon knows."""
+    for store in stores:
+        if (check := store.get("check")) is not None:
+            completed = check["pass_completed"]
+            when = time.strftime("all by %Y-%m-%d %H:%M", time.localtime(completed)) if completed else "not yet all"
+            share = f"{100 * check['pass_ratio']:.0f} % of {check['archives']}"
+            yield f"checked: {when}, {share} again, in {store['store']}"
 
 
 def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
@@ -510,10 +513,8 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
     totals = facts["totals"]
     counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
     screen.say(f"checkpoints: {counts}")
-    screen.say(_space_line(facts["space"]))
-    for store in facts["stores"]:
-        if "check" in store:
-            screen.say(_check_line(store["store"], store["check"]))
+    for line in (_space_line(facts["space"]), *_check_lines(facts["stores"])):
+        screen.say(line)
     table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
     for row in facts["checkpoints"]:
         archive = plain_bytes(row["archive_bytes"]) if row["archive_bytes"] else "-"

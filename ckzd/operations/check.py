@@ -18,7 +18,14 @@ from typing import Any, Literal
 
 from ckzd import durable
 from ckzd.chains import ArchiveRecord, archive_files, chain, decodable, read_manifest, records_in, require_whole
-from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference, UnknownFormat
+from ckzd.errors import (
+    CkzdError,
+    ConfigError,
+    CorruptArchive,
+    MissingBaseModel,
+    MissingReference,
+    UnknownFormat,
+)
 from ckzd.operations.heal import Copies, Patient, heal, whole_aside_in
 from ckzd.operations.ledger import Ledger, Made
 from ckzd.operations.places import Place
@@ -194,7 +201,7 @@ class _Check:
                 self._note(Path(outcome.archive), decoded=True)
                 yield Outcome(outcome.archive, "whole")
         for archive, error in failed.items():
-            if isinstance(error, UnknownFormat):
+            if isinstance(error, (UnknownFormat, MissingBaseModel)):  # while a model is away nothing is damaged
                 yield Outcome(str(archive), "unreadable", error.problem)
             for link, problem in _to_blame(archive, error, failed):
                 self._note(link, problem, decoded=True)
@@ -300,7 +307,7 @@ def _unmet(records: Sequence[ArchiveRecord]) -> dict[str, list[ArchiveRecord]]:
     found: dict[str, list[ArchiveRecord]] = defaultdict(list)
     yielded = {record.manifest.reconstruction for record in records}
     for record in records:
-        reference = None if record.manifest.base_model is not None else record.manifest.reference
+        reference = record.manifest.reference if record.manifest.base_model is None else None
         if reference is not None and reference not in yielded:
             found[reference].append(record)
     return found
@@ -334,5 +341,5 @@ def _to_blame(archive: Path, error: CkzdError, failed: Container[Path]) -> Itera
         except CorruptArchive as damage:
             damaged = True
             yield link, damage.problem
-    if not damaged and not any(link in failed for link in links[:-1]):
+    if not (damaged or isinstance(error, MissingBaseModel) or any(link in failed for link in links[:-1])):
         yield archive, error.problem

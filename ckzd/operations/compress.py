@@ -373,28 +373,35 @@ def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Ma
     """Make a damaged archive of a run as it was, from what it was made of, under whatever name; prove it; publish it.
 
     `manifest` is what it says of itself, if that can be read; `made` says how it was made, as far as that is known (""
-    is unknown). Raises SourceChanged where
-    `source` holds something else, MissingReference where what it is a delta against is not sound, VerificationFailed
-    where something else comes out than others need, as by another version's choices.
+    is unknown). Raises SourceChanged where `source` holds something else, MissingReference where what it is a delta
+    against is not sound, VerificationFailed where something else comes out than others need, as by another version's
+    choices.
     """
     checkpoint = in_tiles(_renamed(read_checkpoint(source), manifest))
     with closing(checkpoint.source), store.lock(shared=True), ExitStack() as stack:
         _require_archived(checkpoint, source, archive, made)
-        has_model = manifest is not None and manifest.base_model is not None
-        record = None if has_model else _exact_reference(archive, made.reference)
+        model = manifest.base_model if manifest is not None else None
+        record = _exact_reference(archive, made.reference) if model is None else None
         quality = preset_at(made.preset, Effort(made.effort or Effort.BEST))
         access = _access_of(archive) if os.path.lexists(archive) else _access(source, checkpoint, store)
         job = _Job(
-            run / checkpoint.name, checkpoint, store, quality, stride=1, max_depth=MAX_DEPTH, base_model=None,
-            device="cpu", acceptance=None, tell=lambda *_: None, access=access, min_free=0,
-        )  # fmt: skip
+            *(run / checkpoint.name, checkpoint, store, quality),
+            stride=1,
+            max_depth=MAX_DEPTH,
+            base_model=None,
+            device="cpu",
+            acceptance=None,
+            tell=lambda *_: None,
+            access=access,
+            min_free=0,
+        )
         needed = space_needed(store, run, checkpoint, quality, restored=False, reference=record, as_base=record is None)
         durable.require_space(store.tmp, needed)
         reference = None
         if record is not None:
             opened = stack.enter_context(reconstruction_of(record, store))
             reference = _Reference(record, record.manifest.reconstruction, opened)
-        elif manifest is not None and has_model:
+        elif manifest is not None:
             reference, _ = _base_model(job, ArchiveRecord(archive, manifest), stack)
         temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         found = _write_and_prove(job, reference, temp, cache).reconstruction
@@ -402,6 +409,8 @@ def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Ma
             problem = f"made anew it yields reconstruction {found}, expected {made.reconstruction}"
             raise VerificationFailed(archive, problem, hint=f"archive it anew: `ckzd compress {job.path}`")
         give(temp, access)
+        if reference is not None and isinstance(reference.source, TrainedFrom):
+            reference.source.require_in_place()
         _publish(temp, archive, store)
 
 
