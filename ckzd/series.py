@@ -1,14 +1,17 @@
 """Series: what in one directory follows each other. G_100.pth and G_200.pth are one, D_100.pth is of another.
 
+Of the numbers in a name only the step leaves it out, as far as names tell which one that is: net_0_100.pth and
+net_1_100.pth are two models, because they differ at one step; run_7_100.pth alone may count epochs as well.
+
 A checkpoint is a delta against the archive before it in its series, and each series keeps what its next one needs.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ckzd.chains import ArchiveRecord, is_ruined, references_in
-from ckzd.formats.names import series_in_name
+from ckzd.formats.names import series_in_name, step_and_others
 
 LIVE_ARCHIVES = 32  # a series of which none of the latest so many is has ended: it keeps nothing at hand
 
@@ -18,7 +21,7 @@ Steps = dict[str, set[int | None]]  # by name, those that were saved under it
 def by_series(records: Iterable[ArchiveRecord]) -> dict[str, list[ArchiveRecord]]:
     """The archives of a run by their series, each in the order in which they come."""
     records = list(records)
-    return _grouped(records, _steps(records))
+    return _grouped(records, _series(_steps(records)))
 
 
 def split(
@@ -28,15 +31,16 @@ def split(
     records = list(records)
     steps = _steps(records)
     steps[name].add(step)
-    found = _grouped(records, steps)
-    own = found.pop(_series(name, steps), [])
+    series = _series(steps)
+    found = _grouped(records, series)
+    own = found.pop(series[name], [])
     return own, list(found.values())
 
 
-def _grouped(records: Iterable[ArchiveRecord], steps: Steps) -> dict[str, list[ArchiveRecord]]:
+def _grouped(records: Iterable[ArchiveRecord], series: Mapping[str, str]) -> dict[str, list[ArchiveRecord]]:
     found: dict[str, list[ArchiveRecord]] = {}
     for record in records:
-        found.setdefault(_series(record.manifest.name, steps), []).append(record)
+        found.setdefault(series[record.manifest.name], []).append(record)
     return found
 
 
@@ -47,9 +51,24 @@ def _steps(records: Iterable[ArchiveRecord]) -> Steps:
     return steps
 
 
-def _series(name: str, steps: Steps) -> str:
-    """A name under which several steps were saved has no step in it: agent_3.pt, written again and again."""
-    return name if len(steps[name]) > 1 else series_in_name(name)
+def _series(steps: Steps) -> dict[str, str]:
+    """The series of each name. One under which several steps were saved, agent_3.pt, has no step in it."""
+    places = _places_of_models(name for name, found in steps.items() if len(found) == 1)
+    return {
+        name: name if len(found) > 1 else series_in_name(name, places.get(series_in_name(name), ()))
+        for name, found in steps.items()
+    }
+
+
+def _places_of_models(names: Iterable[str]) -> dict[str, set[int]]:
+    """By what names have in common without numbers, the places of those numbers in which two of one step differ."""
+    of_step: dict[tuple[str, int | None], dict[int, str]] = {}
+    places: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        text, (step, numbers) = series_in_name(name), step_and_others(name)
+        first = of_step.setdefault((text, step), dict(numbers))
+        places[text].update(place for place, number in numbers if first.get(place) != number)
+    return places
 
 
 def written(record: ArchiveRecord) -> int:

@@ -7,7 +7,7 @@ from making import made_manifest, put, put_chain, sha256
 
 from ckzd.chains import ArchiveRecord
 from ckzd.formats.names import series_in_name
-from ckzd.series import LIVE_ARCHIVES, by_series, next_references, within_depth
+from ckzd.series import LIVE_ARCHIVES, by_series, next_references, split, within_depth
 from ckzd.store import Store, default_store
 
 
@@ -48,6 +48,8 @@ class TestNames:
             ("checkpoint-100", "checkpoint-2000"),
             ("step_10_rank_3.pt", "step_20_rank_3.pt"),
             ("model.pth.tar", "model.pth.tar"),
+            ("agent_100.pt", "agent_200.pt"),
+            ("fold0_step_10.pt", "fold0_step_20.pt"),
         ],
     )
     def test_what_differs_in_numbers_alone_is_one_series(self, one, other):
@@ -62,10 +64,37 @@ class TestNames:
             ("step_100.pt", "step_100.safetensors"),
             ("step_10_rank_0.pt", "step_20_rank_1.pt"),
             ("best.pt", "last.pt"),
+            ("fold0_step_10.pt", "fold1_step_20.pt"),
+            ("seed_1_100.pt", "seed_2_200.pt"),
         ],
     )
     def test_what_differs_otherwise_is_another(self, one, other):
         assert series_in_name(one) != series_in_name(other)
+
+    @pytest.mark.parametrize(
+        "names", ["net_{model}_{step}.pt", "model{model}_step{step}.ckpt", "{model}-epoch={step}.pt"]
+    )
+    def test_numbers_in_which_names_of_one_step_differ_are_of_models(self, names):
+        pairs = [(model, step) for model in (0, 1, 2) for step in (100, 200)]
+        records = [record(names.format(model=model, step=step), step) for model, step in pairs]
+        assert sorted(map(len, by_series(records).values())) == [2, 2, 2]
+        own, others = split(records, names.format(model=1, step=300), 300)
+        assert [found.manifest.name for found in own] == [names.format(model=1, step=step) for step in (100, 200)]
+        assert len(others) == 2
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["epoch_1_100.pt", "epoch_1_200.pt", "epoch_2_100.pt"],
+            ["run_1_100.pt", "run_2_200.pt", "run_3_300.pt"],
+            ["m_2024-01-31_10-00.pt", "m_2024-01-31_11-00.pt", "m_2024-02-01_10-00.pt"],
+            ["20240131T1000.pt", "20240131T1100.pt", "20240201T1000.pt"],
+            ["step_10-loss=0.25.pt", "step_10-loss=0.26.pt", "step_20-loss=0.2.pt"],
+        ],
+    )
+    def test_other_numbers_are_of_none(self, names):
+        records = [record(name, step) for step, name in enumerate(names)]
+        assert list(map(len, by_series(records).values())) == [3]
 
     def test_under_a_name_that_is_written_again_the_number_is_no_step(self):
         """Several agents, each saved over its last one, with its step inside."""

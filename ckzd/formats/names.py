@@ -1,6 +1,7 @@
 """What file names say: the step, the order, and which names are never a checkpoint."""
 
 import re
+from collections.abc import Collection
 
 POINTER_SUFFIX = ".ckz"  # stands beside where a replaced file stood
 POINTER_NAME = "ckzd.json"  # stands inside a replaced directory
@@ -36,8 +37,12 @@ _STEP_LABEL = re.compile(
     r"|(?:checkpoint|ckpt|chkpt|snapshot|save|ep|it)s?[=_.+-])(\d{1,18})(?!\d)",
     re.IGNORECASE | re.ASCII,
 )
+_DATE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?![.]?\d{3})", re.ASCII)
 _ONLY_NUMBERS = re.compile(r"\d[\dT_.:+-]*", re.ASCII)
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+_INDEPENDENT = re.compile(  # words before the number of one of several models that are trained beside each other
+    r"(?<![a-z])(?:agent|arm|ensemble|fold|member|player|population|seed|split|task|trial)s?[=_.-]?$", re.IGNORECASE
+)
 _LABELLED = tuple(
     re.compile(label + r"s?[=_-]?(\d{1,18})(?!\d)", re.IGNORECASE | re.ASCII) for label in ("step", "iter", "epoch")
 )
@@ -66,6 +71,28 @@ def step_in_name(name: str) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
+def step_and_others(name: str) -> tuple[int | None, tuple[tuple[int, str], ...]]:
+    """The step in a name, and those other whole numbers that may say of which model it is.
+
+    Each with its place among all numbers of the name. None of them are an epoch, what stands behind an epoch where no
+    step is named, and times.
+    """
+    stem = stem_of(name)
+    step, epoch, last = _places_of_step(stem)
+    numbers = [(place, match) for place, match in enumerate(_NUMBERS.finditer(stem)) if "." not in match[0]]
+    if _DATE.search(stem):
+        return step_in_name(name), ()
+    end = min(epoch) if epoch and not step else len(stem)
+    when = step | epoch or last
+    return step_in_name(name), tuple((n, m[0]) for n, m in numbers if m.start() not in when and m.start() < end)
+
+
+def _places_of_step(stem: str) -> tuple[set[int], set[int], set[int]]:
+    """Where numbers behind a word for a step begin, those behind a word for an epoch, and the last number."""
+    *steps, epoch = ({match.start(1) for match in pattern.finditer(stem)} for pattern in _LABELLED)
+    return set().union(*steps), epoch, {match.start() for match in [*_NUMBER.finditer(stem)][-1:]}
+
+
 def labelled_step(name: str) -> int | None:
     """The number behind a word for a step, of a directory that may hold one: no "run1", no "version_0"."""
     found = _STEP_LABEL.findall(name)
@@ -85,20 +112,33 @@ def shard_number(name: str) -> int | None:
     return int(found[-1]) if found else None
 
 
+def number_of_model(name: str) -> tuple[str, ...]:
+    """Which of several independent models a file is of, by its name: 0 of "fold0_step_10.pt", none of "fold_10.pt"."""
+    stem = stem_of(name)
+    others = {place for place, _ in step_and_others(name)[1]}
+    numbers = enumerate(_NUMBERS.finditer(stem))
+    return tuple(m[0] for place, m in numbers if place in others and _INDEPENDENT.search(stem[: m.start()]))
+
+
 def without_numbers(name: str) -> tuple[str, tuple[str, ...]]:
     """What a name says besides numbers, and its whole numbers: "-v1" that Lightning adds and 2.31 are none."""
     stem = stem_of(name)
     return _NUMBERS.sub("#", stem), tuple(number for number in _NUMBERS.findall(stem) if "." not in number)
 
 
-def series_in_name(name: str) -> str:
-    """What the names of one series have in common: all but numbers, and which of several parts a file is.
+def series_in_name(name: str, kept: Collection[int] = ()) -> str:
+    """What the names of one series have in common: all but numbers, and which of several parts or models a file is.
 
-    "G_100.pth" and "G_200.pth" are alike, "D_100.pth" and "G_100.pt" are others; so is every rank.
+    "G_100.pth" and "G_200.pth" are alike, "D_100.pth" and "G_100.pt" are others; so is every rank, every fold, and
+    whatever differs in the numbers at the places `kept`.
     """
-    text, rank = without_numbers(name)[0], shard_number(name)
-    _, dot, suffix = name[len(stem_of(name)) :].partition(".")
-    return f"{text}{dot}{suffix}" if rank is None else f"{text}{dot}{suffix} {rank}"
+    stem = stem_of(name)
+    numbers = list(_NUMBERS.finditer(stem))
+    told = [match[0] for place, match in enumerate(numbers) if place in kept and "." not in match[0]]
+    text, rank = _NUMBERS.sub("#", stem), shard_number(name)
+    _, dot, suffix = name[len(stem) :].partition(".")
+    parts = [*([] if rank is None else [str(rank)]), *number_of_model(name), *told]
+    return " ".join([f"{text}{dot}{suffix}", *parts])
 
 
 def natural_key(name: str) -> tuple[str | int, ...]:

@@ -29,6 +29,7 @@ from ckzd.formats.names import (
     is_temporary,
     labelled_step,
     natural_key,
+    number_of_model,
     shard_number,
     step_in_name,
     without_numbers,
@@ -287,14 +288,15 @@ def _kind_of_file(path: Path) -> str | None:
 def _shards(names: list[str]) -> set[str]:
     """Those that several processes wrote of one step: their names differ in a rank, or of one step in any number.
 
-    A rank that is the same in all names of a kind, and not 0, is none: that of a low-rank adapter.
+    A rank that is the same in all names of a kind, and not 0, is none: that of a low-rank adapter. Nor are numbers that
+    say which of several models a file is of: fold0_step_10.pt.
     """
     alike: dict[str, list[str]] = defaultdict(list)
-    same_step: dict[tuple[str, int | None], list[str]] = defaultdict(list)
+    same_step: dict[tuple[str, int | None, tuple[str, ...]], list[str]] = defaultdict(list)
     for name in names:
         text, _ = without_numbers(name)
         alike[text].append(name)
-        same_step[text, step_in_name(name)].append(name)
+        same_step[text, step_in_name(name), number_of_model(name)].append(name)
     found: set[str] = set()
     for group in alike.values():
         ranks = {number for name in group if (number := shard_number(name)) is not None}

@@ -208,6 +208,8 @@ def test_what_has_a_part_that_is_left_alone_is_left_alone(tmp_path, names, parts
         ["version_0/checkpoints/epoch=1-step=10.ckpt", "version_0/checkpoints/epoch=2-step=20.ckpt"],
         ["step_10/net.pt", "step_20/net.pt"],
         ["net.pt", "optim.pt"],
+        ["fold0_step_10.pt", "fold1_step_10.pt"],
+        ["seed_1_100.pt", "seed_2_100.pt"],
     ],
 )
 def test_checkpoints_of_their_own(tmp_path, names):

@@ -96,6 +96,15 @@ def test_each_model_of_one_shape_follows_itself(run):
         )
 
 
+@pytest.mark.parametrize("names", ["fold{}_step_{}.pt", "net_{}_{}.pt"])
+def test_models_that_are_told_apart_by_a_number_follow_themselves(run, names):
+    for step in (FIRST, SECOND):
+        for model in range(2):
+            state = other_initialization(sound(step), model)
+            report = compressed(run, names.format(model, step), state)
+            assert reference_of(report) == (None if step == FIRST else names.format(model, FIRST))
+
+
 def test_an_average_begins_at_its_model_and_then_follows_itself(run):
     compressed(run, f"model_{FIRST}.pt", sound(FIRST))
     begun = compressed(run, f"ema_{FIRST}.pt", {"model": sound(FIRST)["model"], "step": FIRST})
