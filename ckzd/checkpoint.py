@@ -111,6 +111,7 @@ class ParamGroup:
     betas: tuple[float, float] | None = None
     learning_rate: float | None = None
     eps: float | None = None  # what is added to the root of a second moment
+    updates: int | None = None  # how often it moved its parameters, as it says itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,12 @@ class Checkpoint:
     name: str  # "step_100.pt", "checkpoint-100"
     is_directory: bool
     stat: FileStat | None  # of the directory, if it is one
-    step: int | None
+    step: int | None  # what orders it in its run
     files: tuple[FileLayout, ...]
     tensors: tuple[TensorSpec, ...]
     optimizers: tuple[Optimizer, ...]
     source: Source = field(repr=False)
+    updates: int | None = None  # how often its weights were moved, as far as it says: an epoch is no such number
 
     @property
     def nbytes(self) -> int:

@@ -128,6 +128,7 @@ class MomentChooser:
         return self.values.of(self.triple.role_of(number)).stored.reshape(plane_shape(self.known.first.shape))
 
     def _to_code(self, weight_levels: Plane | None) -> MomentsToCode:
+        first = self.triple.first_moment
         return MomentsToCode(
             known=self.known,
             first=self.values.first.numbers,
@@ -135,7 +136,7 @@ class MomentChooser:
             weight_levels=weight_levels,
             dead_zone=self.preset.dead_zone,
             is_young=self.survey.is_young,
-            rate=rate_of(self.inputs.group_of(self.triple.first_moment), self.inputs.checkpoint.step),
+            rate=rate_of(self.inputs.group_of(first), self.inputs.updates_of(first)),
         )
 
     def _momentum(self, moments: MomentsToCode) -> ChosenMoment:
@@ -202,7 +203,7 @@ class MomentChooser:
         group = self.inputs.group_of(second)
         eps = group.eps if group is not None and group.eps is not None else DEFAULT_EPS
         _, beta2 = group.betas if group is not None and group.betas is not None else DEFAULT_BETAS
-        return max(eps * math.sqrt(filled_up(beta2, self.inputs.checkpoint.step)), MIN_EPS)
+        return max(eps * math.sqrt(filled_up(beta2, self.inputs.updates_of(second))), MIN_EPS)
 
     # Exact zeros
 

@@ -9,7 +9,7 @@ from ckzd.errors import BadCheckpoint
 from ckzd.formats import sniff
 from ckzd.formats.directory import read_directory
 from ckzd.formats.listing import is_replaced, is_text
-from ckzd.formats.names import POINTER_SUFFIX, step_in_name
+from ckzd.formats.names import POINTER_SUFFIX, step_in_name, updates_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
 from ckzd.formats.units import KINDS, Contents, LeftAlone, left_alone, look_into
@@ -59,4 +59,5 @@ def _read_file(path: Path) -> Checkpoint:
         tensors=parsed.tensors,
         optimizers=parsed.optimizers,
         source=source,
+        updates=updates_in_name(path.name) if parsed.step is None else parsed.step,
     )

@@ -11,7 +11,7 @@ from ckzd.file_marks import is_unchanged
 from ckzd.formats.frameworks import reader_of
 from ckzd.formats.frameworks.framework import ParsedDirectory
 from ckzd.formats.listing import Listing, list_directory
-from ckzd.formats.names import step_in_name
+from ckzd.formats.names import step_in_name, updates_in_name
 from ckzd.formats.parsed import MAX_VERBATIM_BYTES
 from ckzd.formats.source import FileSource, closed_on_error, file_stat
 
@@ -46,4 +46,5 @@ def _assemble(listing: Listing, source: FileSource, parsed: ParsedDirectory) -> 
         tensors=parsed.tensors,
         optimizers=parsed.optimizers,
         source=source,
+        updates=updates_in_name(listing.path.name) if parsed.step is None else parsed.step,
     )

@@ -71,6 +71,12 @@ def step_in_name(name: str) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
+def updates_in_name(name: str) -> int | None:
+    """The step in a name, unless that is an epoch's number: no count of updates."""
+    step, epoch, _ = _places_of_step(stem_of(name))
+    return None if epoch and not step else step_in_name(name)
+
+
 def step_and_others(name: str) -> tuple[int | None, tuple[tuple[int, str], ...]]:
     """The step in a name, and those other whole numbers that may say of which model it is.
 

@@ -1,13 +1,15 @@
 """The tensors in the storages of a file that torch wrote, whatever it keeps them in."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ckzd.checkpoint import Optimizer
 from ckzd.errors import BadCheckpoint
 from ckzd.formats.flat_states import parted_alike
 from ckzd.formats.parsed import Found
-from ckzd.formats.survey import StorageUse, Survey
+from ckzd.formats.source import FileView
+from ckzd.formats.survey import StorageUse, Survey, most_updates
+from ckzd.formats.tree import Node, TensorRef
 from ckzd.formats.views import Part, parts_of, whole
 
 
@@ -20,13 +22,18 @@ class Place:
     crc_offsets: tuple[int, ...] = ()
 
 
-def tensors_in(facts: Survey, places: Mapping[str, Place], subject: str) -> tuple[list[Found], tuple[Optimizer, ...]]:
-    """The tensors of all storages that any refers to, in the order of the pickle, and the optimizers of these."""
+def tensors_in(
+    facts: Survey, places: Mapping[str, Place], view: FileView, subject: str
+) -> tuple[list[Found], tuple[Optimizer, ...]]:
+    """The tensors of all storages that any refers to, in the order of the pickle, and the optimizers of these.
+
+    `view` is of the file that the places are in: how often an optimizer moved its weights is read there.
+    """
     parts: dict[str, list[Part]] = {}
     for key, use in facts.uses.items():
         _require_size(use, places[key], subject)
         parts[key] = parts_of(use, places[key].nbytes, facts.optimizers, subject)
-    optimizers = facts.optimizers
+    optimizers = tuple(_counted(one, facts.counters.get(one.path, ()), places, view) for one in facts.optimizers)
     if any(offset < places[key].offset for key in parts for offset in places[key].crc_offsets):
         for key, some in parts.items():  # what a restore writes first would wait for what comes last
             parts[key] = some if len(some) == 1 else [whole(facts.uses[key], places[key].nbytes, subject)]
@@ -34,6 +41,16 @@ def tensors_in(facts: Survey, places: Mapping[str, Place], subject: str) -> tupl
         parts, optimizers = parted_alike(parts, optimizers)
     placed = [each for key, some in parts.items() for each in zip(some, _found(some, places[key]), strict=True)]
     return [found for _, found in sorted(placed, key=lambda each: each[0].place)], optimizers
+
+
+def _counted(optimizer: Optimizer, counters: Iterable[Node], places: Mapping[str, Place], view: FileView) -> Optimizer:
+    """With the number of its updates."""
+
+    def read(tensor: TensorRef) -> bytes:
+        return view.read(places[tensor.storage.key].offset + tensor.offset * tensor.element_bytes, tensor.element_bytes)
+
+    updates = most_updates(counters, read)
+    return replace(optimizer, groups=tuple(replace(group, updates=updates) for group in optimizer.groups))
 
 
 def _found(parts: Sequence[Part], place: Place) -> Iterator[Found]:

@@ -1,6 +1,8 @@
 """What a training script put into a pickle: which tensors view which storage, the optimizers, the step."""
 
-from collections.abc import Callable
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
@@ -9,6 +11,9 @@ from ckzd.errors import BadCheckpoint
 from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, TensorRef, Trail, label, walk
 
 STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
+STATE, GROUPS, COUNTER = "state", "param_groups", "step"  # what an optimizer's state_dict() calls them
+MAX_COUNTERS = 64  # states of an optimizer that are asked how often they moved their parameters
+_COUNTER_DTYPES = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 MAX_STEP = 1 << 62
 MAX_LEARNING_RATE = 1e6  # larger than any that trains: what is computed with it stays finite
 MAX_EPS = 1.0  # larger ones are no guard against a root of 0
@@ -45,19 +50,45 @@ class Survey:
     uses: dict[str, StorageUse]
     optimizers: tuple[Optimizer, ...]
     step: int | None
+    counters: dict[tuple[str, ...], list[Node]] = field(default_factory=dict)  # by optimizer: see `_counters`
 
 
 def survey(root: Node, subject: str) -> Survey:
     """Walk the tree once. BadCheckpoint, naming `subject`, if it is nested without end or contradicts itself."""
     uses: dict[str, StorageUse] = {}
-    optimizers = _Optimizers()
+    optimizers, counters = _Optimizers(), dict[tuple[str, ...], list[Node]]()
     for place, (trail, node) in enumerate(walk(root, subject)):
         if isinstance(node, (TensorRef, StorageRef)):
             ref = node.storage if isinstance(node, TensorRef) else node
             uses.setdefault(ref.key, StorageUse(ref, (place, trail))).add(node, place, trail, subject)
         elif isinstance(node, Mapping) and (groups := optimizers.groups(node)):
             optimizers.found.append(Optimizer(trail.path(subject), groups))
-    return Survey(uses, tuple(optimizers.found), _step(root))
+            counters[optimizers.found[-1].path] = list(_counters(node))
+    return Survey(uses, tuple(optimizers.found), _step(root), counters)
+
+
+def _counters(optimizer: Mapping) -> Iterator[Node]:
+    """What some of an optimizer's states, or its groups, say of how often they moved their parameters."""
+    states, groups = optimizer.get(STATE), optimizer.get(GROUPS)
+    found = [state for _, state in states.pairs[:MAX_COUNTERS]] if isinstance(states, Mapping) else []
+    found += groups[:MAX_COUNTERS] if isinstance(groups, list) else []
+    return (one.get(COUNTER) for one in found if isinstance(one, Mapping))
+
+
+def most_updates(counters: Iterable[Node], read: Callable[[TensorRef], bytes | None]) -> int | None:
+    """The largest of such numbers: some weights may have joined late. `read` gives a tensor's bytes, if it has them."""
+    found = (_number(node, read) if isinstance(node, TensorRef) else node for node in counters)
+    return max(filter(is_step, found), default=None)
+
+
+def _number(tensor: TensorRef, read: Callable[[TensorRef], bytes | None]) -> Node:
+    """The whole number that a tensor of one element holds."""
+    kind = _COUNTER_DTYPES.get(tensor.dtype)
+    data = read(tensor) if kind is not None and math.prod(tensor.shape) == 1 else None
+    if kind is None or data is None:
+        return None
+    (value,) = struct.unpack(kind, data)
+    return int(value) if math.isfinite(value) and value == int(value) else None
 
 
 def _nbytes(ref: StorageRef) -> int:
@@ -73,8 +104,8 @@ class _Optimizers:
 
     def groups(self, node: Mapping) -> tuple[ParamGroup, ...]:
         """Its param_groups; nothing for any other mapping."""
-        groups = node.get("param_groups")
-        if not isinstance(groups, list) or not isinstance(node.get("state"), Mapping):
+        groups = node.get(GROUPS)
+        if not isinstance(groups, list) or not isinstance(node.get(STATE), Mapping):
             return ()
         found: list[ParamGroup] = []
         for group in groups:

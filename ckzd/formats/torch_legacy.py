@@ -34,7 +34,7 @@ def parse(view: FileView) -> ParsedFile:
     _require_little_endian(system, subject)
     facts = survey(root, subject)
     places = _places(view, stream.tell(), facts, _keys(keys, subject))
-    found, optimizers = tensors_in(facts, places, subject)
+    found, optimizers = tensors_in(facts, places, view, subject)
     return collect(found, subject, view.size, optimizers, facts.step)
 
 

@@ -8,8 +8,8 @@ from ckzd.formats import inert_pickle
 from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
 from ckzd.formats.source import FileView
 from ckzd.formats.storages import Place, tensors_in
-from ckzd.formats.survey import Survey, survey
-from ckzd.formats.tree import Node
+from ckzd.formats.survey import Survey, most_updates, survey
+from ckzd.formats.tree import Node, TensorRef
 from ckzd.formats.zip_records import Record, read_records
 
 Unpickled = Callable[[bytes, str], Node]  # `inert_pickle.load`, or what remembers what it gave
@@ -21,13 +21,26 @@ def parse(view: FileView, unpickled: Unpickled = inert_pickle.load) -> ParsedFil
     records, prefix, root = _opened(view, unpickled)
     subject = f"{view.subject}/data.pkl"
     facts = survey(root, subject)
-    found, optimizers = tensors_in(facts, _places(facts, records, prefix, subject), subject)
+    found, optimizers = tensors_in(facts, _places(facts, records, prefix, subject), view, subject)
     return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
 
 
 def load(view: FileView, unpickled: Unpickled = inert_pickle.load) -> Node:
     """What was saved, without the tensors' bytes; BadCheckpoint as `parse`."""
     return _opened(view, unpickled)[2]
+
+
+def number(view: FileView, unpickled: Unpickled = inert_pickle.load) -> int | None:
+    """The count that was saved, alone, as a number or a tensor of one element; None of anything else."""
+    records, prefix, root = _opened(view, unpickled)
+
+    def read(tensor: TensorRef) -> bytes | None:
+        record = records.get(f"{prefix}/data/{tensor.storage.key}")
+        if record is None or record.nbytes != tensor.storage.elements * tensor.element_bytes:
+            return None
+        return view.read(record.offset + tensor.offset * tensor.element_bytes, tensor.element_bytes)
+
+    return most_updates([root], read)
 
 
 def _opened(view: FileView, unpickled: Unpickled) -> tuple[dict[str, Record], str, Node]:

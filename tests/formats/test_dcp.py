@@ -50,7 +50,7 @@ def test_what_torch_writes_is_one_checkpoint(whole):
     (optimizer,) = checkpoint.optimizers
     assert optimizer.path == ("optimizer",)
     names = ("0.weight", "0.bias", "2.weight", "2.bias")
-    assert optimizer.groups == tuple(ParamGroup((name,), None, (0.9, 0.95), 1e-3, 1e-8) for name in names)
+    assert optimizer.groups == tuple(ParamGroup((name,), None, (0.9, 0.95), 1e-3, 1e-8, 3) for name in names)
     assert_lossless(checkpoint, whole)
 
 
@@ -74,8 +74,8 @@ def test_groups_that_list_their_parameters(tmp_path):
     state |= {"optimizer.param_groups.1.params": ["0.weight", "0.bias", "2.bias", "gone"]}
     (found,) = read_checkpoint(write_dcp(tmp_path / "step-1", 1, state)).optimizers
     assert found.groups == (
-        ParamGroup(("2.weight",), learning_rate=0.5),
-        ParamGroup(("0.weight", "0.bias", "2.bias")),
+        ParamGroup(("2.weight",), learning_rate=0.5, updates=3),
+        ParamGroup(("0.weight", "0.bias", "2.bias"), updates=3),
     )
 
 

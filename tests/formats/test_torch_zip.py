@@ -194,7 +194,7 @@ def test_the_optimizer_tells_its_groups_and_its_state_has_their_paths(tmp_path):
     checkpoint = read_checkpoint(saved(tmp_path / "ckpt.pt", value))
     (found,) = checkpoint.optimizers
     assert found.path == ("optimizer",)
-    assert found.groups == (ParamGroup(tuple("012345"), None, (0.8, 0.95), 1e-3, 1e-8),)
+    assert found.groups == (ParamGroup(tuple("012345"), None, (0.8, 0.95), 1e-3, 1e-8, 1),)
     paths = {t.path: t.shape for t in checkpoint.tensors}
     assert paths["model", "0.weight"] == paths["optimizer", "state", "0", "exp_avg"] == (32, 16)
     assert paths["optimizer", "state", "4", "exp_avg_sq"] == (8, 32)

@@ -105,6 +105,18 @@ def test_models_that_are_told_apart_by_a_number_follow_themselves(run, names):
             assert reference_of(report) == (None if step == FIRST else names.format(model, FIRST))
 
 
+def test_an_epoch_s_number_makes_no_young_run(tmp_path):
+    """A run that calls its checkpoints by epochs, and says no step in them, is as small as one that counts updates."""
+    sizes = {}
+    for names in ("epoch_{}.pt", "step_{}.pt"):
+        for epoch, step in enumerate((FIRST, SECOND, LAST)):
+            number = epoch + 1 if "epoch" in names else step
+            state = {key: value for key, value in sound(step).items() if key != "step"}
+            sizes[names, step] = compressed(tmp_path / names[:4], names.format(number), state).archive_bytes
+    for step in (FIRST, SECOND, LAST):
+        assert sizes["epoch_{}.pt", step] == pytest.approx(sizes["step_{}.pt", step], rel=0.01)
+
+
 def test_an_average_begins_at_its_model_and_then_follows_itself(run):
     compressed(run, f"model_{FIRST}.pt", sound(FIRST))
     begun = compressed(run, f"ema_{FIRST}.pt", {"model": sound(FIRST)["model"], "step": FIRST})

@@ -115,6 +115,11 @@ class Inputs:
         found = (self._groups.get(path[:depth]) for depth in range(len(path)))
         return next((group for group in found if group is not None), None)
 
+    def updates_of(self, moment: int) -> int | None:
+        """How often the optimizer that a moment is of says that it moved weights, else what the checkpoint says."""
+        group = self.group_of(moment)
+        return self.checkpoint.updates if group is None or group.updates is None else group.updates
+
     def whole_shape(self, number: int) -> tuple[int, ...]:
         """Shape of a tensor with all its tiles, by the number of the first."""
         return whole([self.tensor(tile) for tile in self.tiles[number]]).shape

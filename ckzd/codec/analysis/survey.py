@@ -39,7 +39,7 @@ _FAR = 4.0  # times its own energy is a weight's residual: levels of its own cos
 _FAR_IN_BASIS = 1.5  # the same where strong directions get finer steps: of a matrix that was replaced it is about 2
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _ALONE_STEP = 0.95  # times other weights' step, where no weight has moments: KL stays below 1e-3 on the ruler
-_NEVER_YOUNG = 1_000_000  # a step that is not known counts as late
+_NEVER_YOUNG = 1_000_000  # updates that are not known count as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ class _WorthCoding:
     @classmethod
     def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_WorthCoding":
         beta1, beta2 = max(_betas(inputs, lossy), default=DEFAULT_BETAS)
-        step = inputs.checkpoint.step or _NEVER_YOUNG
+        updates = [inputs.updates_of(triple.first) or _NEVER_YOUNG for triple in lossy if triple.first is not None]
+        step = min(updates, default=_NEVER_YOUNG)  # of several optimizers the youngest tells how closely to code
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
         memories = round(step * (1 - beta1), 6)  # 200 steps at 0.9 are 20, not a little less
         is_signal = beta1 > _LONG_MEMORY or signal * filled_up(beta2, step) > _STEADY_SIGNAL * noise

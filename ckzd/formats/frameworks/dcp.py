@@ -26,7 +26,7 @@ from ckzd.formats.listing import Listing
 from ckzd.formats.names import METADATA, SHARD_SUFFIX
 from ckzd.formats.parsed import ParsedFile, collect, opaque, unique_paths
 from ckzd.formats.source import FileView, as_ckzd_errors
-from ckzd.formats.survey import STEP_KEYS, is_step
+from ckzd.formats.survey import COUNTER, STEP_KEYS, is_step
 from ckzd.formats.tree import Node
 
 LIGHTNING_META = "meta.pt"  # in a directory x.ckpt: Lightning writes it behind `.metadata`
@@ -129,9 +129,12 @@ def _read_state(metadata: Metadata, files: Mapping[str, FileView]) -> _State:
         if parsed.tensors:
             chunks[region.item].append(region.chunk)
     objects = {region.item: region for region in metadata.regions if not metadata.items[region.item]}
+    counters = {region.item: region for region in metadata.regions if places[region.item].key == COUNTER}
 
     @cache
     def value_of(name: str) -> Node:
+        if name in counters:
+            return regions.number(counters[name])
         return regions.value(objects[name]) if name in objects else None
 
     state.optimizers = (*optimizers_of(places, chunks, value_of), *inside)
@@ -157,6 +160,11 @@ class _Regions:
         """An object that was saved, as far as it is plain."""
         view = self._view(region)
         return torch_zip.load(view, self._load) if _is_zip(view) else None
+
+    def number(self, region: Region) -> int | None:
+        """A count that was saved."""
+        view = self._view(region)
+        return torch_zip.number(view, self._load) if _is_zip(view) else None
 
     def _view(self, region: Region) -> FileView:
         return self._files[region.file].part(region.offset, region.nbytes)

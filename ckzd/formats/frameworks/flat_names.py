@@ -10,14 +10,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckzd.checkpoint import Optimizer, ParamGroup
-from ckzd.formats.survey import param_group
+from ckzd.formats.survey import COUNTER, GROUPS, MAX_COUNTERS, STATE, is_step, param_group
 from ckzd.formats.tree import Node, label
 
-STATE = "state"
-GROUPS = "param_groups"
 # What optimizers keep of a weight. One of these tells that a name is of an optimizer's state.
 MOMENTS = frozenset(
     (
@@ -100,18 +98,30 @@ def path_of(place: Place, chunk: str) -> tuple[str, ...]:
 def optimizers_of(
     places: Mapping[str, Place], chunks: Mapping[str, Sequence[str]], value_of: Callable[[str], Node]
 ) -> tuple[Optimizer, ...]:
-    """The optimizers of a state. `chunks` are those of each item; `value_of` reads an object, None if it is none."""
+    """The optimizers of a state. `chunks` are those of each item; `value_of` reads an object or a count, else None."""
     ids: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}  # optimizer -> weight -> its chunks, in order
     for name, place in places.items():
         if place.optimizer and place.weight:
             of_weight = ids.setdefault(place.optimizer, {}).setdefault(place.weight, {})
             of_weight |= dict.fromkeys(place.weight + chunk for chunk in chunks.get(name, ()))
+    counters: dict[tuple[str, ...], list[str]] = {}  # optimizer -> items that say how often it moved a weight
+    for name, place in places.items():
+        if place.optimizer and place.key == COUNTER:
+            counters.setdefault(place.optimizer, []).append(name)
     settings: dict[tuple[str, ...], dict[str, str]] = {}  # optimizer -> "0.lr" -> its item
     for name, place in places.items():
         if place.optimizer and not place.weight and place.others[0] == GROUPS:
             settings.setdefault(place.optimizer, {})[place.others[1]] = name
+    updates = {path: map(value_of, items[:MAX_COUNTERS]) for path, items in counters.items()}
+    most = {path: max(filter(is_step, found), default=None) for path, found in updates.items()}
     return tuple(
-        Optimizer(path, tuple(_groups(weights, settings.get(path, {}), value_of))) for path, weights in ids.items()
+        Optimizer(
+            path,
+            tuple(
+                replace(group, updates=most.get(path)) for group in _groups(weights, settings.get(path, {}), value_of)
+            ),
+        )
+        for path, weights in ids.items()
     )
 
 
