@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -136,7 +137,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A parsed checkpoint: everything but the tensor bytes is in memory, those are read on demand."""
+    """A parsed checkpoint: everything but the tensor bytes is in memory, those are read on demand.
+
+    It is a file, a directory, or several files of one directory: then its name is that of the first.
+    """
 
     name: str  # "step_100.pt", "checkpoint-100"
     is_directory: bool
@@ -147,6 +151,10 @@ class Checkpoint:
     optimizers: tuple[Optimizer, ...]
     source: Source = field(repr=False)
     updates: int | None = None  # how often its weights were moved, as far as it says: an epoch is no such number
+
+    def places(self, path: Path) -> tuple[Path, ...]:
+        """Where its files are; `path` is where it, or one of its files, was read."""
+        return tuple((path if self.is_directory else path.parent) / layout.name for layout in self.files)
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ Results go to standard output, progress and errors to standard error. With `--js
 Each command loads its operation when it runs, so that `ckzd --help` and `ckzd inspect` start without torch.
 """
 
+import dataclasses
 import errno
 import io
 import os
@@ -187,10 +188,15 @@ def compress(
 
     screen = Screen(as_json)
     table = table_of("checkpoint", "original", "archive", "ratio", "against", "seconds", "")
+    done: dict[str, CompressReport] = {}  # file -> of the checkpoint that it is one of
     with screen.progress() as bar:
 
         def archive(checkpoint: Path) -> None:
             bar.start(checkpoint.name)
+            path = str(checkpoint.absolute())
+            if path in done:
+                tell(dataclasses.replace(done[path], checkpoint=path, seconds=0.0, already=True))
+                return
             report = compress_one(
                 checkpoint,
                 store=store,
@@ -205,6 +211,10 @@ def compress(
                 accept_seconds=accept_seconds,
                 on_stage=bar.stage,
             )
+            done.update(dict.fromkeys(report.files, report))
+            tell(report)
+
+        def tell(report: CompressReport) -> None:
             if as_json:
                 screen.line(report.to_dict())
             else:

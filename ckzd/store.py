@@ -238,11 +238,19 @@ class Store:
         matches = [r for r in records if sha in (r.manifest.checkpoint, r.manifest.restored)]
         return _best(matches, records) or next(iter(matches), None)
 
-    def find_by_content(self, run: Path, sha: str) -> ArchiveRecord | None:
-        """An intact archive of one file with these bytes, as they were or as they are restored, whatever its name."""
+    def find_by_content(self, run: Path, name: str, sha: str) -> ArchiveRecord | None:
+        """An intact archive of a file with these bytes, as they were or as they are restored.
+
+        Of one file whatever its name; of several, where one of them has this name.
+        """
         records = self.archives(run)
-        files = [record for record in records if record.manifest.kind == "file"]
-        matches = [r for r in files if sha in (r.manifest.files[0].original_sha256, r.manifest.files[0].sha256)]
+
+        def is_meant(record: ArchiveRecord) -> bool:
+            kind, files = record.manifest.kind, record.manifest.files
+            candidates = files if kind == "file" else [f for f in files if kind == "files" and f.name == name]
+            return any(sha in (file.original_sha256, file.sha256) for file in candidates)
+
+        matches = [record for record in records if is_meant(record)]
         return _best(matches, records)
 
     def damaged(self, run: Path) -> list[Path]:

@@ -89,9 +89,12 @@ def archive_bytes(manifest: Manifest | None = None, streams: tuple[bytes, ...] =
     return file.getvalue()
 
 
-def store_archive(store: Store, checkpoint: Path, **changes) -> Path:
-    """Put the archive of a checkpoint on disk into the store."""
+def store_archive(store: Store, checkpoint: Path, *others: Path, **changes) -> Path:
+    """Put the archive of a checkpoint on disk, with other files that are one with it, into the store."""
     manifest = manifest_of(checkpoint, **changes)
+    if others:
+        files = [file_model(path, path.name, tensors=1) for path in (checkpoint, *others)]
+        manifest = made_manifest(files, name=checkpoint.name, kind="files", **changes)
     path = store.archive_path(checkpoint.parent, checkpoint.name, manifest.checkpoint)
     path.write_bytes(archive_bytes(manifest))
     return path

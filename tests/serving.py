@@ -45,23 +45,24 @@ def settings_for(place: Path, *, daemon: dict[str, Any] | None = None, **watch: 
 def archive_by_hand(job: Job) -> dict[str, Any]:
     """The report of a compression, and an archive on disk that `replace` believes."""
     store, run = Store.open_or_create(job.store), job.checkpoint.parent
-    digest = sha256(job.checkpoint.read_bytes()) if job.checkpoint.is_file() else None
+    places = _together(job.checkpoint)
+    hashes = {place.name: sha256(place.read_bytes()) for place in places if place.is_file()}
     for record in store.archives(run):
-        is_same = record.manifest.name == job.checkpoint.name and digest in {f.sha256 for f in record.manifest.files}
+        is_same = hashes and {file.name: file.sha256 for file in record.manifest.files} == hashes
         if is_same and is_sound(record.path):
-            return _report(job, record.path, None, already=True)
+            return _report(job, places, record.path, None, already=True)
     step = int("".join(filter(str.isdigit, job.checkpoint.stem)) or 0)
     reference = store.references_for(run, step, job.checkpoint.name, job.stride, job.max_depth).own
     changes: dict[str, Any] = {
         "step": step,
-        "reconstruction": sha256(job.checkpoint.name.encode() + (digest or "").encode()),
+        "reconstruction": sha256(f"{places[0].name}{''.join(hashes.values())}".encode()),
     }
     if reference is not None:
         changes |= {"reference": reference.manifest.reconstruction, "depth": reference.manifest.depth + 1}
     elif job.base_model is not None and job.base_model.is_file() and job.base_model != job.checkpoint:
         changes |= {"reference": sha256(b"model"), "depth": 1, "base_model": named(job.base_model, store)}
-    archive = store_archive(store, job.checkpoint, **changes)
-    return _report(job, archive, reference.path if reference else None, already=False)
+    archive = store_archive(store, *places, **changes)
+    return _report(job, places, archive, reference.path if reference else None, already=False)
 
 
 def named(model: Path, store: Store) -> NamedModel:
@@ -72,10 +73,19 @@ def named(model: Path, store: Store) -> NamedModel:
     return found
 
 
-def _report(job: Job, archive: Path, reference: Path | None, *, already: bool) -> dict[str, Any]:
+def _together(checkpoint: Path) -> list[Path]:
+    """model_1.pt with optimizer_1.pt, if that is there; all else is a checkpoint of its own."""
+    kind, _, rest = checkpoint.name.partition("_")
+    if kind not in {"model", "optimizer"}:
+        return [checkpoint]
+    return [place for kind in ("model", "optimizer") if (place := checkpoint.with_name(f"{kind}_{rest}")).exists()]
+
+
+def _report(job: Job, places: list[Path], archive: Path, reference: Path | None, *, already: bool) -> dict[str, Any]:
     size = archive.stat().st_size
     return {
-        "checkpoint": str(job.checkpoint), "archive": str(archive), "reference": str(reference) if reference else None,
+        "checkpoint": str(job.checkpoint), "files": [str(place) for place in places],
+        "archive": str(archive), "reference": str(reference) if reference else None,
         "preset": job.preset, "effort": job.effort.value,
         "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
         "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2, "kept_exact": False,

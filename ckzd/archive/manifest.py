@@ -7,7 +7,7 @@ It holds no clock and no host: the same checkpoint gives the same bytes. It has 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -18,6 +18,7 @@ FIRST_WITH_EFFORT: Final = 7
 FIRST_WITH_BASE_MODEL: Final = 8
 MAX_MODEL_FILES: Final = 1024  # of a base model: the largest that are published have some hundred shards
 _ABSENT_IF_NONE: Final = frozenset({"effort", "base_model"})
+FIRST_WITH_FILES: Final = 8
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -103,7 +104,7 @@ class Manifest(_Frozen):
     preset: Text
     effort: Literal["fast"] | None = None  # since format 7; None, which is the best, is not spelled
     name: Text
-    kind: Literal["file", "directory"]
+    kind: Literal["file", "files", "directory"]  # "files" since format 8: several of one directory
     directory: StatModel | None
     step: int | None
     checkpoint: Sha256
@@ -129,7 +130,8 @@ class Manifest(_Frozen):
             _require(is_inside(file.name), f"file name {file.name!r} is not a relative path that stays inside")
         _require(len({file.name for file in self.files}) == len(self.files), "two files have one name")
         _require(bool(self.files), "there is no file")
-        _require(self.kind == "directory" or len(self.files) == 1, "a file checkpoint has exactly one file")
+        _require(self.kind != "file" or len(self.files) == 1, "a file checkpoint has exactly one file")
+        _require(self.kind != "files" or self._is_of_several(), "files are several in one directory, since format 8")
         _require((self.directory is not None) == (self.kind == "directory"), "directory must be there for a directory")
         _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
         _require(self.effort is None or self.format >= FIRST_WITH_EFFORT, "effort is since format 7")
@@ -140,6 +142,26 @@ class Manifest(_Frozen):
         _require(self.checkpoint == original_digest(self.files), "checkpoint is not the hash of the original files")
         _require(self.restored == restored_digest(self.files), "restored is not the hash of the restored files")
         return self
+
+    def _is_of_several(self) -> bool:
+        names = [file.name for file in self.files]
+        return (
+            self.format >= FIRST_WITH_FILES and len(names) > 1 and all(map(is_plain_name, names)) and self.name in names
+        )
+
+    @property
+    def is_of_all_files(self) -> bool:
+        """Whether nothing was left out by `of_files`."""
+        return self.checkpoint == original_digest(self.files)
+
+    def of_files(self, names: Collection[str]) -> Self:
+        """The same of several files as if it were of these alone: of one it says what an archive of that would."""
+        files = [file for file in self.files if file.name in names]
+        nbytes = sum(file.size for file in files)
+        changes: dict[str, Any] = {"files": files, "original_bytes": nbytes}
+        if len(files) == 1:
+            changes |= {"kind": "file", "name": files[0].name}
+        return self.model_copy(update=changes)
 
     def to_json(self) -> bytes:
         """The one spelling: fields in their order here, a line each, as is every item of a list; maps sorted by key."""

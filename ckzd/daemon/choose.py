@@ -19,7 +19,7 @@ from ckzd.daemon.protect import Protection
 from ckzd.daemon.pruning import Ruled
 from ckzd.daemon.scan import Run
 from ckzd.daemon.settle import Rule
-from ckzd.daemon.states import ARCHIVED, ARCHIVED_AND_THERE, WAITING, Row, State
+from ckzd.daemon.states import ARCHIVED, ARCHIVED_AND_THERE, Row, State
 from ckzd.daemon.status import effort_of, replacing_stopped
 from ckzd.daemon.stores import PRUNE_SECONDS, Stores
 from ckzd.defaults import Effort
@@ -27,6 +27,8 @@ from ckzd.errors import CkzdError
 from ckzd.formats.listing import is_text
 from ckzd.operations.originals import content_of
 from ckzd.operations.room import FREE_CHECKPOINTS
+
+PATIENCE_SETTLES = 10.0  # settle times that files wait for others which may be one checkpoint with them
 
 
 class Chooser:
@@ -133,18 +135,21 @@ class Chooser:
         rows = [row for row in self._journal.rows(run=run.path) if self._has_turn(row)]
         if not self._once:
             rows = self._leave_some_raw(rows, run, now)
-        waiting = sum(row.state in WAITING and row.path in order for row in rows)
+        waiting = plan.steps_that_wait(rows, order)
         if not waiting:
             self._backlog.caught_up(run.path)
-        row = plan.next_to_compress(rows, order, float("inf") if self._once else now)
+        held = self._wait_for_others(run, now)
+        row = plan.next_to_compress(rows, order, float("inf") if self._once else now, held)
         if row is None:
             row = plan.to_take_back(rows, order)
             if row is None:
                 return None
             self._journal.taken_back(row.number, now)
         watch = run.watch
+        together = [other for other in rows if plan.unit(other) == plan.unit(row) and other.path in order]
+        nbytes = sum(other.identity.size for other in together) if plan.unit(row) is not None else row.identity.size
         return Compress(
-            *(run.store, row.path, row.number, row.identity.size),
+            *(run.store, row.path, row.number, nbytes),
             preset=watch.preset,
             effort=self._effort(run, waiting),
             stride=watch.stride,
@@ -154,6 +159,12 @@ class Chooser:
             accept_seconds=watch.accept_seconds,
             min_free=self._min_free(run),
         )
+
+    def _wait_for_others(self, run: Run, now: float) -> dict[Path, str]:
+        rows, patience = self._journal.rows(run=run.path), PATIENCE_SETTLES * run.watch.settle_seconds
+        held = plan.waits_for_others(rows, run.order, now, patience, once=self._once)
+        self._why[run.path] = self._why.get(run.path, {}) | held
+        return held
 
     def _effort(self, run: Run, waiting: int) -> Effort:
         """As the watch says; less for a run that is falling behind. A pass that does not wait has all the time."""

@@ -1,6 +1,7 @@
 """What an event of the executor means: for the journal, the metrics, and for what may go on."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,12 +156,20 @@ class Outcomes:
         place = Path(report["archive"]).parent
         for found in self.damaged.values():  # what a check of the whole store has found there
             found -= {archive for archive in found if Path(archive).parent == place}
+        self._archive_with_others(row, report)
         self._heal(job, place, report["damaged"])
         self._tell_base_model(job, report)
         told = {name: report[name] for name in ("checkpoint", "archive", "ratio", "seconds")}
         log.info("already archived" if report["already"] else "archived", extra=told)
         if report["kept_exact"]:
             log.warning(KEPT_EXACT, extra={"checkpoint": report["checkpoint"]})
+
+    def _archive_with_others(self, row: Row, report: dict[str, Any]) -> None:
+        """Files of the same checkpoint that have another archive, made before this one was there, get this one too."""
+        archive = Path(report["archive"])
+        for other in self.journal.rows(run=row.run, states=ARCHIVED_AND_THERE):
+            if str(other.path) in report["files"] and other.archive != archive:
+                self.journal.give_back(other.number, self.clock.time())
 
     def _heal(self, job: Job, place: Path, damaged: Sequence[str]) -> None:
         """These archives cannot be restored from: say so, and archive anew what is left of the originals.
@@ -209,7 +218,14 @@ class Outcomes:
         row = self._row(job)
         if row is not None and row.state in ARCHIVED_AND_THERE:
             self.journal.replaced(row.number, self.clock.time(), report["reclaimed_bytes"])
+            self._replaced_with(row)
         log.info("replaced", extra={"checkpoint": str(job.checkpoint), "reclaimed_bytes": report["reclaimed_bytes"]})
+
+    def _replaced_with(self, row: Row) -> None:
+        """Files of the same checkpoint, which made way with this one."""
+        for other in self.journal.rows(run=row.run, states=ARCHIVED_AND_THERE):
+            if other.archive == row.archive and not os.path.lexists(other.path):
+                self.journal.replaced(other.number, self.clock.time(), 0)
 
     def _cleaned(self, job: Job, report: dict[str, Any]) -> None:
         self.metrics.freed_bytes.inc(report["freed_bytes"])

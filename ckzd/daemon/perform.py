@@ -48,8 +48,8 @@ def perform(job: Job, device: str, tell: Tell) -> dict[str, Any]:
 
 def _replace(job: Replace, tell: Tell) -> int:
     store = Store.open(job.store)
-    for checkpoint, archive in job.beside:
-        require_replaceable(checkpoint, archive, store)
+    for archive, checkpoint in {archive: checkpoint for checkpoint, archive in job.beside}.items():
+        require_replaceable(checkpoint, archive, store)  # once where several files are of one archive
     return replace(job.checkpoint, job.archive, store, on_step=lambda step: tell(f"replace: {step}", 0.0))
 
 

@@ -1,10 +1,11 @@
 """What to do next, decided from rows: what is compressed, what may be replaced, what is left raw. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ckzd.daemon.states import WAITING, Row, State
-from ckzd.formats.names import step_in_name
+from ckzd.formats.names import series_in_name, step_in_name
 from ckzd.operations.gain import too_little
 
 COMPLETE = frozenset(  # states of a checkpoint that is whole and stands in its place
@@ -19,9 +20,15 @@ def in_order(rows: Sequence[Row], order: Mapping[Path, int]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.step is None, row.step or 0, order.get(row.path, len(order)), row.number))
 
 
-def next_to_compress(rows: Sequence[Row], order: Mapping[Path, int], now: float) -> Row | None:
-    """The first in order that waits and whose back-off is over: a reference comes before what is a delta to it."""
+def next_to_compress(
+    rows: Sequence[Row], order: Mapping[Path, int], now: float, held: Collection[Path] = ()
+) -> Row | None:
+    """The first in order that waits and whose back-off is over: a reference comes before what is a delta to it.
+
+    None of `held`, which wait for others of their step.
+    """
     waiting = [row for row in rows if row.state in WAITING and row.not_before <= now and row.path in order]
+    waiting = [row for row in waiting if row.path not in held]
     return next(iter(in_order(waiting, order)), None)
 
 
@@ -62,12 +69,57 @@ def newest(rows: Sequence[Row], order: Mapping[Path, int], count: int) -> set[Pa
     return {row.path for row in whole if unit(row) in kept}
 
 
+def steps_that_wait(rows: Sequence[Row], order: Mapping[Path, int]) -> int:
+    """How many checkpoints wait to be compressed: the files of one step are one, of those without a step each is."""
+    waiting = [row for row in rows if row.state in WAITING and row.path in order]
+    return len({(unit(row), "" if unit(row) is not None else row.path) for row in waiting})
+
+
+def waits_for_others(
+    rows: Sequence[Row], order: Mapping[Path, int], now: float, patience_seconds: float, *, once: bool
+) -> dict[Path, str]:
+    """Files that may be one checkpoint with others of their step which are not finished, or not there yet, and why.
+
+    What is to come is told by the last files that were archived together. Nobody is waited for longer than the patience
+    that there is, nor, once a later step has begun, for what is not there. `once`: a pass that does not look again
+    waits only for what is there, and goes by its age.
+    """
+    there = [row for row in rows if row.path in order]
+    steps = units(there, order)
+    together = next((found for found in map(_together, reversed(units(rows, order))) if found), frozenset[str]())
+    held: dict[Path, str] = {}
+    for place, members in enumerate(steps):
+        if not any(row.state in WAITING for row in members) or unit(members[0]) is None:
+            continue
+        unfinished = {
+            row.path.name: row.identity.mtime_ns / 1e9 if once else row.first_seen
+            for row in members
+            if row.state is State.SEEN
+        }
+        young = [name for name, since in unfinished.items() if now - since < patience_seconds]
+        known = {series_in_name(row.path.name) for row in rows if unit(row) == unit(members[0])}
+        is_last = place == len(steps) - 1 and now - max(row.first_seen for row in members) < patience_seconds
+        missing = sorted(together - known) if is_last and not once and together & known else []
+        if young or missing:
+            why = f"waits for {young[0]} of its step" if young else f"waits for {missing[0]}, as the step before had"
+            held |= {row.path: why for row in members if row.state in WAITING}
+    return held
+
+
+def _together(members: Sequence[Row]) -> frozenset[str]:
+    """What files of a step that were archived together are called, apart from the step."""
+    archives = Counter(row.archive for row in members)
+    shared = [row for row in members if row.archive is not None and archives[row.archive] > 1]
+    return frozenset(series_in_name(row.path.name) for row in shared)
+
+
 def gain_too_little(rows: Sequence[Row], order: Mapping[Path, int]) -> dict[Path, str]:
     """Checkpoints whose archives are not small enough, all files of a step taken together, and why they stay."""
     archived = [row for row in rows if row.archive is not None and row.state is not State.ROTATED]
     found = {}
     for members in units(archived, order):
-        why = too_little(sum(row.original_bytes for row in members), sum(row.archive_bytes for row in members))
+        archives = {row.archive: row.archive_bytes for row in members}  # several files may have one
+        why = too_little(sum(row.original_bytes for row in members), sum(archives.values()))
         found.update({row.path: why for row in members} if why else {})
     return found
 

@@ -17,7 +17,9 @@ def rebuild(journal: Journal, run: Path, records: list[ArchiveRecord], now: floa
     """
     pointed = pointed_in(run)
     for record in records:
-        for path in dict.fromkeys((run / record.manifest.name, *pointed.get(record.path.resolve(), ()))):
+        manifest = record.manifest
+        names = [file.name for file in manifest.files] if manifest.kind == "files" else [manifest.name]
+        for path in dict.fromkeys((*(run / name for name in names), *pointed.get(record.path.resolve(), ()))):
             _enter(journal, run, path, record, now)
 
 
@@ -25,7 +27,11 @@ def _enter(journal: Journal, run: Path, path: Path, record: ArchiveRecord, now: 
     replaced = points_to(pointer_for(path), record.path)
     if not replaced and os.path.lexists(path):
         return
-    manifest = as_pointed(record.manifest, read_pointer(pointer_for(path))) if replaced else record.manifest
+    manifest = record.manifest
+    if replaced:
+        manifest = as_pointed(manifest, read_pointer(pointer_for(path)))
+    elif manifest.kind == "files" and path.name in {file.name for file in manifest.files}:
+        manifest = manifest.of_files([path.name])
     identity = Identity.of(0, manifest.original_bytes, max(file.mtime_ns for file in manifest.files))
     journal.import_archive(
         run, path, identity, archive=record.path, step=manifest.step,

@@ -98,7 +98,7 @@ def totals(rows: Iterable[Row]) -> dict[str, Any]:
     rows = list(rows)
     archived = [row for row in rows if row.state in ARCHIVED and row.archive is not None]
     original = sum(row.original_bytes for row in archived)
-    archive = sum(row.archive_bytes for row in archived)
+    archive = sum({row.archive: row.archive_bytes for row in archived}.values())  # several files may have one
     counts = Counter(row.state.value for row in rows)
     return {
         "checkpoints": {state.value: counts[state.value] for state in State if counts[state.value]},

@@ -17,7 +17,7 @@ from ckzd.daemon.jobs import Check, Clean, Job
 from ckzd.daemon.scrub import Scrub
 from ckzd.errors import CkzdError
 from ckzd.operations.originals import content_of
-from ckzd.operations.pointer import pointer_for, points_to
+from ckzd.operations.pointer import places_of, pointer_for, points_to
 from ckzd.retention import Rules, kept_by
 from ckzd.series import next_references
 from ckzd.store import Store, default_store
@@ -173,7 +173,7 @@ class Stores:
                     and record.path not in kept
                     and record.manifest.reconstruction not in references
                     and models.isdisjoint(content_of(record.manifest))
-                    and not points_to(pointer_for(run / record.manifest.name), record.path)
+                    and not any(points_to(pointer_for(place), record.path) for place in places_of(run, record.manifest))
                 ]
                 if not droppable:
                     store.forget_unneeded_models()

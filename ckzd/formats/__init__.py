@@ -11,6 +11,7 @@ from ckzd.formats.directory import read_directory
 from ckzd.formats.listing import is_replaced, is_text
 from ckzd.formats.names import POINTER_SUFFIX, step_in_name, updates_in_name
 from ckzd.formats.runs import completeness, is_run, list_checkpoints, looks_like_checkpoint
+from ckzd.formats.several import read_with_others
 from ckzd.formats.source import FileSource, as_ckzd_errors, closed_on_error, file_stat
 from ckzd.formats.units import KINDS, Contents, LeftAlone, left_alone, look_into
 
@@ -26,6 +27,7 @@ __all__ = [
     "look_into",
     "looks_like_checkpoint",
     "read_checkpoint",
+    "read_whole",
 ]
 
 
@@ -42,6 +44,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with as_ckzd_errors(path):
         is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
     return read_directory(path) if is_directory else _read_file(path)
+
+
+def read_whole(path: Path) -> Checkpoint:
+    """The same of all files that are one checkpoint with the one at `path`."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - as above
+    whole = read_with_others(path) if looks_like_checkpoint(path) and not path.is_dir() else None
+    return read_checkpoint(path) if whole is None else whole
 
 
 def _read_file(path: Path) -> Checkpoint:

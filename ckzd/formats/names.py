@@ -6,6 +6,7 @@ from collections.abc import Collection
 POINTER_SUFFIX = ".ckz"  # stands beside where a replaced file stood
 POINTER_NAME = "ckzd.json"  # stands inside a replaced directory
 TRAINER_STATE = "trainer_state.json"
+TRACKER = "latest_checkpointed_iteration.txt"  # Megatron's, and of those who took it over
 METADATA = ".metadata"  # of torch.distributed.checkpoint: what lies where
 SHARD_SUFFIX = ".distcp"  # of its files
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"  # Hugging Face's just-in-time checkpoints remove it last
@@ -42,6 +43,27 @@ _ONLY_NUMBERS = re.compile(r"\d[\dT_.:+-]*", re.ASCII)
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _INDEPENDENT = re.compile(  # words before the number of one of several models that are trained beside each other
     r"(?<![a-z])(?:agent|arm|ensemble|fold|member|player|population|seed|split|task|trial)s?[=_.-]?$", re.IGNORECASE
+)
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+(?:\.\d+)?", re.ASCII)
+_AVERAGES = frozenset({"average", "averaged", "avg", "ema", "shadow", "swa", "target", "teacher"})
+_KINDS_OF_FILES = frozenset(
+    (
+        *("adam", "adamw", "lion", "lr", "muon", "opt", "optim", "optimiser", "optimizer", "optimizers", "sgd"),
+        *("model", "net", "network", "param", "parameters", "params", "weight", "weights", "dict", "state", "states"),
+        *(
+            "checkpoint",
+            "chkpt",
+            "ckpt",
+            "random",
+            "rng",
+            "scaler",
+            "sched",
+            "scheduler",
+            "train",
+            "trainer",
+            "training",
+        ),
+    )
 )
 _LABELLED = tuple(
     re.compile(label + r"s?[=_-]?(\d{1,18})(?!\d)", re.IGNORECASE | re.ASCII) for label in ("step", "iter", "epoch")
@@ -116,6 +138,17 @@ def shard_number(name: str) -> int | None:
         return 0
     found = _SHARD.findall(name)
     return int(found[-1]) if found else None
+
+
+def family(name: str) -> tuple[str, ...]:
+    """What a name says besides the kind of file: "G 5" of "netG_5.pt", "optG_5.pt" and "G_ema_5.pth"."""
+    words = (word.lower() for word in _WORDS.findall(stem_of(name)))
+    return tuple(sorted(word for word in words if word not in _KINDS_OF_FILES | _AVERAGES))
+
+
+def averaged(name: str) -> bool:
+    """Whether a file is called an average of a model: "model_ema_5.pt"."""
+    return any(word.lower() in _AVERAGES for word in _WORDS.findall(stem_of(name)))
 
 
 def number_of_model(name: str) -> tuple[str, ...]:

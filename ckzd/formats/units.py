@@ -1,9 +1,10 @@
 """What in a directory is one checkpoint, what is part of a larger one, and what is left alone, and why.
 
 A checkpoint is replaced whole or not at all. Known whole are single files and the directories that `frameworks` reads.
-Directories and files that bear the marks of others, directories named after a step that hold several tensor
+Directories and files that bear the marks of others, directories named after a step that hold more than flat tensor
 files, and the parts that several processes write of one checkpoint are left alone whole. Several files of one step that
-say no more of each other (G_200.pth and D_200.pth) are checkpoints of their own, and one unit to whoever replaces them.
+say no more of each other (G_200.pth and D_200.pth) are listed one by one, and are one unit to whoever replaces them:
+whether they are one checkpoint, what is in them says (`several`).
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from ckzd.formats.names import (
     POINTER_NAME,
     POINTER_SUFFIX,
     TENSOR_SUFFIXES,
+    TRACKER,
     is_only_numbers,
     is_part,
     is_temporary,
@@ -44,6 +46,7 @@ KINDS: Final[Mapping[str, str]] = {  # what is left alone, as a label and in wor
     "dcp": "DCP checkpoints",
     "orbax": "Orbax checkpoints",
     "several_files": "checkpoints of several files",
+    "step_files": "directories of a step",
     "shards": "parts of sharded checkpoints",
     "parts": "files that are parts of checkpoints",
     "tarball": "tarballs",
@@ -51,7 +54,6 @@ KINDS: Final[Mapping[str, str]] = {  # what is left alone, as a label and in wor
     "tensorflow": "TensorFlow checkpoints",
     "hugging_face": "parts of Hugging Face checkpoints",
 }
-TRACKER = "latest_checkpointed_iteration.txt"  # Megatron's, and of those who took it over
 _FRAMEWORKS: Final = tuple(  # kind, what its files and its directories are called; the first that fits
     (kind, re.compile(files), re.compile(folders))
     for kind, files, folders in (

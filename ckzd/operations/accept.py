@@ -54,6 +54,8 @@ def require_accepted(
 
     Raises NotAccepted unless it exits with 0 in time.
     """
+    if archive.manifest.kind == "files":
+        original = original.with_name(archive.manifest.name)  # the model, whichever file was named
     with _restored(archive, reference, store) as path:
         variables = {"CKZD_RESTORED": str(path), "CKZD_ORIGINAL": str(original)}
         outcome = run([*acceptance.command, str(path)], variables, acceptance.seconds)
@@ -74,7 +76,10 @@ def _refusal(outcome: Outcome, seconds: float) -> str:
 
 @contextmanager
 def _restored(archive: ArchiveRecord, reference: Path | None, store: Store) -> Iterator[Path]:
-    """What the archive restores to, under its own name, in a directory that nobody else may enter."""
+    """What the archive restores to, under its own name, in a directory that nobody else may enter.
+
+    Of several files the first, beside the others.
+    """
     durable.require_space(store.tmp, archive.manifest.original_bytes)
     place = store.new_temp(".accept")
     target = place / archive.manifest.name
@@ -82,7 +87,7 @@ def _restored(archive: ArchiveRecord, reference: Path | None, store: Store) -> I
         place.mkdir(mode=0o700)
         paths = [str(path) for path in (archive.path, target, reference) if path is not None]
         run_module("ckzd.operations.accept", paths, subject=archive.path)
-        yield target
+        yield target / target.name if archive.manifest.kind == "files" else target
     finally:
         if target.is_dir():
             target.chmod(0o700)  # it has the original's mode, which may forbid to delete in it
@@ -100,7 +105,7 @@ def _main(arguments: list[str]) -> int:
             durable.as_no_space(target.parent),
         ):
             checkpoint = OpenCheckpoint(reader, decode_link(reader, before, file))
-            write_files(checkpoint, target, range(len(reader.manifest.files)))
+            write_files(checkpoint, reader.manifest, target)
     except CkzdError as error:
         print(error_line(error), file=sys.stderr)  # noqa: T201  # the parent reads it
         return error.exit_code

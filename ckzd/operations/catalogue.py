@@ -14,7 +14,15 @@ from ckzd.errors import CkzdError
 from ckzd.formats.names import step_in_name
 from ckzd.operations.ledger import Ledger
 from ckzd.operations.places import Place
-from ckzd.operations.pointer import as_pointed, is_as_archived, large_files, pointed_in, pointer_for, read_pointer
+from ckzd.operations.pointer import (
+    as_pointed,
+    is_as_archived,
+    large_files,
+    places_of,
+    pointed_in,
+    pointer_for,
+    read_pointer,
+)
 from ckzd.series import written
 
 
@@ -78,11 +86,12 @@ class _Listing:
         """Archived ones first, those of no step last; then what is not archived."""
         raw: set[Path] = set()
         for record in self._records:
-            pointed = (checkpoint.name for checkpoint in self._pointed.get(record.path.resolve(), ()))
+            own = places_of(self._place.run, record.manifest) if self._place.run is not None else []
+            pointed = (place.name for place in self._pointed.get(record.path.resolve(), ()) if place not in own)
             for name in dict.fromkeys((record.manifest.name, *pointed)):
                 row = self._archived(record, name)
                 if row.stands in {Stands.ORIGINAL, Stands.BOTH} and self._place.run is not None:
-                    raw.add(self._place.run / name)
+                    raw |= {self._place.run / name, *own}
                 yield row
         yield from (self._without_manifest(path, why) for path, why in sorted(self._unreadable.items()))
         if self._place.run is not None:

@@ -43,7 +43,7 @@ from ckzd.errors import (
     StoreLocked,
     VerificationFailed,
 )
-from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint
+from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint, read_whole
 from ckzd.formats.names import POINTER_NAME, step_in_name
 from ckzd.operations.accept import Acceptance, require_accepted
 from ckzd.operations.base_model import ENTRY
@@ -75,6 +75,7 @@ class CompressReport:
     """What became of a checkpoint."""
 
     checkpoint: str
+    files: tuple[str, ...]  # that the archive is of: several where they are one checkpoint
     archive: str
     reference: str | None
     preset: str
@@ -149,7 +150,7 @@ def compress(
     if replace and Store.is_at(root):
         recover(Store.open(root))  # an earlier run may have died with this very checkpoint in its hands
     tell(Stage.READ, 0.0)
-    checkpoint = in_tiles(read_checkpoint(path))
+    checkpoint = in_tiles(read_whole(path))
     with closing(checkpoint.source):
         durable.sweep_beside(path, but_with=POINTER_NAME)  # of restores that were killed
         opened = _opened(root, checkpoint)
@@ -225,9 +226,8 @@ def _opened(root: Path, checkpoint: Checkpoint) -> Store:
 
 def _access(path: Path, checkpoint: Checkpoint, store: Store) -> Access:
     """An archive holds all files of a checkpoint: it is as private as the most private of them."""
-    files = [path / layout.name if checkpoint.is_directory else path for layout in checkpoint.files]
     try:
-        return access_to(files, place=store.root)
+        return access_to(checkpoint.places(path), place=store.root)
     except FileNotFoundError as error:
         raise SourceChanged(error.filename or path, "is gone") from error
 
@@ -277,6 +277,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
     archive_bytes, quality = record.path.stat().st_size, record.manifest.quality
     return CompressReport(
         checkpoint=str(job.path),
+        files=(str(job.path),) if job.checkpoint.is_directory else tuple(map(str, job.checkpoint.places(job.path))),
         archive=str(record.path),
         reference=_reference_path(job, record),
         preset=record.manifest.preset,
@@ -309,15 +310,17 @@ def _known(job: _Job) -> ArchiveRecord | None:
     hashes = checkpoint.sha256()
     rows = [(file.name, file.size, digest) for file, digest in zip(checkpoint.files, hashes, strict=True)]
     found = job.store.find_by_checkpoint(job.run, files_digest(rows))
-    if found is None and not checkpoint.is_directory:
-        found = job.store.find_by_content(job.run, hashes[0])
+    if found is None and not checkpoint.is_directory and len(hashes) == 1:
+        found = job.store.find_by_content(job.run, checkpoint.name, hashes[0])
     return found
 
 
 def _may_be_of(manifest: Manifest, checkpoint: Checkpoint) -> bool:
     """Under another name only where one has no number or both have one time: a run's files may be of one size."""
-    if manifest.name == checkpoint.name:
-        return {file.name: file.size for file in manifest.files} == {file.name: file.size for file in checkpoint.files}
+    sizes = {file.name: file.size for file in checkpoint.files}
+    if manifest.kind == "files" or manifest.name == checkpoint.name:
+        archived = {file.name: file.size for file in manifest.files}
+        return sizes == archived or (manifest.kind == "files" and len(sizes) == 1 and sizes.items() <= archived.items())
     if manifest.kind != "file" or checkpoint.is_directory or manifest.original_bytes != checkpoint.nbytes:
         return False
     is_marker = step_in_name(checkpoint.name) is None or step_in_name(manifest.name) is None
@@ -657,7 +660,7 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         preset=job.preset.name,
         effort="fast" if job.preset.effort is Effort.FAST else None,
         name=checkpoint.name,
-        kind="directory" if checkpoint.is_directory else "file",
+        kind="directory" if checkpoint.is_directory else "file" if len(files) == 1 else "files",
         directory=StatModel(**asdict(stat)) if stat is not None else None,
         step=checkpoint.step,
         checkpoint=files_digest((f.name, f.size, f.original_sha256) for f in files),

@@ -5,16 +5,16 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from ckzd.chains import ARCHIVE_SUFFIX
+from ckzd.chains import ARCHIVE_SUFFIX, read_manifest
 from ckzd.errors import CkzdError, StoreLocked
 from ckzd.formats import completeness, is_replaced, read_checkpoint
-from ckzd.formats.names import POINTER_NAME
+from ckzd.formats.names import POINTER_NAME, step_in_name
 from ckzd.locks import LOCKS_UNSUPPORTED, claim
 from ckzd.operations.child import run_module
-from ckzd.operations.pointer import MAX_POINTER_BYTES, is_archive
+from ckzd.operations.pointer import MAX_POINTER_BYTES, archive_of, is_archive
 from ckzd.operations.reconstruct import store_of
 from ckzd.operations.replace import pointer_for, resolve
 from ckzd.store import Store
@@ -26,18 +26,39 @@ POLL_SECONDS = 0.1
 def ensure_restored(path: Path | str) -> Path:
     """Make sure that all of the checkpoint at `path` is there, restoring what ckzd replaced of it; returns its path.
 
-    Of a directory that is everything below it for which a pointer stands. Call it on every rank, of as many hosts as
-    there are on its file system. One rank restores, in a fresh child process (a trainer's default dtype, device and
-    floating-point modes are its own business), the others wait for it, `WAIT_SECONDS` at the most; where it dies,
-    another takes its turn. If nothing is missing it returns at once; what cannot be restored is an error.
+    Of a directory that is everything below it for which a pointer stands, of a file what was archived with it too. Call
+    it on every rank, of as many hosts as there are on its file system. One rank restores, in a fresh child process (a
+    trainer's default dtype, device and floating-point modes are its own business), the others wait for it,
+    `WAIT_SECONDS` at the most; where it dies, another takes its turn. If nothing is missing it returns at once; what
+    cannot be restored is an error.
     """
     checkpoint = Path(path)
     for replaced in [checkpoint, *_replaced_below(checkpoint)]:
-        if not _is_there(replaced):
-            with _turn(replaced):
-                if not _is_there(replaced):
-                    _restore_in_child(replaced)
+        _ensure(replaced)
+    for other in _replaced_with(checkpoint):  # after a restore that was killed, or of a file that was put back alone
+        _ensure(other)
     return checkpoint
+
+
+def _ensure(checkpoint: Path) -> None:
+    if not _is_there(checkpoint):
+        with _turn(checkpoint):
+            if not _is_there(checkpoint):
+                _restore_in_child(checkpoint)
+
+
+def _replaced_with(checkpoint: Path) -> list[Path]:
+    """Files that pointers stand for, of which an archive says that they are one checkpoint with this file."""
+    found = []
+    if not checkpoint.is_dir():
+        for pointer in checkpoint.parent.glob(f"*{ARCHIVE_SUFFIX}"):
+            other = pointer.with_suffix("")
+            if step_in_name(other.name) == step_in_name(checkpoint.name) and _stands_alone(pointer):
+                with suppress(CkzdError):  # else it is of no archive that could say so
+                    manifest = read_manifest(archive_of(pointer))
+                    names = {file.name for file in manifest.files}
+                    found += [other] if manifest.kind == "files" and {other.name, checkpoint.name} <= names else []
+    return sorted(found)
 
 
 def _replaced_below(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ckzd.archive import Manifest
+from ckzd.chains import ArchiveRecord
 from ckzd.codec.presets import PRESETS, Scheme
 from ckzd.codec.records.index import Method
 from ckzd.defaults import Effort
@@ -20,6 +21,8 @@ def inspect(path: Path | str) -> dict[str, Any]:
     `promise` is what its preset says today, `tightened` whether bits were spent to keep to the budget in `quality`.
     """
     record = resolve(Path(path))
+    if not record.manifest.is_of_all_files:  # one of several is named
+        record = ArchiveRecord.read(record.path)
     manifest, archive_bytes = record.manifest, record.path.stat().st_size
     fields = manifest.model_dump(mode="json")
     parts = {**manifest.parts, "container": archive_bytes - sum(manifest.parts.values())}

@@ -25,8 +25,29 @@ def marks_of(checkpoint: Path) -> dict[str, Mark]:
     return {name: Mark.of(status) for name, status in _walk(checkpoint)}
 
 
+def what_stands(checkpoint: Path, manifest: Manifest) -> Manifest:
+    """Of several files those that are there: of the others training may have deleted one, or a restore left one out."""
+    if manifest.kind != "files":
+        return manifest
+    there = [path.name for path in large_files(checkpoint, manifest) if os.path.lexists(path)]
+    if checkpoint.name not in there:
+        raise SourceChanged(checkpoint, "is gone")
+    return manifest.of_files(there)
+
+
 def require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
-    """Raise BadCheckpoint for what must not be replaced, SourceChanged for what is not what was archived."""
+    """Raise BadCheckpoint for what must not be replaced, SourceChanged for what is not what was archived.
+
+    Each of several files is asked as a lone one is.
+    """
+    if manifest.kind == "files":
+        for path in large_files(checkpoint, manifest):
+            _require_replaceable(path, manifest.of_files([path.name]))
+    else:
+        _require_replaceable(checkpoint, manifest)
+
+
+def _require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
     for name, status in _walk(checkpoint):
         path = checkpoint / name
         if stat.S_ISLNK(status.st_mode) and (not name or path in large_files(checkpoint, manifest)):

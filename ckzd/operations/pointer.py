@@ -28,6 +28,7 @@ class Pointer:
     """What a pointer says. `archive` is relative to the pointer's directory and wins: a tree may move as a whole.
 
     `file` is what its file had that the archive did not see: the same bytes may have stood under several names.
+    `member` says which of several files of the archive it stands for.
     """
 
     archive: str
@@ -36,6 +37,7 @@ class Pointer:
     reconstruction: str
     restore: str
     file: StatModel | None = None
+    member: str | None = None
 
 
 def pointer_for(checkpoint: Path) -> Path:
@@ -55,6 +57,9 @@ def pointer_text(pointer: Path, checkpoint: Path, archive: Path, manifest: Manif
         "reconstruction": manifest.reconstruction,
         "restore": f"ckzd restore {shlex.quote(str(checkpoint))}",
     }
+    if manifest.kind == "files":
+        content["member"] = checkpoint.name
+        manifest = manifest.of_files({checkpoint.name})
     if manifest.kind == "file":
         own = asdict(file_stat(checkpoint, checkpoint.lstat()))
         content |= {"file": own} if own != manifest.files[0].model_dump(include=set(own)) else {}
@@ -74,7 +79,8 @@ def read_pointer(path: Path) -> Pointer:
     if content.get("ckzd_pointer") != POINTER_VERSION:
         raise CorruptArchive(path, f"is no pointer of ckzd: expected ckzd_pointer {POINTER_VERSION}")
     said: dict[str, str] = {}
-    for name in (field.name for field in fields(Pointer) if field.name != "file"):
+    optional = {"member"} - content.keys()
+    for name in (field.name for field in fields(Pointer) if field.name not in {"file"} | optional):
         value = content.get(name)
         if not isinstance(value, str) or "\0" in value or len(value) > MAX_FIELD_CHARACTERS:
             problem = f"is no pointer of ckzd: field {name!r} is no text of at most {MAX_FIELD_CHARACTERS} characters"
@@ -88,7 +94,9 @@ def read_pointer(path: Path) -> Pointer:
 
 
 def as_pointed(manifest: Manifest, pointer: Pointer) -> Manifest:
-    """What an archive says, with the mode, owner and time of the file that the pointer stands for."""
+    """What an archive says of what the pointer stands for, with the mode, owner and time that its file had."""
+    if manifest.kind == "files" and pointer.member in {file.name for file in manifest.files}:
+        manifest = manifest.of_files([pointer.member or ""])
     if pointer.file is None or manifest.kind != "file":
         return manifest
     return manifest.model_copy(update={"files": [manifest.files[0].model_copy(update=pointer.file.model_dump())]})
@@ -150,7 +158,7 @@ def resolve(path: Path) -> ArchiveRecord:
         return ArchiveRecord.read(path.resolve())
     pointer = pointer_for(path)
     if _is_file(pointer):  # an archive may have been given that name by hand
-        records = [ArchiveRecord.read(pointer.resolve()) if is_archive(pointer) else _pointed(pointer)]
+        records = [_of_file(ArchiveRecord.read(pointer.resolve()), path) if is_archive(pointer) else _pointed(pointer)]
     else:
         records = _in_default_store(path)
     for record in records:
@@ -255,10 +263,21 @@ def _or_error(path: Path, named: Callable[[Path], Path]) -> Path | CkzdError:
 
 
 def large_files(checkpoint: Path, manifest: Manifest) -> dict[Path, FileModel]:
-    """The files that an archive stands for: those with tensors. The others stay in a directory that is replaced."""
+    """The files that an archive stands for: those with tensors. The others stay in a directory that is replaced.
+
+    Of several files all of them, wherever the one called `checkpoint` lies.
+    """
     if manifest.kind == "file":
         return {checkpoint: manifest.files[0]}
+    if manifest.kind == "files":
+        return {checkpoint.with_name(file.name): file for file in manifest.files}
     return {checkpoint / file.name: file for file in manifest.files if file.tensors}
+
+
+def places_of(run: Path, manifest: Manifest) -> list[Path]:
+    """Where in a run pointers to an archive stand, in the places of what it is of: of several files one in each's."""
+    checkpoint = run / manifest.name
+    return list(large_files(checkpoint, manifest)) if manifest.kind == "files" else [checkpoint]
 
 
 def is_as_archived(checkpoint: Path, manifest: Manifest) -> bool:
@@ -277,5 +296,13 @@ def _in_default_store(checkpoint: Path) -> list[ArchiveRecord]:
         store = Store.open(default_store(checkpoint.parent))
     except CkzdError:
         return []
-    records = store.archives(checkpoint.parent)
+    records = [_of_file(record, checkpoint) for record in store.archives(checkpoint.parent)]
     return [record for record in records if record.manifest.name == checkpoint.name][::-1]
+
+
+def _of_file(record: ArchiveRecord, path: Path) -> ArchiveRecord:
+    """What an archive of several files says of the one with this name; any other as it is."""
+    manifest = record.manifest
+    if manifest.kind != "files" or path.name not in {file.name for file in manifest.files}:
+        return record
+    return ArchiveRecord(record.path, manifest.of_files([path.name]))

@@ -22,9 +22,9 @@ from ckzd.chains import ArchiveRecord, archive_files, decodable
 from ckzd.errors import CkzdError
 from ckzd.formats import list_checkpoints
 from ckzd.operations.originals import content_of
-from ckzd.operations.pointer import is_as_archived, large_files, named_below, pointer_for
+from ckzd.operations.pointer import is_as_archived, large_files, named_below, places_of, pointer_for
 from ckzd.operations.trash import archives_in_trash
-from ckzd.operations.withdraw import stands_for, withdraw
+from ckzd.operations.withdraw import standing, withdraw
 from ckzd.retention import NO_QUOTA, Held, Plan, Quota, Rules, Shelf, Verdict, judge
 from ckzd.series import next_references, written
 from ckzd.store import Store
@@ -152,7 +152,7 @@ class _Look:
                 _disk_bytes(record.path),
                 _since(record),
                 safe.why.get(record.path, ""),
-                stands_for(run.path / record.manifest.name, record.path),
+                bool(standing(run.path, record)),
             )
             for record in records
         )
@@ -168,14 +168,15 @@ class _Look:
         models = hashes_of(note for _, note in all_notes(self.store.root))
         of_models = [record.path for record in records if not models.isdisjoint(content_of(record.manifest))]
         safe.add(of_models, "a base model may be restored from it")
-        pointed = {record.path for record in records if stands_for(run / record.manifest.name, record.path)}
+        pointed = {record.path for record in records if standing(run, record)}
         earlier = self.store.of_an_earlier_directory(run, own=pointed, remember=not self.dry_run)
         safe.add(earlier, "it is of another directory that stood here before")
         self._protect_named(run, records, safe)
-        names = [run / name for name in dict.fromkeys(record.manifest.name for record in records)]
+        places = {record.path: places_of(run, record.manifest) for record in records}
+        names = [name for some in places.values() for name in some]
         told = self.markers(of, list(dict.fromkeys([*names, *list_checkpoints(run)])))
         for record in records:
-            if marked := told.get(run / record.manifest.name):
+            for marked in filter(None, map(told.get, places[record.path])):
                 safe.add([record.path], marked)
 
     def _why_nothing_goes(self, run: Path, records: list[ArchiveRecord]) -> str:
@@ -186,17 +187,16 @@ class _Look:
                 return f"{archive.name} is damaged, or what it needs is missing: bring it back, or move it elsewhere"
         if not run.is_dir():
             return "its run is not there"
-        if not list_checkpoints(run) and not any(stands_for(run / r.manifest.name, r.path) for r in records):
+        if not list_checkpoints(run) and not any(standing(run, record) for record in records):
             return "nothing of its run is in sight"
         return ""
 
     def _protect_named(self, run: Path, records: list[ArchiveRecord], safe: "_Safe") -> None:
         """A pointer that is not in its checkpoint's own place is somebody's wish."""
         for record in records:
-            checkpoint = run / record.manifest.name
-            own = pointer_for(checkpoint) if stands_for(checkpoint, record.path) else None
+            own = {_place(pointer_for(place)) for place in standing(run, record)}
             for pointer in self.pointers.get(record.path.resolve(), ()):
-                if own is None or _place(pointer) != _place(own):
+                if _place(pointer) not in own:
                     safe.add([record.path], f"{pointer} names it")
 
 
@@ -241,7 +241,7 @@ def _protect_originals(run: Path, records: list[ArchiveRecord], safe: _Safe) -> 
         checkpoint = run / record.manifest.name
         if any(os.path.lexists(path) for path in large_files(checkpoint, record.manifest)):
             is_newest = newest[record.manifest.name] is record
-            if is_newest or is_as_archived(checkpoint, record.manifest) or stands_for(checkpoint, record.path):
+            if is_newest or is_as_archived(checkpoint, record.manifest) or standing(run, record):
                 safe.add([record.path], "its original stands")
 
 
@@ -310,9 +310,10 @@ class _Cache:
 def _delete(store: Store, plan: Plan, run_of: Mapping[Path, Path]) -> None:
     why = {verdict.held.path: verdict.why for verdict in plan.verdicts}
     for held in plan.going():
-        checkpoint = run_of[held.path] / held.record.manifest.name
-        withdraw(store, checkpoint, held.record)
-        log.info("pruned", extra={"checkpoint": str(checkpoint), "archive": str(held.path), "why": why[held.path]})
+        run = run_of[held.path]
+        withdraw(store, run, held.record)
+        checkpoint = str(run / held.record.manifest.name)
+        log.info("pruned", extra={"checkpoint": checkpoint, "archive": str(held.path), "why": why[held.path]})
 
 
 def _told(verdict: Verdict, run: Path) -> Judged:

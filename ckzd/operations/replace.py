@@ -3,6 +3,7 @@
 At every instant, under any crash, the original or a verified archive with a pointer to it is on disk:
 
     file        intent -> pointer -> the file moves to the trash -> compared there -> verified
+    files       that are one checkpoint likewise: all their pointers, then one after the other, the optimizer last
     directory   intent -> a directory is prepared (small files, pointer) -> it trades places -> compared -> verified
                 without RENAME_EXCHANGE: intent -> pointer -> the large files move, the model first -> as above
 
@@ -14,7 +15,7 @@ in this order; `on_step(name)` is called after each.
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace as with_fields
 from pathlib import Path
@@ -28,7 +29,7 @@ from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, CorruptArchive, M
 from ckzd.formats.names import order_of_leaving
 from ckzd.operations import originals
 from ckzd.operations.pointer import large_files, pointer_for, pointer_text, points_to, read_pointer, resolve
-from ckzd.operations.trash import Entry, Intent
+from ckzd.operations.trash import Beside, Entry, Intent
 from ckzd.operations.undo import (
     end_restore,
     forget_prepared,
@@ -58,24 +59,25 @@ def replace(checkpoint: Path, archive: Path, store: Store, *, on_step: OnStep = 
     checkpoint = checkpoint.absolute()
     checkpoint, archive = checkpoint.parent.resolve() / checkpoint.name, archive.resolve()
     with store.lock(shared=True), store.replace_lock(wait_seconds=LOCK_SECONDS), store.reserve():
-        _settle_older(checkpoint, store)
         manifest = _proven(archive)
+        _settle_older(large_files(checkpoint, manifest) if manifest.kind == "files" else [checkpoint], store)
         if _is_replaced(checkpoint, archive, manifest):
             return 0
+        manifest = originals.what_stands(checkpoint, manifest)
         with _named_errors(checkpoint, store):
             intent = _intent(checkpoint, archive, store, manifest)
             _close_to_others(archive, checkpoint, manifest)
             entry = Entry.begin(store, intent)
             with _put_back_on_error(entry):
                 on_step("intent")
-                entry = (_move_file if manifest.kind == "file" else _trade_directory)(entry, manifest, on_step)
+                entry = (_trade_directory if manifest.kind == "directory" else _move_files)(entry, manifest, on_step)
                 return _compare_and_keep(entry, manifest, on_step)
 
 
 def require_replaceable(checkpoint: Path, archive: Path, store: Store) -> None:
     """Raise what `replace` would, and touch nothing: asked of all files of one step before the first of them goes."""
     with store.lock(shared=True):
-        manifest = _proven(archive.resolve())
+        manifest = originals.what_stands(checkpoint, _proven(archive.resolve()))
         originals.require_replaceable(checkpoint, manifest)
         originals.require_not_needed(checkpoint, manifest, store.root)
         originals.require_same_large_files(checkpoint, manifest)
@@ -147,8 +149,9 @@ def rescue(store: Store) -> list[Path]:
                 entry = Entry.load(store, root)
                 if entry.is_verified and not is_intact(entry.archive):
                     entry.set_unverified()
+                    places = [piece.place for piece in entry.pieces]
                     if put_back(entry) is None:
-                        rescued.append(entry.checkpoint)
+                        rescued += places
                         fields = {"path": str(entry.checkpoint), "archive": str(entry.archive)}
                         log.error("its archive, or what that needs, is damaged: the original is put back", extra=fields)
             except (CkzdError, OSError) as error:
@@ -159,54 +162,72 @@ def rescue(store: Store) -> list[Path]:
 # The steps
 
 
-def _settle_older(checkpoint: Path, store: Store) -> None:
-    """Finish or undo what earlier attempts at this checkpoint left: undone after ours, it would undo ours."""
+def _settle_older(places: Collection[Path], store: Store) -> None:
+    """Finish or undo what earlier attempts at a checkpoint left: undone after ours, it would undo ours."""
     for root in sorted(store.trash.iterdir()):
         try:
-            concerns = Entry.load(store, root).checkpoint == checkpoint
+            entry = Entry.load(store, root)
         except CorruptArchive:  # `recover` says so
             continue
+        concerns = any(place in places for place in (entry.checkpoint, *(piece.place for piece in entry.pieces)))
         if concerns and (line := _recover_entry(store, root)):
             log.warning("recovered", extra={"store": str(store.root), "what": line})
 
 
 def _intent(checkpoint: Path, archive: Path, store: Store, manifest: Manifest) -> Intent:
-    """Everything that is asked before anything is touched."""
+    """Everything that is asked before anything is touched. The first of several files is the first that goes."""
     originals.require_replaceable(checkpoint, manifest)
     originals.require_not_needed(checkpoint, manifest, store.root)
     if checkpoint.lstat().st_dev != store.trash.lstat().st_dev:
         raise ConfigError(
             store.root, f"is not on the file system of {checkpoint}", hint="choose a store beside the run"
         )
-    pointer = pointer_for(checkpoint)
-    previous = None
-    if pointer.exists():
-        read_pointer(pointer)  # anything but a pointer of ours is not ours to overwrite
-        previous = pointer.read_text()
+    first, *others = [checkpoint] if manifest.kind == "directory" else large_files(checkpoint, manifest)
     return Intent(
-        method="file" if manifest.kind == "file" else "exchange",
-        checkpoint=os.path.relpath(checkpoint, store.root),
+        method="exchange" if manifest.kind == "directory" else "file",
+        checkpoint=os.path.relpath(first, store.root),
         archive=os.path.relpath(archive, store.root),
-        pointer_text=pointer_text(pointer, checkpoint, archive, manifest),
-        previous_pointer=previous,
-        original=originals.marks_of(checkpoint),
+        pointer_text=_pointer_text(first, archive),
+        previous_pointer=_previous_pointer(first),
+        original=originals.marks_of(first),
         prepared={},
+        beside={
+            path.name: Beside(_pointer_text(path, archive), _previous_pointer(path), originals.marks_of(path)[""])
+            for path in others
+        },
     )
+
+
+def _pointer_text(checkpoint: Path, archive: Path) -> str:
+    """By what the whole archive says: of several files, whose the pointer is."""
+    return pointer_text(pointer_for(checkpoint), checkpoint, archive, read_manifest(archive))
+
+
+def _previous_pointer(checkpoint: Path) -> str | None:
+    pointer = pointer_for(checkpoint)
+    if not pointer.exists():
+        return None
+    read_pointer(pointer)  # anything but a pointer of ours is not ours to overwrite
+    return pointer.read_text()
 
 
 def _close_to_others(archive: Path, checkpoint: Path, manifest: Manifest) -> None:
     """The checkpoint may have been made more private since it was archived."""
-    names = ["" if manifest.kind == "file" else file.name for file in manifest.files]
-    access = access_to([checkpoint / name for name in names], place=archive.parent)
+    files = [checkpoint / file.name for file in manifest.files] if manifest.kind == "directory" else None
+    access = access_to(files or large_files(checkpoint, manifest), place=archive.parent)
     if archive.stat().st_mode & 0o777 & ~access.mode:
         give(archive, access)
 
 
-def _move_file(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
-    _publish_pointer(entry, manifest)
-    on_step("pointer")
-    durable.take(entry.checkpoint, entry.held)
-    on_step("moved")
+def _move_files(entry: Entry, _manifest: Manifest, on_step: OnStep) -> Entry:
+    """All pointers are there before the first file goes; the model goes before the optimizer, as in a directory."""
+    pieces = entry.pieces
+    for piece in pieces:
+        _publish_pointer(entry.store, piece.pointer, piece.pointer_text, piece.previous_pointer, [piece.place])
+        on_step("pointer" if len(pieces) == 1 else f"pointer {piece.place.name}")
+    for piece in pieces:
+        durable.take(piece.place, piece.held)
+        on_step("moved" if len(pieces) == 1 else f"moved {piece.place.name}")
     return entry
 
 
@@ -236,10 +257,11 @@ def _move_pieces(entry: Entry, manifest: Manifest, on_step: OnStep) -> Entry:
     entry = forget_prepared(entry)
     durable.remove_tree(entry.held)
     entry = entry.update(with_fields(entry.intent, method="pieces"))
-    _publish_pointer(entry, manifest)
+    intent, files = entry.intent, large_files(entry.checkpoint, manifest)
+    _publish_pointer(entry.store, entry.pointer, intent.pointer_text, intent.previous_pointer, files)
     set_directory_time(entry)
     on_step("pointer")
-    names = [str(path.relative_to(entry.checkpoint)) for path in large_files(entry.checkpoint, manifest)]
+    names = [str(path.relative_to(entry.checkpoint)) for path in files]
     for name in sorted(names, key=order_of_leaving):
         (entry.held / name).parent.mkdir(parents=True, exist_ok=True)
         durable.take(entry.checkpoint / name, entry.held / name)
@@ -264,17 +286,20 @@ def _compare_and_keep(entry: Entry, manifest: Manifest, on_step: OnStep) -> int:
     return nbytes
 
 
-def _publish_pointer(entry: Entry, manifest: Manifest) -> None:
-    """Put the pointer in its place, whole and durable, without ever overwriting what is not the one we know of."""
-    temp = entry.store.new_temp(".pointer")
+def _publish_pointer(store: Store, pointer: Path, text: str, previous: str | None, files: Iterable[Path]) -> None:
+    """Put the pointer in its place, whole and durable, without ever overwriting what is not the one we know of.
+
+    It may be read by whoever may read all of `files`.
+    """
+    temp = store.new_temp(".pointer")
     try:
         with durable.write_atomically(temp, mode=0o600) as file:
-            file.write(entry.intent.pointer_text.encode())
-        give(temp, access_to(large_files(entry.checkpoint, manifest), place=entry.pointer.parent))
-        if entry.intent.previous_pointer is not None:
-            durable.overwrite(temp, entry.pointer)
-        elif not durable.publish(temp, entry.pointer):
-            raise SourceChanged(entry.pointer, "appeared while the checkpoint was replaced")
+            file.write(text.encode())
+        give(temp, access_to(files, place=pointer.parent))
+        if previous is not None:
+            durable.overwrite(temp, pointer)
+        elif not durable.publish(temp, pointer):
+            raise SourceChanged(pointer, "appeared while the checkpoint was replaced")
     finally:
         durable.remove(temp)
 
@@ -345,6 +370,8 @@ def _can_be_finished(entry: Entry) -> bool:
     """Whether the crash came so late that only the last comparison was missing."""
     try:
         manifest = _proven(entry.archive)
+        if manifest.kind == "files":
+            manifest = manifest.of_files([piece.place.name for piece in entry.pieces])
         if entry.intent.method == "exchange":
             originals.require_unmarked(entry.held, entry.intent.original)
         if entry.intent.method == "pieces" and stands(entry):

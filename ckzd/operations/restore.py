@@ -20,7 +20,7 @@ from typing import Any
 from ckzd import durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
-from ckzd.chains import read_manifest
+from ckzd.chains import ArchiveRecord, read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_NAME, order_of_leaving
@@ -28,6 +28,7 @@ from ckzd.operations.originals import marks_of
 from ckzd.operations.pointer import (
     as_pointed,
     is_as_archived,
+    large_files,
     pointer_for,
     pointer_text,
     points_to,
@@ -85,45 +86,66 @@ def restore(
         problem = "gives some files of a checkpoint, which must not stand where all of it is looked for"
         raise ConfigError("--only", problem, hint="add -o DIRECTORY, and leave --weights-only out")
     record = resolve(path)
-    archive, manifest, store = record.path, record.manifest, store_of(record.path)
-    chosen = _chosen(manifest, only, archive) if only else range(len(manifest.files))
-    nbytes = sum(manifest.files[number].size for number in chosen)
+    archive, store = record.path, store_of(record.path)
     ours = store if store is not None and store.is_writable() else None  # the same, if we may write to it
     if output is None:
         _recover(ours)
     target = _target(path.absolute(), archive, ours, output, weights_only=weights_only)
     tell = on_progress or (lambda _: None)
-    durable.require_space(target.parent, nbytes)
-    with (
-        _not_pruned_meanwhile(store),
-        ArchiveReader(archive) as reader,
-        reconstruction_of(record, store, chosen if only else None) as own,
-        durable.as_no_space(target.parent),
-        _staging(ours, target) as staged,
-    ):
-        checkpoint = OpenCheckpoint(reader, own)
-        if weights_only:
-            written = write_safetensors(staged, checkpoint)
-            give(staged, access_to([archive], place=target.parent))
-            _publish_file(staged, target)
-            files = 1
-        else:
-            written = write_files(checkpoint, staged, chosen, lambda done: tell(done / max(nbytes, 1)))
-            files = len(chosen)
-            if only:
-                _publish_part(staged, target, archive, manifest)
-            elif manifest.kind == "file":
+    with _not_pruned_meanwhile(store), ArchiveReader(archive) as reader:
+        whole = reader.manifest if output is None else record.manifest
+        manifest = _all_that_is_replaced(target, record, whole) if output is None else _chosen(whole, only, archive)
+        durable.require_space(target.parent, sum(file.size for file in manifest.files))
+        with (
+            reconstruction_of(record, store, _numbers(reader.manifest, manifest) if only else None) as own,
+            durable.as_no_space(target.parent),
+            _staging(ours, target) as staged,
+        ):
+            checkpoint = OpenCheckpoint(reader, own)
+            if weights_only:
+                written = write_safetensors(staged, checkpoint)
+                give(staged, access_to([archive], place=target.parent))
                 _publish_file(staged, target)
+                files = 1
             else:
-                _publish_directory(staged, target, archive, ours)
-            if not only and points_to(pointer := pointer_for(target), archive):
-                durable.remove(pointer)
+                written = write_files(checkpoint, manifest, staged, tell)
+                files = len(manifest.files)
+                if only:
+                    _publish_part(staged, target, archive, whole)
+                elif manifest.kind == "file":
+                    _publish_file(staged, target)
+                elif manifest.kind == "directory" or output is not None:
+                    _publish_directory(staged, target, archive, ours)
+                else:
+                    _publish_files(staged, target, manifest)
+                if not only:
+                    places = large_files(target, whole) if output is None and whole.kind == "files" else [target]
+                    _remove_pointers(target, places, archive, whole)
     return RestoreReport(str(target), str(archive), written, time.monotonic() - started, files)
 
 
 def _not_pruned_meanwhile(store: Store | None) -> AbstractContextManager[None]:
     """Nobody deletes an archive while it, or what hangs on it, is restored; who is just at it is waited for."""
     return nullcontext() if store is None else store.lock(shared=True, wait_seconds=PRUNING_SECONDS)
+
+
+def _all_that_is_replaced(target: Path, record: ArchiveRecord, manifest: Manifest) -> Manifest:
+    """What the archive says of the file at `target` and of all that was replaced with it, each as it stood there.
+
+    A model that came back alone would be resumed with an optimizer that begins anew.
+    """
+    if manifest.kind != "files":
+        return record.manifest
+    names = {target.name}
+    files = []
+    for place, file in large_files(target, manifest).items():
+        pointer = pointer_for(place)
+        if place == target:
+            files += record.manifest.files
+        elif not os.path.lexists(place) and points_to(pointer, record.path):
+            names.add(file.name)
+            files += as_pointed(manifest, read_pointer(pointer)).files
+    return manifest.of_files(names).model_copy(update={"files": files})
 
 
 def _recover(ours: Store | None) -> None:
@@ -185,10 +207,12 @@ def _staging(ours: Store | None, target: Path) -> Iterator[Path]:
             durable.remove_tree(staged)
 
 
-def _chosen(manifest: Manifest, only: Sequence[str], archive: Path) -> list[int]:
-    """The numbers of the files whose name, or its last part, matches; ConfigError where a pattern matches none."""
-    if manifest.kind == "file":
-        raise ConfigError("--only", f"chooses among the files of a directory: {archive} is of one file")
+def _chosen(manifest: Manifest, only: Sequence[str], archive: Path) -> Manifest:
+    """What it says of the files whose name, or its last part, matches; ConfigError where a pattern matches none."""
+    if not only:
+        return manifest
+    if manifest.kind != "directory":
+        raise ConfigError("--only", f"chooses among the files of a directory: {archive} is of none")
     names = [file.name for file in manifest.files]
     found: set[int] = set()
     for pattern in only:
@@ -199,27 +223,31 @@ def _chosen(manifest: Manifest, only: Sequence[str], archive: Path) -> list[int]
             hint = f"it holds {', '.join(sorted(names)[:MAX_NAMED])}{more}"
             raise ConfigError(f"--only {pattern!r}", f"matches no file of {manifest.name}", hint=hint)
         found |= matching
-    return sorted(found)
+    return manifest.model_copy(update={"files": [manifest.files[number] for number in sorted(found)]})
 
 
-def write_files(
-    checkpoint: OpenCheckpoint, staged: Path, files: Iterable[int], tell: Callable[[int], None] = lambda _: None
-) -> int:
-    """Write files, by number, below `staged` (or `staged` itself) and check their sha256; bytes written."""
-    archive, manifest = checkpoint.archive, checkpoint.manifest
+def _numbers(manifest: Manifest, part: Manifest) -> list[int]:
+    """The numbers that files of a part have in all of it."""
+    names = {file.name for file in part.files}
+    return [number for number, file in enumerate(manifest.files) if file.name in names]
+
+
+def write_files(checkpoint: OpenCheckpoint, manifest: Manifest, staged: Path, tell: OnProgress = lambda _: None) -> int:
+    """Write the manifest's files below `staged` (or `staged` itself) and check their sha256; bytes written."""
+    archive, nbytes = checkpoint.archive, sum(file.size for file in manifest.files)
     written = 0
-    if manifest.kind == "directory":
+    numbers = {layout.name: number for number, layout in enumerate(checkpoint.layout.files)}
+    if manifest.kind != "file":
         staged.mkdir(mode=0o700)
-    for number in files:
-        model = manifest.files[number]
-        path = staged / model.name if manifest.kind == "directory" else staged
+    for model in manifest.files:
+        path = staged if manifest.kind == "file" else staged / model.name
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with durable.create(path) as file:
-            for piece in checkpoint.file(number):
+            for piece in checkpoint.file(numbers[model.name]):
                 digest.update(piece)
                 written += file.write(piece)
-                tell(written)
+                tell(written / max(nbytes, 1))
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != model.sha256:
@@ -254,6 +282,25 @@ def _publish_part(staged: Path, target: Path, archive: Path, manifest: Manifest)
     except BaseException:
         durable.remove(pointer)  # so that what is staged is nobody's
         raise
+
+
+def _publish_files(staged: Path, target: Path, manifest: Manifest) -> None:
+    """Put several files in their places, the model last: no trainer finds one without its optimizer.
+
+    What dies in between is finished by the next restore: the pointers of all stand until the last file does.
+    """
+    for file in reversed(manifest.files):
+        _publish_file(staged / file.name, target.with_name(file.name))
+
+
+def _remove_pointers(target: Path, places: Iterable[Path], archive: Path, manifest: Manifest) -> None:
+    """Of what was restored, and of others that a restore that was killed had put in their places before."""
+    for place in places:
+        pointer = pointer_for(place)
+        if not os.path.lexists(place) or not points_to(pointer, archive):
+            continue
+        if place == target or is_as_archived(place, as_pointed(manifest, read_pointer(pointer))):
+            durable.remove(pointer)
 
 
 def _publish_directory(staged: Path, target: Path, archive: Path, ours: Store | None) -> None:

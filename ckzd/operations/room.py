@@ -95,7 +95,7 @@ def added_bytes(store: Store, run: Path) -> int:
         added += cache.stat().st_size if cache.exists() else 0
     for entry in Entry.all_of(store):
         if entry.checkpoint.parent == run:
-            held = (entry.held, *entry.held.rglob("*"))
+            held = (entry.root / "held").rglob("*")
             added += allocated_bytes([path for path in held if os.path.lexists(path) and not path.is_dir()])
     return added
 

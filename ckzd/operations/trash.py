@@ -1,7 +1,7 @@
 """One replacement, or restore of a directory, on its way: what it intends and what it holds.
 
     STORE/trash/<id>/intent.json   written before anything moves; says all that undoing needs
-    STORE/trash/<id>/held/<name>   the original once it moved (before: the prepared directory that is to take its place)
+    STORE/trash/<id>/held/<name>   the original once it moved, each of several files (before: what takes its place)
     STORE/trash/<id>/verified      the original was compared here and its archive stands for it: it may be deleted
     STORE/trash/<id>/kept          it could not be put back and is not archived: a person decides
 
@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -36,6 +36,7 @@ class Intent:
               large files move to the trash one by one, where the file system knows no exchange. "restore": the
               restored directory trades places with the one that holds the pointer.
     original  the marks of all that is in it ("" is itself) before anything moved
+    beside    the other files that are one checkpoint with it and go with it, by name
     prepared  those of the prepared directory; empty until it is complete
     """
 
@@ -46,6 +47,32 @@ class Intent:
     previous_pointer: str | None
     original: dict[str, Mark]
     prepared: dict[str, Mark]
+    beside: dict[str, "Beside"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Another file of the checkpoint, in the same directory."""
+
+    pointer_text: str
+    previous_pointer: str | None
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One file of a checkpoint that is made of such: where it stood, where it comes to lie, and its pointer."""
+
+    place: Path
+    held: Path
+    pointer_text: str
+    previous_pointer: str | None
+    mark: Mark
+
+    @property
+    def pointer(self) -> Path:
+        """Where its pointer stands or will stand."""
+        return self.place.with_name(self.place.name + ARCHIVE_SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +103,8 @@ class Entry:
             fields = json_object(read_small(root / "intent.json", MAX_JSON_BYTES) or b"")
             for key in ("original", "prepared"):
                 fields[key] = {name: Mark(*mark) for name, mark in fields[key].items()}
+            beside = fields.get("beside", {}).items()
+            fields["beside"] = {name: Beside(**one | {"mark": Mark(*one["mark"])}) for name, one in beside}
             return cls(store, root, Intent(**fields))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptArchive(root, f"its intent.json cannot be read: {error}") from error
@@ -110,6 +139,22 @@ class Entry:
         if self.intent.method == "file":
             return self.checkpoint.with_name(self.checkpoint.name + ARCHIVE_SUFFIX)
         return self.checkpoint / POINTER_NAME
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The files that go together, in the order in which they go; its own is the only one of a lone file."""
+        intent = self.intent
+        own = Beside(intent.pointer_text, intent.previous_pointer, intent.original[""])
+        return [
+            Piece(
+                self.checkpoint.with_name(name),
+                self.held.with_name(name),
+                one.pointer_text,
+                one.previous_pointer,
+                one.mark,
+            )
+            for name, one in {self.checkpoint.name: own, **intent.beside}.items()
+        ]
 
     @property
     def is_verified(self) -> bool:

@@ -12,6 +12,7 @@ from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_NAME, order_of_leaving
 from ckzd.operations.originals import marks_of
 from ckzd.operations.trash import Entry
+from ckzd.store import Store
 
 
 def put_back(entry: Entry) -> str | None:
@@ -19,7 +20,7 @@ def put_back(entry: Entry) -> str | None:
 
     Each step may have been done already, by an earlier attempt that died.
     """
-    undo = {"file": _put_back_file, "exchange": _put_back_directory, "pieces": _put_back_pieces}
+    undo = {"file": _put_back_files, "exchange": _put_back_directory, "pieces": _put_back_pieces}
     kept = undo[entry.intent.method](entry)
     if kept is None:
         entry.discard()
@@ -39,13 +40,15 @@ def holds_original(entry: Entry) -> bool:
     """Whether all of the original that was to leave has left its place, and lies in the trash."""
     if entry.intent.method == "exchange":
         return bool(entry.intent.prepared) and entry.held.is_dir() and not is_prepared(entry, entry.held)
-    return os.path.lexists(entry.held)
+    return all(os.path.lexists(piece.held) for piece in entry.pieces)
 
 
 def is_prepared(entry: Entry, place: Path) -> bool:
     """Whether what stands at `place` is the directory that was prepared to take the original's place."""
     prepared = entry.intent.prepared.get("")
-    return prepared is not None and _inode(place) == prepared.inode and _is_own_pointer(entry, place / POINTER_NAME)
+    if prepared is None or _inode(place) != prepared.inode:
+        return False
+    return _is_own_pointer(place / POINTER_NAME, entry.intent.pointer_text)
 
 
 def forget_prepared(entry: Entry) -> Entry:
@@ -53,11 +56,13 @@ def forget_prepared(entry: Entry) -> Entry:
     return entry.update(replace(entry.intent, prepared={}))
 
 
-def _put_back_file(entry: Entry) -> str | None:
-    kept = _move_back(entry.held, entry.checkpoint)
-    if kept or stands(entry):  # else it is gone, and the pointer is all that leads to its archive
-        _withdraw_pointer(entry)
-    return kept
+def _put_back_files(entry: Entry) -> str | None:
+    """The optimizer comes before the model, the pointers of all go when the last one is back."""
+    kept = [_move_back(piece.held, piece.place) for piece in reversed(entry.pieces)]
+    for piece, why in zip(reversed(entry.pieces), kept, strict=True):
+        if why or _inode(piece.place) == piece.mark.inode:  # else it is gone: the pointer alone leads to its archive
+            _withdraw_pointer(entry.store, piece.pointer, piece.pointer_text, piece.previous_pointer)
+    return next(filter(None, kept), None)
 
 
 def _put_back_directory(entry: Entry) -> str | None:
@@ -101,7 +106,8 @@ def _put_back_pieces(entry: Entry) -> str | None:
             kept = _move_back(entry.held / name, entry.checkpoint / name) or kept
     if stands(entry):
         if all(os.path.lexists(entry.checkpoint / name) for name in entry.intent.original):
-            _withdraw_pointer(entry)
+            intent = entry.intent
+            _withdraw_pointer(entry.store, entry.pointer, intent.pointer_text, intent.previous_pointer)
         set_directory_time(entry)
     return kept
 
@@ -138,26 +144,26 @@ def _move_back(held: Path, place: Path) -> str | None:
     return None
 
 
-def _withdraw_pointer(entry: Entry) -> None:
+def _withdraw_pointer(store: Store, pointer: Path, text: str, previous: str | None) -> None:
     """Take our pointer away, or put the one back that it superseded; leave anybody else's."""
-    if not _is_own_pointer(entry, entry.pointer):
+    if not _is_own_pointer(pointer, text):
         return
-    if entry.intent.previous_pointer is None:
-        durable.remove(entry.pointer)
+    if previous is None:
+        durable.remove(pointer)
         return
-    temp = entry.store.new_temp(".pointer")
+    temp = store.new_temp(".pointer")
     with durable.write_atomically(temp, mode=0o600) as file:
-        file.write(entry.intent.previous_pointer.encode())
-    give(temp, access_to([entry.pointer], place=entry.pointer.parent))
-    durable.overwrite(temp, entry.pointer)
+        file.write(previous.encode())
+    give(temp, access_to([pointer], place=pointer.parent))
+    durable.overwrite(temp, pointer)
 
 
-def _is_own_pointer(entry: Entry, place: Path) -> bool:
+def _is_own_pointer(place: Path, text: str) -> bool:
     """Whether the pointer of this replacement stands at `place`, and not what somebody else has put there.
 
     What cannot be read raises: it may be read later, and what is decided here is final.
     """
     try:
-        return place.read_text() == entry.intent.pointer_text
+        return place.read_text() == text
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
         return False

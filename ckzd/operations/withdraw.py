@@ -1,6 +1,6 @@
 """Take a replaced checkpoint away for good: first what stands for it, then its archive.
 
-    file        pointer -> archive
+    file        pointer -> archive; of several files all pointers -> archive
     directory   the small files that stayed -> the directory with its pointer, in one step -> as above
                 where something else is in it: the small files -> the pointer -> as above
 
@@ -21,34 +21,39 @@ from ckzd.archive import FileModel, Manifest
 from ckzd.chains import ArchiveRecord
 from ckzd.errors import SourceChanged
 from ckzd.formats.names import POINTER_NAME
-from ckzd.operations.pointer import large_files, pointer_for, points_to
+from ckzd.operations.pointer import large_files, places_of, pointer_for, points_to
 from ckzd.operations.undo import carry_over_what_came_later
 from ckzd.store import Store
 
 _CHUNK = 1 << 20
 
 
-def stands_for(checkpoint: Path, archive: Path) -> bool:
-    """Whether a pointer of ours, and no link to one, stands in the checkpoint's place and names this archive."""
-    pointer = pointer_for(checkpoint)
+def standing(run: Path, record: ArchiveRecord) -> list[Path]:
+    """What of a checkpoint a pointer of ours, and no link to one, stands for in its place, naming this archive."""
+    return [place for place in places_of(run, record.manifest) if _stands_for(pointer_for(place), record.path)]
+
+
+def _stands_for(pointer: Path, archive: Path) -> bool:
     with suppress(OSError):
         return stat.S_ISREG(pointer.lstat().st_mode) and points_to(pointer, archive)
     return False
 
 
-def withdraw(store: Store, checkpoint: Path, record: ArchiveRecord) -> None:
-    """Delete the pointer, if it is this archive's, and the archive.
+def withdraw(store: Store, run: Path, record: ArchiveRecord) -> None:
+    """Delete the pointers in a run that are this archive's, and the archive.
 
     Whoever calls holds the store alone and knows that nothing else needs the archive. Raises SourceChanged, having
     deleted nothing, if somebody writes the checkpoint anew.
     """
-    if stands_for(checkpoint, record.path):
+    checkpoint = run / record.manifest.name
+    if places := standing(run, record):
         if any(os.path.lexists(path) for path in large_files(checkpoint, record.manifest)):
             raise SourceChanged(checkpoint, "is written anew while it is pruned")
         if record.manifest.kind == "directory":
             _remove_small_files(checkpoint, record.manifest)
             _remove_directory(store, checkpoint)
-        durable.remove(pointer_for(checkpoint))
+        for place in places:
+            durable.remove(pointer_for(place))
     durable.remove(record.path)
 
 

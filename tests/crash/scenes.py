@@ -36,8 +36,8 @@ state_dir = {state}
 port = 0
 """
 KEEP = "[watch.keep]\nnewest = 1\n"
-_LARGE = {"file": ("",), "directory": ("model.safetensors", "optimizer.pt")}
-_SMALL = {"file": (), "directory": ("config.json", "trainer_state.json")}
+_LARGE = {"file": ("",), "files": ("",), "directory": ("model.safetensors", "optimizer.pt")}
+_SMALL = {"file": (), "files": (), "directory": ("config.json", "trainer_state.json")}
 _DEAD = Process(Process.this().boot, Process.this().namespace, 1, "1")
 _LATER = {"notes.txt": "written by training", "config.json": '{"edited": true}'}  # into a replaced directory
 
@@ -47,7 +47,7 @@ class Scenario:
     """A command that is struck, after other commands have prepared its place. `{}` stands for the place."""
 
     name: str
-    kind: str  # "file" or "directory"
+    kind: str  # "file", "files" (two of each step, which are one checkpoint) or "directory"
     command: str
     before: tuple[str, ...] = ()
     killed_after: str = ""  # the command was killed before, at the call after the first that holds this
@@ -67,6 +67,7 @@ _FILE, _DIRECTORY = (
     ("PLACE/run/step_10.pt", "PLACE/run/step_20.pt"),
     ("PLACE/run/checkpoint-10", "PLACE/run/checkpoint-20"),
 )
+_FILES = ("PLACE/run/model_10.pt", "PLACE/run/optimizer_20.pt")
 _SERVE = "serve --once --config CONFIG"
 _PRUNE = "prune --config CONFIG"
 _GC = "gc --config CONFIG --gone-runs --damaged-days 0"
@@ -125,6 +126,10 @@ SCENARIOS = [
         (_KEEP.format(_DIRECTORY[0]), _COMPRESS.format(_DIRECTORY[1])),
         rotten="checkpoint-10",
     ),
+    Scenario("files", "files", _COMPRESS.format(_FILES[1]), (_COMPRESS.format(_FILES[0]),)),
+    Scenario("files, after a kill", "files", _COMPRESS.format(_FILES[0]), killed_after='/model_10.pt.ckz"'),
+    Scenario("serve, files", "files", _SERVE, (_COMPRESS.format(_FILES[0]),), targets=(("worker", 1),)),
+    Scenario("restore, files", "files", f"restore {_FILES[1]}", (_SERVE,)),
     Scenario("restore, file", "file", f"restore {_FILE[1]}", (_SERVE,)),
     Scenario("restore, directory", "directory", f"restore {_DIRECTORY[1]}", (_SERVE,), written_later=True),
     Scenario("prune, file", "file", _PRUNE, _apart(_FILE, "PLACE/run/step_30.pt"), pruned=STEPS),
@@ -342,15 +347,17 @@ def digest(path: Path) -> str | None:
 
 def train(place: Path) -> None:
     """A tiny network with Adam, saved twice, as files and as directories. In a fork: torch starts threads."""
-    forks.in_fork(lambda: _train(place / "file run", place / "directory run", STEPS))
-    forks.in_fork(lambda: _train(place / "file run, longer", place / "directory run, longer", (*STEPS, MORE)))
+    runs = [place / f"{kind} run" for kind in ("file", "files", "directory")]
+    forks.in_fork(lambda: _train(*runs, STEPS))
+    longer = [place / f"{run.name}, longer" for run in runs]
+    forks.in_fork(lambda: _train(*longer, (*STEPS, MORE)))
 
 
-def _train(files: Path, directories: Path, steps: tuple[int, ...]) -> None:
+def _train(files: Path, several: Path, directories: Path, steps: tuple[int, ...]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    for place in (files, directories):
+    for place in (files, several, directories):
         place.mkdir()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 16))
@@ -362,6 +369,8 @@ def _train(files: Path, directories: Path, steps: tuple[int, ...]) -> None:
         if step in steps:
             weights, moments = model.state_dict(), adam.state_dict()
             torch.save({"model": weights, "optimizer": moments, "step": step}, files / f"step_{step}.pt")
+            torch.save(weights, several / f"model_{step}.pt")
+            torch.save(moments, several / f"optimizer_{step}.pt")
             directory = directories / f"checkpoint-{step}"
             directory.mkdir(parents=True)
             save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})

@@ -20,10 +20,16 @@ from ckzd.archive import ArchiveReader
 from ckzd.operations.replace import pointer_for, resolve
 from ckzd.store import Store
 
-METHODS = ("file", "file without flags", "exchange", "pieces")
+METHODS = ("file", "file without flags", "files", "files without flags", "exchange", "pieces")
+FILES = ("model_100.pt", "optimizer_100.pt")
+OF_FILES = [
+    *("intent", *(f"pointer {name}" for name in FILES), *(f"moved {name}" for name in FILES), "checked", "verified")
+]
 STEPS = {
     "file without flags": ["intent", "pointer", "moved", "checked", "verified"],
     "file": ["intent", "pointer", "moved", "checked", "verified"],
+    "files": OF_FILES,
+    "files without flags": OF_FILES,
     "exchange": ["intent", "prepared", "exchanged", "checked", "verified"],
     "pieces": ["intent", "prepared", "pointer", "moved model.bin", "moved optimizer.bin", "checked", "verified"],
 }
@@ -42,18 +48,26 @@ class Scene:
         run = self.root / "run"
         run.mkdir(parents=True)
         self.store = Store.open_or_create(self.root / ".ckzd")
-        self.checkpoint = run / ("step_100.pt" if self.is_file else "checkpoint-100")
+        names = FILES if self.is_of_several else ["step_100.pt" if self.is_file else "checkpoint-100"]
+        self.places = [run / name for name in names]
+        self.checkpoint, *others = self.places
         if self.is_file:
-            self.checkpoint.write_bytes(b"weights and moments" * 50)
-            os.utime(self.checkpoint, ns=(10**18, 10**18 + 3))
+            for place in self.places:
+                place.write_bytes(place.name.encode() * 50)
+                os.utime(place, ns=(10**18, 10**18 + 3))
         else:
             self.checkpoint.mkdir()
             for name in ("model.bin", "optimizer.bin", "trainer_state.json"):
                 (self.checkpoint / name).write_bytes(name.encode() * 50)
                 os.utime(self.checkpoint / name, ns=(10**18, 10**18 + 3))
             os.utime(self.checkpoint, ns=(10**18, DIRECTORY_TIME))
-        self.archive = store_archive(self.store, self.checkpoint)
+        self.archive = store_archive(self.store, self.checkpoint, *others)
         self.before = tree_of(self.checkpoint)
+        self.others = {place: tree_of(place) for place in others}
+
+    @property
+    def is_of_several(self) -> bool:
+        return self.method.startswith("files")
 
     @property
     def is_file(self) -> bool:
@@ -61,11 +75,15 @@ class Scene:
 
     def order(self, victim, do: str = "replace", **fields) -> dict:
         places = {"store": self.store.root, "checkpoint": self.checkpoint, "archive": self.archive}
-        return victim(do=do, no_flags=self.method in {"file without flags", "pieces"}, **places, **fields)
+        return victim(
+            do=do, no_flags=self.method.endswith("without flags") or self.method == "pieces", **places, **fields
+        )
 
     def is_original(self) -> bool:
         """All is in its place, as it was; a pointer may stand beside it."""
-        if not os.path.lexists(self.checkpoint):
+        if not all(map(os.path.lexists, self.places)):
+            return False
+        if any(tree_of(place) != before for place, before in self.others.items()):
             return False
         now = tree_of(self.checkpoint)
         now.pop("ckzd.json", None)
@@ -76,15 +94,23 @@ class Scene:
         return now == self.before
 
     def is_archived(self) -> bool:
-        """The pointer stands and leads to a whole archive."""
-        if not pointer_for(self.checkpoint).is_file():
+        """The pointer stands and leads to a whole archive, that of every file of several."""
+        return all(map(self.is_pointed, self.places))
+
+    def is_pointed(self, place: Path) -> bool:
+        if not pointer_for(place).is_file():
             return False
-        with ArchiveReader(resolve(pointer_for(self.checkpoint)).path) as archive:
+        with ArchiveReader(resolve(pointer_for(place)).path) as archive:
             archive.check()
         return True
 
     def assert_nothing_is_lost(self) -> None:
-        assert self.is_original() or self.is_archived()
+        if self.is_of_several:  # some may have gone: each is there, or its archive is, and no model alone
+            assert all(tree_of(p) == old if p.exists() else self.is_pointed(p) for p, old in self.others.items())
+            assert self.is_pointed(self.checkpoint) or tree_of(self.checkpoint) == self.before
+            assert not (self.checkpoint.exists() and not all(place.exists() for place in self.places))
+        else:
+            assert self.is_original() or self.is_archived()
         if not self.is_file:  # Hugging Face resumes from such a directory with a fresh Adam, and says nothing
             assert not ((self.checkpoint / "model.bin").exists() and not (self.checkpoint / "optimizer.bin").exists())
         with ArchiveReader(self.archive) as archive:
@@ -99,11 +125,12 @@ class Scene:
         run = {path.name for path in self.checkpoint.parent.iterdir()}
         if not any(self.store.trash.iterdir()):
             assert tree_of(self.checkpoint) == self.before
-            assert run == {self.checkpoint.name}
+            assert all(tree_of(place) == before for place, before in self.others.items())
+            assert run == {place.name for place in self.places}
             return "original"
         assert self.is_archived()
         if self.is_file:
-            assert run == {"step_100.pt.ckz"}
+            assert run == {f"{place.name}.ckz" for place in self.places}
         else:
             assert {path.name for path in self.checkpoint.iterdir()} == {"ckzd.json", "trainer_state.json"}
         (entry,) = self.store.trash.iterdir()
@@ -126,7 +153,7 @@ def test_killed_after_a_step(tmp_path, victim, method, step):
     assert scene.order(victim, die_after=step)["killed"]
     scene.assert_nothing_is_lost()
     scene.order(victim, "recover")
-    late = step in {"moved", "moved optimizer.bin", "exchanged", "checked", "verified"}
+    late = step in {"moved", "moved optimizer.bin", "moved optimizer_100.pt", "exchanged", "checked", "verified"}
     assert scene.assert_clean() == ("replaced" if late else "original")
     assert scene.order(victim, "recover")["result"] == []
     scene.order(victim)
@@ -205,15 +232,16 @@ def test_killed_while_putting_a_changed_original_back(place, victim, method):
     for number, scene in scenes(place, method):
         assert scene.order(victim, die_after=step)["killed"]
         (entry,) = scene.store.trash.iterdir()
-        held = entry / "held" / scene.checkpoint.name
+        held = entry / "held" / scene.places[-1].name
         changed = held if scene.is_file else held / "optimizer.bin"
         changed.write_bytes(b"x" * changed.stat().st_size)
         died = scene.order(victim, "recover", die_at=number)["killed"]
         scene.order(victim, "recover")
         assert list(scene.store.trash.iterdir()) == []
-        back = scene.checkpoint if scene.is_file else scene.checkpoint / "optimizer.bin"
+        back = scene.places[-1] if scene.is_file else scene.checkpoint / "optimizer.bin"
         assert set(back.read_bytes()) == {ord("x")}
-        assert not pointer_for(scene.checkpoint).exists()
+        assert not any(pointer_for(place).exists() for place in scene.places)
+        assert not scene.is_of_several or tree_of(scene.checkpoint) == scene.before
         if not scene.is_file:
             assert scene.checkpoint.stat().st_mtime_ns == DIRECTORY_TIME
             assert (scene.checkpoint / "model.bin").read_bytes() == b"model.bin" * 50

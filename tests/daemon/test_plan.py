@@ -112,3 +112,50 @@ def test_a_refused_replacement_waits_and_says_why():
 
     assert plan.may_be_replaced(refused, 49.0) == "has 2 names"
     assert plan.may_be_replaced(refused, 51.0) is None
+
+
+TOGETHER = [row(f"{name}_1.pt", State.REPLACED, archive=Path("/a1"), first_seen=1.0) for name in ("model", "optim")]
+
+
+def held(*rows: Row, now: float = 30.0, patience: float = 20.0, once: bool = False) -> dict[str, str]:
+    there = order(*(found.path.name for found in rows if found.state is not State.REPLACED))
+    found = plan.waits_for_others(rows, there, now, patience, once=once)
+    return {path.name: why for path, why in found.items()}
+
+
+def test_files_of_a_step_wait_for_one_that_is_still_being_written():
+    unfinished = row("optim_2.pt", State.SEEN, mtime=25 * 10**9, first_seen=25.0)
+    model = row("model_2.pt", first_seen=20.0)
+    assert held(model, unfinished) == {"model_2.pt": "waits for optim_2.pt of its step"}
+    assert held(model, unfinished, once=True) != {}
+    assert held(model, unfinished, now=50.0) == {}, "nobody waits for ever for what a writer left that died"
+    assert held(row("model_3.pt"), unfinished) == {}
+    assert held(row("model.pt"), row("optim.pt", State.SEEN, first_seen=25.0)) == {}, "they name no step"
+
+
+def test_files_wait_for_those_that_the_step_before_had():
+    model = row("model_2.pt", first_seen=20.0)
+    assert held(*TOGETHER, model) == {"model_2.pt": "waits for optim_#.pt, as the step before had"}
+    assert held(*TOGETHER, model, row("optim_2.pt", first_seen=21.0)) == {}
+    assert held(*TOGETHER, model, now=50.0) == {}, "not for ever"
+    assert held(*TOGETHER, model, once=True) == {}
+    assert held(*TOGETHER, model, row("model_3.pt", first_seen=29.0)) == {
+        "model_3.pt": "waits for optim_#.pt, as the step before had"
+    }, "a later step has begun: nothing comes of this one any more"
+    assert held(*TOGETHER, row("G_2.pt", first_seen=20.0)) == {}, "of another kind"
+    apart = [row("G_1.pt", State.VERIFIED, archive=Path("/g")), row("D_1.pt", State.VERIFIED, archive=Path("/d"))]
+    assert held(*apart, row("G_2.pt", first_seen=20.0)) == {}, "they have archives of their own"
+
+
+def test_the_files_of_a_step_wait_as_one():
+    rows = [row(f"{name}_{step}.pt") for step in (1, 2) for name in ("model", "ema", "optim")]
+    rows += [row("best.pt"), row("last.pt"), row("model_3.pt", State.VERIFIED)]
+    assert plan.steps_that_wait(rows, order(*names(rows))) == 4
+
+
+def test_an_archive_of_several_files_gains_what_they_take_together():
+    files = [
+        row(name, State.VERIFIED, archive=Path("/a"), original_bytes=100, archive_bytes=99)
+        for name in ("model_1.pt", "optim_1.pt")
+    ]
+    assert plan.gain_too_little(files, order("model_1.pt", "optim_1.pt")) == {}

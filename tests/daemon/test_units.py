@@ -114,3 +114,69 @@ def test_what_gains_too_little_stays(make_daemon, run):
 
     assert standing(run) == {"e_1.pt", "e_2.pt"}
     assert "too little is gained" in why(daemon, "e_1.pt")
+
+
+def models(run, *steps, names=("model", "optimizer")):
+    """model_N.pt and optimizer_N.pt of each step, which are one checkpoint."""
+    return [write_checkpoint(run / f"{name}_{step}.pt") for step in steps for name in names]
+
+
+def archives(daemon, run):
+    return {record.manifest.name: record.manifest.kind for record in daemon.store.archives(run)}
+
+
+def test_files_that_are_one_checkpoint_have_one_archive_and_go_together(make_daemon, run):
+    daemon = make_daemon(keep_raw=1)
+    models(run, 1, 2)
+    daemon.service.start()
+    daemon.go(60)
+
+    assert standing(run) == {"model_2.pt", "optimizer_2.pt"}
+    assert sum(job.kind == "replace" for job in daemon.executor.began) == 1
+    rows = {row["checkpoint"].rsplit("/", 1)[-1]: row for row in daemon.status()["checkpoints"]}
+    assert {rows[f"{name}_1.pt"]["state"] for name in ("model", "optimizer")} == {"replaced"}
+    assert len({row["archive"] for row in rows.values()}) == 2
+
+
+def test_a_model_waits_for_its_optimizer(make_daemon, run):
+    daemon = make_daemon(keep_raw=1)
+    models(run, 1)
+    daemon.service.start()
+    daemon.go(20)
+    models(run, 2, names=["model"])
+    daemon.go(16)
+    assert why(daemon, "model_2.pt") == "waits for optimizer_#.pt, as the step before had"
+    models(run, 2, names=["optimizer"])
+    daemon.go(20)
+    archived = [job.checkpoint.name for job in daemon.executor.began if job.kind == "compress"]
+    assert archived[2] in {"model_2.pt", "optimizer_2.pt"}
+    assert len({row["archive"] for row in daemon.status()["checkpoints"] if "_2." in row["checkpoint"]}) == 1
+
+
+def test_one_that_comes_too_late_makes_an_archive_of_both(make_daemon, run):
+    daemon = make_daemon(keep_raw=2)
+    models(run, 1, names=["model"])
+    daemon.service.start()
+    daemon.go(20)
+    models(run, 1, names=["optimizer"])
+    daemon.go(20)
+    models(run, 2, 3)
+    daemon.go(60)
+
+    assert standing(run) == {f"{name}_{step}.pt" for name in ("model", "optimizer") for step in (2, 3)}
+    rows = [row for row in daemon.status()["checkpoints"] if "_1." in row["checkpoint"]]
+    assert [row["state"] for row in rows] == ["replaced"] * 2
+    assert len({row["archive"] for row in rows}) == 1
+
+
+def test_a_journal_that_was_lost_knows_each_file_again(make_daemon, revive, run):
+    daemon = make_daemon(keep_raw=1)
+    models(run, 1, 2)
+    daemon.service.start()
+    daemon.go(60)
+    for file in (run.parents[1] / "state").glob("journal*"):
+        file.unlink()
+    again = revive(daemon, keep_raw=1)
+    again.go(60)
+    states = {row["checkpoint"].rsplit("/", 1)[-1]: row["state"] for row in again.status()["checkpoints"]}
+    assert (states["model_1.pt"], states["optimizer_1.pt"]) == ("replaced", "replaced")

@@ -6,7 +6,7 @@ import pytest
 from damaged.inputs import make_safetensors, torch_file
 from formats.test_directory import make_directory
 
-from ckzd.formats import KINDS, list_checkpoints, look_into, looks_like_checkpoint
+from ckzd.formats import KINDS, completeness, list_checkpoints, look_into, looks_like_checkpoint
 from ckzd.formats import left_alone as left_alone_of
 from ckzd.formats.names import labelled_step, shard_number
 
@@ -80,22 +80,10 @@ WHOLE = {
         ["global_step_10/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"],
         {"global_step_10": "several_files"},
     ),
-    "a directory a step": (["step_1/net.pt", "step_1/optim.pt"], {"step_1": "several_files"}),
-    "a directory a step, numbers alone": (["000100/net.pt", "000100/optim.pt"], {"000100": "several_files"}),
-    "a directory a step, behind a dot": (["ckpt.7/net.pt", "ckpt.7/optim.pt"], {"ckpt.7": "several_files"}),
-    "a directory a time": (
-        ["2024-01-31_10-00/net.pt", "2024-01-31_10-00/optim.pt"],
-        {"2024-01-31_10-00": "several_files"},
-    ),
-    "SpeechBrain": (
-        ["CKPT+2024-01-31+10-00-00+00/model.ckpt", "CKPT+2024-01-31+10-00-00+00/optimizer.ckpt"],
-        {"CKPT+2024-01-31+10-00-00+00": "several_files"},
-    ),
     "with layers": (
         ["epoch=3/layer_1.pth", "epoch=3/layer_2.pth", "epoch=3/layer_3.pth"],
         {"epoch=3": "several_files"},
     ),
-    "with the step once more": (["ckpt-20/net_20.bin", "ckpt-20/optim_20.bin"], {"ckpt-20": "several_files"}),
     "deeper": (["run/save_4/model/net.safetensors", "run/save_4/optim/adam.pt"], {"run/save_4": "several_files"}),
     "in a directory a rank": (
         ["run/rank_0/step_1.pt", "run/rank_0/step_2.pt", "run/rank_1/step_1.pt", "run/rank_1/step_2.pt"],
@@ -145,6 +133,45 @@ def test_a_directory_that_is_read_is_one_checkpoint(tmp_path, layout):
     assert seen(tmp_path) == ({"step-7"}, {})
     assert left_alone_of(tmp_path / "step-7") is None
     assert left_alone_of(tmp_path / DIRECTORIES[layout][0]).path == tmp_path / "step-7"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["step_1/net.pt", "step_1/optim.pt"],
+        ["step_1/net.pt", "step_1/optim.pt", "step_1/args.json"],
+        ["step_1/model.safetensors", "step_1/optimizer.pt", "step_1/scheduler.pt"],
+        ["000100/net.pt", "000100/optim.pt"],
+        ["ckpt.7/net.pt", "ckpt.7/optim.pt"],
+        ["checkpoint-7/net.pt", "checkpoint-7/optim.pt"],
+        ["2024-01-31_10-00/net.pt", "2024-01-31_10-00/optim.pt"],
+        ["CKPT+2024-01-31+10-00-00+00/model.ckpt", "CKPT+2024-01-31+10-00-00+00/optimizer.ckpt"],
+        ["ckpt-20/net_20.bin", "ckpt-20/optim_20.bin"],
+    ],
+)
+def test_a_directory_of_a_step_is_one_checkpoint(tmp_path, files):
+    write(tmp_path, *files)
+    folder = Path(files[0]).parent.name
+    assert seen(tmp_path) == ({folder}, {})
+    assert completeness(tmp_path / folder) is None
+    assert left_alone_of(tmp_path / folder) is None
+    assert left_alone_of(tmp_path / files[0]).path == tmp_path / folder
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["step_1/net.pt", "step_1/optim.pkl"],
+        ["step_1/net.pt", "step_1/optim.pt", "step_1/more/"],
+        ["step_1/net_0.pt", "step_1/net_1.pt"],
+        ["step_1/net.rank0.pt", "step_1/net.rank1.pt"],
+        ["step_1/model-00001-of-00002.safetensors", "step_1/model-00002-of-00002.safetensors"],
+        ["step_1/model.pt", "step_1/optimizer.bin"],
+    ],
+)
+def test_what_is_more_than_flat_files_of_a_step_is_left_alone(tmp_path, files):
+    write(tmp_path, *files)
+    assert seen(tmp_path) == (set(), {"step_1": "several_files"})
 
 
 FILES = {

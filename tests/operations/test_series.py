@@ -165,10 +165,10 @@ def test_each_of_several_that_are_saved_over_themselves_follows_itself(run):
 
 
 def test_what_has_no_weights_follows_its_own_name_alone(run):
-    state = sound(FIRST)
-    compressed(run, f"model_{FIRST}.pt", {"model": state["model"]})
-    assert reference_of(compressed(run, f"optim_{FIRST}.pt", state["optimizer"])) is None
-    compressed(run, f"model_{SECOND}.pt", {"model": sound(SECOND)["model"]})
+    """Beside a model that is not its own."""
+    compressed(run, f"model_{FIRST}.pt", {"model": other_model(FIRST)["model"]})
+    assert reference_of(compressed(run, f"optim_{FIRST}.pt", sound(FIRST)["optimizer"])) is None
+    compressed(run, f"model_{SECOND}.pt", {"model": other_model(SECOND)["model"]})
     assert reference_of(compressed(run, f"optim_{SECOND}.pt", sound(SECOND)["optimizer"])) == f"optim_{FIRST}.pt"
 
 

@@ -125,7 +125,7 @@ class _Crc:
         if stored and stored != {self._crc.to_bytes(4, "little")}:
             path = "/".join(checkpoint.tensors[self._first].path)
             raise BadCheckpoint(
-                f"{checkpoint.name}/{name}" if checkpoint.is_directory else checkpoint.name,
+                f"{checkpoint.name}/{name}" if checkpoint.is_directory else name,
                 f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
                 hint="the file is damaged; restore it from another copy",
             )

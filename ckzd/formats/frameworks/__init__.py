@@ -11,10 +11,11 @@ from ckzd.formats.frameworks.dcp import DCP
 from ckzd.formats.frameworks.deepspeed import DEEPSPEED
 from ckzd.formats.frameworks.framework import Framework
 from ckzd.formats.frameworks.hugging_face import HUGGING_FACE
+from ckzd.formats.frameworks.step_files import STEP_FILES
 from ckzd.formats.listing import is_replaced
 from ckzd.formats.names import is_temporary
 
-FRAMEWORKS: Final = (DEEPSPEED, DCP, ACCELERATE, HUGGING_FACE)  # the first that knows a directory reads it
+FRAMEWORKS: Final = (DEEPSPEED, DCP, ACCELERATE, HUGGING_FACE, STEP_FILES)  # the first that knows a directory reads it
 
 __all__ = ["FRAMEWORKS", "Framework", "framework_of", "reader_of"]
 

@@ -61,14 +61,15 @@ def parse_file(view: FileView) -> ParsedFile:
 
 
 def together(names: Sequence[str], parsed: Sequence[ParsedFile]) -> ParsedDirectory:
-    """Number the tensors of all files through, and put each file's name before its paths."""
+    """Number the tensors of all files through, and put each file's name, if it is given one, before its paths."""
     tensors: list[TensorSpec] = []
     optimizers: list[Optimizer] = []
     holes: list[tuple[Hole, ...]] = []
     for name, one in zip(names, parsed, strict=True):
+        start = (name,) if name else ()
         holes.append(tuple(replace(hole, tensor=hole.tensor + len(tensors)) for hole in one.holes))
-        tensors.extend(replace(tensor, path=(name, *tensor.path)) for tensor in one.tensors)
-        optimizers.extend(replace(optimizer, path=(name, *optimizer.path)) for optimizer in one.optimizers)
+        tensors.extend(replace(tensor, path=(*start, *tensor.path)) for tensor in one.tensors)
+        optimizers.extend(replace(optimizer, path=(*start, *optimizer.path)) for optimizer in one.optimizers)
     return ParsedDirectory(tuple(tensors), tuple(holes), tuple(optimizers))
 
 

@@ -20,12 +20,13 @@ _RNG_STATE = re.compile(r"rng_state_(\d{1,6})\.pth")
 
 
 def recognises(path: Path, names: AbstractSet[str], _folders: AbstractSet[str]) -> bool:
-    """By its name, or by trainer_state.json.
+    """By its name, unless all tensors are in files of other names, or by trainer_state.json.
 
     Where only that says so, nothing else that may be a checkpoint stands in it: it may be a whole run's.
     """
     if hugging_face_step(path.name) is not None:
-        return True
+        tensors = [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
+        return not tensors or TRAINER_STATE in names or any(map(is_part, tensors))
     return TRAINER_STATE in names and not any(map(_is_of_a_run, names))
 
 
