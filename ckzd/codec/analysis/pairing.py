@@ -3,22 +3,31 @@
 A state has Adam's two moments, exp_avg and exp_avg_sq, or a lone momentum: SGD's and Muon's momentum_buffer, Lion's
 exp_avg; or neither. What else of it is a mean of gradients or of their squares is told by its name.
 
-States name their weight only when the optimizer was built with names. Else the order of ids is held against the order
-of the weights (module order, decay first by Hugging Face's rule or by rank, no-decay first; of all weights, of those
-that changed, of one state dict of several), and accepted if every shape agrees. Matrices of one shape are then checked
-against the evidence: Adam moves a weight by about -exp_avg / sqrt(exp_avg_sq), Lion by about -sign(exp_avg), the others
-along -momentum_buffer, so the change since the reference correlates with its own state and with no other.
+States name their weight only when the optimizer was built with names. Else the order of ids is held against orders of
+candidates (`candidates.py`), and accepted if every shape agrees. Of several that agree, as a model and its average do,
+that is taken which is not called an average and whose change the states explain. Matrices of one shape are then checked
+against the same evidence: Adam moves a weight by about -exp_avg / sqrt(exp_avg_sq), Lion by about -sign(exp_avg), the
+others along -momentum_buffer, so the change since the reference correlates with its own state and with no other.
 """
 
-import re
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ckzd.checkpoint import CODED_FLOATS, Optimizer, RawArray
+from ckzd.codec.analysis.candidates import (
+    averages_among,
+    by_names,
+    candidates,
+    has_changed,
+    is_buffer,
+    orders,
+    without_averages,
+)
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import to_float64
@@ -26,12 +35,11 @@ from ckzd.codec.records.layout import Triple
 
 MIN_ELEMENTS = 128  # smaller tensors are coded exactly: formats keeps the smallest out, and not alike for all dtypes
 _SAMPLE = 1 << 14  # elements of a matrix that the evidence looks at: noise of 1/128, where evidence is 0.1 and more
+_MOST_OPTIMIZERS = 16  # that are looked at one by one
 _LONE = ("momentum_buffer", "exp_avg")  # what a momentum is called that has no second moment beside it
 _MEANS = frozenset({*_LONE, "grad_avg", "exp_avg_diff"})  # of gradients (RMSprop, Adan)
 # Of their squares, or their largest: AMSGrad, RMSprop, Adagrad, Adadelta, Adamax, Adafactor of vectors
 _VARIANCES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "variance"})
-_BUFFER = re.compile(r"(?:^|\.)running_(?:mean|var)$")  # batch norm's: float tensors of a model that nobody optimizes
-_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:\.|$)|_norm(?:\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +73,21 @@ class Paired:
 
 
 Found = dict[_State, int]  # state -> number of its weight
+_Tensors = dict[tuple[str, ...], dict[tuple[str, ...], int]]  # path of a parameter's state -> path in it -> number
 
 
 def pair(inputs: Inputs) -> Paired:
     """All weights with the moments and other states that can be told."""
-    states = [state for optimizer in inputs.checkpoint.optimizers for state in _states(inputs, optimizer)]
+    by_optimizer = _by_optimizer(inputs)
+    states = [state for some in by_optimizer for state in some]
     weights = [n for n in inputs.model_tensors if n in inputs.tiles and is_coded(inputs, n)]
-    found = _by_name(inputs, states, weights)
-    if found is None:
-        found = _by_order(inputs, states, weights)
-        if inputs.reference is not None:
-            found = _by_evidence(inputs, found, states, weights)
+    found = _by_name(inputs, by_optimizer, weights)
+    taken = frozenset(found.values())
+    found |= _by_order(
+        inputs,
+        [[state for state in some if state not in found] for some in by_optimizer],
+        [number for number in weights if number not in taken],
+    )
     triples: dict[int, Triple] = {}
     others: dict[int, State] = {}
     for state in states:
@@ -109,13 +121,20 @@ def is_coded(inputs: Inputs, number: int) -> bool:
     return tensor.dtype in CODED_FLOATS and tensor.elements >= MIN_ELEMENTS
 
 
-def _states(inputs: Inputs, optimizer: Optimizer) -> Iterator[_State]:
-    """States of an optimizer in the order of its groups, largest tensors only."""
-    depth = len(optimizer.path) + 2
-    tensors: dict[tuple[str, ...], dict[tuple[str, ...], int]] = defaultdict(dict)
+def _by_optimizer(inputs: Inputs) -> list[list[_State]]:
+    """States of each optimizer; of very many, of all together: each is a look at all weights."""
+    paths = {optimizer.path for optimizer in inputs.checkpoint.optimizers}
+    tensors: _Tensors = defaultdict(dict)
     for number in inputs.tiles:
-        tensor = inputs.tensor(number)
-        tensors[tensor.path[:depth]][tensor.path[depth:]] = number
+        path = inputs.tensor(number).path
+        for depth in (n for n, key in enumerate(path) if key == "state" and path[:n] in paths):
+            tensors[path[: depth + 2]][path[depth + 2 :]] = number
+    found = [list(_states(inputs, optimizer, tensors)) for optimizer in inputs.checkpoint.optimizers]
+    return found if len(found) <= _MOST_OPTIMIZERS else [[state for some in found for state in some]]
+
+
+def _states(inputs: Inputs, optimizer: Optimizer, tensors: _Tensors) -> Iterator[_State]:
+    """States of an optimizer in the order of its groups, largest tensors only."""
     for group in optimizer.groups:
         for position, key in enumerate(group.ids):
             moments, others = _moments(inputs, tensors.get((*optimizer.path, "state", key), {}))
@@ -140,70 +159,81 @@ def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[tuple[i
     return tuple(moments), tuple(n for n in known.values() if n not in moments and inputs.whole_shape(n) == shapes[0])
 
 
-def _by_name(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found | None:
-    """By parameter name, if every state has one that is a weight's; of two weights of one name, the first."""
-    number = {inputs.tensor(n).path[-1]: n for n in reversed(weights)}
-    found = {state: number.get(state.name or state.id) for state in states}
-    named = {state: weight for state, weight in found.items() if weight is not None}
-    return named if len(named) == len(states) else None
-
-
-def _by_order(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found:
-    """The first order whose shapes all agree, else the order within each shape where the counts agree."""
-    shapes = [inputs.whole_shape(state.all[0]) for state in states]
-    for candidates in _candidates(inputs, weights):
-        for order in _orders(inputs, candidates):
-            if [inputs.whole_shape(n) for n in order] == shapes:
-                return dict(zip(states, order, strict=True))
+def _by_name(inputs: Inputs, by_optimizer: Sequence[Sequence[_State]], weights: Sequence[int]) -> Found:
+    """Of optimizers whose states all have a weight's name: where several weights have it, as `_preferred` says."""
     found: Found = {}
-    for candidates in _candidates(inputs, weights):
-        for some_states, some_weights in _shape_classes(inputs, states, candidates):
-            if len(some_states) == len(some_weights) and some_states[0] not in found:
-                found |= zip(some_states, some_weights, strict=True)
+    for states in by_optimizer:
+        taken = frozenset(found.values())
+        names = [state.name or state.id for state in states]
+        if not any(name.isdecimal() for name in names):  # parameters that are numbered have no names
+            named = by_names(inputs, [number for number in weights if number not in taken], names)
+            found |= _preferred(inputs, [dict(zip(states, order, strict=True)) for order in named])
     return found
 
 
-def _candidates(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
-    """The weights that an optimizer may hold: all, all but buffers, those not frozen, those of one state dict."""
-    yield list(weights)
+def _by_order(inputs: Inputs, by_optimizer: Sequence[Sequence[_State]], weights: Sequence[int]) -> Found:
+    """Each optimizer's own weights where all have some that fit, else those of all together, else by shapes."""
+    states = [state for some in by_optimizer for state in some]
+    found: Found = {}
+    for some in by_optimizer:
+        taken = frozenset(found.values())
+        found |= _fitting(inputs, some, [number for number in weights if number not in taken])
+    if len(found) < len(states):
+        found = _fitting(inputs, states, weights)
+    if len(found) == len(states):
+        return _by_evidence(inputs, found, states, sorted(found.values()))
+    found, weights = _by_shape(inputs, states, weights)
+    return _by_evidence(inputs, found, states, weights)
+
+
+def _fitting(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Found:
+    """Weights in an order in which all shapes agree; nothing if there is none."""
+    shapes = [inputs.whole_shape(state.all[0]) for state in states]
+    fits: list[Found] = []
+    for some in candidates(inputs, weights, len(states)):
+        in_order = (order for order in orders(inputs, some) if [inputs.whole_shape(n) for n in order] == shapes)
+        if (order := next(in_order, None)) is not None:
+            fits.append(dict(zip(states, order, strict=True)))
+    return _preferred(inputs, fits)
+
+
+def _preferred(inputs: Inputs, fits: Sequence[Found]) -> Found:
+    """The first of those with the fewest averages, unless what has moved since the reference speaks for another."""
+    ordered = sorted(fits, key=lambda found: averages_among(inputs, found.values()))
+    best: Found = ordered[0] if ordered else {}
+    if len(ordered) > 1 and inputs.reference is not None:
+        noise = 3 * math.sqrt(sum(1 / min(_SAMPLE, inputs.tensor(number).elements) for number in best.values()))
+        evidence = [sum(_correlation(inputs, *pair) for pair in found.items()) for found in ordered]
+        best, seen = ordered[0], evidence[0]
+        for found, own in zip(ordered, evidence, strict=True):
+            if own > seen + noise:
+                best, seen = found, own
+    return best
+
+
+def _by_shape(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> tuple[Found, Sequence[int]]:
+    """The order within each shape where the counts agree; and the weights that may be looked at for evidence."""
+    others = without_averages(inputs, weights)
+    enough = sum(len(some) for some, own in _shape_classes(inputs, states, others) if len(some) <= len(own))
+    weights = others if enough == len(states) else weights
+    found: Found = {}
+    for pool in _pools(inputs, weights):
+        for some_states, some_weights in _shape_classes(inputs, states, pool):
+            if len(some_states) == len(some_weights) and some_states[0] not in found:
+                found |= zip(some_states, some_weights, strict=True)
+    return found, weights
+
+
+def _pools(inputs: Inputs, weights: Sequence[int]) -> Iterator[Sequence[int]]:
+    """All, all but buffers, those not frozen, those of one state dict."""
+    yield weights
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     trained = [number for number in weights if not is_buffer(inputs, number)]
     for number in trained:
         groups[inputs.tensor(number).path[:-1]].append(number)
     for group in [trained, *groups.values()]:
-        if len(group) < len(weights):
-            yield group
-        moved = [number for number in group if has_changed(inputs, number)]
-        if moved and len(moved) < len(group):
-            yield moved
-
-
-def is_buffer(inputs: Inputs, number: int) -> bool:
-    """Whether a tensor is called as a batch norm's statistics are."""
-    return _BUFFER.search(inputs.tensor(number).path[-1]) is not None
-
-
-def has_changed(inputs: Inputs, number: int) -> bool:
-    """Whether a tensor, by its first tile, is in the reference with other bytes."""
-    tiles, contents = inputs.tiles[number], inputs.contents.tensors
-    return any(not contents[tile].is_same and inputs.before(tile) is not None for tile in tiles)
-
-
-def _orders(inputs: Inputs, weights: Sequence[int]) -> Iterator[list[int]]:
-    rules: tuple[Callable[[int], bool], ...] = (
-        lambda _: True,
-        lambda n: _NO_DECAY.search(inputs.tensor(n).path[-1]) is None,
-        lambda n: len(inputs.tensor(n).shape) >= 2,
-        lambda n: len(inputs.tensor(n).shape) < 2,
-    )
-    natural = sorted(weights, key=lambda n: [_natural(part) for part in inputs.tensor(n).path])
-    for order in (list(weights), natural):
-        for rule in rules:
-            yield [n for n in order if rule(n)] + [n for n in order if not rule(n)]
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(run), "") if run.isdecimal() else (-1, run) for run in re.split(r"(\d+)", text)]
+        yield group
+        yield [number for number in group if has_changed(inputs, number)]
 
 
 def _best_assignment(evidence: Float64) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -246,6 +276,11 @@ def _by_evidence(inputs: Inputs, found: Found, states: Sequence[_State], weights
             matches = zip(rows, columns, strict=True)
             chosen |= {some_states[i]: some_weights[j] for i, j in matches if evidence[i, j] > sure}
     return chosen
+
+
+def _correlation(inputs: Inputs, state: _State, number: int) -> float:
+    """Of one state's update direction and one weight's change."""
+    return float(_correlations(inputs, [state], [number])[0, 0])
 
 
 def _correlations(inputs: Inputs, states: Sequence[_State], weights: Sequence[int]) -> Float64:

@@ -10,8 +10,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
+from ckzd.codec.analysis.candidates import has_changed, is_buffer
 from ckzd.codec.analysis.inputs import Inputs
-from ckzd.codec.analysis.pairing import Paired, State, has_changed, is_buffer, is_coded, pair
+from ckzd.codec.analysis.pairing import Paired, State, is_coded, pair
 from ckzd.codec.analysis.twins import casts, predictions
 from ckzd.codec.presets import Scheme
 from ckzd.codec.records.index import LinearPrediction
