@@ -12,6 +12,7 @@ from ckzd.checkpoint import STORED_AS, Optimizer, ParamGroup
 from ckzd.formats.views import REST, Part
 
 _Storages = Mapping[str, Sequence[Part]]  # by their keys in the file
+_ByPath = Mapping[tuple[str, ...], Optimizer]
 _Flat = Mapping[tuple[tuple[str, ...], str], Sequence[Part]]  # by path of an optimizer and id: what a parameter is as
 
 
@@ -19,13 +20,14 @@ def parted_alike(
     storages: _Storages, optimizers: Sequence[Optimizer]
 ) -> tuple[dict[str, list[Part]], tuple[Optimizer, ...]]:
     """Storages with flat moments in parts, and the optimizers that hold them."""
-    models = _models_by_elements(storages, optimizers)
+    by_path = {optimizer.path: optimizer for optimizer in reversed(optimizers)}
+    models = _models_by_elements(storages, by_path)
     if not models:
         return {key: list(parts) for key, parts in storages.items()}, tuple(optimizers)
     parted = {key: list(parts) for key, parts in storages.items()}
     flat: dict[tuple[tuple[str, ...], str], Sequence[Part]] = {}
     for key, (moment, *others) in storages.items():
-        tensor, optimizer = moment.tensor, _optimizer_of(moment, optimizers)
+        tensor, optimizer = moment.tensor, _optimizer_of(moment, by_path)
         model = models.get(tensor.elements)
         if others or optimizer is None or model is None or len(tensor.shape) != 1 or tensor.dtype not in STORED_AS:
             continue
@@ -35,13 +37,14 @@ def parted_alike(
     return parted, tuple(_of_views(optimizer, flat) for optimizer in optimizers)
 
 
-def _optimizer_of(part: Part, optimizers: Sequence[Optimizer]) -> Optimizer | None:
+def _optimizer_of(part: Part, optimizers: _ByPath) -> Optimizer | None:
     """The optimizer whose state a part is."""
     path = part.tensor.path
-    return next((one for one in optimizers if path[: len(one.path) + 1] == (*one.path, "state")), None)
+    above = (path[:depth] for depth, key in enumerate(path) if key == "state")
+    return next((optimizers[start] for start in above if start in optimizers), None)
 
 
-def _models_by_elements(storages: _Storages, optimizers: Sequence[Optimizer]) -> dict[int, Sequence[Part]]:
+def _models_by_elements(storages: _Storages, optimizers: _ByPath) -> dict[int, Sequence[Part]]:
     """Storages of views of one dtype, by their elements, where no other tensor of as many is flat or in other parts."""
     found: dict[int, list[Sequence[Part]]] = defaultdict(list)
     if all(len(parts) == 1 for parts in storages.values()):

@@ -30,9 +30,10 @@ def tensors_in(
     `view` is of the file that the places are in: how often an optimizer moved its weights is read there.
     """
     parts: dict[str, list[Part]] = {}
+    paths = frozenset(optimizer.path for optimizer in facts.optimizers)
     for key, use in facts.uses.items():
         _require_size(use, places[key], subject)
-        parts[key] = parts_of(use, places[key].nbytes, facts.optimizers, subject)
+        parts[key] = parts_of(use, places[key].nbytes, paths, subject)
     optimizers = tuple(_counted(one, facts.counters.get(one.path, ()), places, view) for one in facts.optimizers)
     if any(offset < places[key].offset for key in parts for offset in places[key].crc_offsets):
         for key, some in parts.items():  # what a restore writes first would wait for what comes last

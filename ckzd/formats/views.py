@@ -5,11 +5,11 @@ Flattened parameters, buckets of gradients and cuDNN's recurrent weights are man
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
-from ckzd.checkpoint import STORED_AS, Optimizer, TensorSpec
+from ckzd.checkpoint import STORED_AS, TensorSpec
 from ckzd.formats.parsed import SMALL_STORAGE_BYTES
 from ckzd.formats.survey import StorageUse
 from ckzd.formats.torch_objects import DTYPE_BYTES
@@ -41,8 +41,11 @@ class _Extent:
     trail: Trail
 
 
-def parts_of(use: StorageUse, nbytes: int, optimizers: Sequence[Optimizer], subject: str) -> list[Part]:
-    """What a storage consists of, without gap or overlap: itself, or views of floats and what lies between them."""
+def parts_of(use: StorageUse, nbytes: int, optimizers: Container[tuple[str, ...]], subject: str) -> list[Part]:
+    """What a storage consists of, without gap or overlap: itself, or views of floats and what lies between them.
+
+    `optimizers` are the paths of those in the file.
+    """
     extents = _large(_extents(use, nbytes)) if nbytes >= SMALL_STORAGE_BYTES else []
     place, trail = use.first
     path, dtype = trail.path(subject), _dtype(use)
@@ -65,7 +68,19 @@ def parts_of(use: StorageUse, nbytes: int, optimizers: Sequence[Optimizer], subj
 def whole(use: StorageUse, nbytes: int, subject: str) -> Part:
     """A storage in one part, whatever views it."""
     place, trail = use.first
-    return Part(0, _spec(trail.path(subject), _dtype(use), nbytes), place)
+    tensor = _spec(trail.path(subject), _dtype(use), nbytes)
+    return Part(0, replace(tensor, shape=_strided_shape(use, tensor)), place)
+
+
+def _strided_shape(use: StorageUse, tensor: TensorSpec) -> tuple[int, ...]:
+    """A storage of which views show slices, as columns of a matrix: its rows are as long as their strides say."""
+    sliced = [view for view in use.views if _memory_shape(view) is None] if tensor.dtype in STORED_AS else []
+    for view in sliced:
+        steps = sorted({step for size, step in zip(view.shape, view.stride, strict=True) if size > 1}, reverse=True)
+        sides = [*pairwise([tensor.elements, *steps])]
+        if len(steps) > 1 and steps[-1] == 1 and not any(longer % step for longer, step in sides):
+            return tuple(longer // step for longer, step in sides)
+    return tensor.shape
 
 
 def _dtype(use: StorageUse) -> str:
@@ -82,10 +97,10 @@ def _spec(path: tuple[str, ...], dtype: str, nbytes: int) -> TensorSpec:
     return TensorSpec(path, dtype, (elements,), nbytes)
 
 
-def _path_of_rest(path: tuple[str, ...], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
+def _path_of_rest(path: tuple[str, ...], optimizers: Container[tuple[str, ...]]) -> tuple[str, ...]:
     """Beside the tensors of an optimizer it stays out of their states, whose tensors are told by their names."""
-    above = [optimizer.path for optimizer in optimizers if path[: len(optimizer.path)] == optimizer.path]
-    return (*max(above, key=len, default=path), REST)
+    above = (path[:depth] for depth in range(len(path), -1, -1))
+    return (*next((start for start in above if start in optimizers), path), REST)
 
 
 def _extents(use: StorageUse, nbytes: int) -> list[_Extent]:

@@ -1,6 +1,7 @@
 """Storages that several tensors view: each view in one piece is a tensor, and every byte is in exactly one."""
 
 import io
+import time
 import zipfile
 
 import torch
@@ -8,7 +9,10 @@ from formats.helpers import assert_lossless, rebuilt, saved, zip_is_intact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckzd.codec.analysis.inputs import Inputs
+from ckzd.codec.analysis.pairing import pair
 from ckzd.formats import read_checkpoint
+from ckzd.formats.frameworks.flat_names import places_of
 from ckzd.formats.survey import StorageUse
 from ckzd.formats.tree import ROOT, StorageRef, TensorRef
 from ckzd.formats.views import parts_of
@@ -104,6 +108,45 @@ def test_the_rest_of_an_optimizers_storage_is_no_moment(tmp_path):
         "inner/optimizer/<rest>": (30,),
         "inner/optimizer/<rest>#2": (20,),
     }
+
+
+def test_slices_of_columns_show_what_matrix_they_are_of(tmp_path):
+    """torch saves all of it: a part of a tensor-parallel layer, an output of fewer words than its table has."""
+    wide, kernels = torch.ones(40, 96), torch.ones(20, 24, 3, 3)
+    content = {"left": wide[:, :32], "right": wide[:, 32:].T, "some": kernels[:, 8:]}
+    assert parts(saved(tmp_path / "x.pt", content)) == {"left": (40, 96), "some": (20, 24, 3, 3)}
+
+
+def test_strides_that_are_no_matrix_leave_a_storage_flat(tmp_path):
+    flat = torch.ones(1000)
+    content = {"even": flat[::2], "spread": torch.ones(999).as_strided((9, 50), (100, 1)), "twice": torch.ones(300)}
+    content["twice"] = content["twice"].as_strided((50, 2), (3, 3))
+    found = {"even": (1000,), "spread": (999,), "twice": (300,)}
+    assert parts(saved(tmp_path / "x.pt", content)) == found
+
+
+def test_a_file_of_many_optimizers_is_read_in_linear_time(tmp_path):
+    def seconds(optimizers):
+        ids = range(2000 // optimizers)
+        states = [{number: {"exp_avg": torch.ones(128)} for number in ids} for _ in range(optimizers)]
+        found = [{"state": state, "param_groups": [{"params": list(state)}]} for state in states]
+        path = saved(tmp_path / f"{optimizers}.pt", {"optimizers": found, "w": torch.ones(128)})
+        start = time.process_time()
+        pair(Inputs(read_checkpoint(path), None))
+        return time.process_time() - start
+
+    assert seconds(2000) < 4 * seconds(2) + 0.2
+
+
+def test_flat_names_of_many_optimizers_are_told_in_linear_time():
+    def seconds(optimizers):
+        start = time.process_time()
+        names = [f"o{number % optimizers}.state.{number}.exp_avg" for number in range(4000)]
+        places = places_of([*names, *(f"model.{number}.step" for number in range(4000))])
+        assert len({place.optimizer for place in places.values()} - {()}) == optimizers
+        return time.process_time() - start
+
+    assert seconds(4000) < 8 * seconds(2) + 0.1
 
 
 def test_a_crc_before_its_bytes_leaves_a_storage_whole(tmp_path):

@@ -77,11 +77,11 @@ class Inputs:
     @cached_property
     def model_tensors(self) -> tuple[int, ...]:
         """Numbers of the floats that are not under an optimizer: of one at the root only its states are."""
-        paths = [optimizer.path or ("state",) for optimizer in self.checkpoint.optimizers]
+        paths = {optimizer.path or ("state",) for optimizer in self.checkpoint.optimizers}
         return tuple(
             number
             for number, tensor in enumerate(self.checkpoint.tensors)
-            if tensor.dtype in STORED_AS and not any(tensor.path[: len(path)] == path for path in paths)
+            if tensor.dtype in STORED_AS and not any(tensor.path[:n] in paths for n in range(len(tensor.path) + 1))
         )
 
     @cached_property

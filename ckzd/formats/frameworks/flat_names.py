@@ -27,6 +27,7 @@ MASTERS = frozenset(
     ("fp32_param", "master_param")
 )  # weights as Megatron's optimizer keeps them, beside half as wide ones
 _STATE = re.compile(rf"(?:^|(?<=\.)){STATE}\.")
+_PART = re.compile(rf"(?:^|(?<=\.))({STATE}|{GROUPS})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def places_of(names: Iterable[str]) -> dict[str, Place]:
     """Where each name stands."""
     names = list(names)
     states = {name: found for name in names if (found := _state(name)) is not None}
-    optimizers = sorted({optimizer for optimizer, _, _ in states.values()}, key=len, reverse=True)
+    optimizers = {optimizer for optimizer, _, _ in states.values()}
     weights = {weight for _, weight, _ in states.values()}
     return {name: _place(name, states.get(name), optimizers, weights) for name in names}
 
@@ -61,15 +62,14 @@ def _state(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-def _place(name: str, state: tuple[str, str, str] | None, optimizers: Sequence[str], weights: set[str]) -> Place:
+def _place(name: str, state: tuple[str, str, str] | None, optimizers: set[str], weights: set[str]) -> Place:
     if state is not None:
         optimizer, weight, key = state
         return Place((), weight, "", (key,)) if key in MASTERS else Place(_path(optimizer), weight, key, ())
-    for optimizer in optimizers:
-        for part in (STATE, GROUPS):
-            start = f"{optimizer}.{part}." if optimizer else f"{part}."
-            if name.startswith(start):
-                return Place(_path(optimizer), "", "", (part, name.removeprefix(start)))
+    for match in reversed(list(_PART.finditer(name))):
+        optimizer = name[: match.start()].rstrip(".")
+        if optimizer in optimizers:
+            return Place(_path(optimizer), "", "", (match[1], name[match.end() :]))
     pieces = name.split(".")
     weight = next((end for n in range(len(pieces)) if (end := ".".join(pieces[n:])) in weights), "")
     before = name.removesuffix(weight).rstrip(".") if weight else name
