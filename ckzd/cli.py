@@ -239,6 +239,8 @@ def _checkpoints_of(path: Path) -> list[Path]:
 
 
 def _compress_row(report: "CompressReport") -> tuple[str, ...]:
+    from ckzd.operations.inspect import RUINED
+
     sizes = plain_bytes(report.original_bytes), plain_bytes(report.archive_bytes), f"{report.ratio:.1f}x"
     reference = Path(report.reference).name if report.reference else "nothing: a base"
     reference = f"{reference} ({report.without_base_model})" if report.without_base_model else reference
@@ -246,6 +248,7 @@ def _compress_row(report: "CompressReport") -> tuple[str, ...]:
         "was archived before" if report.already else "replaced" if report.replaced else "original kept"
     )
     remark = f"accepted, {remark}" if report.accepted else remark
+    remark = f"{remark}; {RUINED}" if report.ruined else remark
     return (Path(report.checkpoint).name, *sizes, reference, f"{report.seconds:.1f}", remark)
 
 

@@ -161,6 +161,11 @@ class Settings(_Frozen):
         last = [encodable(watch.path.name or "root") for watch in self.watch]
         return tuple(f"{name}[{n}]" if last.count(name) > 1 else name for n, name in enumerate(last))
 
+    def watch_name_of(self, checkpoint: Path) -> str:
+        """The name of the watch that a checkpoint lies in; empty if there is none."""
+        named = zip(self.watch_names, self.watch, strict=True)
+        return next((name for name, watch in named if checkpoint.is_relative_to(watch.path)), "")
+
 
 class _Environment(BaseSettings):
     """The `CKZD_` variables as they stand; `Settings` judges them together with the file and the flags."""

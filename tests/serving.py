@@ -11,7 +11,7 @@ from making import sha256, store_archive
 
 from ckzd.archive import NamedFile, NamedModel
 from ckzd.base_models import note
-from ckzd.chains import is_sound
+from ckzd.chains import ArchiveRecord, is_ruined, is_sound, read_manifest
 from ckzd.config import DaemonSettings, Settings, WatchSettings
 from ckzd.daemon.jobs import Cancelled, Done, Event, Failed, Job, Progress, WorkerStatus
 from ckzd.daemon.perform import _prune as prune_job
@@ -57,6 +57,8 @@ def archive_by_hand(job: Job) -> dict[str, Any]:
         "step": step,
         "reconstruction": sha256(f"{places[0].name}{''.join(hashes.values())}".encode()),
     }
+    if job.checkpoint.is_file() and b"ruined" in job.checkpoint.read_bytes():
+        changes["quality"] = {"ruined": 1.0}
     if reference is not None:
         changes |= {"reference": reference.manifest.reconstruction, "depth": reference.manifest.depth + 1}
     elif job.base_model is not None and job.base_model.is_file() and job.base_model != job.checkpoint:
@@ -89,6 +91,7 @@ def _report(job: Job, places: list[Path], archive: Path, reference: Path | None,
         "preset": job.preset, "effort": job.effort.value,
         "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,
         "weight_error": 0.08, "worst_tensor_error": 0.4, "tightened": job.number == 2, "kept_exact": False,
+        "ruined": is_ruined(ArchiveRecord(archive, read_manifest(archive))),
         "second_moment_ratio": 1.01, "update_length_ratio": 1.1,
         "seconds": 1.0, "verified": True, "already": already, "replaced": False,
         "damaged": [str(path) for path in Store.open(job.store).damaged(job.checkpoint.parent)],

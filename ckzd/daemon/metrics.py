@@ -95,6 +95,10 @@ class Metrics:
         self.tightened = self._counter(
             "ckzd_archives_tightened", "archives that took more bits to keep to their preset's budget", preset=PRESETS
         )
+        self.ruined = self._counter(
+            "ckzd_ruined_checkpoints", "archived ones of which half of the numbers or more became NaN or infinite",
+            watch=(),
+        )  # fmt: skip
         self.proxies = {
             name: self._by_preset(f"ckzd_{name}", text, buckets)
             for name, text, buckets in (

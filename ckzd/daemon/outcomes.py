@@ -27,7 +27,7 @@ from ckzd.errors import (
     StoreLocked,
     VerificationFailed,
 )
-from ckzd.operations.inspect import KEPT_EXACT
+from ckzd.operations.inspect import KEPT_EXACT, RUINED
 from ckzd.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ class Outcomes:
             self.metrics.ratio.observe(report["ratio"])
             self.metrics.archives.labels(report["effort"]).inc()
             self.metrics.proxy(report["preset"], report)
+            self.metrics.ruined.labels(self.settings.watch_name_of(job.checkpoint)).inc(report["ruined"])
         place = Path(report["archive"]).parent
         for found in self.damaged.values():  # what a check of the whole store has found there
             found -= {archive for archive in found if Path(archive).parent == place}
@@ -163,6 +164,8 @@ class Outcomes:
         log.info("already archived" if report["already"] else "archived", extra=told)
         if report["kept_exact"]:
             log.warning(KEPT_EXACT, extra={"checkpoint": report["checkpoint"]})
+        if report["ruined"]:
+            log.warning(RUINED, extra={"checkpoint": report["checkpoint"]})
 
     def _archive_with_others(self, row: Row, report: dict[str, Any]) -> None:
         """Files of the same checkpoint that have another archive, made before this one was there, get this one too."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import __version__
-from ckzd.chains import read_manifest
+from ckzd.chains import ArchiveRecord, is_ruined, read_manifest
 from ckzd.codec.presets import preset_at
 from ckzd.config import Settings, WatchSettings
 from ckzd.daemon import journal_file
@@ -25,7 +25,7 @@ from ckzd.daemon.stores import measure
 from ckzd.defaults import Effort
 from ckzd.errors import CkzdError, ConfigError
 from ckzd.formats import KINDS
-from ckzd.operations.inspect import KEPT_EXACT, is_kept_exact
+from ckzd.operations.inspect import KEPT_EXACT, RUINED, is_kept_exact
 from ckzd.store import Store
 
 SCHEMA_VERSION = 1
@@ -170,15 +170,16 @@ def _ask(endpoint: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) and status.get("pid") == place["pid"] else None
 
 
-def _is_kept_exact(archive: Path) -> bool:
+def _kept_exact_and_ruined(archive: Path) -> tuple[bool, bool]:
     with suppress(CkzdError, OSError):  # said elsewhere, and asked again: a file server may be away
-        return _says_kept_exact(archive)
-    return False
+        return _says_kept_exact_and_ruined(archive)
+    return False, False
 
 
 @lru_cache(10_000)
-def _says_kept_exact(archive: Path) -> bool:
-    return is_kept_exact(read_manifest(archive))
+def _says_kept_exact_and_ruined(archive: Path) -> tuple[bool, bool]:
+    record = ArchiveRecord(archive, read_manifest(archive))
+    return is_kept_exact(record.manifest), is_ruined(record)
 
 
 def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
@@ -200,14 +201,15 @@ def effort_of(watch: WatchSettings, *, behind: bool) -> Effort:
 
 def _checkpoint(row: Row, why: str) -> dict[str, Any]:
     archive = row.archive if row.state in ARCHIVED else None
-    kept_exact = archive is not None and _is_kept_exact(archive)
-    reasons = (why or row.error, KEPT_EXACT if kept_exact else "")
+    kept_exact, ruined = (False, False) if archive is None else _kept_exact_and_ruined(archive)
+    reasons = (why or row.error, KEPT_EXACT if kept_exact else "", RUINED if ruined else "")
     return {
         "checkpoint": str(row.path),
         "run": str(row.run),
         "state": row.state.value,
         "why": "; ".join(reason for reason in reasons if reason),
         "kept_exact": kept_exact,
+        "ruined": ruined,
         "step": row.step,
         "original_bytes": row.original_bytes,
         "archive_bytes": row.archive_bytes or None,

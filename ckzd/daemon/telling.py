@@ -23,6 +23,8 @@ class Teller:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.metrics = Metrics(__version__)
+        for name in settings.watch_names:
+            self.metrics.ruined.labels(name)  # from the start as 0
         self._settings = settings
         self._clock = clock
         self._came_round = clock.monotonic()

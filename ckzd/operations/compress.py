@@ -22,7 +22,7 @@ from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
 from ckzd.base_models import files_of, require_plain_name, why_needed
-from ckzd.chains import ArchiveRecord, is_intact, is_sound, is_whole, read_manifest, records_in, reference_of
+from ckzd.chains import ArchiveRecord, is_intact, is_ruined, is_sound, is_whole, read_manifest, records_in, reference_of
 from ckzd.checkpoint import Checkpoint, FileStat
 from ckzd.codec.ahead import Listener
 from ckzd.codec.analysis.nearness import changed_shape
@@ -90,6 +90,7 @@ class CompressReport:
     update_length_ratio: float
     tightened: bool
     kept_exact: bool  # nothing was coded with a loss, though the preset may lose
+    ruined: bool  # half of its numbers or more became NaN or infinite
     verified: bool
     accepted: bool | None  # None: no command was asked
     already: bool
@@ -292,6 +293,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
         update_length_ratio=quality.get("update_length_ratio", 1.0),
         tightened=is_tightened(record.manifest),
         kept_exact=is_kept_exact(record.manifest),
+        ruined=is_ruined(record),
         verified=True,
         accepted=True if job.acceptance is not None else None,
         already=already,

@@ -13,6 +13,7 @@ from ckzd.operations.pointer import resolve
 _EXACT = frozenset({Method.COPY, Method.SAME, Method.EXACT, Method.DELTA, Method.ULPS})
 
 KEPT_EXACT = "no weights are known in it: kept exact"
+RUINED = "half of its numbers or more became NaN or infinite: no later one is compressed against it"
 
 
 def inspect(path: Path | str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def test_a_ruined_archive_costs_nothing_and_is_passed_over(run, preset, tmp_path
     states = [sound(FIRST), sound(SECOND), diverged("all nan"), sound(LAST)]
     reports = compressed(run, *states, preset=preset)
     base, before, ruined, after = reports
+    assert [report.ruined for report in reports] == [False, False, True, False]
     assert reference_of(ruined) == reference_of(after) == Path(before.archive)
     assert ruined.archive_bytes < base.archive_bytes / 5
     assert after.archive_bytes < (base.archive_bytes if preset == "lossless" else base.archive_bytes / 2)
