@@ -261,7 +261,8 @@ def _replacement_of(run: Run, members: Sequence[Row]) -> Replace:
     row, *others = members
     assert row.archive is not None, "it is archived"
     beside = tuple((other.path, other.archive) for other in others if other.archive is not None)
-    return Replace(run.store, row.path, row.number, row.identity.size, archive=row.archive, beside=beside)
+    nbytes = sum(member.identity.size for member in members)  # all are compared
+    return Replace(run.store, row.path, row.number, nbytes, archive=row.archive, beside=beside)
 
 
 def _reason(row: Row, reasons: Mapping[Path, str]) -> str:

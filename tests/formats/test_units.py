@@ -80,6 +80,11 @@ WHOLE = {
         ["global_step_10/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"],
         {"global_step_10": "several_files"},
     ),
+    "a directory a step, numbers alone": (["000100/net.pt", "000100/optim.pt"], {"000100": "several_files"}),
+    "a directory a time": (
+        ["2024-01-31_10-00/net.pt", "2024-01-31_10-00/optim.pt"],
+        {"2024-01-31_10-00": "several_files"},
+    ),
     "with layers": (
         ["epoch=3/layer_1.pth", "epoch=3/layer_2.pth", "epoch=3/layer_3.pth"],
         {"epoch=3": "several_files"},
@@ -141,10 +146,8 @@ def test_a_directory_that_is_read_is_one_checkpoint(tmp_path, layout):
         ["step_1/net.pt", "step_1/optim.pt"],
         ["step_1/net.pt", "step_1/optim.pt", "step_1/args.json"],
         ["step_1/model.safetensors", "step_1/optimizer.pt", "step_1/scheduler.pt"],
-        ["000100/net.pt", "000100/optim.pt"],
         ["ckpt.7/net.pt", "ckpt.7/optim.pt"],
         ["checkpoint-7/net.pt", "checkpoint-7/optim.pt"],
-        ["2024-01-31_10-00/net.pt", "2024-01-31_10-00/optim.pt"],
         ["CKPT+2024-01-31+10-00-00+00/model.ckpt", "CKPT+2024-01-31+10-00-00+00/optimizer.ckpt"],
         ["ckpt-20/net_20.bin", "ckpt-20/optim_20.bin"],
     ],

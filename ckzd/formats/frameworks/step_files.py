@@ -22,7 +22,6 @@ from ckzd.formats.names import (
     labelled_step,
     series_in_name,
     shard_number,
-    step_in_name,
     without_numbers,
 )
 from ckzd.formats.parsed import unique_paths
@@ -34,8 +33,8 @@ _ACCELERATES = re.compile(r"(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.
 def recognises(path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -> bool:
     """By its name, and two files at least that hold tensors by theirs, none of which bears another step or a rank.
 
-    What Megatron tracks, and what Accelerate has not finished, is not ours. One whose name is numbers alone may be a
-    run's (2024-01-31/model_100.pt): there no file may bear a number.
+    What Megatron tracks, and what Accelerate has not finished, is not ours. Nor is one whose name is numbers alone:
+    000100 may be a step, 2024-01-31 or 1337 is a run that saves over its files.
     """
     found = [name for name in names - folders if name.endswith(TENSOR_SUFFIXES) and not is_temporary(name)]
     if folders or len(found) < 2 or os.path.lexists(path.parent / TRACKER):
@@ -44,11 +43,8 @@ def recognises(path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -
         return False
     if any(_ACCELERATES.fullmatch(name) or shard_number(name) is not None for name in found):
         return False
-    step = labelled_step(path.name)
-    if is_only_numbers(path.name):
-        return all(step_in_name(name) is None for name in found)
-    texts = {without_numbers(name) for name in found}
-    if step is None or len({text for text, _ in texts}) < len(found):
+    step = None if is_only_numbers(path.name) else labelled_step(path.name)
+    if step is None or len({without_numbers(name)[0] for name in found}) < len(found):
         return False  # what differs in numbers alone are parts
     return all(labelled_step(name) in (None, step) for name in found)
 
