@@ -188,7 +188,7 @@ def compress(
 
     screen = Screen(as_json)
     table = table_of("checkpoint", "original", "archive", "ratio", "against", "seconds", "")
-    done: dict[str, CompressReport] = {}  # file -> of the checkpoint that it is one of
+    done: dict[str, "CompressReport"] = {}  # file -> of the checkpoint that it is one of
     with screen.progress() as bar:
 
         def archive(checkpoint: Path) -> None:
@@ -214,7 +214,7 @@ def compress(
             done.update(dict.fromkeys(report.files, report))
             tell(report)
 
-        def tell(report: CompressReport) -> None:
+        def tell(report: "CompressReport") -> None:
             if as_json:
                 screen.line(report.to_dict())
             else:
