@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -188,7 +188,7 @@ def compress(
 
     screen = Screen(as_json)
     table = table_of("checkpoint", "original", "archive", "ratio", "against", "seconds", "")
-    done: dict[str, "CompressReport"] = {}  # file -> of the checkpoint that it is one of
+    done: dict[str, CompressReport] = {}  # file -> of the checkpoint that it is one of
     with screen.progress() as bar:
 
         def archive(checkpoint: Path) -> None:
@@ -488,45 +488,10 @@ def status(*, config: Config = None, as_json: Json = False) -> int:
     return EXIT_DONE
 
 
-def _space_line(space: Mapping[str, Any]) -> str:
-    """What became of the replaced originals' bytes, and what stands for them on disk."""
-    archives, cache = plain_bytes(space["archive_bytes"]), plain_bytes(space["cache_bytes"])
-    until = f" until {time.strftime('%H:%M', time.localtime(space['trash_until']))}" if space["trash_until"] else ""
-    return (
-        f"space: {plain_bytes(space['freed_bytes'])} freed, net of archives ({archives}) and cache ({cache});"
-        f" {plain_bytes(space['trash_bytes'])} in the trash{until}"
-    )
-
-
-def _check_lines(stores: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """How far the archives of each store have been read back; only the daemon knows."""
-    for store in stores:
-        if (check := store.get("check")) is not None:
-            completed = check["pass_completed"]
-            when = time.strftime("all by %Y-%m-%d %H:%M", time.localtime(completed)) if completed else "not yet all"
-            share = f"{100 * check['pass_ratio']:.0f} % of {check['archives']}"
-            yield f"checked: {when}, {share} again, in {store['store']}"
-
-
 def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
-    running = f"{facts['state']}, process {facts['pid']}" if facts["pid"] else facts["state"]
-    screen.say(f"ckzd {facts['version']}: {running}")
-    for reason in facts["reasons"]:
-        screen.say(f"not ready: {reason}")
-    if facts["replacing_stopped"]:
-        screen.say(f"to let replacing go on: {facts['replacing_stopped']['acknowledge']}")
-    for archive in facts["damaged_archives"]:
-        screen.say(f"damaged, or needs what is: {archive}")
-    for archive in facts["waiting_archives"]:
-        screen.say(f"waits for its base model, which is not here as it was: {archive}")
-    for run in facts["without_base_model"]:
-        screen.say(f"{run['run']}: {run['says']}")
-    for left in facts["left_alone"]:
-        screen.say(f"{left['watch']} {left['says']}")
-    totals = facts["totals"]
-    counts = ", ".join(f"{count} {state}" for state, count in totals["checkpoints"].items()) or "none yet"
-    screen.say(f"checkpoints: {counts}")
-    for line in (_space_line(facts["space"]), *_check_lines(facts["stores"])):
+    from ckzd.reports import status_lines
+
+    for line in status_lines(facts):
         screen.say(line)
     table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
     for row in facts["checkpoints"]:
