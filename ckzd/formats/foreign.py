@@ -34,8 +34,12 @@ def read_small(path: Path, at_most: int) -> bytes | None:
 
 
 def marker_text(path: Path) -> str:
-    """What a marker file says, "" if it is none. A name in it that is not UTF-8 reads as `os.listdir` gives it."""
-    return (read_small(path, MAX_MARKER_BYTES) or b"").decode("utf-8", "surrogateescape")
+    """What a marker file says, "" if it is none: `last.pt` may be a small checkpoint, whose bytes say anything.
+
+    A name in it that is not UTF-8 reads as `os.listdir` gives it.
+    """
+    data = read_small(path, MAX_MARKER_BYTES) or b""
+    return "" if b"\0" in data else data.decode("utf-8", "surrogateescape")
 
 
 def json_file(path: Path) -> dict[str, Any] | None:

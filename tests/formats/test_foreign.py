@@ -5,6 +5,7 @@ import socket
 import time
 
 import pytest
+import torch
 
 from ckzd.formats import foreign
 
@@ -87,3 +88,11 @@ def test_odd_json(tmp_path, data):
 def test_json(tmp_path):
     (tmp_path / "trainer_state.json").write_text('{"global_step": 3}')
     assert foreign.json_file(tmp_path / "trainer_state.json") == {"global_step": 3}
+
+
+def test_a_small_checkpoint_is_no_text_of_names(tmp_path):
+    """`last.pth` beside others: among the bytes of its numbers are words, and the others' names may be in it, too."""
+    torch.save({"files": ["step_1.pth 1"], "weight": torch.zeros(9)}, tmp_path / "last.pth")
+    assert foreign.marker_text(tmp_path / "last.pth") == ""
+    (tmp_path / "last").write_text("step_1.pth")
+    assert foreign.marker_text(tmp_path / "last") == "step_1.pth"
