@@ -151,6 +151,7 @@ class Checkpoint:
     optimizers: tuple[Optimizer, ...]
     source: Source = field(repr=False)
     updates: int | None = None  # how often its weights were moved, as far as it says: an epoch is no such number
+    folders: tuple[tuple[str, FileStat], ...] = ()  # the directories in it: relative names, parents first
 
     def places(self, path: Path) -> tuple[Path, ...]:
         """Where its files are; `path` is where it, or one of its files, was read."""

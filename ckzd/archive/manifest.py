@@ -17,8 +17,9 @@ FORMAT_VERSION: Final = 8
 FIRST_WITH_EFFORT: Final = 7
 FIRST_WITH_BASE_MODEL: Final = 8
 MAX_MODEL_FILES: Final = 1024  # of a base model: the largest that are published have some hundred shards
-_ABSENT_IF_NONE: Final = frozenset({"effort", "base_model"})
 FIRST_WITH_FILES: Final = 8
+FIRST_WITH_FOLDERS: Final = 8
+_ABSENT_IF_EMPTY: Final = frozenset({"effort", "base_model", "folders"})
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -36,6 +37,16 @@ class _Frozen(BaseModel):
 class StatModel(_Frozen):
     """What a restore gives back to a directory beside its files."""
 
+    mode: Id32
+    uid: Id32
+    gid: Id32
+    mtime_ns: Nanoseconds
+
+
+class FolderModel(_Frozen):
+    """A directory in the checkpoint's directory."""
+
+    name: Text
     mode: Id32
     uid: Id32
     gid: Id32
@@ -106,6 +117,7 @@ class Manifest(_Frozen):
     name: Text
     kind: Literal["file", "files", "directory"]  # "files" since format 8: several of one directory
     directory: StatModel | None
+    folders: list[FolderModel] = []  # since format 8; where there are none, they are not spelled
     step: int | None
     checkpoint: Sha256
     restored: Sha256
@@ -128,12 +140,20 @@ class Manifest(_Frozen):
         _require(is_plain_name(self.name), f"name {self.name!r} is not one path component")
         for file in self.files:
             _require(is_inside(file.name), f"file name {file.name!r} is not a relative path that stays inside")
-        _require(len({file.name for file in self.files}) == len(self.files), "two files have one name")
+        seen = {""}
+        for folder in self.folders:
+            _require(is_inside(folder.name), f"folder name {folder.name!r} is not a relative path that stays inside")
+            _require(folder.name.rpartition("/")[0] in seen, f"folder {folder.name!r} stands before the one it is in")
+            seen.add(folder.name)
+        names = [*(file.name for file in self.files), *(folder.name for folder in self.folders)]
+        _require(len(set(names)) == len(names), "two files, or directories, have one name")
         _require(bool(self.files), "there is no file")
         _require(self.kind != "file" or len(self.files) == 1, "a file checkpoint has exactly one file")
         _require(self.kind != "files" or self._is_of_several(), "files are several in one directory, since format 8")
         _require((self.directory is not None) == (self.kind == "directory"), "directory must be there for a directory")
         _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
+        _require(not self.folders or self.kind == "directory", "a file checkpoint has no directories")
+        _require(not self.folders or self.format >= FIRST_WITH_FOLDERS, "folders are since format 8")
         _require(self.effort is None or self.format >= FIRST_WITH_EFFORT, "effort is since format 7")
         if self.base_model is not None:
             _require(self.format >= FIRST_WITH_BASE_MODEL, "base_model is since format 8")
@@ -167,7 +187,7 @@ class Manifest(_Frozen):
         """The one spelling: fields in their order here, a line each, as is every item of a list; maps sorted by key."""
         lines = []
         for key, value in self.model_dump(mode="json").items():
-            if key in _ABSENT_IF_NONE and value is None:
+            if key in _ABSENT_IF_EMPTY and not value:
                 continue
             if isinstance(value, list) and value:
                 text = "[\n" + ",\n".join(_compact(item) for item in value) + "\n]"

@@ -8,7 +8,7 @@ from pathlib import Path
 from ckzd.checkpoint import Checkpoint, FileLayout
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.file_marks import is_unchanged
-from ckzd.formats.frameworks import reader_of
+from ckzd.formats.frameworks import whole
 from ckzd.formats.frameworks.framework import ParsedDirectory
 from ckzd.formats.listing import Listing, list_directory
 from ckzd.formats.names import step_in_name, updates_in_name
@@ -20,10 +20,12 @@ def read_directory(path: Path) -> Checkpoint:
     """Read a checkpoint directory by the rules of the framework that wrote it."""
     listing = list_directory(path)
     with closed_on_error(FileSource([path / name for name in listing.names])) as source:
-        parsed = reader_of(path).read([source.view(number) for number in range(len(listing.names))])
+        parsed = whole.read(listing, [source.view(number) for number in range(len(listing.names))])
         checkpoint = _assemble(listing, source, parsed)
         again = list_directory(path)
-        if again.names != listing.names or not is_unchanged(listing.stat, again.stat):
+        if (again.names, again.folders.keys()) != (listing.names, listing.folders.keys()) or not all(
+            is_unchanged(found, again.folders[name]) for name, found in listing.folders.items()
+        ):
             raise SourceChanged(path, "files came or went while it was read")
         return checkpoint
 
@@ -47,4 +49,5 @@ def _assemble(listing: Listing, source: FileSource, parsed: ParsedDirectory) -> 
         optimizers=parsed.optimizers,
         source=source,
         updates=updates_in_name(listing.path.name) if parsed.step is None else parsed.step,
+        folders=tuple((name, file_stat(listing.path / name, found)) for name, found in listing.folders.items() if name),
     )

@@ -1,11 +1,12 @@
-"""What is in the directory of a checkpoint: flat, finished, not yet replaced.
+"""What is in the directory of a checkpoint, and in the directories in it: finished, not yet replaced.
 
-Symbolic links, sub-directories and special files are refused: an archive could not give them back.
+Symbolic links and special files are refused: an archive could not give them back.
 """
 
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,34 +14,56 @@ from ckzd.errors import BadCheckpoint
 from ckzd.formats.names import POINTER_NAME, SHARD_SUFFIX, TENSOR_SUFFIXES, is_being_written, is_written_last
 from ckzd.formats.source import as_ckzd_errors
 
-MAX_FILES = 10_000
+MAX_FILES = 10_000  # and directories
+MAX_DEPTH = 4  # of directories in directories
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The names in a directory, sorted, and the directory's own stat."""
+    """What is in a directory and those in it: relative names, sorted, and stats of the directories, "" its own."""
 
     path: Path
     names: tuple[str, ...]
-    stat: os.stat_result
+    folders: dict[str, os.stat_result]
+
+    @property
+    def stat(self) -> os.stat_result:
+        """The directory's own."""
+        return self.folders[""]
+
+    def part(self, folder: str) -> "Listing":
+        """The files that are directly in one of its directories, and all directories below that."""
+        own = tuple(name.rpartition("/")[2] for name in self.names if name.rpartition("/")[0] == folder)
+        start = f"{folder}/" if folder else ""
+        below = {name.removeprefix(start): found for name, found in self.folders.items() if name.startswith(start)}
+        return Listing(self.path / folder, own, below | {"": self.folders[folder]})
 
 
 def list_directory(path: Path) -> Listing:
-    """What is in the directory; BadCheckpoint unless it is flat, finished and not yet replaced."""
+    """What is in the directory; BadCheckpoint unless it is finished, not replaced, and all can be given back."""
     with as_ckzd_errors(path):
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise BadCheckpoint(path, "is no directory")
-        with os.scandir(path) as entries:
-            kinds = {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in entries}
     if is_replaced(path):
         raise BadCheckpoint(path, "was replaced by its archive", hint=f"run `ckzd restore {path}` first")
-    kinds.pop(POINTER_NAME, None)
-    if len(kinds) > MAX_FILES:
-        raise BadCheckpoint(path, f"holds {len(kinds)} files, at most {MAX_FILES} are read")
-    for name, mode in kinds.items():
-        _require_plain(path, name, mode)
-    return Listing(path, tuple(sorted(kinds)), found)
+    names: list[str] = []
+    folders: dict[str, os.stat_result] = {}
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with as_ckzd_errors(path / folder):
+            folders[folder] = os.lstat(path / folder)
+            with os.scandir(path / folder) as entries:
+                kinds = {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in entries}
+        if not folder:
+            kinds.pop(POINTER_NAME, None)
+        for own, mode in kinds.items():
+            name = f"{folder}/{own}" if folder else own
+            _require_plain(path, name, mode)
+            (pending if stat.S_ISDIR(mode) else names).append(name)
+        if (count := len(names) + len(folders) + len(pending)) > MAX_FILES:
+            raise BadCheckpoint(path, f"holds {count} files or more, at most {MAX_FILES} are read")
+    return Listing(path, tuple(sorted(names)), dict(sorted(folders.items())))
 
 
 def is_replaced(path: Path) -> bool:
@@ -53,12 +76,26 @@ def is_replaced(path: Path) -> bool:
     if pointer is None:
         return False
     with contextlib.suppress(OSError):
-        names = os.listdir(path)  # noqa: PTH208  # names, no paths
+        files = list(_files_below(path))
         for may_be_one in (is_written_last, _may_hold_tensors):
-            if all((_mtime_ns(path / name) or 0) <= pointer for name in filter(may_be_one, names)):
+            if all((_mtime_ns(file) or 0) <= pointer for file in files if may_be_one(file.name)):
                 return True
         return False
     return True
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """As far down as checkpoints go, and no further than they may be large; follows no link."""
+    pending, seen = [(path, 0)], 0
+    while pending and seen < MAX_FILES:
+        place, depth = pending.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                seen += 1
+                if not entry.is_dir(follow_symlinks=False):
+                    yield place / entry.name
+                elif depth < MAX_DEPTH:
+                    pending.append((place / entry.name, depth + 1))
 
 
 def _may_hold_tensors(name: str) -> bool:
@@ -72,13 +109,14 @@ def _mtime_ns(path: Path) -> int | None:
 
 
 def _require_plain(path: Path, name: str, mode: int) -> None:
-    if is_being_written(name):
+    if is_being_written(name.rpartition("/")[2]):
         raise BadCheckpoint(path, f"{name!a} is still being written, or was left by a writer that died")
-    if stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
-        kind = "symbolic link" if stat.S_ISLNK(mode) else "sub-directory"
-        raise BadCheckpoint(path, f"holds the {kind} {name!a}: not supported", hint="it stays as it is")
-    if not stat.S_ISREG(mode) or not is_text(name):
+    if stat.S_ISLNK(mode):
+        raise BadCheckpoint(path, f"holds the symbolic link {name!a}: not supported", hint="it stays as it is")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or not is_text(name):
         raise BadCheckpoint(path, f"holds {name!a}, which is no regular file with a name in UTF-8")
+    if stat.S_ISDIR(mode) and name.count("/") >= MAX_DEPTH:
+        raise BadCheckpoint(path, f"holds {name!a}, {MAX_DEPTH + 1} directories deep: at most {MAX_DEPTH} are read")
 
 
 def is_text(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckzd.errors import CkzdError
 from ckzd.formats import sniff
-from ckzd.formats.frameworks import reader_of
+from ckzd.formats.frameworks import whole
 from ckzd.formats.listing import Listing, list_directory
 from ckzd.formats.source import FileSource, as_ckzd_errors
 from ckzd.formats.units import look_into
@@ -54,4 +54,4 @@ def completeness(path: Path) -> str | None:
 def _require_complete_directory(listing: Listing) -> None:
     with contextlib.closing(FileSource([listing.path / name for name in listing.names])) as source:
         views = [source.view(number) for number in range(len(listing.names))]
-        reader_of(listing.path).require_complete(listing, views)
+        whole.require_complete(listing, views)

@@ -18,7 +18,7 @@ from typing import Final
 
 from ckzd.errors import CkzdError
 from ckzd.formats import sniff
-from ckzd.formats.frameworks import framework_of
+from ckzd.formats.frameworks import Framework, framework_by_names, framework_of
 from ckzd.formats.listing import is_replaced
 from ckzd.formats.names import (
     CHECKPOINT_SUFFIXES,
@@ -79,7 +79,6 @@ _BY_NAME: Final = tuple(  # files that are left alone, kind and name
 )
 _CHECKPOINT: Final = "checkpoint"
 _LEFT_WHOLE: Final = frozenset({"shards", "parts", "several_files"})  # with all that is of their step
-_DEEPSPEED_TAG = re.compile(r"global_step\d+")
 MAX_DEPTH = 4  # of what is looked into to tell a checkpoint of several files
 MAX_ABOVE = 3  # directories above a path that it may be a part of
 MAX_LOOKED_AT = 5_000  # names below a directory
@@ -141,9 +140,9 @@ def left_alone(path: Path) -> LeftAlone | None:
     for place in (*path.parents[MAX_ABOVE - 1 :: -1], path):  # the largest
         if kind := _kind_of_directory(place, *_names(place)):
             return LeftAlone(place, kind)
-    framework = framework_of(path.parent)
-    if framework is not None:
-        return LeftAlone(path.parent, framework.kind)
+        framework = framework_of(place) if place != path else None
+        if framework is not None:
+            return LeftAlone(place, framework.kind)
     return next((found for found in look_into(path.parent).left_alone if found.path == path), None)
 
 
@@ -169,16 +168,30 @@ def _kind_of_directory(directory: Path, files: set[str], folders: set[str]) -> s
     if POINTER_NAME in files and is_replaced(directory):
         return None
     framework = framework_of(directory)
+    if framework is not None:
+        return _unread(directory, framework)
     for kind, of_files, of_folders in _FRAMEWORKS:
         if any(map(of_files.fullmatch, files)) or any(map(of_folders.fullmatch, folders)):
-            return None if framework is not None and framework.kind == kind else kind
-    if framework is not None:
-        return "deepspeed" if any(map(_DEEPSPEED_TAG.fullmatch, folders)) else None
+            return kind
     if _is_tracked(directory):
         return "megatron"
     if _is_one_of_ranks(directory):
         return "shards"
     return "several_files" if _is_one_step(directory, files, folders) else None
+
+
+def _unread(directory: Path, framework: Framework | None, depth: int = 0) -> str | None:
+    """The kind of what lies in a framework's checkpoint and is of another one that does not read it."""
+    files, folders = _names(directory)
+    for kind, of_files, _ in _FRAMEWORKS:
+        if any(map(of_files.fullmatch, files)) and (framework is None or framework.kind != kind):
+            return kind
+    for name in folders if depth < MAX_DEPTH else ():
+        with contextlib.suppress(OSError):
+            inner = _unread(directory / name, framework_by_names(directory / name), depth + 1)
+            if inner is not None:
+                return inner
+    return None
 
 
 def _is_one_of_ranks(directory: Path) -> bool:

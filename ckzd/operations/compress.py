@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from ckzd import __version__, durable
 from ckzd.access import Access, access_to, give
-from ckzd.archive import ArchiveWriter, FileModel, Manifest, StatModel, files_digest
+from ckzd.archive import ArchiveWriter, FileModel, FolderModel, Manifest, StatModel, files_digest
 from ckzd.base_models import files_of, require_plain_name, why_needed
 from ckzd.chains import ArchiveRecord, is_intact, is_ruined, is_sound, is_whole, read_manifest, records_in, reference_of
 from ckzd.checkpoint import Checkpoint, FileStat
@@ -664,6 +664,7 @@ def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Mani
         name=checkpoint.name,
         kind="directory" if checkpoint.is_directory else "file" if len(files) == 1 else "files",
         directory=StatModel(**asdict(stat)) if stat is not None else None,
+        folders=[FolderModel(name=name, **asdict(found)) for name, found in checkpoint.folders],
         step=checkpoint.step,
         checkpoint=files_digest((f.name, f.size, f.original_sha256) for f in files),
         restored=files_digest((f.name, f.size, f.sha256) for f in files),

@@ -9,8 +9,9 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import filter as filter_by_name
@@ -19,10 +20,10 @@ from typing import Any
 
 from ckzd import durable
 from ckzd.access import Access, access_to, give
-from ckzd.archive import ArchiveReader, FileModel, Manifest, StatModel
+from ckzd.archive import ArchiveReader, FileModel, FolderModel, Manifest, StatModel
 from ckzd.chains import ArchiveRecord, read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
-from ckzd.file_marks import Mark
+from ckzd.file_marks import Mark, walk
 from ckzd.formats.names import POINTER_NAME, order_of_leaving
 from ckzd.operations.originals import marks_of
 from ckzd.operations.pointer import (
@@ -238,7 +239,7 @@ def write_files(checkpoint: OpenCheckpoint, manifest: Manifest, staged: Path, te
     written = 0
     numbers = {layout.name: number for number, layout in enumerate(checkpoint.layout.files)}
     if manifest.kind != "file":
-        staged.mkdir(mode=0o700)
+        _make_folders(staged, manifest, is_whole=len(manifest.files) == len(checkpoint.manifest.files))
     for model in manifest.files:
         path = staged if manifest.kind == "file" else staged / model.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,15 +255,26 @@ def write_files(checkpoint: OpenCheckpoint, manifest: Manifest, staged: Path, te
             problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
             raise CorruptArchive(archive, problem, hint="run `ckzd verify` on the archive and its chain")
         _set_stat(path, model)
+    for folder in reversed(manifest.folders):
+        if (staged / folder.name).is_dir():
+            _set_stat(staged / folder.name, folder)
     if manifest.directory is not None:
         _set_stat(staged, manifest.directory)
     return written
 
 
-def _set_stat(path: Path, stat: FileModel | StatModel) -> None:
+def _make_folders(staged: Path, manifest: Manifest, *, is_whole: bool) -> None:
+    """The directory, and those in it: of some of its files, those that these are in."""
+    staged.mkdir(mode=0o700)
+    for folder in manifest.folders:
+        if is_whole or any(file.name.startswith(f"{folder.name}/") for file in manifest.files):
+            (staged / folder.name).mkdir(mode=0o700)
+
+
+def _set_stat(path: Path, recorded: FileModel | FolderModel | StatModel) -> None:
     """Mode, owner (where we may give it away) and time."""
-    give(path, Access(stat.uid, stat.gid, stat.mode & 0o7777))
-    os.utime(path, ns=(stat.mtime_ns, stat.mtime_ns))
+    give(path, Access(recorded.uid, recorded.gid, recorded.mode & 0o7777))
+    os.utime(path, ns=(recorded.mtime_ns, recorded.mtime_ns))
 
 
 def _publish_file(staged: Path, target: Path) -> None:
@@ -308,11 +320,11 @@ def _publish_directory(staged: Path, target: Path, archive: Path, ours: Store | 
     if not target.exists():
         durable.rename(staged, target)
         return
-    status, marks = staged.stat(), marks_of(target)
+    times, marks = _times_of_folders(staged), marks_of(target)
     for path in target.iterdir():
         if path.name != POINTER_NAME:
             _carry_over(path, staged / path.name)
-    os.utime(staged, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    _set_times(staged, times)
     durable.fsync_tree(staged)
     with _on_record(staged, target, archive, marks, ours) as ready:
         try:
@@ -321,7 +333,19 @@ def _publish_directory(staged: Path, target: Path, archive: Path, ours: Store | 
             if not durable.exchange_unsupported(error):
                 raise
             _fill_directory(ready, target)
-    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    _set_times(target, times)
+
+
+def _times_of_folders(place: Path) -> dict[str, int]:
+    """When the directory and those in it were changed, by relative name: what is put into one changes that."""
+    return {name: status.st_mtime_ns for name, status in walk(place) if stat.S_ISDIR(status.st_mode)}
+
+
+def _set_times(place: Path, times: Mapping[str, int]) -> None:
+    """Those that are there still."""
+    for name, mtime_ns in times.items():
+        with suppress(FileNotFoundError):
+            os.utime(place / name, ns=(mtime_ns, mtime_ns))
 
 
 @contextmanager
@@ -365,7 +389,11 @@ def _require_pointer(target: Path, archive: Path) -> None:
 def _carry_over(path: Path, target: Path) -> None:
     """Copy what stands in the directory now, links as links; small files stayed there and may have been edited."""
     if path.is_dir() and not path.is_symlink():
-        shutil.copytree(path, target, symlinks=True)
+        if not target.is_dir():
+            shutil.copytree(path, target, symlinks=True)
+            return
+        for inner in path.iterdir():
+            _carry_over(inner, target / inner.name)
     elif not (path.is_file() and target.is_file() and filecmp.cmp(path, target, shallow=False)):
         durable.remove(target)
         shutil.copy2(path, target, follow_symlinks=False)
@@ -375,6 +403,7 @@ def _fill_directory(staged: Path, target: Path) -> None:
     """Without exchange: the model comes last, without which frameworks refuse to load; then the pointer goes."""
     names = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
     for name in sorted(names, key=order_of_leaving, reverse=True):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # it stayed, or another host that restores the same was faster
             durable.rename(staged / name, target / name)
     durable.remove(target / POINTER_NAME)

@@ -125,8 +125,11 @@ def _inode(place: Path) -> int | None:
 
 
 def set_directory_time(entry: Entry) -> None:
-    """Give the checkpoint's directory the time that it had: rotation goes by it."""
-    os.utime(entry.checkpoint, ns=(entry.intent.original[""].mtime_ns,) * 2)
+    """Give the checkpoint's directory, and those in it, the times that they had: rotation goes by its own."""
+    for name, mark in entry.intent.original.items():
+        place = entry.checkpoint / name
+        if place.is_dir() and not place.is_symlink():
+            os.utime(place, ns=(mark.mtime_ns,) * 2)
     durable.fsync_dir(entry.checkpoint)
 
 

@@ -10,12 +10,21 @@ from hypothesis import strategies as st
 from making import made_manifest, sha256
 
 import ckzd.archive
-from ckzd.archive import EntryModel, FileModel, Manifest, NamedFile, NamedModel, StatModel, files_digest
+from ckzd.archive import (
+    EntryModel,
+    FileModel,
+    FolderModel,
+    Manifest,
+    NamedFile,
+    NamedModel,
+    StatModel,
+    files_digest,
+)
 from ckzd.archive.manifest import FORMAT_VERSION
 
 FORMAT = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
 WRITTEN = f'"format":{FORMAT_VERSION}'.encode()
-MODELS = (Manifest, StatModel, FileModel, EntryModel, NamedModel, NamedFile)
+MODELS = (Manifest, StatModel, FolderModel, FileModel, EntryModel, NamedModel, NamedFile)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -50,8 +59,8 @@ def test_it_reads_back_equal(changes):
     manifest = made_manifest(**changes)
     assert Manifest.from_json(manifest.to_json()) == manifest
     said = manifest.model_dump(mode="json")
-    for field in ("effort", "base_model"):
-        if said[field] is None:
+    for field in ("effort", "base_model", "folders"):
+        if not said[field]:
             del said[field]
     assert json.loads(manifest.to_json()) == said
 
@@ -109,6 +118,31 @@ def test_what_cannot_be_a_base_model_is_refused(changes):
 def test_what_cannot_be_the_name_of_its_file_is_refused(name):
     with pytest.raises(ValueError, match=r".+"):
         named_model(files=[NamedFile(name=name, size=3, sha256="0" * 64)])
+
+
+PLAIN = {"mode": 0o40755, "uid": 0, "gid": 0, "mtime_ns": 5}
+
+
+def folders(*names, **changes):
+    files = made_manifest(name="inner").files
+    own = {"kind": "directory", "directory": StatModel(**PLAIN), "name": "checkpoint-1"}
+    return made_manifest(files, folders=[FolderModel(name=name, **PLAIN) for name in names], **{**own, **changes})
+
+
+def test_directories_of_a_checkpoint_come_with_format_8():
+    manifest = folders("a", "a/b", "c")
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert [folder.name for folder in manifest.folders] == ["a", "a/b", "c"]
+    for wrong, words in [
+        (lambda: folders("a", format=7), "since format 8"),
+        (lambda: folders("a", kind="file", directory=None), "a file checkpoint has no directories"),
+        (lambda: folders("a/b", "a"), "'a/b' stands before the one it is in"),
+        (lambda: folders("../a"), "stays inside"),
+        (lambda: folders("a", "a"), "have one name"),
+        (lambda: folders("inner"), "have one name"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            wrong()
 
 
 def test_effort_came_with_format_7():

@@ -36,10 +36,11 @@ state_dir = {state}
 port = 0
 """
 KEEP = "[watch.keep]\nnewest = 1\n"
-_LARGE = {"file": ("",), "files": ("",), "directory": ("model.safetensors", "optimizer.pt")}
-_SMALL = {"file": (), "files": (), "directory": ("config.json", "trainer_state.json")}
+_LARGE = {"file": ("",), "files": ("",), "directory": ("model.safetensors", "inner/optimizer.pt")}
+_SMALL = {"file": (), "files": (), "directory": ("config.json", "trainer_state.json", "inner/meta.json")}
 _DEAD = Process(Process.this().boot, Process.this().namespace, 1, "1")
-_LATER = {"notes.txt": "written by training", "config.json": '{"edited": true}'}  # into a replaced directory
+# into a replaced directory
+_LATER = {"notes.txt": "written by training", "config.json": '{"edited": true}', "inner/notes.txt": "likewise"}
 
 
 @dataclass(frozen=True)
@@ -372,9 +373,10 @@ def _train(files: Path, several: Path, directories: Path, steps: tuple[int, ...]
             torch.save(weights, several / f"model_{step}.pt")
             torch.save(moments, several / f"optimizer_{step}.pt")
             directory = directories / f"checkpoint-{step}"
-            directory.mkdir(parents=True)
+            (directory / "inner").mkdir(parents=True)
             save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-            torch.save(moments, directory / "optimizer.pt")
+            torch.save(moments, directory / "inner" / "optimizer.pt")
+            (directory / "inner" / "meta.json").write_text('{"a": 2}')
             (directory / "config.json").write_text('{"a": 1}')
             state = {"global_step": step, "best_model_checkpoint": None}
             (directory / "trainer_state.json").write_text(json.dumps(state))

@@ -29,7 +29,7 @@ HARM = {
         truncate("store/archives/*/step_10*"), truncate("run/step_20.pt"),
     ],
     "restore, directory": [
-        unlink("run/checkpoint-20/optimizer.pt"), unlink("run/checkpoint-20/notes.txt"),
+        unlink("run/checkpoint-20/inner/optimizer.pt"), unlink("run/checkpoint-20/notes.txt"),
         lambda place: (place / "store/tmp/left").touch(),
     ],
 }

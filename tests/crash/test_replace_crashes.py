@@ -31,7 +31,7 @@ STEPS = {
     "files": OF_FILES,
     "files without flags": OF_FILES,
     "exchange": ["intent", "prepared", "exchanged", "checked", "verified"],
-    "pieces": ["intent", "prepared", "pointer", "moved model.bin", "moved optimizer.bin", "checked", "verified"],
+    "pieces": ["intent", "prepared", "pointer", "moved model.bin", "moved inner/optimizer.bin", "checked", "verified"],
 }
 LAST_MOVE = {method: steps[-3] for method, steps in STEPS.items()}
 DIRECTORY_TIME = 10**18 + 7
@@ -56,11 +56,12 @@ class Scene:
                 place.write_bytes(place.name.encode() * 50)
                 os.utime(place, ns=(10**18, 10**18 + 3))
         else:
-            self.checkpoint.mkdir()
-            for name in ("model.bin", "optimizer.bin", "trainer_state.json"):
+            (self.checkpoint / "inner").mkdir(parents=True)
+            for name in ("model.bin", "inner/optimizer.bin", "trainer_state.json"):
                 (self.checkpoint / name).write_bytes(name.encode() * 50)
                 os.utime(self.checkpoint / name, ns=(10**18, 10**18 + 3))
-            os.utime(self.checkpoint, ns=(10**18, DIRECTORY_TIME))
+            for place in (self.checkpoint / "inner", self.checkpoint):
+                os.utime(place, ns=(10**18, DIRECTORY_TIME))
         self.archive = store_archive(self.store, self.checkpoint, *others)
         self.before = tree_of(self.checkpoint)
         self.others = {place: tree_of(place) for place in others}
@@ -112,7 +113,8 @@ class Scene:
         else:
             assert self.is_original() or self.is_archived()
         if not self.is_file:  # Hugging Face resumes from such a directory with a fresh Adam, and says nothing
-            assert not ((self.checkpoint / "model.bin").exists() and not (self.checkpoint / "optimizer.bin").exists())
+            model, optimizer = self.checkpoint / "model.bin", self.checkpoint / "inner/optimizer.bin"
+            assert optimizer.exists() or not model.exists()
         with ArchiveReader(self.archive) as archive:
             archive.check()
 
@@ -121,7 +123,8 @@ class Scene:
         assert list(self.store.tmp.iterdir()) == []
         assert all((entry / "verified").exists() for entry in self.store.trash.iterdir())
         if not self.is_file:
-            assert self.checkpoint.stat().st_mtime_ns == DIRECTORY_TIME
+            for place in (self.checkpoint, self.checkpoint / "inner"):
+                assert place.stat().st_mtime_ns == DIRECTORY_TIME
         run = {path.name for path in self.checkpoint.parent.iterdir()}
         if not any(self.store.trash.iterdir()):
             assert tree_of(self.checkpoint) == self.before
@@ -132,7 +135,7 @@ class Scene:
         if self.is_file:
             assert run == {f"{place.name}.ckz" for place in self.places}
         else:
-            assert {path.name for path in self.checkpoint.iterdir()} == {"ckzd.json", "trainer_state.json"}
+            assert {path.name for path in self.checkpoint.iterdir()} == {"ckzd.json", "trainer_state.json", "inner"}
         (entry,) = self.store.trash.iterdir()
         held = tree_of(entry / "held" / self.checkpoint.name)
         assert all(held[name][0] == file[0] for name, file in self.before.items() if name in held)
@@ -153,7 +156,7 @@ def test_killed_after_a_step(tmp_path, victim, method, step):
     assert scene.order(victim, die_after=step)["killed"]
     scene.assert_nothing_is_lost()
     scene.order(victim, "recover")
-    late = step in {"moved", "moved optimizer.bin", "moved optimizer_100.pt", "exchanged", "checked", "verified"}
+    late = step in {"moved", "moved inner/optimizer.bin", "moved optimizer_100.pt", "exchanged", "checked", "verified"}
     assert scene.assert_clean() == ("replaced" if late else "original")
     assert scene.order(victim, "recover")["result"] == []
     scene.order(victim)
@@ -233,12 +236,12 @@ def test_killed_while_putting_a_changed_original_back(place, victim, method):
         assert scene.order(victim, die_after=step)["killed"]
         (entry,) = scene.store.trash.iterdir()
         held = entry / "held" / scene.places[-1].name
-        changed = held if scene.is_file else held / "optimizer.bin"
+        changed = held if scene.is_file else held / "inner/optimizer.bin"
         changed.write_bytes(b"x" * changed.stat().st_size)
         died = scene.order(victim, "recover", die_at=number)["killed"]
         scene.order(victim, "recover")
         assert list(scene.store.trash.iterdir()) == []
-        back = scene.places[-1] if scene.is_file else scene.checkpoint / "optimizer.bin"
+        back = scene.places[-1] if scene.is_file else scene.checkpoint / "inner/optimizer.bin"
         assert set(back.read_bytes()) == {ord("x")}
         assert not any(pointer_for(place).exists() for place in scene.places)
         assert not scene.is_of_several or tree_of(scene.checkpoint) == scene.before

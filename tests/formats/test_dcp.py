@@ -157,6 +157,8 @@ def test_what_is_a_checkpoint_and_what_is_left_alone(whole, sharded):
     assert left_alone(whole) is None
     assert left_alone(sharded / "__1_0.distcp").path == sharded
     (whole / "folder").mkdir()
+    assert look_into(run).checkpoints == (whole, sharded), "as Megatron's, with its tokenizer's files in one"
+    (whole / "folder").rename(whole / "step-5")
     (sharded / ".metadata").rename(sharded / "__0.metadata")
     assert look_into(run).checkpoints == ()
     for path in (whole, sharded):

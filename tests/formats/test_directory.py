@@ -133,12 +133,12 @@ def mkfifo(path):
     os.mkfifo(path)
 
 
-def mkdir(path):
-    path.mkdir()
+def deep(path):
+    (path / "a/b/c/d").mkdir(parents=True)
 
 
 @pytest.mark.parametrize(
-    ("make", "words"), [(link, "symbolic link"), (mkfifo, "no regular file"), (mkdir, "directory")]
+    ("make", "words"), [(link, "symbolic link"), (mkfifo, "no regular file"), (deep, "5 directories deep")]
 )
 def test_what_an_archive_could_not_give_back_is_refused(checkpoint_100, make, words):
     make(checkpoint_100 / "extra")

@@ -50,31 +50,30 @@ WHOLE = {
         ["x.ckpt/latest", "x.ckpt/checkpoint/mp_rank_00_model_states.pt"],
         {"x.ckpt/checkpoint": "deepspeed"},
     ),
-    "Megatron": (
-        [
-            "latest_checkpointed_iteration.txt",
-            "iter_0000001/mp_rank_00/model_optim_rng.pt",
-            "iter_0000001/mp_rank_00/distrib_optim.pt",
-        ],
+    "Megatron, with more beside it": (
+        ["iter_0000001/mp_rank_00/model_optim_rng.pt", "iter_0000001/more.pt"],
         {"iter_0000001": "megatron"},
     ),
-    "Megatron, pipeline parallel": (
-        ["release/mp_rank_00_000/a.pt", "release/mp_rank_01_001/a.pt"],
-        {"release": "megatron"},
-    ),
     "beside Megatron's tracker": (["latest_checkpointed_iteration.txt", "v5/model.pt"], {"v5": "megatron"}),
-    "Accelerate with DeepSpeed": (
-        ["checkpoint_0/pytorch_model/", "checkpoint_0/random_states_0.pkl"],
-        {"checkpoint_0": "accelerate"},
+    "Accelerate with DeepSpeed's experts": (
+        ["checkpoint_0/pytorch_model/expp_rank_0_mp_rank_00_optim_states.pt", "checkpoint_0/random_states_0.pkl"],
+        {"checkpoint_0": "deepspeed"},
+    ),
+    "Accelerate, a run of them in it": (
+        ["all/random_states_0.pkl", "all/checkpoint_1/random_states_0.pkl"],
+        {"all": "accelerate"},
     ),
     "Accelerate, not done yet": (
         ["checkpoint_3/model.safetensors", "checkpoint_3/optimizer.bin"],
         {"checkpoint_3": "several_files"},
     ),
-    "FSDP": (["s/pytorch_model_fsdp_0/.metadata", "s/optimizer_0/.metadata", "s/random_states_0.pkl"], {"s": "fsdp"}),
+    "FSDP, a file for the names of each rank": (
+        ["s/pytorch_model_fsdp_0/__0.metadata", "s/optimizer_0/__0.metadata", "s/random_states_0.pkl"],
+        {"s": "dcp"},
+    ),
     "FSDP, a file a rank": (["s/pytorch_model_fsdp_rank0.bin", "s/optimizer_rank0.bin"], {"s": "fsdp"}),
     "DCP, a file for the names of each rank": (["d/__0_0.distcp", "d/__0.metadata"], {"d": "dcp"}),
-    "DCP, nested": (["d/__0_0.distcp", "d/.metadata", "d/more/"], {"d": "dcp"}),
+    "DCP, with a step in it": (["d/__0_0.distcp", "d/.metadata", "d/step-1/"], {"d": "dcp"}),
     "Orbax": (["100/_CHECKPOINT_METADATA", "100/default/manifest.ocdbt", "100/extra.pt"], {"100": "orbax"}),
     "by ranks, in directories": (
         ["global_step_10/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"],
@@ -129,6 +128,16 @@ DIRECTORIES = {
     "Accelerate": ["step-7/pytorch_model.bin", "step-7/custom_checkpoint_0.pkl", "step-7/random_states_0.pkl"],
     "Accelerate, safetensors": ["step-7/model.safetensors", "step-7/optimizer.bin", "step-7/random_states_0.pkl"],
     "Megatron's torch_dist": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/common.pt", "step-7/metadata.json"],
+    "Megatron's torch_dist, with its tokenizer": ["step-7/.metadata", "step-7/__0_0.distcp", "step-7/tokenizer/a.json"],
+    "Megatron": ["step-7/mp_rank_00/model_optim_rng.pt", "step-7/mp_rank_00/distrib_optim.pt"],
+    "Megatron, pipeline parallel": ["step-7/mp_rank_00_000/a.pt", "step-7/mp_rank_01_001/a.pt"],
+    "Accelerate with FSDP": [
+        *("step-7/pytorch_model_fsdp_0/.metadata", "step-7/optimizer_0/.metadata", "step-7/random_states_0.pkl")
+    ],
+    "Accelerate with DeepSpeed": [
+        *("step-7/pytorch_model/mp_rank_00_model_states.pt", "step-7/random_states_0.pkl", "step-7/latest")
+    ],
+    "several of DCP": ["step-7/model/.metadata", "step-7/optimizer/.metadata", "step-7/dataloader.pt"],
 }
 
 
@@ -252,13 +261,14 @@ def test_checkpoints_of_their_own(tmp_path, names):
 def test_trainer_directories_hold_what_they_know(tmp_path):
     make_directory(tmp_path / "checkpoint-10", 10)
     make_directory(tmp_path / "checkpoint-20", 20)
-    write(tmp_path, "checkpoint-20/global_step20/", "checkpoint-20/latest")
+    write(tmp_path, "checkpoint-20/global_step20/expp_rank_0_mp_rank_00_optim_states.pt", "checkpoint-20/latest")
     write(tmp_path, "checkpoint-40/model.safetensors", "checkpoint-40/random_states_0.pkl")
     make_directory(tmp_path / "checkpoint-30", 30)
-    write(tmp_path, "checkpoint-30/pytorch_model_fsdp_0/")
+    write(tmp_path, "checkpoint-30/pytorch_model_fsdp_0/__0.metadata")
+    write(tmp_path, "checkpoint-50/global_step50/mp_rank_00_model_states.pt", "checkpoint-50/an_adapter/model.bin")
     assert seen(tmp_path) == (
-        {"checkpoint-10", "checkpoint-40"},
-        {"checkpoint-20": "deepspeed", "checkpoint-30": "fsdp"},
+        {"checkpoint-10", "checkpoint-40", "checkpoint-50"},
+        {"checkpoint-20": "deepspeed", "checkpoint-30": "dcp"},
     )
     assert left_alone_of(tmp_path / "checkpoint-10") is None
     assert left_alone_of(tmp_path / "checkpoint-10" / "optimizer.pt").kind == "hugging_face"

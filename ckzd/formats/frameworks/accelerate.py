@@ -1,4 +1,4 @@
-"""Checkpoints of Accelerate's save_state: flat, each file on its own, a random_states_N.pkl of each rank written last.
+"""Checkpoints of Accelerate's save_state: each file on its own, a random_states_N.pkl of each rank written last.
 
 There is no marker. Objects that were registered come behind the random states of their rank, numbered too.
 """
@@ -12,15 +12,16 @@ from ckzd.errors import CkzdError
 from ckzd.formats.frameworks import hugging_face
 from ckzd.formats.frameworks.framework import Framework, require_ends
 from ckzd.formats.listing import Listing
-from ckzd.formats.names import RANDOM_STATES, TRAINER_STATE
+from ckzd.formats.names import RANDOM_STATES, TRAINER_STATE, labelled_step
 from ckzd.formats.source import FileView
 
 _NUMBERED = (RANDOM_STATES, re.compile(r"(custom_checkpoint)_(\d{1,6})\.pkl"))
 
 
 def recognises(_path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -> bool:
-    """By random states under Accelerate's name. What FSDP and DeepSpeed add to it in directories is not read."""
-    return any(map(RANDOM_STATES.fullmatch, names)) and not folders and TRAINER_STATE not in names
+    """By random states under Accelerate's name. FSDP and DeepSpeed add directories to it, none named after a step."""
+    is_one = any(map(RANDOM_STATES.fullmatch, names)) and TRAINER_STATE not in names
+    return is_one and all(labelled_step(folder) is None for folder in folders)
 
 
 def require_complete(listing: Listing, views: Sequence[FileView]) -> None:

@@ -23,7 +23,7 @@ from ckzd.formats.frameworks.dcp_metadata import Metadata, Region, read_metadata
 from ckzd.formats.frameworks.flat_names import is_master, optimizers_of, path_of, places_of
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
 from ckzd.formats.listing import Listing
-from ckzd.formats.names import METADATA, SHARD_SUFFIX
+from ckzd.formats.names import METADATA, SHARD_SUFFIX, labelled_step
 from ckzd.formats.parsed import ParsedFile, collect, opaque, unique_paths
 from ckzd.formats.source import FileView, as_ckzd_errors
 from ckzd.formats.survey import COUNTER, STEP_KEYS, is_step
@@ -37,9 +37,16 @@ _OWN_METADATA = re.compile(r"__\d+(_\d+)*\.metadata")  # of each rank, where ran
 
 
 def recognises(_path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -> bool:
-    """By `.metadata` or a file of a rank. Flat, and with one `.metadata` for all ranks: others are left alone."""
+    """By `.metadata` or a file of a rank. With one `.metadata` for all ranks: others are left alone.
+
+    Directories beside them, as those of a tokenizer's files, are none of steps.
+    """
     is_one = METADATA in names or any(map(_SHARD.fullmatch, names))
-    return is_one and not folders and not any(map(_OWN_METADATA.fullmatch, names))
+    return (
+        is_one
+        and all(labelled_step(folder) is None for folder in folders)
+        and not any(map(_OWN_METADATA.fullmatch, names))
+    )
 
 
 def require_complete(listing: Listing, views: Sequence[FileView]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's Trainer: checkpoint-N, flat, each file on its own, trainer_state.json written last."""
+"""Checkpoints of Hugging Face's Trainer: checkpoint-N, each file on its own, trainer_state.json written last."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,21 @@ from ckzd.formats import foreign
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, Says, parse_file, require_ends, together
 from ckzd.formats.frameworks.markers import folders_of, newest_first
 from ckzd.formats.listing import Listing
-from ckzd.formats.names import CHECKPOINT_SUFFIXES, INCOMPLETE_MARKER, TRAINER_STATE, hugging_face_step, is_part
+from ckzd.formats.names import (
+    CHECKPOINT_SUFFIXES,
+    INCOMPLETE_MARKER,
+    TRAINER_STATE,
+    hugging_face_step,
+    is_part,
+    labelled_step,
+)
 from ckzd.formats.source import FileView
 
 INDEX_SUFFIX = ".index.json"
 _RNG_STATE = re.compile(r"rng_state_(\d{1,6})\.pth")
 
 
-def recognises(path: Path, names: AbstractSet[str], _folders: AbstractSet[str]) -> bool:
+def recognises(path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -> bool:
     """By its name, unless all tensors are in files of other names, or by trainer_state.json.
 
     Where only that says so, nothing else that may be a checkpoint stands in it: it may be a whole run's.
@@ -27,7 +34,8 @@ def recognises(path: Path, names: AbstractSet[str], _folders: AbstractSet[str]) 
     if hugging_face_step(path.name) is not None:
         tensors = [name for name in names if name.endswith(CHECKPOINT_SUFFIXES)]
         return not tensors or TRAINER_STATE in names or any(map(is_part, tensors))
-    return TRAINER_STATE in names and not any(map(_is_of_a_run, names))
+    of_steps = (folder for folder in folders if labelled_step(folder) is not None)
+    return TRAINER_STATE in names and not any(map(_is_of_a_run, names)) and not any(of_steps)
 
 
 def _is_of_a_run(name: str) -> bool:
