@@ -75,6 +75,10 @@ WHOLE = {
     "DCP, a file for the names of each rank": (["d/__0_0.distcp", "d/__0.metadata"], {"d": "dcp"}),
     "DCP, with a step in it": (["d/__0_0.distcp", "d/.metadata", "d/step-1/"], {"d": "dcp"}),
     "Orbax": (["100/_CHECKPOINT_METADATA", "100/default/manifest.ocdbt", "100/extra.pt"], {"100": "orbax"}),
+    "weights in numbered files, an optimizer beside them": (
+        ["step-7/model-00001-of-00001.safetensors", "step-7/model.safetensors.index.json", "step-7/optimizer.pt"],
+        {"step-7": "several_files"},
+    ),
     "by ranks, in directories": (
         ["global_step_10/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"],
         {"global_step_10": "several_files"},
@@ -136,6 +140,10 @@ DIRECTORIES = {
     ],
     "Accelerate with DeepSpeed": [
         *("step-7/pytorch_model/mp_rank_00_model_states.pt", "step-7/random_states_0.pkl", "step-7/latest")
+    ],
+    "weights alone": [
+        *("step-7/model-00001-of-00001.safetensors", "step-7/model.safetensors.index.json", "step-7/config.json"),
+        "step-7/sharded/shard-00001-model-00001-of-00001.safetensors",
     ],
     "several of DCP": ["step-7/model/.metadata", "step-7/optimizer/.metadata", "step-7/dataloader.pt"],
 }

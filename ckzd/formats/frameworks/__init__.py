@@ -13,12 +13,13 @@ from ckzd.formats.frameworks.deepspeed import DEEPSPEED
 from ckzd.formats.frameworks.framework import Framework
 from ckzd.formats.frameworks.hugging_face import HUGGING_FACE
 from ckzd.formats.frameworks.megatron import MEGATRON
+from ckzd.formats.frameworks.model_index import MODEL_INDEX
 from ckzd.formats.frameworks.step_files import STEP_FILES
 from ckzd.formats.listing import is_replaced
 from ckzd.formats.names import is_temporary
 
 # the first that knows a directory reads it
-FRAMEWORKS: Final = (DEEPSPEED, DCP, ACCELERATE, HUGGING_FACE, STEP_FILES, DCP_PARTS, MEGATRON)
+FRAMEWORKS: Final = (DEEPSPEED, DCP, ACCELERATE, HUGGING_FACE, STEP_FILES, DCP_PARTS, MEGATRON, MODEL_INDEX)
 
 __all__ = ["FRAMEWORKS", "Framework", "framework_by_names", "framework_of"]
 
