@@ -16,6 +16,7 @@ from ckzd.daemon.processes import start_with_pipe
 from ckzd.daemon.reading import MAX_BYTES
 from ckzd.daemon.settle import NotReadYet
 from ckzd.errors import BadCheckpoint, SourceChanged
+from ckzd.formats.rankings import Ranking
 from ckzd.operations.child import error_of, thread_limits
 from ckzd.priority import FairClock
 
@@ -59,6 +60,10 @@ class Reader:
     def best_models(self, checkpoint: Path) -> list[str]:
         """Names of the checkpoints that Lightning's callbacks in it call their best; CkzdError if it is damaged."""
         return [str(name) for name in self._ask("best_models", checkpoint)]
+
+    def rankings(self, checkpoint: Path) -> list[Ranking]:
+        """What savers in it keep of the best checkpoints beside it; CkzdError if it is damaged."""
+        return [Ranking(saver, scores) for saver, scores in self._ask("rankings", checkpoint)]
 
     def _ask(self, kind: str, checkpoint: Path) -> Any:
         try:

@@ -27,6 +27,8 @@ def answer(kind: str, checkpoint: Path) -> dict[str, Any]:
     """What the frameworks' rule says of a checkpoint, or the error that it raised."""
     rule = FormatsRule()
     try:
+        if kind == "rankings":
+            return {"value": [(ranking.saver, dict(ranking.scores)) for ranking in rule.rankings(checkpoint)]}
         ask = {"completeness": rule.completeness, "parse": rule.parse, "best_models": rule.best_models}[kind]
         return {"value": ask(checkpoint)}
     except CkzdError as error:

@@ -20,6 +20,7 @@ from ckzd.daemon.choose import Chooser
 from ckzd.daemon.clock import Clock, SystemClock
 from ckzd.daemon.jobs import Executor
 from ckzd.daemon.journal import Journal
+from ckzd.daemon.let_go import LetGo
 from ckzd.daemon.logs import configure
 from ckzd.daemon.notify import Notifier
 from ckzd.daemon.outcomes import MAX_NOT_STARTED, Outcomes
@@ -107,6 +108,7 @@ class Service:
             rule=rule,
             once=once,
         )
+        self._let_go = LetGo(self.journal, rule)
         self._adopted: set[Path] = set()
         self._scan = Scan()
         self._scan_wanted = True
@@ -227,6 +229,8 @@ class Service:
         if not self._scan.problems and not self._scan.errors:
             self.metrics.last_scan.set(self._clock.time())
         self._take_back_lost_jobs()
+        if self._let_go.look(self._scan.runs):
+            self._ask_for_scan()
         busy = {running.run for running in self._outcomes.running}
         drop_rotated(
             self._scan.runs,

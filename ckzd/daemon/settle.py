@@ -15,6 +15,7 @@ from ckzd.daemon.clock import Clock
 from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.errors import CkzdError
 from ckzd.formats.frameworks.lightning import best_models
+from ckzd.formats.rankings import Ranking, rankings
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,10 @@ class Rule(Protocol):
         """Names of the checkpoints that Lightning's callbacks in it call their best; CkzdError if it is damaged."""
         ...
 
+    def rankings(self, checkpoint: Path) -> list[Ranking]:
+        """What savers in it keep of the best checkpoints beside it; CkzdError if it is damaged."""
+        ...
+
 
 class FormatsRule:
     """The rules of the frameworks, as `ckzd.formats` knows them."""
@@ -84,6 +89,10 @@ class FormatsRule:
     def best_models(self, checkpoint: Path) -> list[str]:
         """Names of the checkpoints that Lightning's callbacks in it call their best; CkzdError if it is damaged."""
         return best_models(checkpoint)
+
+    def rankings(self, checkpoint: Path) -> list[Ranking]:
+        """What savers in it keep of the best checkpoints beside it; CkzdError if it is damaged."""
+        return rankings(checkpoint)
 
 
 class Settler:
