@@ -1,7 +1,8 @@
 #!/bin/sh
 # Install ckzd from this checkout into the active virtual environment, beside a torch that fits the machine.
 #
-# usage: sh deploy/install.sh [EXTRA]            EXTRA: test (ckzd then runs from this checkout, editable)
+# usage: sh deploy/install.sh [EXTRA...]
+#        EXTRA: test, test-frameworks, bench (ckzd then runs from this checkout, editable)
 #
 # On Linux the package registry's torch is the CUDA build: gigabytes of GPU packages, GPU or not, and a package's
 # metadata cannot ask for another. So torch comes first, from the first of these that has it:
@@ -31,12 +32,17 @@ installed || kept_wheel || by_driver || {
     echo "hint: install torch into this environment yourself, then run this again" >&2
     exit 1
 }
-if [ -n "${1:-}" ]; then
+if [ $# -gt 0 ]; then
+    extras=$(IFS=,; echo "$*")
     # as a path: else `import ckzd` beside a checkout called ckzd would find the directory, not the package in it
-    "$python" -m pip install --quiet --config-settings editable_mode=compat --editable "$checkout[$1]"
+    DS_BUILD_OPS=0 "$python" -m pip install --quiet --config-settings editable_mode=compat --editable "$checkout[$extras]"
 else
     "$python" -m pip install --quiet "$checkout"
 fi
+case " $* " in *" test-frameworks "*)
+    # alone: timm asks for a torchvision, and that for its own torch
+    "$python" -m pip install --quiet --no-deps 'timm~=1.0' 'megatron-core~=0.16.1'
+esac
 "$python" -c '
 import ckzd, torch
 from ckzd.codec.kernels import is_compiled

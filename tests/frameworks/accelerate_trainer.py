@@ -3,16 +3,15 @@
     accelerate_trainer.py PROJECT STEPS RESUME OUTPUT
 
 A checkpoint each ten steps, the newest three kept. It resumes from RESUME unless that is "", and saves the model to
-OUTPUT; where that is "", it is killed five steps before the end.
+OUTPUT; where that is "", it comes to a step that never ends five steps before the last.
 """
 
-import os
-import signal
 import sys
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from hold import hold, last_step
 
 
 class Progress:
@@ -43,14 +42,14 @@ def work(project: str, steps: int, resume: str, output: str) -> None:
         accelerator.load_state(resume)
     while progress.step < steps:
         progress.step += 1
+        hold(project, progress.step)
+        last_step(progress.step, steps, output)
         accelerator.backward(model(torch.randn(16, 64)).pow(2).mean())
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if progress.step % 10 == 0 and not resume:  # it counts from 0 again, and finds its checkpoints there
             accelerator.save_state()
-        if not output and progress.step == steps - 5:
-            os.kill(os.getpid(), signal.SIGKILL)
     torch.save(accelerator.unwrap_model(model).state_dict(), output)
 
 

@@ -1,34 +1,38 @@
 """Accelerate's save_state: replaced beside the job, which dies, restored, and resumed unmodified."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from frameworks.jobs import run_job, serve
+from frameworks.jobs import are_equal, job, need, run_job, train_until_replaced
 
 from ckzd import ensure_restored
 from ckzd.formats import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("accelerate")
+need("accelerate")
 TRAINER = Path(__file__).parent / "accelerate_trainer.py"
 
 
 def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path):
-    twin, own = tmp_path / "twin", tmp_path / "own"
-    assert run_job(TRAINER, twin, 40, "", tmp_path / "expected.pt") == [0]
-    assert all(run_job(TRAINER, own, 35, "", "")), "killed after step 30"
+    """Nothing else may lie beside its checkpoints: it takes every name for one of them."""
+    own, copy = tmp_path / "own" / "project", tmp_path / "copy" / "project"
+    expected, resumed = tmp_path / "expected.pt", tmp_path / "resumed.pt"
     run = own / "checkpoints"
-    assert [path.name for path in list_checkpoints(run)] == ["checkpoint_0", "checkpoint_1", "checkpoint_2"]
-    serve(run, store=tmp_path / "store")
+    with job(TRAINER, tmp_path / "twin", 40, "", expected) as twin:
+        replaced = [f"checkpoints/checkpoint_{number}" for number in range(2)]
+        train_until_replaced(TRAINER, run=own, replaced=replaced)
+        assert twin.wait() == [0]
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint_2"]
     for name in ("checkpoint_0", "checkpoint_1"):
         assert {entry.name for entry in (run / name).iterdir()} == {
             "ckzd.json", "scheduler.bin", "custom_checkpoint_0.pkl"
         }  # fmt: skip
     assert {entry.name for entry in run.iterdir()} == {f"checkpoint_{number}" for number in range(3)}
-    assert all(run_job(TRAINER, own, 40, run / "checkpoint_1", tmp_path / "not.pt")), "it fails loudly, not fresh"
+    shutil.copytree(own, copy)
     resume = ensure_restored(run / "checkpoint_1")
-    assert run_job(TRAINER, own, 40, resume, tmp_path / "resumed.pt") == [0]
-    expected, resumed = torch.load(tmp_path / "expected.pt"), torch.load(tmp_path / "resumed.pt")
-    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    with job(TRAINER, copy, 40, copy / "checkpoints" / "checkpoint_1", tmp_path / "not.pt") as unrestored:
+        assert run_job(TRAINER, own, 40, resume, resumed) == [0]
+        assert all(unrestored.wait()), "it fails loudly, not fresh"
+    assert are_equal(expected, resumed)

@@ -1,32 +1,36 @@
 """torch.distributed.checkpoint under FSDP2: replaced beside the job, which dies, restored, and resumed unmodified."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from frameworks.jobs import run_job, serve
+from frameworks.jobs import are_equal, job, run_job, train_until_replaced
 
 from ckzd import ensure_restored
-from ckzd.formats import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
 TRAINER = Path(__file__).parent / "dcp_trainer.py"
+LEFT = {
+    "plain": {".metadata", "ckzd.json"},
+    "titan": {".metadata", "ckzd.json"},
+    "safetensors": {"model.safetensors.index.json", "sharded", "ckzd.json"},
+}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, ranks):
-    twin, run = tmp_path / "twin" / "run", tmp_path / "own" / "run"
-    assert run_job(TRAINER, twin, 40, "", tmp_path / "expected.pt", ranks=ranks) == [0] * ranks
-    assert all(run_job(TRAINER, run, 35, "", "", ranks=ranks)), "killed after step 30"
-    assert [path.name for path in list_checkpoints(run)] == ["step-10", "step-20", "step-30"]
-    serve(run)
+@pytest.mark.parametrize(("layout", "ranks"), [("plain", 1), ("plain", 2), ("titan", 2), ("safetensors", 2)])
+def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, layout, ranks):
+    run, copy = tmp_path / "own" / "checkpoint", tmp_path / "copy" / "checkpoint"
+    expected, resumed = tmp_path / "expected.pt", tmp_path / "resumed.pt"
+    with job(TRAINER, layout, tmp_path / "twin", 40, "", expected, ranks=ranks) as twin:
+        train_until_replaced(TRAINER, layout, run=run, replaced=["step-10", "step-20"], ranks=ranks)
+        assert twin.wait() == [0] * ranks
     for name in ("step-10", "step-20"):
-        assert {entry.name for entry in (run / name).iterdir()} == {".metadata", "ckzd.json"}
-    failed = run_job(TRAINER, run, 40, run / "step-20", tmp_path / "not.pt", ranks=ranks)
-    assert all(failed), "it does not go on with a fresh optimizer"
+        assert {entry.name for entry in (run / name).iterdir()} == LEFT[layout]
+    shutil.rmtree(run / "step-30")  # as if it had not been written to its end
+    shutil.copytree(run, copy)
     resume = ensure_restored(run / "step-20")
-    assert run_job(TRAINER, run, 40, resume, tmp_path / "resumed.pt", ranks=ranks) == [0] * ranks
-    expected, resumed = torch.load(tmp_path / "expected.pt"), torch.load(tmp_path / "resumed.pt")
-    assert expected.keys() == resumed.keys()
-    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    with job(TRAINER, layout, copy, 40, copy / "step-20", tmp_path / "not.pt", ranks=ranks) as unrestored:
+        assert run_job(TRAINER, layout, run, 40, resume, resumed, ranks=ranks) == [0] * ranks
+        assert all(unrestored.wait()), "it does not go on with a fresh optimizer, nor from an older step"
+    assert are_equal(expected, resumed)

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from frameworks.jobs import need
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("deepspeed")
+need("deepspeed")
 ENGINE = """
 import os, sys
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "1", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0",

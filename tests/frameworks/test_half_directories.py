@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from frameworks.jobs import need
 
 from ckzd.formats import read_checkpoint
 from ckzd.formats.names import order_of_leaving
@@ -27,8 +28,9 @@ def coming_back(whole: Path, work: Path):
 
 
 def test_the_trainer(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    need("transformers", "accelerate")
+    import transformers
+
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread of its own
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true", TOKENIZERS_PARALLELISM="false")
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -59,7 +61,8 @@ def test_the_trainer(tmp_path, monkeypatch):
 
 
 def test_accelerate(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+    need("accelerate")
+    import accelerate
 
     def prepared():
         torch.manual_seed(0)

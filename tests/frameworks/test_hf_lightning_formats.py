@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from formats.helpers import assert_lossless, rebuilt
+from frameworks.jobs import need
 
 from ckzd.checkpoint import STORED_AS
 from ckzd.formats import completeness, is_run, list_checkpoints, read_checkpoint
@@ -36,8 +37,9 @@ def fill(directory, checkpoint, payload_of=None):
 @pytest.fixture(scope="module")
 def trainer_run(tmp_path_factory):
     """A run of transformers' Trainer with three checkpoints, and how to start another one."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    need("transformers", "accelerate")
+    import transformers
+
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true", TOKENIZERS_PARALLELISM="false")
     config = transformers.LlamaConfig(
         vocab_size=128,
@@ -109,8 +111,9 @@ class Taste:
 @pytest.fixture(scope="module")
 def lightning_run(tmp_path_factory):
     """A run of Lightning with two checkpoints and a `last.ckpt` link."""
-    lightning = pytest.importorskip("lightning")
-    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    need("lightning")
+    import lightning
+    from lightning.pytorch import callbacks
 
     class Model(lightning.LightningModule):
         def __init__(self, taste=None):
@@ -179,7 +182,9 @@ def test_lightning_resumes_from_rebuilt_files(lightning_run, tmp_path):
 
 
 def test_accelerate_directories_are_read(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+    need("accelerate")
+    import accelerate
+
     model = torch.nn.Linear(32, 32)
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))

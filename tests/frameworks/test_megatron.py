@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from frameworks.jobs import run_job, serve
+from frameworks.jobs import need, run_job, serve
 
 from ckzd import ensure_restored
 from ckzd.codec.analysis.inputs import Inputs
@@ -13,7 +13,7 @@ from ckzd.formats import list_checkpoints, read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-pytest.importorskip("megatron.core")
+need("megatron.core")
 TRAINER = Path(__file__).parent / "megatron_trainer.py"
 
 
