@@ -122,7 +122,7 @@ def test_a_file_has_no_parts(tmp_path):
     file.parent.mkdir()
     torch.save({"weight": torch.zeros(64, 64)}, file)
     archive = ckzd.compress(file, preset="lossless").archive
-    with pytest.raises(ConfigError, match="is of one file"):
+    with pytest.raises(ConfigError, match="among the files of a directory"):
         ckzd.restore(archive, output=tmp_path / "out", only="*")
 
 
