@@ -294,6 +294,7 @@ class Stage:
         left = [*store.glob("tmp/*"), *unfinished]
         left += [path for path in self.place.rglob("*") if path.name.startswith(".ckzd-") or "stopped" in path.name]
         holders = {store / name for name in ("tmp", "trash", "cache", "claims", "archives")}
+        holders.add(self.place / "state" / "claims")
         left += [*store.glob("archives/*/*.damaged"), *store.glob("cache/f*f.rec"), *store.glob("archives/gone-*")]
         gone = [kept.path for kept in self.kept if kept.may_go]
         places = (place for path in gone for place in (path, pointer_for(path)))
