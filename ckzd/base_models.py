@@ -155,17 +155,20 @@ def known_sha256(store: Path, path: Path, mark: Mark) -> str:
 # Who needs what
 
 
-def why_needed(checkpoint: Path, hashes: Collection[str], store: Path, files: Collection[Inode] = ()) -> str | None:
-    """Why archives, of this store or another one, need the checkpoint or a part of it as it is; None if they do not.
+def why_needed(
+    places: Iterable[Path], hashes: Collection[str], store: Path, files: Collection[Inode] = ()
+) -> str | None:
+    """Why archives, of this store or another one, need what is at one of the places as it is; None if they do not.
 
     By its content (sha256 of its files, as they are or will be restored), by its place (in a directory that was named,
     or around what was) and by the very `files`, whatever their names: for these the models are looked at, which may
     lie on a disk that does not answer.
     """
-    place = Path(os.path.realpath(checkpoint))
+    real = [Path(os.path.realpath(place)) for place in places]
     for path, found in all_notes(store):
+        model, is_directory = Path(found.model.path), found.model.kind == "directory"
         same = bool(files) and any(_inode(found.model.path_of(file)) in files for file in found.model.files)
-        near = is_part_of(place, Path(found.model.path), is_directory=found.model.kind == "directory")
+        near = any(is_part_of(place, model, is_directory=is_directory) for place in real)
         if same or near or not hashes_of([found]).isdisjoint(hashes):
             return (
                 f"it is, holds or lies in {found.model.path}, the base model of archives in {found.store} (see {path})"
@@ -202,11 +205,12 @@ def is_part_of(place: Path, model: Path, *, is_directory: bool) -> bool:
     return place == model or place in model.parents or (is_directory and model in place.parents)
 
 
-def files_of(checkpoint: Path) -> set[Inode]:
-    """The very files of a checkpoint; none of what is not there."""
+def files_of(places: Iterable[Path]) -> set[Inode]:
+    """The very files at or below some places; none of what is not there."""
     found: set[Inode] = set()
-    with suppress(OSError):
-        found.update((status.st_dev, status.st_ino) for _, status in walk(checkpoint) if stat.S_ISREG(status.st_mode))
+    for place in places:
+        with suppress(OSError):
+            found.update((status.st_dev, status.st_ino) for _, status in walk(place) if stat.S_ISREG(status.st_mode))
     return found
 
 

@@ -251,7 +251,7 @@ class Chooser:
             if is_part_of(row.path, model, is_directory=True):  # nothing lies in a file
                 return f"it is, or holds, the base_model {model} of a watch"
         try:
-            return why_needed(row.path, content_of(read_manifest(archive)), run.store)
+            return why_needed([row.path], content_of(read_manifest(archive)), run.store)
         except (CkzdError, OSError):  # the replacement says it
             return None
 

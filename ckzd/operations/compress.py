@@ -53,6 +53,7 @@ from ckzd.operations.inspect import is_kept_exact, is_tightened
 from ckzd.operations.ledger import Made
 from ckzd.operations.originals import content_of
 from ckzd.operations.placement import device_for
+from ckzd.operations.pointer import large_files
 from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
 from ckzd.operations.reference import reference_for
 from ckzd.operations.replace import empty_trash, recover, rescue
@@ -186,7 +187,8 @@ def compress(
 
 def _why_kept(path: Path, record: ArchiveRecord, store: Store) -> str | None:
     """Why the original stays, although it was to be replaced: what archives need of it, or how little it would give."""
-    why = why_needed(path, content_of(record.manifest), store.root, files_of(path))
+    places = [path, *large_files(path, record.manifest)]
+    why = why_needed(places, content_of(record.manifest), store.root, files_of(places))
     return why or too_little(record.manifest.original_bytes, record.path.stat().st_size)
 
 

@@ -2,7 +2,8 @@
 
 Unfinished files of dead processes; reconstructions of archives that are gone; damaged archives that were set aside long
 ago; directories without archives. Archives of a run whose directory is gone are only named, unless they are asked for,
-and what a pointer anywhere in sight names stays even then, with all that it needs.
+and what a pointer anywhere in sight names, or a base model may be restored from, stays even then, with all that they
+need.
 """
 
 import logging
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
+from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable, records_in
 from ckzd.defaults import DAMAGED_DAYS
 from ckzd.formats.names import POINTER_NAME
+from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import named_below
 from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import DAY_SECONDS, Held, needed_by
@@ -68,6 +71,7 @@ def collect(
                 if garbage.goes:
                     _delete(Path(garbage.path))
                     log.info("garbage deleted", extra={"path": garbage.path, "what": garbage.what})
+            store.forget_unneeded_models()
         found += _empty_directories(store, {garbage.path for garbage in found if garbage.goes}, dry_run=dry_run)
     return found
 
@@ -109,13 +113,16 @@ def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterat
         named.update(archive for root in dict.fromkeys(roots) for archive in named_below(root))
     except OSError as error:
         out_of_sight = f"{error.filename} cannot be looked at: a pointer there may name it"
+    models = hashes_of(note for _, note in all_notes(store.root))
     for directory, records in homeless.items():
         run = store.run_of(directory)
-        stays = {record.path for record in records if record.path.resolve() in named}
+        of_models = {record.path for record in records if not models.isdisjoint(content_of(record.manifest))}
+        stays = of_models | {record.path for record in records if record.path.resolve() in named}
         needed = needed_by([Held(record, 0, 0.0) for record in records], stays)
         for record in sorted(records, key=lambda record: record.manifest.depth, reverse=True):
             why = _why_it_stays(run, directory, records) or out_of_sight
             why = "a pointer names it" if record.path in stays else why
+            why = "a base model may be restored from it" if record.path in of_models else why
             why = f"needed by {needed[record.path]}" if record.path in needed.keys() - stays else why
             goes = wanted.gone_runs and not why
             yield _garbage(record.path, "an archive", why or f"its run {run} is gone", goes=goes)

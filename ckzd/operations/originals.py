@@ -73,7 +73,8 @@ def _require_replaceable(checkpoint: Path, manifest: Manifest) -> None:
 
 def require_not_needed(checkpoint: Path, manifest: Manifest, store: Path) -> None:
     """Raise BadCheckpoint for what archives of any store are deltas against, or a part of it, or what lies in it."""
-    why = why_needed(checkpoint, content_of(manifest), store, files_of(checkpoint))
+    places = [checkpoint, *large_files(checkpoint, manifest)]
+    why = why_needed(places, content_of(manifest), store, files_of(places))
     if why is not None:
         raise BadCheckpoint(checkpoint, f"is not replaced: {why}", hint="it stays as it is while they are needed")
 

@@ -67,7 +67,8 @@ def trained_from(checkpoint: Checkpoint, path: Path, place: Path, store: Store) 
     Raises ConfigError, BadCheckpoint or SourceChanged where it is not there, no model, the checkpoint itself, or far.
     """
     located = locate(place)
-    if is_part_of(Path(os.path.realpath(path)), located.path, is_directory=located.kind == "directory"):
+    own, is_directory = (path, *checkpoint.places(path)), located.kind == "directory"
+    if any(is_part_of(Path(os.path.realpath(one)), located.path, is_directory=is_directory) for one in own):
         raise ConfigError(
             "base_model", f"expected a model that was trained before, got {place}, of which {path} is part"
         )

@@ -429,6 +429,19 @@ def test_no_checkpoint_is_a_delta_against_itself(run, tmp_path):
         assert "is part" in report.without_base_model
 
 
+def test_nor_one_of_several_files_against_another_of_them(tmp_path, state):
+    run = tmp_path / "runs" / "apart"
+    run.mkdir(parents=True)
+    moments = {
+        n: {key: torch.rand_like(value) for key in ("exp_avg", "exp_avg_sq")} for n, value in enumerate(state.values())
+    }
+    torch.save(state, run / "model_1.pt")
+    torch.save({"state": moments, "param_groups": [{"params": list(moments)}]}, run / "optimizer_1.pt")
+    report = compress(run / "optimizer_1.pt", base_model=run / "model_1.pt")
+    assert len(report.files) == 2
+    assert "is part" in report.without_base_model
+
+
 def test_where_nothing_can_be_noted_nothing_needs_it(run, model, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(ckzd.base_models, "state_dirs", lambda: (tmp_path / "file",))

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from making import put, put_chain
+from making import put, put_chain, store_archive
+from serving import named
 
+from ckzd.base_models import notes_in
 from ckzd.errors import StoreLocked
 from ckzd.locks import Process
 from ckzd.operations.garbage import Garbage, Wanted, collect
@@ -120,6 +122,22 @@ class TestGoneRuns:
         assert found[archives[2].name] == (False, "a pointer names it")
         assert found[archives[1].name] == (False, "needed by step_200.pt")
         assert [archive.exists() for archive in archives] == [True, True, True, False]
+
+    def test_what_a_base_model_may_be_restored_from_stays(self, store, run, tmp_path):
+        """And what archives of theirs needed is forgotten with them."""
+        model = run / "step_100.pt"
+        model.write_bytes(b"weights")
+        archives = [store_archive(store, model, step=100), put(store, run, 200)]
+        other = Store.open_or_create(tmp_path / "other" / ".ckzd")
+        named(model, other)
+        model.unlink()
+        run.rmdir()
+        (tmp_path / "gone").write_bytes(b"another")
+        named(tmp_path / "gone", store)
+        found = told(collected(store, run, ALL))
+        assert found[archives[0].name] == (False, "a base model may be restored from it")
+        assert [archive.exists() for archive in archives] == [True, False]
+        assert (len(notes_in(store.root)), len(notes_in(other.root))) == (0, 1)
 
     def test_a_run_whose_surroundings_are_gone_too_may_be_out_of_sight(self, store, tmp_path):
         away = tmp_path / "mnt" / "disk" / "run"
