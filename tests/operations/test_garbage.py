@@ -90,7 +90,8 @@ def test_a_reconstruction_goes_when_its_archive_is_gone(store, run):
 
 
 def test_damage_that_was_set_aside_goes_after_a_while(store, run):
-    aside = store.set_aside(put(store, run, 1))
+    archive = put(store, run, 1)
+    aside = archive.rename(archive.with_name(f"{archive.name}.0123abcd.damaged"))
     (garbage,) = collected(store, run)
     assert not garbage.goes
     assert garbage.why.startswith("set aside ")
