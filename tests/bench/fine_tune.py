@@ -1,10 +1,11 @@
 """The first archives of a fine-tune, with the model that it began from as `base_model` and without.
 
-usage: fine_tune.py [--steps 300] [--every 60] [--presets resume lossless]
-A byte-level GPT of 1.5 M parameters is trained for STEPS on one half of the text, and its weights alone are saved with
-safetensors, in float32 and in bfloat16. From each of the two it is trained on, on the other half, with a fresh AdamW
-and a tenth of the learning rate; the first two checkpoints, EVERY steps apart, are archived in closed loop. A JSON line
-for each preset and dtype gives the archives' bytes, ratios and what the restored first one loses (KL, nats a byte).
+usage: fine_tune.py [--size demo] [--steps 300] [--every 60] [--presets resume lossless]
+A byte-level GPT (1.5 M parameters; `tiny` 0.14 M) is trained for STEPS on one half of the text, and its weights alone
+are saved with safetensors, in float32 and in bfloat16. From each of the two it is trained on, on the other half, with a
+fresh AdamW and a tenth of the learning rate; the first two checkpoints, EVERY steps apart, are archived in closed loop.
+A JSON line for each preset and dtype gives the archives' bytes, ratios and what the restored first one loses (KL, nats a
+byte).
 Exits with 1 if a base model makes the first archive larger, or `lossless` does not give back the same bytes.
 """
 
@@ -26,9 +27,8 @@ from small import SmallJob
 from torch import nn
 from training import HELDOUT_SEED, divergence, load, run_series
 
-from ckzd.demo_training import SIZES, ByteModel, batch_of, stdlib_text
+from ckzd.demo_training import SIZES, ByteModel, Size, batch_of, stdlib_text
 
-SIZE = SIZES["demo"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 text = cache(stdlib_text)
@@ -38,6 +38,7 @@ text = cache(stdlib_text)
 class Half:
     """Examples from one half of the text; those that are held out are the same for both."""
 
+    network: Size
     second: bool
 
     def __call__(self, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,25 +46,28 @@ class Half:
         learned, judged = text()
         middle = len(learned) // 2
         source = judged if seed >= HELDOUT_SEED else learned[middle:] if self.second else learned[:middle]
-        return batch_of(source, replace(SIZE, batch=size), seed)
+        return batch_of(source, replace(self.network, batch=size), seed)
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """The network with the weights of a file."""
 
+    network: Size
     file: Path
 
     def __call__(self) -> nn.Module:
         """In float32."""
-        model = ByteModel(SIZE)
+        model = ByteModel(self.network)
         model.load_state_dict({name: tensor.float() for name, tensor in load_file(self.file).items()})
         return model
 
 
-def pretrain(work: Path, steps: int) -> None:
+def pretrain(work: Path, network: Size, steps: int) -> None:
     """WORK/float32.safetensors and WORK/bfloat16.safetensors."""
-    job = SmallJob(lambda: ByteModel(SIZE), Half(second=False), batch=SIZE.batch, warmup_steps=SIZE.warmup_steps)
+    job = SmallJob(
+        lambda: ByteModel(network), Half(network, second=False), batch=network.batch, warmup_steps=network.warmup_steps
+    )
     model, optimizer = job.make()
     for step in range(steps):
         job.train_step(model, optimizer, step)
@@ -96,6 +100,7 @@ def measure(job: SmallJob, run: Path, model: Path, work: Path, preset: str) -> d
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="demo")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=60)
     parser.add_argument("--presets", nargs="+", default=["resume", "lossless"])
@@ -105,13 +110,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         os.environ["XDG_STATE_HOME"] = scratch  # what is noted of these models is not of this user
-        pretrain(work, options.steps)
-        print(json.dumps({**machine(), "steps": options.steps, "every": options.every}))
+        network = SIZES[options.size]
+        pretrain(work, network, options.steps)
+        print(json.dumps({**machine(), "size": options.size, "steps": options.steps, "every": options.every}))
         for name in DTYPES:
             model, run = work / f"{name}.safetensors", work / name
             job = SmallJob(
-                Pretrained(model), Half(second=True), steps=2 * options.every, every=options.every, batch=SIZE.batch,
-                peak_learning_rate=SIZE.peak_learning_rate / 10,
+                Pretrained(network, model), Half(network, second=True), steps=2 * options.every, every=options.every,
+                batch=network.batch, peak_learning_rate=network.peak_learning_rate / 10,
             )  # fmt: skip
             for _ in run_series(job, run):
                 pass
