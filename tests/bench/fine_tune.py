@@ -4,8 +4,8 @@ usage: fine_tune.py [--size demo] [--steps 300] [--every 60] [--presets resume l
 A byte-level GPT (1.5 M parameters; `tiny` 0.14 M) is trained for STEPS on one half of the text, and its weights alone
 are saved with safetensors, in float32 and in bfloat16. From each of the two it is trained on, on the other half, with a
 fresh AdamW and a tenth of the learning rate; the first two checkpoints, EVERY steps apart, are archived in closed loop.
-A JSON line for each preset and dtype gives the archives' bytes, ratios and what the restored first one loses (KL, nats a
-byte).
+A JSON line for each preset and dtype gives the archives' bytes, ratios and what the restored first one loses (KL, in
+nats a byte).
 Exits with 1 if a base model makes the first archive larger, or `lossless` does not give back the same bytes.
 """
 
