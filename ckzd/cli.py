@@ -195,7 +195,8 @@ def compress(
             bar.start(checkpoint.name)
             path = str(checkpoint.absolute())
             if path in done:
-                tell(dataclasses.replace(done[path], checkpoint=path, seconds=0.0, already=True))
+                first = Path(done[path].checkpoint).name
+                tell(dataclasses.replace(done[path], checkpoint=path, seconds=0.0, already=True), f"with {first}")
                 return
             report = compress_one(
                 checkpoint,
@@ -211,14 +212,15 @@ def compress(
                 accept_seconds=accept_seconds,
                 on_stage=bar.stage,
             )
-            done.update(dict.fromkeys(report.files, report))
+            done.update(dict.fromkeys(report.members, report))
             tell(report)
 
-        def tell(report: "CompressReport") -> None:
+        def tell(report: "CompressReport", remark: str = "") -> None:
             if as_json:
                 screen.line(report.to_dict())
             else:
-                table.add_row(*_compress_row(report))
+                *row, own = _compress_row(report)
+                table.add_row(*row, remark or own)
 
         code = for_each([found for path in paths for found in _checkpoints_of(path)], archive, screen, ConfigError)
     if table.row_count:

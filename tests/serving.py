@@ -86,7 +86,7 @@ def _together(checkpoint: Path) -> list[Path]:
 def _report(job: Job, places: list[Path], archive: Path, reference: Path | None, *, already: bool) -> dict[str, Any]:
     size = archive.stat().st_size
     return {
-        "checkpoint": str(job.checkpoint), "files": [str(place) for place in places],
+        "checkpoint": str(job.checkpoint), "members": [str(place) for place in places],
         "archive": str(archive), "reference": str(reference) if reference else None,
         "preset": job.preset, "effort": job.effort.value,
         "original_bytes": job.nbytes, "archive_bytes": size, "ratio": job.nbytes / size,

@@ -38,6 +38,7 @@ class FakeReport:
     """All the fields that a report of any operation has."""
 
     checkpoint: str = "/runs/gpt/step_100.pt"
+    members: tuple[str, ...] = ("/runs/gpt/step_100.pt",)
     archive: str = "/runs/.ckzd/archives/gpt/step_100.pt.ckz"
     reference: str | None = None
     preset: str = "resume"
@@ -134,6 +135,17 @@ def test_compress_takes_the_checkpoints_of_a_run_in_order(operation, tmp_path):
     assert cli.run(["compress", str(tmp_path)]) == 0
 
     assert [path.name for path, _ in operation.calls] == ["step_1.pt", "step_2.pt"]
+
+
+def test_files_of_one_checkpoint_are_archived_once_and_told_each(operation, capsys):
+    paths = ("/runs/gpt/model_1.pt", "/runs/gpt/optimizer_1.pt")
+    operation.answer = FakeReport(checkpoint=paths[0], members=paths)
+    assert cli.run(["compress", *paths, "--json"]) == 0
+    lines = json_lines(capsys.readouterr().out)
+    assert [(line["checkpoint"], line["already"]) for line in lines] == [(paths[0], False), (paths[1], True)]
+    assert len(operation.calls) == 1
+    assert cli.run(["compress", *paths]) == 0
+    assert "with model_1.pt" in " ".join(capsys.readouterr().out.split())
 
 
 def test_compress_leaves_what_is_no_run_to_the_operation(operation, tmp_path):

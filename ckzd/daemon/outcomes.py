@@ -171,7 +171,7 @@ class Outcomes:
         """Files of the same checkpoint that have another archive, made before this one was there, get this one too."""
         archive = Path(report["archive"])
         for other in self.journal.rows(run=row.run, states=ARCHIVED_AND_THERE):
-            if str(other.path) in report["files"] and other.archive != archive:
+            if str(other.path) in report["members"] and other.archive != archive:
                 self.journal.give_back(other.number, self.clock.time())
 
     def _heal(self, job: Job, place: Path, damaged: Sequence[str]) -> None:

@@ -76,7 +76,7 @@ class CompressReport:
     """What became of a checkpoint."""
 
     checkpoint: str
-    files: tuple[str, ...]  # that the archive is of: several where they are one checkpoint
+    members: tuple[str, ...]  # the files, or the directory, that the archive is of
     archive: str
     reference: str | None
     preset: str
@@ -280,7 +280,7 @@ def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) 
     archive_bytes, quality = record.path.stat().st_size, record.manifest.quality
     return CompressReport(
         checkpoint=str(job.path),
-        files=(str(job.path),) if job.checkpoint.is_directory else tuple(map(str, job.checkpoint.places(job.path))),
+        members=(str(job.path),) if job.checkpoint.is_directory else tuple(map(str, job.checkpoint.places(job.path))),
         archive=str(record.path),
         reference=_reference_path(job, record),
         preset=record.manifest.preset,

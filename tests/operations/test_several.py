@@ -72,7 +72,7 @@ def test_they_are_as_small_as_in_one_file(run, tmp_path, with_average):
         paths = save(run, step, parts, ("model", "optimizer", "model_ema")[: len(parts)])
         torch.save(parts, one / f"step_{step}.pt")
         apart, together = ckzd.compress(paths[0]), ckzd.compress(one / f"step_{step}.pt")
-        assert set(apart.files) == set(map(str, paths))
+        assert set(apart.members) == set(map(str, paths))
         assert apart.archive_bytes <= 1.05 * together.archive_bytes + 400, "names and times of a file take some"
         assert (apart.reference is None) == (step == STEPS[0])
         known = ckzd.compress(paths[1])
@@ -85,7 +85,7 @@ def test_files_that_were_coded_apart_go_on_together(run):
     alone = ckzd.compress(run / f"model_{FIRST}.pt")
     later = save(run, STEPS[1], sound(STEPS[1]))
     report = ckzd.compress(later[1])
-    assert (len(report.files), report.reference) == (2, alone.archive)
+    assert (len(report.members), report.reference) == (2, alone.archive)
 
 
 def test_a_late_file_makes_them_one_checkpoint(run):
@@ -95,7 +95,7 @@ def test_a_late_file_makes_them_one_checkpoint(run):
     alone = ckzd.compress(model)
     torch.save(state["optimizer"], optimizer)
     report = ckzd.compress(optimizer)
-    assert set(report.files) == {str(model), str(optimizer)}
+    assert set(report.members) == {str(model), str(optimizer)}
     assert ckzd.compress(model).archive == report.archive != alone.archive
 
 
@@ -218,7 +218,7 @@ def test_two_models_of_one_step_are_two_checkpoints(run):
     for number, name in enumerate("GD"):
         save(run, 5, small(number), (f"net{name}", f"opt{name}"))
     reports = [ckzd.compress(run / f"opt{name}_5.pt", replace=True) for name in "GD"]
-    assert [len(report.files) for report in reports] == [2, 2]
+    assert [len(report.members) for report in reports] == [2, 2]
     assert len({report.archive for report in reports}) == 2
     assert len(names_in(run)) == 4
 
