@@ -1,6 +1,6 @@
 """What to do next, decided from rows: what is compressed, what may be replaced, what is left raw. Pure."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -85,7 +85,11 @@ def waits_for_others(
     waits only for what is there, and goes by its age.
     """
     there = [row for row in rows if row.path in order]
-    steps = units(there, order)
+    if not any(row.state in WAITING for row in there):
+        return {}
+    steps, names = units(there, order), defaultdict[int | None, set[str]](set)
+    for row in rows:
+        names[unit(row)].add(row.path.name)
     together = next((found for found in map(_together, reversed(units(rows, order))) if found), frozenset[str]())
     held: dict[Path, str] = {}
     for place, members in enumerate(steps):
@@ -97,7 +101,7 @@ def waits_for_others(
             if row.state is State.SEEN
         }
         young = [name for name, since in unfinished.items() if now - since < patience_seconds]
-        known = {series_in_name(row.path.name) for row in rows if unit(row) == unit(members[0])}
+        known = set(map(series_in_name, names[unit(members[0])]))
         is_last = place == len(steps) - 1 and now - max(row.first_seen for row in members) < patience_seconds
         missing = sorted(together - known) if is_last and not once and together & known else []
         if young or missing:
