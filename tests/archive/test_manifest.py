@@ -230,3 +230,17 @@ def test_the_hash_over_files_ignores_their_order_and_nothing_else():
     assert (
         len({files_digest(rows), files_digest(rows[:1]), files_digest([]), files_digest([("b", 2, rows[0][2])])}) == 4
     )
+
+
+def test_several_files_are_plain_names_of_one_directory():
+    files = [made_manifest(name=name).files[0] for name in ("model_1.pt", "optimizer_1.pt")]
+    manifest = made_manifest(files, name="model_1.pt", kind="files")
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    one = manifest.of_files(["optimizer_1.pt"])
+    assert (one.kind, one.name, one.original_bytes, one.is_of_all_files) == ("file", "optimizer_1.pt", 3, False)
+    assert manifest.is_of_all_files
+    for changes in ({"name": "other"}, {"format": 7}):
+        with pytest.raises(ValueError, match="several in one directory"):
+            made_manifest(files, **{"name": "model_1.pt", "kind": "files"} | changes)
+    with pytest.raises(ValueError, match="several in one directory"):
+        made_manifest(files[:1], name="model_1.pt", kind="files")
