@@ -212,6 +212,13 @@ def order_of_leaving(name: str) -> tuple[int, str]:
     return 0 if is_model else 2 if is_optimizer else 1, name
 
 
-def is_part(name: str) -> bool:
-    """A file of a checkpoint directory, or of an exported model: never a checkpoint of its own among others."""
-    return _PART.fullmatch(name) is not None
+def is_part(name: str, beside: Collection[str] | None = None) -> bool:
+    """A file of a checkpoint directory, or of an exported model: never a checkpoint of its own among others.
+
+    Accelerate's first has no number: where none such is `beside` it, model_100.bin is of step 100.
+    """
+    match = _PART.fullmatch(name)
+    if match is None:
+        return False
+    number = match[2] or match[7]
+    return beside is None or number is None or name.replace(number, "", 1) in beside

@@ -12,6 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -269,7 +270,7 @@ def _is_tensor_name(name: str) -> bool:
 
 def _sort_files(directory: Path, files: set[str]) -> tuple[list[Path], list[LeftAlone]]:
     """The checkpoints among the files of a directory, and those that are left alone."""
-    told = ((name, _kind_of_file(directory / name)) for name in files if not is_temporary(name))
+    told = ((name, _kind_of_file(directory / name, files)) for name in files if not is_temporary(name))
     kinds = {name: kind for name, kind in told if kind is not None}
     shards = _shards([name for name, kind in kinds.items() if kind == _CHECKPOINT])
     kinds |= dict.fromkeys(shards, "shards")
@@ -285,12 +286,12 @@ def _sort_files(directory: Path, files: set[str]) -> tuple[list[Path], list[Left
     return own, left
 
 
-def _kind_of_file(path: Path) -> str | None:
+def _kind_of_file(path: Path, beside: AbstractSet[str]) -> str | None:
     """_CHECKPOINT, a kind of KINDS for what is left alone, or None for what is neither; by name and first bytes."""
     for kind, pattern in _BY_NAME:
         if pattern.fullmatch(path.name):
             return kind
-    if is_part(path.name):
+    if is_part(path.name, beside):
         return "parts"
     if not path.name.endswith(TENSOR_SUFFIXES):
         return None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ckzd.errors import BadCheckpoint
 from ckzd.formats import read_checkpoint, read_whole
@@ -119,6 +120,12 @@ def test_paths_are_the_same_at_every_step_and_the_model_s_as_in_a_file_of_its_ow
     assert [path for path in paths[0] if len(path) == 1] == [
         t.path for t in read_checkpoint(tmp_path / "model_9.pt").tensors
     ]
+
+
+def test_formats_may_differ(tmp_path):
+    save_file(M.weights, tmp_path / "model_9.safetensors")
+    torch.save(M.moments, tmp_path / "optimizer_9.pt")
+    assert len(read_whole(tmp_path / "optimizer_9.pt").files) == 2
 
 
 def test_a_damaged_file_is_of_no_other(tmp_path):

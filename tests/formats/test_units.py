@@ -219,7 +219,8 @@ def test_what_several_processes_write_of_one_step_is_left_alone(tmp_path, kind):
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
-        (["model_5.pt", "optimizer_5.bin"], ["model_5.pt"]),
+        (["model_5.pt", "optimizer_5.bin", "optimizer.bin"], ["model_5.pt"]),
+        (["model.safetensors", "model_5.safetensors", "ema_5.pt"], ["model_5.safetensors", "ema_5.pt"]),
         (["net.pt", "optimizer.pt"], ["net.pt"]),
         (["ema.pt", "model.safetensors"], ["ema.pt"]),
         (["net_5.pt", "optim_5.pkl"], ["net_5.pt", "optim_5.pkl"]),
@@ -239,6 +240,8 @@ def test_what_has_a_part_that_is_left_alone_is_left_alone(tmp_path, names, parts
         ["G_200.pth", "D_200.pth", "G_400.pth", "D_400.pth"],
         ["weights_1.pt", "optim_1.pt"],
         ["model_7.pt", "optimizer_7.pt"],
+        ["model_7.safetensors", "optimizer_7.pt"],
+        ["pytorch_model_7.bin", "optimizer_7.bin"],
         ["epoch=9-step=1234.ckpt", "epoch=9-step=1234-v1.ckpt"],
         ["step_1.pt", "step_2.pt", "best.pt"],
         ["lora_rank16_step1.pt", "lora_rank16_step2.pt"],
