@@ -23,7 +23,7 @@ def save(path: Path, tensor: torch.Tensor | None = None) -> Path:
 @pytest.mark.parametrize(
     ("names", "asked", "said"),
     [
-        (["step_1/net.pt", "step_1/optim.pt"], "step_1", "checkpoints of several files"),
+        (["step_1/net.pt", "step_1/more/optim.pt"], "step_1", "checkpoints of several files"),
         (["step_1/net.pt", "step_1/optim.pt"], "step_1/net.pt", "a part of .*step_1"),
         (["iter_0000001/mp_rank_00/a.pt", "iter_0000001/mp_rank_00/b.pt"], "iter_0000001", "Megatron"),
         (["iter_0000001/mp_rank_00/a.pt", "iter_0000001/mp_rank_00/b.pt"], "iter_0000001/mp_rank_00", "Megatron"),
