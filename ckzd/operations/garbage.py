@@ -9,20 +9,22 @@ need.
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckzd import durable
 from ckzd.base_models import all_notes, hashes_of
-from ckzd.chains import ArchiveRecord, archive_files, decodable, records_in
+from ckzd.chains import ArchiveRecord, archive_files, decodable, is_whole, read_manifest, records_in
 from ckzd.defaults import DAMAGED_DAYS
+from ckzd.errors import CorruptArchive
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import named_below
 from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import DAY_SECONDS, Held, needed_by
-from ckzd.store import DAMAGED_SUFFIX, RUN_FILE, Store
+from ckzd.store import DAMAGED_SUFFIX, RUN_FILE, Store, archive_name
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,19 @@ def _set_aside(store: Store, days: float, now: float) -> Iterator[Garbage]:
         status = path.lstat()
         age = (now - max(status.st_mtime, status.st_ctime)) / DAY_SECONDS  # a rename sets the one, nothing both back
         why = f"set aside {age:.1f} days ago"
-        yield _garbage(path, "a damaged archive", why, goes=age >= days)
+        if age >= days and _is_on_its_way(path):
+            yield _garbage(path, "an archive", "it is whole: `ckzd check` brings it back", goes=False)
+        else:
+            yield _garbage(path, "a damaged archive", why, goes=age >= days)
+
+
+def _is_on_its_way(aside: Path) -> bool:
+    """Whether a crash left a whole archive aside, and what has its name is damaged, or nothing."""
+    with suppress(CorruptArchive, OSError):
+        manifest = read_manifest(aside)
+        names = {archive_name(manifest.name, manifest.checkpoint, again) for again in ("", manifest.reconstruction)}
+        return is_whole(aside) and not any(is_whole(aside.with_name(name)) for name in names)
+    return False
 
 
 def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterator[Garbage]:

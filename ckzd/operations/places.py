@@ -81,7 +81,13 @@ def _of_store(store: Store, folders: Iterable[Path], *, whole: bool) -> Iterator
     runs = {store.run_directory(folder): folder for folder in folders}
     for directory in store.run_directories():
         if whole or directory in runs:
-            yield Place(directory, store, runs.get(directory))
+            yield Place(directory, store, runs.get(directory) or _remembered(store, directory))
+
+
+def _remembered(store: Store, directory: Path) -> Path | None:
+    """The run that a store says archives are of, if it is there."""
+    run = store.run_of(directory)
+    return run if run is not None and run.is_dir() else None
 
 
 def _pointed(folders: Iterable[Path], known: set[Path | None]) -> Iterator[Place]:

@@ -94,6 +94,7 @@ def test_a_store_that_was_named_and_a_run_that_is_gone(run, store, tmp_path):
     elsewhere = Store.open_or_create(tmp_path / "stores" / "here")
     put_chain(elsewhere, run, 3)
     assert len(listed(run, store=elsewhere.root)) == 3
+    assert {row.run for row in listed(elsewhere.root)} == {str(run)}  # it remembers where its runs are
     run.rename(tmp_path / "renamed")
     rows = listed(store.root)
     assert [(row.run, row.stands) for row in rows] == [(None, None)] * 2

@@ -89,9 +89,27 @@ def test_a_reconstruction_goes_when_its_archive_is_gone(store, run):
     assert kept.exists()
 
 
-def test_damage_that_was_set_aside_goes_after_a_while(store, run):
+def set_aside(store: Store, archive: Path) -> Path:
+    """As when it was found damaged, and healed."""
+    healed = store.new_temp(".ckz")
+    shutil.copy(archive, healed)
+    archive.write_bytes(archive.read_bytes().replace(b"first", b"fIrst"))
+    return store.supplant(healed, archive)
+
+
+def test_a_whole_archive_that_a_crash_left_aside_on_its_way_to_its_name_stays(store, run):
     archive = put(store, run, 1)
-    aside = archive.rename(archive.with_name(f"{archive.name}.0123abcd.damaged"))
+    shutil.copy(archive, aside := archive.with_name(f"{archive.name}.11111111.damaged"))
+    archive.write_bytes(b"PK damaged")
+    assert told(collected(store, run, ALL))[aside.name] == (False, "it is whole: `ckzd check` brings it back")
+    archive.unlink()
+    assert not told(collected(store, run, ALL))[aside.name][0]
+    shutil.copy(aside, archive)
+    assert told(collected(store, run, ALL))[aside.name][0]
+
+
+def test_damage_that_was_set_aside_goes_after_a_while(store, run):
+    aside = set_aside(store, put(store, run, 1))
     (garbage,) = collected(store, run)
     assert not garbage.goes
     assert garbage.why.startswith("set aside ")
