@@ -106,7 +106,7 @@ def heal(patient: Patient, copies: Copies) -> str | None:
     """Bring it back; from what, in words, or None where nothing has it. Raises CkzdError, NoSpace say, and OSError."""
     if os.path.lexists(patient.path) and is_whole(patient.path):
         return None  # its bytes are those that were proven: another copy would say the same
-    for path, manifest in copies.yielding(patient.wanted):
+    for path, manifest in sorted(copies.yielding(patient.wanted), key=lambda copy: not _lies_aside(copy[0], patient)):
         if path != patient.path and patient.is_copy(manifest) and is_whole(path):
             _take_over(path, patient)
             return f"the copy {path}"
@@ -145,7 +145,7 @@ def _made(patient: Patient, run: Path) -> Made:
 
 def _take_over(source: Path, patient: Patient) -> None:
     """A whole copy, read back from the disk, takes the archive's place; what was set aside there itself."""
-    if source.parent == patient.path.parent and source.name.endswith(DAMAGED_SUFFIX):
+    if _lies_aside(source, patient):
         put_in_place(source, patient.path, patient.store)
         return
     with _temporary(patient.store) as temp:
@@ -158,6 +158,11 @@ def _take_over(source: Path, patient: Patient) -> None:
         require_whole(temp)
         give(temp, Access(status.st_uid, status.st_gid, status.st_mode & 0o777))
         put_in_place(temp, patient.path, patient.store)
+
+
+def _lies_aside(copy: Path, patient: Patient) -> bool:
+    """Whether something went wrong on its way to its name: it needs no room, and is in nobody's way afterwards."""
+    return copy.parent == patient.path.parent and copy.name.endswith(DAMAGED_SUFFIX)
 
 
 def put_in_place(healed: Path, archive: Path, store: Store) -> None:

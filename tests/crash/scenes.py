@@ -15,6 +15,7 @@ from pathlib import Path
 import forks
 
 from ckzd.archive import ArchiveReader
+from ckzd.chains import is_whole
 from ckzd.locks import Process
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.replace import replace
@@ -295,7 +296,9 @@ class Stage:
         left += [path for path in self.place.rglob("*") if path.name.startswith(".ckzd-") or "stopped" in path.name]
         holders = {store / name for name in ("tmp", "trash", "cache", "claims", "archives")}
         holders.add(self.place / "state" / "claims")
-        left += [*store.glob("archives/*/*.damaged"), *store.glob("cache/f*f.rec"), *store.glob("archives/gone-*")]
+        left += [*store.glob("cache/f*f.rec"), *store.glob("archives/gone-*")]
+        aside = store.glob("archives/*/*.damaged")  # one that a check found damaged stays for a while
+        left += [path for path in aside if not self.scenario.rotten or is_whole(path)]
         gone = [kept.path for kept in self.kept if kept.may_go]
         places = (place for path in gone for place in (path, pointer_for(path)))
         left += [path for path in places if os.path.lexists(path)]

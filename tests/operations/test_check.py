@@ -187,6 +187,16 @@ def test_nothing_is_healed_while_somebody_deletes_archives(run, store, chain, tm
     assert checked(run, tmp_path / "copies")["healed"] == ["step_100"]
 
 
+def test_what_lies_aside_whole_is_taken_before_any_copy(run, chain, tmp_path):
+    """As when the exchange failed: it would lie there for good."""
+    shutil.copytree(chain[0].parent, tmp_path / "copies")
+    shutil.copy(chain[1], chain[1].with_name(f"{chain[1].name}.22222222.damaged"))
+    rot(chain[1])
+    assert checked(run, tmp_path / "copies")["healed"] == ["step_100"]
+    (aside,) = chain[0].parent.glob("*.damaged")
+    assert not is_whole(aside)
+
+
 def test_it_heals_where_the_file_system_knows_no_exchange(run, chain, tmp_path, monkeypatch):
     def no_flags(source, target, flags):
         raise OSError(22, "invalid argument")
