@@ -76,19 +76,20 @@ class KeepSettings(_Frozen):
     newest: int | None = Field(default=None, ge=1)  # steps of each series that stay
     every: int | None = Field(default=None, ge=1)  # training steps, of which the first archive stays for ever
     days: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # the others stay until they are older
+    moments: int | None = Field(default=None, ge=1)  # newest steps that keep moments; None: all do
     max_bytes: int | None = Field(default=None, ge=0)  # quota of the store
     max_share: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)  # the same, of its disk
 
     @model_validator(mode="after")
     def _says_what_goes(self) -> "KeepSettings":
-        if (self.newest, self.days, self.max_bytes, self.max_share) == (None,) * 4:
-            raise ValueError("expected newest, days, max_bytes or max_share, or nothing would ever go")
+        if (self.newest, self.days, self.moments, self.max_bytes, self.max_share) == (None,) * 5:
+            raise ValueError("expected newest, days, moments, max_bytes or max_share, or nothing would ever go")
         return self
 
     @property
     def rules(self) -> Rules:
         """What stays of a run."""
-        return Rules(self.newest, self.every, self.days)
+        return Rules(self.newest, self.every, self.days, self.moments)
 
     @property
     def quota(self) -> Quota:

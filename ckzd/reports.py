@@ -13,9 +13,11 @@ from ckzd.screen import plain_bytes, printable
 def pruned_lines(report: PruneReport) -> Iterator[str]:
     """Every archive of a store: whether it goes, and why."""
     for judged in report.judged:
-        yield _line(judged.nbytes, judged.checkpoint, judged.why, goes=judged.goes, dry_run=report.dry_run)
+        why = f"{judged.why}; its moments go" if judged.drops_moments else judged.why
+        yield _line(judged.nbytes, judged.checkpoint, why, goes=judged.goes, dry_run=report.dry_run)
     sums, would = report.to_dict(), "would be " if report.dry_run else ""
     text = f"{sums['pruned']} archives {would or 'were '}deleted, {sums['kept']} stay"
+    text += f", {sums['moments_dropped']} of them without moments" if sums["moments_dropped"] else ""
     over = f"; what stays takes {plain_bytes(report.over_quota_bytes)} more than the quota"
     freed = f"; {plain_bytes(report.freed_bytes)} {would}freed{over if report.over_quota_bytes else ''}"
     yield f"{printable(report.store)}: {text}{freed}"

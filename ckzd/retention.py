@@ -25,14 +25,16 @@ OF_A_QUOTA = "nothing but a quota takes it"
 class Rules:
     """What of a run stays. Without `newest` and `days` all does, but for what a quota takes.
 
-    newest  steps of each series, the newest by step and by time
-    every   of each series and of every so many steps the first archive, for ever
-    days    whatever else is younger; None: the rest goes at once where there is a `newest`
+    newest   steps of each series, the newest by step and by time
+    every    of each series and of every so many steps the first archive, for ever
+    days     whatever else is younger; None: the rest goes at once where there is a `newest`
+    moments  the newest steps of each series that stay whole; of the others that stay, the weights do
     """
 
     newest: int | None = None
     every: int | None = None
     days: float | None = None
+    moments: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ NO_QUOTA = Quota()
 class Held:
     """An archive as it lies in its store.
 
-    nbytes      that it takes on the disk
+    nbytes      that it takes on the disk, `moments` of these for moments that may be dropped
     since       seconds since the epoch: when its checkpoint was written or archived, whichever was later
     safe        why it stays whatever the rules say; "" where nothing outside of the store tells
     is_pointed  a pointer stands in its checkpoint's place: for its user that is the checkpoint, and no quota takes it
@@ -75,6 +77,7 @@ class Held:
     since: float
     safe: str = ""
     is_pointed: bool = False
+    moments: int = 0
 
     @property
     def path(self) -> Path:
@@ -98,6 +101,12 @@ class Verdict:
     held: Held
     goes: bool
     why: str
+    drops_moments: bool = False
+
+    @property
+    def left_bytes(self) -> int:
+        """What it takes afterwards."""
+        return 0 if self.goes else self.held.nbytes - (self.held.moments if self.drops_moments else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +119,16 @@ class Plan:
     @property
     def kept_bytes(self) -> int:
         """What those take that stay."""
-        return sum(verdict.held.nbytes for verdict in self.verdicts if not verdict.goes)
+        return sum(verdict.left_bytes for verdict in self.verdicts)
 
     @property
     def reconstructions(self) -> set[str]:
         """Those of what stays."""
         return {verdict.held.record.manifest.reconstruction for verdict in self.verdicts if not verdict.goes}
+
+    def slimming(self) -> list[Held]:
+        """What loses its moments."""
+        return [verdict.held for verdict in self.verdicts if verdict.drops_moments]
 
     def going(self) -> list[Held]:
         """What goes, in the order in which it may: dependents before what they need."""
@@ -127,22 +140,26 @@ def judge(shelves: Sequence[Shelf], *, now: float, max_bytes: int | None = None,
     """Decide over all archives of a store. `other_bytes` is what else counts towards `max_bytes`, its quota."""
     firm: dict[Path, str] = {}  # what stays by itself
     loose: dict[Path, str] = {}  # what stays unless a quota takes it
+    slim: set[Path] = set()  # what loses its moments, if it stays
     for shelf in shelves:
         _sort_out(shelf, now, firm, loose)
+        slim |= _without_moments(shelf)
     everything = [held for shelf in shelves for held in shelf.held]
     firm |= {held.path: loose.pop(held.path) for held in everything if held.is_pointed and held.path in loose}
     needed = needed_by(everything, firm.keys() | loose.keys())
     kept = [held for held in everything if held.path in firm or held.path in loose or held.path in needed]
-    over = max(0, other_bytes + sum(held.nbytes for held in kept) - max_bytes) if max_bytes is not None else 0
-    taken = {held.path for held in _take(kept, firm, over)}
+    left = {held.path: held.nbytes - (held.moments if held.path in slim else 0) for held in kept}
+    over = max(0, other_bytes + sum(left.values()) - max_bytes) if max_bytes is not None else 0
+    taken = {held.path for held in _take(kept, left, firm, over)}
     needed = needed_by(everything, stays := (firm.keys() | loose.keys()) - taken)
     stays |= needed.keys()
-    over -= sum(held.nbytes for held in kept if held.path not in stays)
+    over -= sum(nbytes for path, nbytes in left.items() if path not in stays)
     verdicts = []
     for shelf in shelves:
         for held in shelf.held:
             if held.path in stays:
-                verdicts.append(Verdict(held, goes=False, why=_why_it_stays(held.path, firm, loose, needed)))
+                why = _why_it_stays(held.path, firm, loose, needed)
+                verdicts.append(Verdict(held, goes=False, why=why, drops_moments=held.path in slim))
             else:
                 by_quota = held.path in loose
                 verdicts.append(Verdict(held, goes=True, why="over the quota" if by_quota else _why_it_goes(shelf)))
@@ -229,8 +246,20 @@ def _sort_out(shelf: Shelf, now: float, firm: dict[Path, str], loose: dict[Path,
             loose[held.path] = OF_A_QUOTA
 
 
-def _take(kept: Sequence[Held], firm: Mapping[Path, str], over: int) -> list[Held]:
-    """What a quota takes: the oldest that nothing else needs, again and again, until it is kept or nothing is left."""
+def _without_moments(shelf: Shelf) -> set[Path]:
+    """What is to lose its moments: never what the next archives are deltas against, nor what is safe."""
+    if shelf.rules is None or shelf.rules.moments is None:
+        return set()
+    records = [held.record for held in shelf.held]
+    whole = newest_of(records, shelf.rules.moments) | next_references(records, shelf.stride)
+    return {held.path for held in shelf.held if held.moments and not held.safe and held.path not in whole}
+
+
+def _take(kept: Sequence[Held], left: Mapping[Path, int], firm: Mapping[Path, str], over: int) -> list[Held]:
+    """What a quota takes: the oldest that nothing else needs, again and again, until it is kept or nothing is left.
+
+    `left` is what each takes on the disk.
+    """
     dependents = Counter(held.record.manifest.reference for held in kept)
     waiting: dict[str, list[Held]] = defaultdict(list)
     for held in kept:
@@ -246,7 +275,7 @@ def _take(kept: Sequence[Held], firm: Mapping[Path, str], over: int) -> list[Hel
     while over > 0 and leaves:
         held = heapq.heappop(leaves)[-1]
         taken.append(held)
-        over -= held.nbytes
+        over -= left[held.path]
         reference = held.record.manifest.reference
         if reference is not None:
             dependents[reference] -= 1

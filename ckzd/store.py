@@ -235,7 +235,7 @@ class Store:
     def find_by_checkpoint(self, run: Path, sha: str) -> ArchiveRecord | None:
         """The archive of exactly these bytes, be they an original or what a restore wrote; an intact one if any."""
         records = self.archives(run)
-        matches = [r for r in records if sha in (r.manifest.checkpoint, r.manifest.restored)]
+        matches = [r for r in records if sha in (r.manifest.checkpoint, r.manifest.restored) and _has_all(r)]
         return _best(matches, records) or next(iter(matches), None)
 
     def find_by_content(self, run: Path, name: str, sha: str) -> ArchiveRecord | None:
@@ -250,7 +250,7 @@ class Store:
             candidates = files if kind == "file" else [f for f in files if kind == "files" and f.name == name]
             return any(sha in (file.original_sha256, file.sha256) for file in candidates)
 
-        matches = [record for record in records if is_meant(record)]
+        matches = [record for record in records if is_meant(record) and _has_all(record)]
         return _best(matches, records)
 
     def damaged(self, run: Path) -> list[Path]:
@@ -437,6 +437,11 @@ def _known_run(file: Path) -> dict[str, Any]:
         return json_object(data or b"") if data is not None or os.path.lexists(file) else {}
     except ValueError:
         return {"inode": None}
+
+
+def _has_all(record: ArchiveRecord) -> bool:
+    """Whether a checkpoint can be restored from it, and not only its weights."""
+    return record.manifest.moments_dropped is None
 
 
 def _is_below(manifest: Manifest, step: int | None) -> bool:

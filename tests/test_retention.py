@@ -195,7 +195,8 @@ def shelves(draw) -> list[Shelf]:
         told = tuple(
             held(
                 one,
-                nbytes=draw(st.integers(0, 20)),
+                nbytes=draw(st.integers(10, 30)),
+                moments=draw(st.integers(0, 10)),
                 safe=draw(st.sampled_from(["", "", "", "marked"])),
                 is_pointed=draw(st.booleans()),
             )
@@ -208,7 +209,7 @@ def shelves(draw) -> list[Shelf]:
 def rules() -> st.SearchStrategy[Rules | None]:
     numbers = st.one_of(st.none(), st.integers(1, 6))
     days = st.one_of(st.none(), st.integers(0, 1200))
-    return st.one_of(st.none(), st.builds(Rules, numbers, st.one_of(st.none(), st.integers(1, 20)), days))
+    return st.one_of(st.none(), st.builds(Rules, numbers, st.one_of(st.none(), st.integers(1, 20)), days, numbers))
 
 
 LIMITS = st.one_of(st.none(), st.integers(0, 200))
@@ -273,7 +274,7 @@ def test_a_quota_is_kept_or_nothing_that_it_may_take_is_left(shelves, quota):
         assert plan.over_bytes == 0
         return
     left = [verdict for verdict in plan.verdicts if not verdict.goes]
-    total = quota["other_bytes"] + sum(verdict.held.nbytes for verdict in left)
+    total = quota["other_bytes"] + sum(verdict.left_bytes for verdict in left)
     assert plan.over_bytes == max(0, total - quota["max_bytes"])
     if plan.over_bytes:
         needed = {verdict.held.record.manifest.reference for verdict in left}
@@ -281,6 +282,24 @@ def test_a_quota_is_kept_or_nothing_that_it_may_take_is_left(shelves, quota):
             loose = verdict.why.startswith("younger") or verdict.why == "nothing but a quota takes it"
             if loose and not verdict.held.is_pointed:
                 assert verdict.held.record.manifest.reconstruction in needed
+
+
+@given(shelves(), QUOTA)
+def test_moments_stay_of_the_newest_of_the_lineage_and_of_what_is_safe(shelves, quota):
+    plan = judge(shelves, now=NOW, **quota)
+    slim = {held.path for held in plan.slimming()}
+    assert not slim & {held.path for held in plan.going()}
+    stays = {verdict.held.path for verdict in plan.verdicts if not verdict.goes}
+    for shelf in shelves:
+        records = [held.record for held in shelf.held]
+        paths = {record.path for record in records}
+        whole = {held.path for held in shelf.held if held.safe or not held.moments}
+        whole |= next_references(records, shelf.stride)
+        if shelf.rules is not None and shelf.rules.moments is not None:
+            whole |= newest_of(records, shelf.rules.moments)
+        else:
+            whole |= paths
+        assert slim & paths == (paths & stays) - whole
 
 
 @given(shelves(), QUOTA)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from ckzd.archive.manifest import EntryModel, Manifest, NewerFormat
+from ckzd.archive.manifest import EntryModel, Manifest, NewerFormat, is_of_moments
 from ckzd.archive.records import (
     End,
     Member,
@@ -25,7 +25,7 @@ from ckzd.archive.records import (
     parse_directory,
     parse_end,
 )
-from ckzd.errors import CorruptArchive, UnknownFormat
+from ckzd.errors import ConfigError, CorruptArchive, UnknownFormat
 from ckzd.streams import StreamRef
 from ckzd.zip_structs import MAX_END_BYTES
 
@@ -45,6 +45,12 @@ _ENTRY = re.compile(r"[a-z][a-z0-9_]*(/[0-9]+)?|manifest\.json")
 class _Pack:
     entry: str
     data: bytearray
+
+
+def weights_alone(archive: Path, day: str) -> ConfigError:
+    """What is to be said to whoever wants more of an archive whose moments were dropped that day."""
+    problem = f"holds weights alone since {day}: its optimizer's moments were dropped"
+    return ConfigError(archive, problem, hint="add --weights-only -o FILE, or restore a younger checkpoint")
 
 
 class ArchiveWriter:
@@ -83,6 +89,11 @@ class ArchiveWriter:
         assert _KIND.fullmatch(entry), f"entry {entry!r}"
         assert entry not in self._numbers, f"two entries are named {entry!r}"
         self._numbers[entry] = 0
+        self._write_entry(entry, data)
+
+    def copy(self, entry: str, data: bytes) -> None:
+        """Store one entry of another archive, which may hold streams."""
+        assert _ENTRY.fullmatch(entry), f"entry {entry!r}"
         self._write_entry(entry, data)
 
     def finish(self, manifest: Manifest) -> Manifest:
@@ -162,6 +173,8 @@ class ArchiveReader:
 
     def read(self, entry: str) -> bytes:
         """All bytes of one entry, checked."""
+        if entry not in self._sha256 and is_of_moments(entry) and self.manifest.moments_dropped is not None:
+            raise weights_alone(self.path, self.manifest.moments_dropped)
         if entry not in self._sha256:
             raise CorruptArchive(self.path, f"there is no entry {entry!r}")
         data = self._read_member(self._members[entry])

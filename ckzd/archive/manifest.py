@@ -19,12 +19,15 @@ FIRST_WITH_BASE_MODEL: Final = 8
 MAX_MODEL_FILES: Final = 1024  # of a base model: the largest that are published have some hundred shards
 FIRST_WITH_FILES: Final = 8
 FIRST_WITH_FOLDERS: Final = 8
-_ABSENT_IF_EMPTY: Final = frozenset({"effort", "base_model", "folders"})
+FIRST_TO_DROP_MOMENTS: Final = 8
+_ABSENT_IF_EMPTY: Final = frozenset({"effort", "base_model", "folders", "moments_dropped"})
+MOMENTS: Final = frozenset({"first_moment", "second_moment"})  # kinds of entries that weights do without
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 PlainName = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 PlainPath = Annotated[str, StringConstraints(max_length=4096, pattern=r"^/[^\x00-\x1f\x7f-\x9f]+$")]
+Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Id32 = Annotated[int, Field(ge=0, lt=2**32)]
 Nanoseconds = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -114,6 +117,7 @@ class Manifest(_Frozen):
     format: Literal[1, 2, 3, 4, 5, 6, 7, 8] = FORMAT_VERSION
     preset: Text
     effort: Literal["fast"] | None = None  # since format 7; None, which is the best, is not spelled
+    moments_dropped: Day | None = None  # since format 8; None is not spelled
     name: Text
     kind: Literal["file", "files", "directory"]  # "files" since format 8: several of one directory
     directory: StatModel | None
@@ -158,6 +162,10 @@ class Manifest(_Frozen):
         if self.base_model is not None:
             _require(self.format >= FIRST_WITH_BASE_MODEL, "base_model is since format 8")
             _require(self.depth == 1, "base_model is of the first archive of a chain")
+        if self.moments_dropped is not None:
+            _require(self.format >= FIRST_TO_DROP_MOMENTS, "moments_dropped is since format 8")
+            has_some = any(is_of_moments(entry.name) for entry in self.entries)
+            _require(not has_some, "moments_dropped, but some are there")
         _require(self.original_bytes == sum(file.size for file in self.files), "original_bytes is not the files' sum")
         _require(self.checkpoint == original_digest(self.files), "checkpoint is not the hash of the original files")
         _require(self.restored == restored_digest(self.files), "restored is not the hash of the restored files")
@@ -234,6 +242,11 @@ def original_digest(files: Iterable[FileModel]) -> str:
 def restored_digest(files: Iterable[FileModel]) -> str:
     """The same over what a restore writes: `Manifest.restored`."""
     return files_digest((file.name, file.size, file.sha256) for file in files)
+
+
+def is_of_moments(entry: str) -> bool:
+    """Whether an entry holds nothing but streams of an optimizer's moments."""
+    return entry.partition("/")[0] in MOMENTS
 
 
 def is_plain_name(name: str) -> bool:

@@ -170,6 +170,12 @@ class Journal:
         with self._transaction():
             self._database.execute("DELETE FROM checkpoints WHERE number = ?", (number,))
 
+    def resized(self, number: int, archive_bytes: int) -> None:
+        """Its archive was made smaller."""
+        with self._transaction():
+            query = "UPDATE checkpoints SET archive_bytes = ? WHERE number = ?"
+            self._database.execute(query, (archive_bytes, number))
+
     def import_archive(
         self, run: Path, path: Path, identity: Identity, *, archive: Path, step: int | None, archive_bytes: int,
         replaced: bool, now: float,

@@ -15,6 +15,7 @@ from ckzd.formats import KINDS as LEFT_ALONE
 
 OUTCOMES: Final = (
     *("archived", "already", "replaced", "failed", "quarantined", "skipped", "rotated", "dropped", "pruned"),
+    "moments dropped",
 )
 KINDS: Final = ("compress", "replace", "clean", "prune", "check")
 STAGES: Final = (

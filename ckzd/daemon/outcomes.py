@@ -245,18 +245,27 @@ class Outcomes:
         self.rescan()
 
     def _pruned(self, job: Job, report: dict[str, Any]) -> None:
-        gone = set(report["archives"])
-        for row in self.journal.rows(states=ARCHIVED) if gone else ():
+        gone, slim = set(report["archives"]), report["slimmed"]
+        for row in self.journal.rows(states=ARCHIVED) if gone or slim else ():
             if str(row.archive) in gone:
                 self.journal.forget(row.number)
+            elif str(row.archive) in slim:
+                self.journal.resized(row.number, slim[str(row.archive)])
         self.metrics.checkpoints.labels("pruned").inc(len(gone))
+        self.metrics.checkpoints.labels("moments dropped").inc(len(slim))
         self.metrics.pruned_bytes.inc(report["freed_bytes"])
         if report["over_quota_bytes"]:
             fields = {name: report[name] for name in ("store", "quota_bytes", "over_quota_bytes")}
             log.warning("what is kept takes more than the store's quota", extra=fields)
         self.stores.pruned(job.store, report["over_quota_bytes"])
-        if gone:
-            log.info("pruned", extra={"store": report["store"], "archives": len(gone), "freed": report["freed_bytes"]})
+        if gone or slim:
+            told = {
+                "store": report["store"],
+                "archives": len(gone),
+                "slimmed": len(slim),
+                "freed": report["freed_bytes"],
+            }
+            log.info("pruned", extra=told)
             self.rescan()
 
     # -- it did not ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ckzd.daemon.jobs import Check, Clean, Compress, Job, Prune, Replace, Tell
@@ -75,4 +76,8 @@ def _clean(job: Clean) -> dict[str, Any]:
 
 def _prune(job: Prune) -> dict[str, Any]:
     report = prune_store(job.store, job.runs, roots=job.roots, quota=job.quota)
-    return report.to_dict() | {"archives": [judged.archive for judged in report.judged if judged.goes]}
+    slim = [judged.archive for judged in report.judged if judged.drops_moments]
+    return report.to_dict() | {
+        "archives": [judged.archive for judged in report.judged if judged.goes],
+        "slimmed": {archive: Path(archive).stat().st_size for archive in slim},
+    }

@@ -170,16 +170,26 @@ def _ask(endpoint: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) and status.get("pid") == place["pid"] else None
 
 
-def _kept_exact_and_ruined(archive: Path) -> tuple[bool, bool]:
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a status needs of a manifest."""
+
+    kept_exact: bool = False
+    ruined: bool = False
+    moments_dropped: str | None = None
+
+
+def _said(archive: Path) -> _Said:
     with suppress(CkzdError, OSError):  # said elsewhere, and asked again: a file server may be away
-        return _says_kept_exact_and_ruined(archive)
-    return False, False
+        return _said_at(archive, archive.lstat().st_ctime_ns)
+    return _Said()
 
 
 @lru_cache(10_000)
-def _says_kept_exact_and_ruined(archive: Path) -> tuple[bool, bool]:
+def _said_at(archive: Path, ctime_ns: int) -> _Said:
+    del ctime_ns  # it is another archive if this is another
     record = ArchiveRecord(archive, read_manifest(archive))
-    return is_kept_exact(record.manifest), is_ruined(record)
+    return _Said(is_kept_exact(record.manifest), is_ruined(record), record.manifest.moments_dropped)
 
 
 def _run(run: Path, rows: Sequence[Row], live: Live) -> dict[str, Any]:
@@ -201,15 +211,17 @@ def effort_of(watch: WatchSettings, *, behind: bool) -> Effort:
 
 def _checkpoint(row: Row, why: str) -> dict[str, Any]:
     archive = row.archive if row.state in ARCHIVED else None
-    kept_exact, ruined = (False, False) if archive is None else _kept_exact_and_ruined(archive)
-    reasons = (why or row.error, KEPT_EXACT if kept_exact else "", RUINED if ruined else "")
+    said = _said(archive) if archive is not None else _Said()
+    alone = f"weights alone since {said.moments_dropped}" if said.moments_dropped else ""
+    reasons = (why or row.error, KEPT_EXACT if said.kept_exact else "", RUINED if said.ruined else "", alone)
     return {
         "checkpoint": str(row.path),
         "run": str(row.run),
         "state": row.state.value,
         "why": "; ".join(reason for reason in reasons if reason),
-        "kept_exact": kept_exact,
-        "ruined": ruined,
+        "kept_exact": said.kept_exact,
+        "ruined": said.ruined,
+        "moments_dropped": said.moments_dropped,
         "step": row.step,
         "original_bytes": row.original_bytes,
         "archive_bytes": row.archive_bytes or None,

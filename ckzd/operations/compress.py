@@ -59,6 +59,7 @@ from ckzd.operations.reference import reference_for
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
+from ckzd.operations.slim import has_dropped_moments
 from ckzd.operations.trained_from import TrainedFrom, trained_from, trained_from_again
 from ckzd.operations.verify import Task, verifier
 from ckzd.series import next_references
@@ -490,13 +491,17 @@ def _place_of(job: _Job, manifest: Manifest) -> Path:
     """Where the archive is to lie: a damaged one makes way if this one yields what others need of it.
 
     One that is whole, but needs what is damaged, stays beside it: once that is archived anew it may be all that others
-    can be decoded with. So may a damaged one, of which they need only a part, or when it can be made as it was.
+    can be decoded with. So may a damaged one, of which they need only a part, or when it can be made as it was. One
+    that gives weights alone stays as well.
     """
     place = partial(job.store.archive_path, job.run, job.checkpoint.name, manifest.checkpoint)
     target = place()
-    if os.path.lexists(target) and not is_intact(target) and (is_whole(target) or _is_needed(target, manifest)):
-        target = place(again=manifest.reconstruction)
-    return target
+    if not os.path.lexists(target):
+        return target
+    whole = is_whole(target)
+    if whole and (not is_intact(target) or has_dropped_moments(target)):
+        return place(again=manifest.reconstruction)
+    return target if whole or not _is_needed(target, manifest) else place(again=manifest.reconstruction)
 
 
 def _is_needed(archive: Path, manifest: Manifest) -> bool:

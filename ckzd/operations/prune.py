@@ -10,6 +10,7 @@ own place does not protect it from the rules: it is the checkpoint that they spe
 
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from ckzd import durable
+from ckzd.archive.dropping import may_drop_moments, moment_bytes
 from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable
 from ckzd.errors import CkzdError
 from ckzd.formats import list_checkpoints
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import is_as_archived, large_files, named_below, places_of, pointer_for
+from ckzd.operations.slim import drop_moments
 from ckzd.operations.trash import archives_in_trash
 from ckzd.operations.withdraw import standing, withdraw
 from ckzd.retention import NO_QUOTA, Held, Plan, Quota, Rules, Shelf, Verdict, judge
@@ -57,6 +60,7 @@ class Judged:
     goes: bool
     why: str
     pointer: bool  # one stands in its checkpoint's place
+    drops_moments: bool  # it stays, as weights alone
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -81,6 +85,7 @@ class PruneReport:
             "store": self.store,
             "pruned": gone,
             "kept": len(self.judged) - gone,
+            "moments_dropped": sum(judged.drops_moments for judged in self.judged),
             "freed_bytes": self.freed_bytes,
             "quota_bytes": self.quota_bytes,
             "over_quota_bytes": self.over_quota_bytes,
@@ -118,12 +123,14 @@ def prune(
         room = None if limit is None else limit - beside - plan.kept_bytes
         going = plan.going()
         evicted = cache.beyond(room, {held.record.manifest.reconstruction for held in going} - plan.reconstructions)
-        freed = sum(held.nbytes for held in going) + sum(map(_disk_bytes, evicted))
+        freed = sum(verdict.held.nbytes - verdict.left_bytes for verdict in plan.verdicts)
+        freed += sum(map(_disk_bytes, evicted))
         if not dry_run:
             for entry in evicted:
                 durable.remove(entry)
             _delete(store, plan, run_of)
             store.forget_unneeded_models()
+            _slim(store, plan, time.strftime("%Y-%m-%d", time.localtime(now)))
         told = tuple(_told(verdict, run_of[verdict.held.path]) for verdict in plan.verdicts)
     return PruneReport(str(store.root), told, freed, limit, plan.over_bytes, dry_run)
 
@@ -153,6 +160,7 @@ class _Look:
                 _since(record),
                 safe.why.get(record.path, ""),
                 bool(standing(run.path, record)),
+                moment_bytes(record.manifest) if may_drop_moments(record.manifest) else 0,
             )
             for record in records
         )
@@ -316,9 +324,15 @@ def _delete(store: Store, plan: Plan, run_of: Mapping[Path, Path]) -> None:
         log.info("pruned", extra={"checkpoint": checkpoint, "archive": str(held.path), "why": why[held.path]})
 
 
+def _slim(store: Store, plan: Plan, day: str) -> None:
+    for held in plan.slimming():
+        freed = drop_moments(store, held.path, day)
+        log.info("moments dropped", extra={"archive": str(held.path), "freed": freed})
+
+
 def _told(verdict: Verdict, run: Path) -> Judged:
     held, manifest = verdict.held, verdict.held.record.manifest
     return Judged(
         str(run), str(run / manifest.name), str(held.path), manifest.step, held.nbytes, verdict.goes, verdict.why,
-        held.is_pointed,
+        held.is_pointed, verdict.drops_moments,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, CorruptArchive, M
 from ckzd.formats.names import order_of_leaving
 from ckzd.operations import originals
 from ckzd.operations.pointer import large_files, pointer_for, pointer_text, points_to, read_pointer, resolve
+from ckzd.operations.slim import require_whole
 from ckzd.operations.trash import Beside, Entry, Intent
 from ckzd.operations.undo import (
     end_restore,
@@ -339,7 +340,9 @@ def _proven(archive: Path) -> Manifest:
     durable.fsync_file(archive)
     durable.fsync_dir(archive.parent)
     require_sound(archive)
-    return read_manifest(archive)
+    manifest = read_manifest(archive)
+    require_whole(archive, manifest)
+    return manifest
 
 
 def _is_replaced(checkpoint: Path, archive: Path, manifest: Manifest) -> bool:

@@ -38,6 +38,7 @@ from ckzd.operations.pointer import (
 )
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import LOCK_SECONDS, recover
+from ckzd.operations.slim import require_whole
 from ckzd.operations.trash import Entry, Intent
 from ckzd.operations.undo import carry_over_what_came_later, end_restore
 from ckzd.operations.weights import write_safetensors
@@ -91,6 +92,8 @@ def restore(
     ours = store if store is not None and store.is_writable() else None  # the same, if we may write to it
     if output is None:
         _recover(ours)
+    if not weights_only and not only:  # a file without moments is there as it was
+        require_whole(archive, record.manifest)
     target = _target(path.absolute(), archive, ours, output, weights_only=weights_only)
     tell = on_progress or (lambda _: None)
     with _not_pruned_meanwhile(store), ArchiveReader(archive) as reader:

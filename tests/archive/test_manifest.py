@@ -46,6 +46,7 @@ CHANGES = st.fixed_dictionaries(
     {
         "preset": texts,
         "effort": st.sampled_from([None, "fast"]),
+        "moments_dropped": st.sampled_from([None, "2026-11-30"]),
         "step": st.none() | st.integers(),
         "quality": st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)),
         "parts": st.dictionaries(texts, st.integers(0, 2**63 - 1)),
@@ -59,7 +60,7 @@ def test_it_reads_back_equal(changes):
     manifest = made_manifest(**changes)
     assert Manifest.from_json(manifest.to_json()) == manifest
     said = manifest.model_dump(mode="json")
-    for field in ("effort", "base_model", "folders"):
+    for field in ("effort", "base_model", "folders", "moments_dropped"):
         if not said[field]:
             del said[field]
     assert json.loads(manifest.to_json()) == said
@@ -152,6 +153,16 @@ def test_effort_came_with_format_7():
     spelled_out = made_manifest().to_json().replace(b'"name"', b'"effort":null,\n"name"', 1)
     with pytest.raises(ValueError, match="canonical"):
         Manifest.from_json(spelled_out)
+
+
+def test_moments_may_be_dropped_since_format_8_and_are_gone_then():
+    with pytest.raises(ValueError, match="since format 8"):
+        made_manifest(format=7, moments_dropped="2026-11-30")
+    with pytest.raises(ValueError, match="moments_dropped"):
+        made_manifest(moments_dropped="yesterday")
+    moment = EntryModel(name="first_moment/0", nbytes=1, sha256="0" * 64)
+    with pytest.raises(ValueError, match="some are there"):
+        made_manifest(moments_dropped="2026-11-30", entries=[moment])
 
 
 def test_the_order_in_which_maps_were_filled_does_not_show():

@@ -24,6 +24,7 @@ from scenes import SCENARIOS, Scenario, Stage, train
 
 from ckzd.daemon import filesystems
 
+WHOLE = {"original", "replaced", "pruned", "weights"}  # what a checkpoint may be in the end
 FAULTS = {"kill": "signal=KILL", "EIO": "error=EIO", "ENOSPC": "error=ENOSPC"}
 
 
@@ -60,7 +61,7 @@ class Outcome:
 
     @property
     def half_done(self) -> list[str]:
-        return [*(state for state in self.end if state not in {"original", "replaced", "pruned"}), *self.leftovers]
+        return [*(state for state in self.end if state not in WHOLE), *self.leftovers]
 
 
 def blows(stage: Stage, faults: list[str]) -> list[Blow]:

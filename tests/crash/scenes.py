@@ -36,7 +36,7 @@ trash_seconds = 0
 state_dir = {state}
 port = 0
 """
-KEEP = "[watch.keep]\nnewest = 1\n"
+KEEP, SLIM = "[watch.keep]\nnewest = 1\n", "[watch.keep]\nmoments = 1\n"
 _LARGE = {"file": ("",), "files": ("",), "directory": ("model.safetensors", "inner/optimizer.pt")}
 _SMALL = {"file": (), "files": (), "directory": ("config.json", "trainer_state.json", "inner/meta.json")}
 _DEAD = Process(Process.this().boot, Process.this().namespace, 1, "1")
@@ -59,6 +59,7 @@ class Scenario:
     in_trash: str = ""  # this checkpoint was replaced, and lies in the trash still
     targets: tuple[tuple[str, int], ...] = (("command", 1),)  # role and number of the processes that are struck
     pruned: tuple[int, ...] = ()  # steps that [watch.keep] lets go: in the end nothing of them is left
+    slimmed: tuple[int, ...] = ()  # steps of which it keeps the weights alone: in the end nothing else of them is left
     litter: bool = False  # the place is full of what nothing needs: in the end there is none of it
 
 
@@ -144,6 +145,13 @@ SCENARIOS = [
         pruned=STEPS,
         targets=(("worker", 1), ("command", 1)),
     ),
+    Scenario(
+        "prune, moments",
+        "file",
+        _PRUNE,
+        tuple(_COMPRESS.format(path).replace("lossless", "resume") for path in _FILE),
+        slimmed=STEPS[:1],
+    ),
     Scenario("gc", "file", _GC, (_SERVE,), litter=True),
 ]
 
@@ -156,6 +164,7 @@ class Kept:
     large: dict[str, set[str | None]]
     small: dict[str, str | None]
     may_go: bool = False
+    weights: str | None = None  # of what is to lose its moments: sha256 of its weights alone
 
 
 @dataclass
@@ -200,13 +209,16 @@ class Stage:
             self.reset()
         going = [path for path in paths if path.stem.endswith(tuple(f"{step}" for step in self.scenario.pruned))]
         before = {path: _restored(path, self, large) for path in going}
+        slim = [path for path in paths if path.stem.endswith(tuple(f"{step}" for step in self.scenario.slimmed))]
+        before |= {path: _restored(path, self, large) for path in slim}
+        weights = {path: _weights(path, self) for path in slim}
         self.run(self.scenario.command)
         self.must_run(_SERVE)
         for path, original in zip(paths, originals, strict=True):
             restored = before.get(path) or _restored(path, self, large)
             accepted = {name: {original[name], restored[name]} for name in large}
             wanted = {} if path in going else {name: digest(path / name) for name in small}
-            self.kept.append(Kept(path, accepted, wanted, may_go=path in going))
+            self.kept.append(Kept(path, accepted, wanted, path in going, weights.get(path)))
         self.reset()
 
     def _litter(self) -> None:
@@ -260,9 +272,12 @@ class Stage:
         place = place or self.place
         config = self.work / "config.toml"
         values = {name: json.dumps(str(place / name)) for name in ("run", "store", "state")}
-        config.write_text(CONFIG.format(**values, keep=KEEP if self.scenario.pruned else ""))
+        config.write_text(CONFIG.format(**values, keep=self._keep()))
         words = command.replace("PLACE", str(place)).replace("CONFIG", str(config)).split()
         return forks.run(words, self.work, aim=aim, watched=place)
+
+    def _keep(self) -> str:
+        return KEEP if self.scenario.pruned else SLIM if self.scenario.slimmed else ""
 
     def must_run(self, command: str) -> None:
         finished = self.run(command)
@@ -302,6 +317,8 @@ class Stage:
         gone = [kept.path for kept in self.kept if kept.may_go]
         places = (place for path in gone for place in (path, pointer_for(path)))
         left += [path for path in places if os.path.lexists(path)]
+        slim = [kept for kept in self.kept if kept.weights is not None]
+        left += [kept.path for kept in slim if state_of(kept, self) != "weights"]
         left += [archive for path in gone for archive in store.glob(f"archives/*/{path.name}.*")]
         left += [
             path for path in self.place.rglob("*") if path.is_dir() and path not in holders and not any(path.iterdir())
@@ -325,6 +342,8 @@ def state_of(kept: Kept, stage: Stage) -> str:
         return f"LOST {kept.path.name}: " + ("half of it is there" if any(found.values()) else "nothing leads to it")
     restored = _restored(kept.path, stage, tuple(kept.large))
     whole = all(restored[name] in accepted for name, accepted in kept.large.items())
+    if kept.weights is not None and not any(restored.values()):
+        return "weights" if _weights(kept.path, stage) == kept.weights else f"LOST {kept.path.name}: not even weights"
     return "replaced" if whole else f"LOST {kept.path.name}: its pointer does not lead to it"
 
 
@@ -344,6 +363,14 @@ def _restored(path: Path, stage: Stage, large: tuple[str, ...]) -> dict[str, str
         forks.run(["restore", str(copy / path.relative_to(place)), "-o", str(out)], stage.work)
         stage.restored[seen] = {name: digest(out / name) for name in large}
     return stage.restored[seen]
+
+
+def _weights(path: Path, stage: Stage) -> str | None:
+    """sha256 of its weights alone."""
+    out = stage.work / "weights"
+    out.unlink(missing_ok=True)
+    forks.run(["restore", str(path), "--weights-only", "-o", str(out)], stage.work)
+    return digest(out)
 
 
 def digest(path: Path) -> str | None:

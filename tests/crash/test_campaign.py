@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-EVERY = 30  # seventeen scenarios, a minute of CPU
+EVERY = 30  # twenty-two scenarios, a minute of CPU
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
@@ -54,8 +54,10 @@ def run(*arguments: object) -> str:
     return finished.stdout
 
 
-def test_every_25th_blow_loses_nothing_and_leaves_nothing_half_done():
-    assert run("campaign.py", "--every", EVERY).count("lost 0, half-done 0") == 13
+def test_some_blows_of_every_scenario_lose_nothing_and_leave_nothing_half_done():
+    said = [line for line in run("campaign.py", "--every", EVERY).splitlines() if " blows, " in line]
+    assert said
+    assert all("lost 0, half-done 0" in line for line in said)
 
 
 def test_what_is_lost_is_seen():

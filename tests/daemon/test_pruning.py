@@ -6,7 +6,10 @@ import shutil
 import pytest
 from serving import settings_for
 
+from ckzd.chains import read_manifest
 from ckzd.config import KeepSettings
+from ckzd.daemon import status
+from ckzd.daemon.jobs import Prune
 from ckzd.daemon.pruning import meant, prune_store, stores_meant
 from ckzd.daemon.stores import PRUNE_SECONDS
 from ckzd.errors import ConfigError, StoreLocked
@@ -93,6 +96,22 @@ def test_a_store_that_somebody_reads_is_pruned_later(pruning, clock):
     daemon.executor.behave = lambda job: None
     daemon.go(200)
     assert len(steps(daemon)) < 7
+
+
+def test_moments_beyond_the_newest_are_dropped_and_status_says_so(pruning, monkeypatch):
+    """Real archives of it are in test_slim."""
+    daemon = pruning(keep=None)
+    daemon.write(1, 2)
+    daemon.go(100)
+    archive = daemon.row("step_1").archive
+    freed = {"freed_bytes": 0, "over_quota_bytes": 0, "store": "s", "archives": [], "slimmed": {str(archive): 77}}
+    daemon.service._outcomes._pruned(Prune(daemon.run.parent / ".ckzd"), freed)
+    assert daemon.row("step_1").archive_bytes == 77
+    assert daemon.metric("ckzd_checkpoints_total", outcome="moments dropped") == 1
+    manifest = read_manifest(archive).model_copy(update={"moments_dropped": "2026-11-30"})
+    monkeypatch.setattr(status, "read_manifest", lambda _: manifest)
+    archive.touch()
+    assert daemon.why("step_1") == "weights alone since 2026-11-30"
 
 
 def test_what_the_quota_cannot_take_is_said(pruning):

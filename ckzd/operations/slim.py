@@ -1,0 +1,60 @@
+"""Drop an archive's moments: an optimizer's state is most of its bytes, and hardly wanted of an old checkpoint.
+
+The archive without them is written to STORE/tmp, read back from disk, compared, and takes the place of the whole one in
+one step. What depends on it needs the same tensors as before, and finds them.
+"""
+
+import os
+from pathlib import Path
+
+from ckzd import durable
+from ckzd.access import Access, give
+from ckzd.archive import ArchiveReader
+from ckzd.archive.container import weights_alone
+from ckzd.archive.dropping import without_moments
+from ckzd.archive.manifest import Manifest, is_of_moments
+from ckzd.chains import read_manifest
+from ckzd.errors import CorruptArchive
+from ckzd.store import Store
+
+
+def drop_moments(store: Store, archive: Path, day: str) -> int:
+    """Rewrite it; bytes on disk that this frees. Raises CorruptArchive, and leaves it as it is, if it is damaged.
+
+    Whoever calls holds the store alone.
+    """
+    temp, before = store.new_temp(".ckz"), archive.stat()
+    try:
+        durable.require_space(store.tmp, before.st_size)
+        with ArchiveReader(archive) as reader, durable.as_no_space(temp), durable.create(temp) as file:
+            reader.check()
+            without_moments(reader, file, day)
+            file.flush()
+            os.fsync(file.fileno())
+            _require_the_rest(temp, reader.manifest)
+        give(temp, Access(before.st_uid, before.st_gid, before.st_mode & 0o7777))
+        os.utime(temp, ns=(before.st_mtime_ns, before.st_mtime_ns))  # it is as old as it was
+        durable.overwrite(temp, archive)
+    finally:
+        durable.remove(temp)
+    return (before.st_blocks - archive.stat().st_blocks) * 512
+
+
+def has_dropped_moments(archive: Path) -> bool:
+    """Whether it gives weights alone. Raises CorruptArchive."""
+    return read_manifest(archive).moments_dropped is not None
+
+
+def require_whole(archive: Path, manifest: Manifest) -> None:
+    """Raise ConfigError, saying since when, where an archive gives weights alone."""
+    if manifest.moments_dropped is not None:
+        raise weights_alone(archive, manifest.moments_dropped)
+
+
+def _require_the_rest(temp: Path, whole: Manifest) -> None:
+    durable.forget_cached(temp)
+    with ArchiveReader(temp) as slim:
+        slim.check()
+        rest = [entry for entry in whole.entries if not is_of_moments(entry.name)]
+        if slim.manifest.entries != rest or slim.manifest.reconstruction != whole.reconstruction:
+            raise CorruptArchive(temp, "is not what was to be left of its archive", hint="report this")
