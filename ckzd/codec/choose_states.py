@@ -23,6 +23,8 @@ from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset
 from ckzd.codec.records.index import Method
 
+_FACTOR_STEP = 0.5  # to the rms of a Kronecker factor or its eigenvectors, relative to row and column
+
 
 @dataclass(frozen=True, slots=True)
 class ChosenState:
@@ -61,7 +63,7 @@ class StateChooser:
                 return ChosenState(number, Method.EXACT, Coded())
             mean = state_method(Method.STATE_MEAN)
             fine = self.preset.fresh_moment_step if self.survey.is_young else math.inf
-            step = min(self.preset.momentum_step, fine)
+            step = _FACTOR_STEP if self.survey.states[number].is_factor else min(self.preset.momentum_step, fine)
             return ChosenState(number, mean.name, mean.coded(stored, known, step))
         for name in (Method.STATE_FILL, Method.STATE_VARIANCE):
             method = state_method(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench.soap import Soap
 from codec.chains import Archive, decode, encode, restored
 from torch import nn
 
@@ -251,6 +252,9 @@ OPTIMIZERS = {
     "nadam": (torch.optim.NAdam, {}, "exp_avg_sq"),
     "radam": (torch.optim.RAdam, {}, "exp_avg_sq"),
     "asgd": (torch.optim.ASGD, {"lr": 0.1}, "ax"),
+    "soap": (Soap, {}, "exp_avg_sq"),
+    "soap's factors": (Soap, {}, "GG.0"),
+    "soap's eigenvectors": (Soap, {}, "Q.1"),
 }
 
 
@@ -297,6 +301,21 @@ def test_another_iterate_of_a_weight_follows_it(tmp_path):
         each["optimizer"]["state"] for each in (restored(archives[2], archives[1]), torch.load(paths[2]))
     )
     assert all(off(original[number]["z"], state[number]["z"]) < 0.1 for number in (0, 2, 4))
+
+
+def test_weights_weigh_as_the_factors_of_their_variance_say(tmp_path):
+    """SOAP's moments are in another basis than its weights: their rows and columns are none of these."""
+    run = Run(tmp_path, Soap)
+    _, archives = run.chain(with_optimizer, 1)
+    index = archives[0].index()
+    numbers = {".".join(tensor.path): number for number, tensor in enumerate(index.layout.tensors)}
+    state = run.optimizer.state_dict()["state"][0]
+    rows, columns = (factor.diagonal().double().log2() * 8 for factor in state["GG"])
+    found = archives[0].reconstruction
+    own = [found.get(index.layout.tensors[numbers["model.0.weight"]].path, name) for name in ("rows", "columns")]
+    for code, expected in zip(own, (rows, columns), strict=True):
+        off = torch.from_numpy(code.astype("f8")) - expected
+        assert (off - off.median()).abs().max() <= 1.01
 
 
 def test_a_state_that_nobody_knows_is_exact_and_its_weight_is_not(tmp_path):

@@ -1,7 +1,9 @@
 """Which optimizer state belongs to which weight: a hint that the archive stores; a wrong one costs bytes, never data.
 
 A state has Adam's two moments, exp_avg and exp_avg_sq, or a lone momentum: SGD's and Muon's momentum_buffer, Lion's
-exp_avg; or neither. What else of it is a mean of gradients or of their squares is told by its name.
+exp_avg; or neither. What else of it is a mean of gradients or of their squares is told by its name. Where there are
+Kronecker factors `GG` and their eigenvectors `Q` (SOAP), the moments are in the basis of these: they say nothing of
+rows and columns of their weight, as the factors do.
 
 States name their weight only when the optimizer was built with names. Else the order of ids is held against orders of
 candidates (`candidates.py`), and accepted if every shape agrees. Of several that agree, as a model and its average do,
@@ -12,7 +14,7 @@ others along -momentum_buffer, so the change since the reference correlates with
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +51,7 @@ class _State:
     moments: tuple[int, ...]  # Adam's two, a lone momentum, or nothing
     others: tuple[int, ...]  # beside them, of their shape
     signed: bool  # moves its weight by the sign of its momentum alone, as Lion does
+    factors: tuple[int | None, ...]  # of each dimension, and then their eigenvectors; nothing of most optimizers
 
     @property
     def all(self) -> tuple[int, ...]:
@@ -62,6 +65,7 @@ class State:
 
     weight: int | None
     is_mean: bool  # of gradients; else of their squares
+    is_factor: bool = False  # a Kronecker factor of a variance, or its eigenvectors; counts as a mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Paired:
 
     triples: tuple[Triple, ...]  # weights with moments, ascending by weight; a weight is in one triple at most
     states: dict[int, State]
+    factors: dict[int, tuple[int | None, ...]]  # first tiles: of a weight -> of the factor of each dimension
 
 
 Found = dict[_State, int]  # state -> number of its weight
@@ -90,15 +95,20 @@ def pair(inputs: Inputs) -> Paired:
     )
     triples: dict[int, Triple] = {}
     others: dict[int, State] = {}
+    factors: dict[int, tuple[int | None, ...]] = {}
     for state in states:
         weight = found.get(state)
+        for number in (number for number in state.factors if number is not None):
+            others |= {tile: State(None, is_mean=True, is_factor=True) for tile in inputs.tiles[number]}
         if weight is not None and inputs.whole_shape(weight) == inputs.whole_shape(state.all[0]):
             if state.moments:
                 triples |= {tiles[0]: Triple(*tiles) for tiles in _by_tile(inputs, (weight, *state.moments))}
             others |= _others(inputs, state.others, weight)
+            if state.factors:
+                factors[weight] = state.factors[: len(state.factors) // 2]
         else:
             others |= _others(inputs, state.all, None)
-    return Paired(tuple(triples[weight] for weight in sorted(triples)), others)
+    return Paired(tuple(triples[weight] for weight in sorted(triples)), others, factors)
 
 
 def _by_tile(inputs: Inputs, firsts: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -137,10 +147,14 @@ def _states(inputs: Inputs, optimizer: Optimizer, tensors: _Tensors) -> Iterator
     """States of an optimizer in the order of its groups, largest tensors only."""
     for group in optimizer.groups:
         for position, key in enumerate(group.ids):
-            moments, others = _moments(inputs, tensors.get((*optimizer.path, "state", key), {}))
+            own = tensors.get((*optimizer.path, "state", key), {})
+            moments, others = _moments(inputs, own)
             if moments or others:
+                factors = _factors(inputs, own, inputs.whole_shape((*moments, *others)[0]))
+                moments, others = ((), (*moments, *others)) if factors else (moments, others)
                 name = group.names[position] if group.names is not None else None
-                yield _State(key, name, moments, others, signed=len(moments) == 1 and group.betas is not None)
+                is_signed = len(moments) == 1 and group.betas is not None
+                yield _State(key, name, moments, others, is_signed, factors)
 
 
 def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -157,6 +171,17 @@ def _moments(inputs: Inputs, state: dict[tuple[str, ...], int]) -> tuple[tuple[i
     if len(moments) == 2 and shapes[0] != shapes[1]:
         moments = moments[:1]
     return tuple(moments), tuple(n for n in known.values() if n not in moments and inputs.whole_shape(n) == shapes[0])
+
+
+def _factors(inputs: Inputs, state: Mapping[tuple[str, ...], int], shape: Sequence[int]) -> tuple[int | None, ...]:
+    """What SOAP keeps of each dimension of a weight of that shape: `GG`, then `Q`; nothing without any `Q`."""
+    found: list[int | None] = []
+    for name in ("GG", "Q"):
+        for axis, side in enumerate(shape):
+            number = state.get((name, str(axis)))
+            fits = number is not None and is_coded(inputs, number) and inputs.whole_shape(number) == (side, side)
+            found.append(number if fits else None)
+    return tuple(found) if any(number is not None for number in found[len(shape) :]) else ()
 
 
 def _by_name(inputs: Inputs, by_optimizer: Sequence[Sequence[_State]], weights: Sequence[int]) -> Found:

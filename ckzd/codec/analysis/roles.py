@@ -28,19 +28,20 @@ class Roles:
     casts: dict[int, int]  # number of a tensor -> of the master that it is rounded from
     predictions: dict[int, LinearPrediction]  # of weights without moments
     states: dict[int, State]  # what optimizers keep beside moments
+    factors: dict[int, tuple[int | None, ...]]  # of a weight's variance, as `Paired` has them
 
 
 def find_roles(inputs: Inputs, scheme: Scheme, copies: Container[int]) -> Roles:
     """Of what presets of a scheme code otherwise than by itself and exactly; `copies` repeat an earlier tensor."""
     narrow = {number: master for number, master in casts(inputs).items() if master not in copies}
     if scheme is Scheme.EXACT:
-        return Roles((), narrow, {}, {})
+        return Roles((), narrow, {}, {}, {})
     found = _of_masters(pair(inputs), narrow)
     if scheme is Scheme.KMEANS:  # codebooks are of weights with moments
-        return Roles(found.triples, narrow, {}, {})
+        return Roles(found.triples, narrow, {}, {}, {})
     alone, following = _alone(inputs, found, narrow, copies)
     triples = sorted((*found.triples, *alone), key=attrgetter("weight"))
-    return Roles(tuple(triples), narrow, following, found.states)
+    return Roles(tuple(triples), narrow, following, found.states, found.factors)
 
 
 def _of_masters(found: Paired, narrow: Mapping[int, int]) -> Paired:
@@ -50,7 +51,8 @@ def _of_masters(found: Paired, narrow: Mapping[int, int]) -> Paired:
         number: state if state.weight is None else replace(state, weight=narrow.get(state.weight, state.weight))
         for number, state in found.states.items()
     }
-    return Paired(tuple(sorted(triples, key=attrgetter("weight"))), states)
+    factors = {narrow.get(weight, weight): own for weight, own in found.factors.items()}
+    return Paired(tuple(sorted(triples, key=attrgetter("weight"))), states, factors)
 
 
 def _alone(

@@ -8,11 +8,13 @@ import numpy as np
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import State
 from ckzd.codec.analysis.roles import Roles
+from ckzd.codec.arrays import Float64
 from ckzd.codec.dtypes import to_numbers
 from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.records.layout import Triple, is_in_layer, plane_shape
-from ckzd.codec.scales import STEPS_AN_OCTAVE, Scales, scales_beside, scales_of, typical_scale, uniform_scales
+from ckzd.codec.scales import STEPS_AN_OCTAVE, Scales, code_of, scales_beside, scales_of, typical_scale, uniform_scales
 
+_LEAST = 2.0**-500
 _OUTER_OCTAVES = 4  # of the ruler's second moments: 6 to 8 between embeddings and layers (DESIGN)
 
 
@@ -47,11 +49,14 @@ def _broken(inputs: Inputs, triples: Sequence[Triple]) -> Iterator[tuple[Triple,
 
 
 def _alone(inputs: Inputs, triples: Sequence[Triple], roles: Roles, scales: dict[int, Scales]) -> None:
-    """Weights without moments weigh by another state that is a variance, or by what they follow; else uniformly.
+    """Weights without moments weigh by a variance or its factors, or by what they follow; else uniformly.
 
     That is as the typical element of those that have scales. One that follows a weight without scales has none itself.
     """
     alone = {triple.weight: None for triple in triples if not triple.moments}
+    for first, factors in roles.factors.items():
+        if len(factors) == 2 and None not in factors:
+            scales |= {number: own for number, own in _scales_of_factors(inputs, first, factors) if number in alone}
     for number, state in roles.states.items():
         weighs = not state.is_mean and is_sound_state(inputs, number, state)
         if state.weight in alone and state.weight not in scales and weighs:
@@ -75,6 +80,27 @@ def _scale_by_structure(inputs: Inputs, number: int) -> int:
     elements = math.prod(inputs.whole_shape(inputs.first_tile[number]))
     octaves = _OUTER_OCTAVES * (not is_in_layer(inputs.tensor(number).path)) - math.log2(elements)
     return round(STEPS_AN_OCTAVE * octaves)
+
+
+def _scales_of_factors(inputs: Inputs, first: int, factors: Sequence[int | None]) -> Iterator[tuple[int, Scales]]:
+    """Of a matrix's tiles: what is on the diagonals are sums of its rows' and of its columns' squared gradients."""
+    rows, columns = (_diagonal(inputs, factor) for factor in factors if factor is not None)
+    start = 0
+    for tile in inputs.tiles[first]:
+        stop = start + inputs.tensor(tile).shape[0]
+        relative = columns / max(float(columns.mean()), _LEAST)
+        yield tile, Scales(code_of(rows[start:stop] / columns.size), code_of(relative))
+        start = stop
+
+
+def _diagonal(inputs: Inputs, factor: int) -> Float64:
+    """Of a square matrix; of one that has no sound one all 1."""
+    parts: list[Float64] = []
+    for tile in inputs.tiles[factor]:
+        matrix, done = inputs.matrix(tile), sum(part.size for part in parts)
+        parts.append(matrix[:, done : done + len(matrix)].diagonal())
+    found = np.concatenate(parts)
+    return found if np.isfinite(found).all() and (found >= 0).all() else np.ones_like(found)
 
 
 def _scales_of_variance(inputs: Inputs, number: int) -> Scales:
