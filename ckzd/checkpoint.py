@@ -113,6 +113,7 @@ class ParamGroup:
     learning_rate: float | None = None
     eps: float | None = None  # what is added to the root of a second moment
     updates: int | None = None  # how often it moved its parameters, as it says itself
+    is_orthogonal: bool = False  # its updates are near to orthogonal matrices, as Muon's
 
 
 @dataclass(frozen=True, slots=True)

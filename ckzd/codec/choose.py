@@ -22,7 +22,7 @@ from ckzd.codec.algebra.on_cores import CORES
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.survey import Survey
 from ckzd.codec.arrays import Plane
-from ckzd.codec.budget import EXACT, FINER, TRIES, Loss, Pace, too_much
+from ckzd.codec.budget import EXACT, TRIES, Loss, Pace, too_much
 from ckzd.codec.choose_exact import ChosenExact, ExactChooser
 from ckzd.codec.choose_moments import ChosenMoment, MomentChooser, known_moments
 from ckzd.codec.choose_states import StateChooser
@@ -224,6 +224,11 @@ class Chooser:
         lossy = sorted(self.step_exponents.keys() & self.losses.keys())
         return {number: self.step_exponents[number] for number in lossy}
 
+    @property
+    def tightened(self) -> int:
+        """How many weights took more bits than their step alone would, to keep to the budget."""
+        return sum(exponent > self.survey.exponents.get(number, 0) for number, exponent in self.finer.items())
+
     def _elements(self, number: int) -> int:
         return self.inputs.tensor(number).elements
 
@@ -323,13 +328,14 @@ def within_budget(
     announcer: Announcer | None = None,
 ) -> Chooser:
     """Choose for a checkpoint, again with finer steps where its weights lose more than the preset's budget in all."""
-    step_exponents = dict.fromkeys(surveyed.finer, FINER)
+    step_exponents = dict(surveyed.exponents)
     allowed = preset.budget.max_weight_error * surveyed.weight_energy
     for attempt in count(1):
         chooser = Chooser(inputs, surveyed, preset, reconstruction, scratch, algebra, announcer, step_exponents)
         chooser.run()
         exactly = preset.scheme is Scheme.KMEANS or attempt >= TRIES
-        over = too_much(chooser.losses, allowed, exactly=exactly)
+        felt = {number: loss for number, loss in chooser.losses.items() if number not in surveyed.rough}
+        over = too_much(felt, allowed, exactly=exactly)
         if not over:
             return chooser
         for number in over:

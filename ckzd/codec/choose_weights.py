@@ -70,7 +70,7 @@ class WeightChooser:
             cheapest = self._cheapest(ways, self.step_exponents.get(number, 0))
             if cheapest is None:
                 return None
-            found = self._restored(values, weight, cheapest)
+            found = self._restored(number, values, weight, cheapest)
             over = self.preset.budget.excess(found.loss)
             if over <= 1:
                 return found
@@ -119,7 +119,7 @@ class WeightChooser:
                 found.append(_Cheapest(method.name, step, candidate))
         return min(found, key=lambda way: way.candidate.cost, default=None)
 
-    def _restored(self, values: TripleValues, weight: WeightToCode, cheapest: _Cheapest) -> ChosenWeight:
+    def _restored(self, number: int, values: TripleValues, weight: WeightToCode, cheapest: _Cheapest) -> ChosenWeight:
         """What a decoder makes of the cheapest way, with exact zeros if there are any, and what that loses."""
         restored, zeros = cheapest.candidate.restored(), weight.values == 0
         data = None
@@ -128,6 +128,8 @@ class WeightChooser:
             data = encode_zeros(zeros, expected_in_weight(before, weight.values.shape))
             restored = replace(restored, values=masked_weight(restored.values, zeros, weight.known.tensor.dtype))
         loss = self._loss(values, weight, restored)
+        if number in self.survey.rough:
+            loss = replace(loss, lost_progress=0.0)  # it is not what bounds the step of such: DESIGN, Muon
         return ChosenWeight(cheapest.method, cheapest.candidate.coded(), restored, loss, data)
 
     def _loss(self, triple: TripleValues, weight: WeightToCode, restored: ReferenceTensor) -> Loss:

@@ -231,7 +231,7 @@ def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
     With it what they may be at most, and how many weights were coded finer or exactly to keep them there.
     """
     surveyed, losses = chooser.survey, list(chooser.losses.values())
-    error = sum(loss.error for loss in losses)
+    error = sum(loss.error for number, loss in chooser.losses.items() if number not in surveyed.rough)
     own = {
         vectors: max((loss.own_relative for loss in losses if loss.is_vector == vectors), default=0.0)
         for vectors in (False, True)
@@ -250,7 +250,7 @@ def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:
         "update_length_ratio": max(length for _, length in paces),
         "exact_second_moments": sum(chooser.methods[number] is Method.EXACT for number in chooser.paces),
         "update_error": error / (surveyed.update_energy or 1.0),
-        "tightened_tensors": len(chooser.finer),
+        "tightened_tensors": chooser.tightened,
         "exact_tensors": sum(exponent == EXACT for exponent in chooser.step_exponents.values()),
         **(first_order if gradients_known else {}),
         **({"ruined": surveyed.ruined} if surveyed.ruined else {}),

@@ -40,6 +40,8 @@ class Preset:
     moment_step: float = 0.0  # to the rms of exp_avg / sqrt(exp_avg_sq), where it is coded; in bases likewise
     fresh_moment_step: float = 0.0  # moment_step where first moments are more than noise: in young runs
     momentum_step: float = 0.7  # to the rms of a momentum without a second moment: always coded
+    orthogonal_weight_step: float = 0.0  # to the own size of a weight that Muon moves: KL is 4e-4 with the first one's
+    orthogonal_momentum_step: float = 2.2  # the same of one whose sizes do not count: Muon's, after its first steps
     lstm_steps: int = 0  # training steps at most, when the reference has an LSTM to start from; 0: tables alone
     lstm_cold_steps: int = 0
 
@@ -62,14 +64,14 @@ PRESETS = {
         Preset(
             "resume", Scheme.UNIFORM, "resumes as the original does",
             Budget(0.001, 0.1, 0.01, 4e-4, 0.01),
-            weight_step=0.08, fast_weight_step=0.055, update_step=1.8, intra_step=0.05,
+            weight_step=0.08, fast_weight_step=0.055, update_step=1.8, intra_step=0.05, orthogonal_weight_step=0.36,
             moment_step=4.0, fresh_moment_step=0.5,
         ),
         # at most 0.0013 and 0.15
         Preset(
             "archive", Scheme.UNIFORM, "for looking back: about 1 % of loss at a resume",
             Budget(0.0025, 0.3, 0.04, 1.6e-3, 0.03),
-            weight_step=0.18, fast_weight_step=0.12, update_step=2.0, intra_step=0.09,
+            weight_step=0.18, fast_weight_step=0.12, update_step=2.0, intra_step=0.09, orthogonal_weight_step=0.5,
             moment_step=8.0, fresh_moment_step=1.0,
         ),
         # steps 900 to 1100: at most 0.020 and 0.051; as it was published unless it fails altogether

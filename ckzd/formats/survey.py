@@ -133,7 +133,13 @@ class _Optimizers:
 def param_group(ids: tuple[str, ...], names: tuple[str, ...] | None, setting: Callable[[str], Node]) -> ParamGroup:
     """A group of parameters with the settings that `setting` knows by name."""
     betas, learning_rate, eps = setting("betas"), setting("lr"), setting("eps")
-    return ParamGroup(ids, names, _betas(betas), _learning_rate(learning_rate), _eps(eps))
+    return ParamGroup(ids, names, _betas(betas), _learning_rate(learning_rate), _eps(eps), _is_muon(setting))
+
+
+def _is_muon(setting: Callable[[str], Node]) -> bool:
+    """By what a group says: that it is not its inner Adam's, else in how many iterations matrices become orthogonal."""
+    use = setting("use_muon")
+    return use is True if isinstance(use, bool) else type(setting("ns_steps")) is int
 
 
 def _is_id(value: Node) -> bool:

@@ -18,7 +18,9 @@ import torch
 from command import compress, loop_ratios
 from lion import Lion
 from machine import machine
+from muon import MuonWithAdam, Spread, of_adams_rms, of_spectral_norm
 from small import SmallJob, text
+from soap import Soap
 from torch import nn
 from torch.optim import Optimizer
 from training import checkpoint_path, quality, run_series
@@ -34,31 +36,44 @@ SIZE = Size(width=160, layers=3, heads=4, batch=8, context=64, peak_learning_rat
 class Kind:
     """An optimizer, its peak learning rate, and the least ratio of late deltas."""
 
-    make: Callable[..., Optimizer]
+    make: Callable[[nn.Module, float], Optimizer]
     rate: float
     least: float = 25.0
 
 
-def muon(parameters: list[nn.Parameter], lr: float) -> Optimizer:
-    """Of matrices; it takes nothing else."""
-    return torch.optim.Muon([parameter for parameter in parameters if parameter.ndim == 2], lr=lr)
+def of_all(make: Callable[..., Optimizer], **settings: object) -> Callable[[nn.Module, float], Optimizer]:
+    """One that takes all parameters."""
+    return lambda model, rate: make(list(model.parameters()), lr=rate, **settings)
+
+
+def muon(spread: Spread, share: float, weight_decay: float) -> Callable[[nn.Module, float], Optimizer]:
+    """Of hidden matrices; an Adam inside it takes `share` of its rate for all others."""
+
+    def made(model: nn.Module, rate: float) -> Optimizer:
+        hidden = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+        others = [p for name, p in model.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)]
+        return MuonWithAdam(hidden, others, rate, share=share, weight_decay=weight_decay, spread=spread)
+
+    return made
 
 
 KINDS = {
-    "adamw": Kind(torch.optim.AdamW, 1e-3),
-    "amsgrad": Kind(partial(torch.optim.AdamW, amsgrad=True), 1e-3),
-    "nadam": Kind(torch.optim.NAdam, 1e-3),
-    "radam": Kind(torch.optim.RAdam, 1e-3),
-    "adamax": Kind(torch.optim.Adamax, 2e-3),
-    "rmsprop": Kind(torch.optim.RMSprop, 3e-4),
-    "rmsprop-momentum": Kind(partial(torch.optim.RMSprop, momentum=0.9), 5e-5),
-    "adagrad": Kind(torch.optim.Adagrad, 1e-2),
-    "adadelta": Kind(torch.optim.Adadelta, 1.0),
-    "adafactor": Kind(torch.optim.Adafactor, 1e-2),
-    "asgd": Kind(torch.optim.ASGD, 0.3),
-    "sgd": Kind(partial(torch.optim.SGD, momentum=0.9), 0.1),
-    "lion": Kind(Lion, 1e-4),
-    "muon": Kind(muon, 2e-2),
+    "adamw": Kind(of_all(torch.optim.AdamW), 1e-3),
+    "amsgrad": Kind(of_all(torch.optim.AdamW, amsgrad=True), 1e-3),
+    "nadam": Kind(of_all(torch.optim.NAdam), 1e-3),
+    "radam": Kind(of_all(torch.optim.RAdam), 1e-3),
+    "adamax": Kind(of_all(torch.optim.Adamax), 2e-3),
+    "rmsprop": Kind(of_all(torch.optim.RMSprop), 3e-4),
+    "rmsprop-momentum": Kind(of_all(torch.optim.RMSprop, momentum=0.9), 5e-5),
+    "adagrad": Kind(of_all(torch.optim.Adagrad), 1e-2),
+    "adadelta": Kind(of_all(torch.optim.Adadelta), 1.0),
+    "adafactor": Kind(of_all(torch.optim.Adafactor), 1e-2),
+    "asgd": Kind(of_all(torch.optim.ASGD), 0.3),
+    "sgd": Kind(of_all(torch.optim.SGD, momentum=0.9), 0.1),
+    "lion": Kind(of_all(Lion), 1e-4),
+    "muon": Kind(muon(of_spectral_norm, share=3e-4 / 2e-2, weight_decay=0.01), 2e-2),
+    "soap": Kind(of_all(Soap), 3e-3, least=12.0),
+    "muon-moonlight": Kind(muon(of_adams_rms, share=1.0, weight_decay=0.1), 1e-3),
 }
 
 
@@ -72,7 +87,7 @@ class OptimizerJob(SmallJob):
         """As before the first step."""
         torch.manual_seed(0)
         model = self.network()
-        return model, self.kind.make(list(model.parameters()), lr=self.peak_learning_rate)
+        return model, self.kind.make(model, self.peak_learning_rate)
 
 
 def job_of(kind: Kind, steps: int, every: int) -> OptimizerJob:

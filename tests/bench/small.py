@@ -68,7 +68,7 @@ class SmallJob:
         """One step; the loss before it."""
         rate = self.peak_learning_rate * (SGD_RATE if self.optimizer == "sgd" else 1)
         for group in optimizer.param_groups:
-            group["lr"] = rate * warm_cosine(step, 10 * self.steps, self.warmup_steps)
+            group["lr"] = group.get("share", 1) * rate * warm_cosine(step, 10 * self.steps, self.warmup_steps)
         torch.manual_seed(step)  # of dropout
         inputs, targets = self.examples(self.batch, step)
         computing = self._in_float32(model)

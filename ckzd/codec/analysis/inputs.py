@@ -124,6 +124,11 @@ class Inputs:
         """Shape of a tensor with all its tiles, by the number of the first."""
         return whole([self.tensor(tile) for tile in self.tiles[number]]).shape
 
+    def is_orthogonal(self, triple: Triple) -> bool:
+        """Whether a weight's updates are its momentum made orthogonal."""
+        group = self.group_of(triple.first) if triple.first is not None and triple.second is None else None
+        return group is not None and group.is_orthogonal
+
     def tensor(self, number: int) -> TensorSpec:
         """Path, dtype and shape of a tensor."""
         return self.checkpoint.tensors[number]

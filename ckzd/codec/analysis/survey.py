@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import fsum
@@ -11,9 +11,10 @@ import numpy as np
 
 from ckzd.codec.analysis.inputs import Inputs, TripleValues
 from ckzd.codec.analysis.pairing import State
-from ckzd.codec.analysis.roles import find_roles, is_matrix
+from ckzd.codec.analysis.roles import Roles, find_roles, is_matrix
+from ckzd.codec.analysis.rough import Wanted, coarsened
 from ckzd.codec.analysis.weighing import add_scales, is_sound_state
-from ckzd.codec.budget import DEFAULT_BETAS, filled_up
+from ckzd.codec.budget import DEFAULT_BETAS, FINER, filled_up
 from ckzd.codec.kernels import elementwise
 from ckzd.codec.kernels.plain_elementwise import Moments
 from ckzd.codec.parallel import in_order
@@ -39,6 +40,7 @@ _FAR = 4.0  # times its own energy is a weight's residual: levels of its own cos
 _FAR_IN_BASIS = 1.5  # the same where strong directions get finer steps: of a matrix that was replaced it is about 2
 _REPLACED = 1e4  # times the median tensor's energy (rulers: up to 350) is no update: it must not coarsen all others'
 _ALONE_STEP = 0.95  # times other weights' step, where no weight has moments: KL stays below 1e-3 on the ruler
+_ORTHOGONAL_FROM = 100  # steps: before, what a rough momentum of Muon's costs was 0.5 % of held-out loss (later 0.2)
 _NEVER_YOUNG = 1_000_000  # updates that are not known count as many
 
 
@@ -50,8 +52,9 @@ class Survey:
     same: frozenset[int]  # tensors whose bytes the reference has
     lossy: tuple[Triple, ...]  # weights with their moments that may lose precision
     alone: frozenset[int]  # of these, weights without moments
-    finer: frozenset[int]  # of those, vectors that follow no other: a few bits more are nothing, an error may be much
+    exponents: dict[int, int]  # of lossy weights: what their step exponents begin with, where that is not 0
     intra: frozenset[int]  # lossy weights that are coded as if the reference had them not: it would cost more
+    rough: frozenset[int]  # of those, what is moved as far in all directions: no gradient tells what errors cost
     scales: dict[int, Scales]  # of each lossy weight, by its number
     casts: dict[int, int]  # number of a tensor -> of the master that it is rounded from
     predictions: dict[int, LinearPrediction]  # of lossy weights that follow others
@@ -152,12 +155,21 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     lossy = tuple(t for t in sound if t.weight in scales)
     alone = [triple.weight for triple in lossy if not triple.moments]
     typical, worth = _typical(energies.residuals.values()), _WorthCoding.of(inputs, lossy, energies.updates.rms**2)
+    rough = frozenset(t.weight for t in lossy if _is_rough(inputs, preset, t))
+    share = _ALONE_STEP if len(alone) == len(lossy) else 1.0
+    wanted = _set_apart(inputs, preset, energies, rough)
+    others_have_momenta = any(t.moments and t.second is None for t in lossy if t.weight not in rough)
+    relative = preset.orthogonal_momentum_step if rough and not others_have_momenta else preset.momentum_step
+    steps = _steps(preset, energies, worth, share, momentum_step=relative)
+    of_others_elements = sum(elements(triple) for triple in lossy if triple.weight not in rough)
+    steps, of_rough, of_others = coarsened(steps, of_others_elements, wanted)
     return Survey(
         copies=copies,
         same=same,
         lossy=lossy,
         alone=frozenset(alone),
-        finer=frozenset(n for n in alone if n not in roles.predictions and not is_matrix(inputs, inputs.first_tile[n])),
+        exponents=_exponents(inputs, lossy, roles, of_rough, of_others),
+        rough=rough,
         intra=frozenset(energies.intra if preset.scheme is not Scheme.KMEANS else ()),  # codebooks are of residuals
         scales=scales,
         casts=roles.casts,
@@ -168,8 +180,39 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
         update_energy=typical.total,
         update_signal=energies.updates.rms**2,
         is_young=worth.beside_trend,
-        steps=_steps(preset, energies, worth, _ALONE_STEP if len(alone) == len(lossy) else 1.0),
+        steps=steps,
     )
+
+
+def _is_rough(inputs: Inputs, preset: Preset, triple: Triple) -> bool:
+    """Whether a weight is moved as far in all directions, so that its error is as small a part of every movement."""
+    is_late = (inputs.checkpoint.step or _NEVER_YOUNG) >= _ORTHOGONAL_FROM
+    return is_late and preset.scheme in {Scheme.UNIFORM, Scheme.PLAIN} and inputs.is_orthogonal(triple)
+
+
+def _set_apart(inputs: Inputs, preset: Preset, energies: _Energies, rough: Container[int]) -> dict[int, Wanted]:
+    """What step rough tensors want, by first tile; no other's is relative to theirs, errors of the reference in it."""
+    wanted: dict[int, Wanted] = {}
+    for tensor in [tensor for tensor in energies.matrices if tensor in rough]:
+        own, residual = energies.matrices.pop(tensor), energies.residuals.pop(tensor, None)
+        step = preset.orthogonal_weight_step * own.rms
+        step = min(step, preset.update_step * residual.rms) if residual is not None else step
+        if step:
+            wanted[tensor] = Wanted(step, sum(inputs.tensor(tile).elements for tile in inputs.tiles[tensor]))
+    return wanted
+
+
+def _exponents(
+    inputs: Inputs, lossy: Sequence[Triple], roles: Roles, of_rough: Mapping[int, int], of_others: int
+) -> dict[int, int]:
+    """Vectors alone that follow no other are finer: a few bits more are nothing, an error may be much."""
+    found: dict[int, int] = {}
+    for triple in lossy:
+        number, first = triple.weight, inputs.first_tile[triple.weight]
+        is_fine = not triple.moments and number not in roles.predictions and not is_matrix(inputs, first)
+        exponent = of_rough.get(first, of_others) + FINER * is_fine
+        found |= {number: exponent} if exponent else {}
+    return found
 
 
 def _measure(inputs: Inputs, triple: Triple) -> tuple[Scales, _Energies]:
@@ -217,11 +260,12 @@ def _energies(inputs: Inputs, triple: Triple, values: TripleValues, scales: Scal
     return energies
 
 
-def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding, share: float) -> QuantizationSteps:
+def _steps(
+    preset: Preset, energies: _Energies, worth: _WorthCoding, share: float, *, momentum_step: float
+) -> QuantizationSteps:
     """What levels are worth; `share` of what a preset says are those of weights."""
-    momentum_step = preset.momentum_step * energies.momenta.rms
     if preset.scheme is Scheme.KMEANS:
-        return QuantizationSteps(momentum_step=momentum_step)  # codebooks are for two moments
+        return QuantizationSteps(momentum_step=momentum_step * energies.momenta.rms)  # codebooks are for two moments
     weight = share * _typical_rms(energies.matrices.values() or [energies.weights])
     update = share * _typical(energies.residuals.values()).rms
     moment_step = preset.fresh_moment_step if worth.beside_trend else preset.moment_step * worth.without_trend
@@ -229,9 +273,9 @@ def _steps(preset: Preset, energies: _Energies, worth: _WorthCoding, share: floa
         step=float(np.float32(min(preset.weight_step * weight, preset.update_step * update))),
         whole_step=float(np.float32(preset.intra_step * weight)),
         moment_step=moment_step * energies.updates.rms,
-        momentum_step=momentum_step,
+        momentum_step=momentum_step * energies.momenta.rms,
         framed_moment_step=moment_step * energies.framed_updates.rms,
-        framed_momentum_step=preset.momentum_step * energies.framed_momenta.rms,
+        framed_momentum_step=momentum_step * energies.framed_momenta.rms,
     )
 
 

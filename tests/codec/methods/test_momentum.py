@@ -281,6 +281,48 @@ def test_the_first_moments_of_adam_may_follow_their_weights_beside_a_momentum(tm
         assert state[name]["state"][0][key].count_nonzero() > 1000
 
 
+def test_muons_matrices_are_coarser_from_step_100_on_and_what_adam_moves_beside_them_is_not(tmp_path):
+    run, archives = Run(tmp_path, muon), [None]
+    for older in (0, 0, 200):
+        run.step += older
+        run.train(10)
+        archives.append(encode(run.save(), archives[-1]))
+    young, later = archives[2:]
+    exponents = []
+    for archive, reference in ((young, archives[1]), (later, young)):
+        index = archive.index(reference)
+        names = {index.layout.tensors[t.weight].path[-1]: t.weight for t in index.layout.triples}
+        exponents.append({name: index.step_exponents.get(number, 0) for name, number in names.items()})
+    assert all(exponents[1][f"blocks.{n}.weight"] < 2 <= exponents[1]["conv.weight"] for n in range(2))
+    assert later.encoded.quality["matrix_error"] <= later.encoded.quality["max_matrix_error"]
+    steps = [archive.encoded.quality["momentum_step"] for archive in (young, later)]
+    assert steps[1] > 2 * steps[0]
+    again, state = Run(tmp_path, muon), restored(later, young)
+    again.model.load_state_dict(state["model"])
+    for number, optimizer in enumerate(again.optimizers):
+        optimizer.load_state_dict(state[f"optimizer{number}"])
+    again.draw.set_state(run.draw.get_state())
+    assert np.mean(again.train(10)) == pytest.approx(np.mean(run.train(10)), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ns_steps": 5, "momentum": 0.95}, True),
+        ({"use_muon": True}, True),
+        ({"use_muon": False, "betas": (0.9, 0.95)}, False),
+        ({"use_muon": False, "ns_steps": 5}, False),
+        ({"momentum": 0.9, "nesterov": True}, False),
+        ({"ns_steps": "many", "use_muon": None}, False),
+    ],
+)
+def test_what_groups_of_muon_say(tmp_path, settings, expected):
+    state = {"state": {0: {"momentum_buffer": torch.ones(16, 16)}}, "param_groups": [{"params": [0], **settings}]}
+    torch.save({"w": torch.ones(16, 16), "optimizer": state}, tmp_path / "x.pt")
+    (optimizer,) = read_checkpoint(tmp_path / "x.pt").optimizers
+    assert [group.is_orthogonal for group in optimizer.groups] == [expected]
+
+
 def test_a_plain_decoder_reads_lone_momenta(tmp_path):
     """What the archive means is what FORMAT.md says."""
     torch.manual_seed(0)
