@@ -186,7 +186,7 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
 
 def _is_rough(inputs: Inputs, preset: Preset, triple: Triple) -> bool:
     """Whether a weight is moved as far in all directions, so that its error is as small a part of every movement."""
-    is_late = (inputs.checkpoint.step or _NEVER_YOUNG) >= _ORTHOGONAL_FROM
+    is_late = (inputs.checkpoint.updates or _NEVER_YOUNG) >= _ORTHOGONAL_FROM
     return is_late and preset.scheme in {Scheme.UNIFORM, Scheme.PLAIN} and inputs.is_orthogonal(triple)
 
 
