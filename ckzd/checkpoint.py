@@ -1,14 +1,13 @@
 """The nouns of a checkpoint: files, the tensors inside them, and what the optimizer says of itself.
 
 A checkpoint is bytes. Most of them are tensor storages; the rest (pickle, headers, JSON) is kept verbatim.
-A `FileLayout` says which byte ranges of a file are storages ("holes"); `assemble()` puts a file together
+A `FileLayout` says which byte ranges of a file are storages ("holes"); `assembly.assembled` puts files together
 again from its verbatim bytes and its payloads, in both directions: to hash what a restore will write, and to write it.
 """
 
 import hashlib
 import math
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ckzd.fingerprints import Fingerprint
+from ckzd.parts import Part
 
 Bytes = bytes | memoryview
 RawArray = npt.NDArray[np.generic]
@@ -64,12 +66,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Bytes [offset, offset + nbytes) of a file are `tensors[tensor]`.
+    """Bytes [offset, offset + nbytes) of a file are `tensors[tensor]`, or the part of it that `part` says.
 
     `crc_offsets` are the places where the file repeats the CRC-32 of these bytes (little-endian uint32). Each
     lies after the hole, or between the previous hole's end and this hole's start. A hole that `continues` starts where
-    the previous one ends and goes on with its tensor, one that `joins` it with another tensor of its storage: CRC-32s
-    are of the whole storage, and stand with its last hole.
+    the previous one ends and goes on with its tensor, one that `joins` it with another tensor or part of its
+    storage: CRC-32s are of the whole storage, and stand with its last hole, as does the fingerprint that follows from
+    them. All parts of a tensor `cover` it.
     """
 
     tensor: int
@@ -78,6 +81,8 @@ class Hole:
     crc_offsets: tuple[int, ...] = ()
     continues: bool = False
     joins: bool = False
+    part: Part | None = None
+    fingerprint: Fingerprint | None = None
 
     @property
     def begins_storage(self) -> bool:
@@ -153,6 +158,7 @@ class Checkpoint:
     source: Source = field(repr=False)
     updates: int | None = None  # how often its weights were moved, as far as it says: an epoch is no such number
     folders: tuple[tuple[str, FileStat], ...] = ()  # the directories in it: relative names, parents first
+    tiled: Mapping[int, int] = field(default_factory=dict)  # tensors in parts, by their first tiles: how many these are
 
     def places(self, path: Path) -> tuple[Path, ...]:
         """Where its files are; `path` is where it, or one of its files, was read."""
@@ -165,12 +171,29 @@ class Checkpoint:
 
     def payload(self, tensor: int) -> Bytes:
         """The original bytes of tensor number `tensor`."""
-        return self.source.read(*self._location[tensor])
+        places = self._places[tensor]
+        file, hole = places[0]
+        if hole.part is None:
+            return self.source.read(file, hole.offset, hole.nbytes)
+        data = bytearray(self.tensors[tensor].nbytes)
+        for file, hole in places:
+            assert hole.part is not None, "a tensor in several places is in parts"
+            hole.part.put_into(data, self.source.read(file, hole.offset, hole.nbytes))
+        return memoryview(data).toreadonly()
 
     @cached_property
-    def _location(self) -> dict[int, tuple[int, int, int]]:
-        """Tensor number -> (file number, offset, nbytes)."""
-        return {h.tensor: (f, h.offset, h.nbytes) for f, layout in enumerate(self.files) for h in layout.holes}
+    def _places(self) -> dict[int, list[tuple[int, Hole]]]:
+        """Tensor number -> number of a file and the hole in it, of all its holes."""
+        found: dict[int, list[tuple[int, Hole]]] = {}
+        for number, layout in enumerate(self.files):
+            for hole in layout.holes:
+                found.setdefault(hole.tensor, []).append((number, hole))
+        return found
+
+    @cached_property
+    def in_parts(self) -> frozenset[int]:
+        """Numbers of the tensors that lie in parts."""
+        return frozenset(hole.tensor for layout in self.files for hole in layout.holes if hole.part is not None)
 
     def sha256(self) -> tuple[str, ...]:
         """Of each file, in hex; reads everything."""
@@ -180,7 +203,7 @@ class Checkpoint:
         for piece, hole in zip(self.verbatim(file), (*self.files[file].holes, None), strict=True):
             yield piece
             if hole is not None:
-                yield self.payload(hole.tensor)
+                yield self.source.read(file, hole.offset, hole.nbytes)
 
     def verbatim(self, file: int) -> Iterator[Bytes]:
         """The bytes around the holes, one piece per `FileLayout.verbatim_ranges()`."""
@@ -196,14 +219,18 @@ def sha256_of(pieces: Iterable[Bytes]) -> str:
     return digest.hexdigest()
 
 
-def storages(files: Sequence[FileLayout]) -> dict[int, list[int]]:
-    """The numbers of each tensor's tiles, by that of the first: several where holes continue it."""
+def tiles_of(files: Sequence[FileLayout], tiled: Mapping[int, int]) -> dict[int, list[int]]:
+    """The numbers of each tensor's tiles, by that of the first: several where holes continue it, or `tiled` says so."""
     found: dict[int, list[int]] = {}
+    following = {first + number for first, count in tiled.items() for number in range(1, count)}
     for file in files:
         first = -1
         for hole in file.holes:
-            first = first if hole.continues else hole.tensor
-            found.setdefault(first, []).append(hole.tensor)
+            if hole.continues:
+                found[first].append(hole.tensor)
+            elif hole.tensor not in following:
+                first = hole.tensor
+                found.setdefault(first, list(range(first, first + tiled.get(first, 1))))
     return found
 
 
@@ -215,30 +242,3 @@ def whole(tiles: Sequence[TensorSpec]) -> TensorSpec:
     rows = sum(tile.shape[0] for tile in tiles) // math.prod(first.stack)
     shape = (*first.stack, rows, *first.shape[1:])
     return replace(first, shape=shape, nbytes=sum(tile.nbytes for tile in tiles), stack=())
-
-
-def assemble(layout: FileLayout, verbatim: Sequence[Bytes], payloads: Iterator[Bytes]) -> Iterator[Bytes]:
-    """Yield the file's bytes in order: verbatim pieces and payloads in turn, CRC-32 fields patched.
-
-    `verbatim` has one piece per `layout.verbatim_ranges()`, `payloads` the tensor's bytes for each hole, in file order.
-    The encoder hashes this stream and the decoder writes it.
-    """
-    patches: dict[int, bytes] = {}
-    crc, wanted = 0, any(hole.crc_offsets for hole in layout.holes)
-    ranges = list(layout.verbatim_ranges())
-    for position, (start, stop) in enumerate(ranges):
-        payload: Bytes = b""
-        if position < len(layout.holes):
-            hole = layout.holes[position]
-            payload = next(payloads)
-            if len(payload) != hole.nbytes:
-                raise AssertionError(
-                    f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}"
-                )
-            crc = zlib.crc32(payload, 0 if hole.begins_storage else crc) if wanted else 0
-            patches.update(dict.fromkeys(hole.crc_offsets, crc.to_bytes(4, "little")))
-        piece = bytearray(verbatim[position])
-        for offset in [offset for offset in patches if start <= offset and offset + 4 <= stop]:
-            piece[offset - start : offset - start + 4] = patches.pop(offset)
-        yield bytes(piece)
-        yield payload

@@ -969,16 +969,33 @@ class PlainArchive:
         for name, size, holes, *further in self.layout["files"]:
             file, start, end = bytearray(size), 0, 0
             crcs: dict[int, bytes] = {}
-            for tensor, offset, nbytes, *places in [*holes, (None, size, 0)]:
+            continuing, joining = [*further, [], []][:2]
+            marks = []
+            for number, (tensor, offset, nbytes, *places) in enumerate([*holes, (None, size, 0)]):
                 file[end:offset] = self.skeleton[position : position + offset - end]
                 position += offset - end
                 end = offset + nbytes
                 if tensor is not None:
-                    start = start if any(tensor in numbers for numbers in further) else offset
-                    file[offset:end] = self.payload(tensor)
+                    start = start if tensor in continuing or number in joining else offset
+                    part = places.pop(0) if places and isinstance(places[0], list) else [0]
+                    made, place, *repeated = places.pop() if places and isinstance(places[-1], list) else [None, 0]
+                    run, pitch = part[1:] if len(part) > 1 else (nbytes, 0)
+                    runs = range(part[0], part[0] + nbytes // run * pitch, pitch) if pitch else part
+                    payload = self.payload(tensor)
+                    file[offset:end] = b"".join(payload[begin : begin + run] for begin in runs)
                     crcs |= dict.fromkeys(places, struct.pack("<I", zlib.crc32(file[start:end])))
+                    if made is not None:
+                        before, after = self.layout["fingerprints"][made]
+                        marks.append((place, repeated, [*before, zlib.crc32(file[start:end]), *after]))
             for place, crc in crcs.items():
                 file[place : place + 4] = crc
+            for place, repeated, records in marks:
+                seed = 0
+                for crc in records:
+                    seed ^= (crc + 0x9E3779B9 + (seed << 6) % 2**64 + (seed >> 2)) % 2**64
+                file[place : place + 20] = f"{seed:020}".encode()
+                for offset in repeated:
+                    file[offset : offset + 4] = struct.pack("<I", zlib.crc32(file[place - 20 : place + 20]))
             found[name] = bytes(file)
         return found
 

@@ -13,11 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "ckzd"
 LEVELS = (
     (
         "errors",
+        "assembly",
         "checkpoint",
         "cores",
         "defaults",
         "file_marks",
+        "fingerprints",
         "gpus",
+        "parts",
         "stages",
         "state_dir",
         "streams",
@@ -51,7 +54,7 @@ HOMES = {
     "pydantic": ("archive/manifest.py", "config.py"),
     "pydantic_settings": ("config.py",),
     "zstandard": ("codec/zstd.py",),
-    "numpy": ("checkpoint.py", "formats/", "codec/", "operations/", "demo_training.py"),
+    "numpy": ("checkpoint.py", "parts.py", "formats/", "codec/", "operations/", "demo_training.py"),
 }
 
 

@@ -41,8 +41,9 @@ from ckzd.codec.methods.zeros import decode_zeros, expected_in_moments, without
 from ckzd.codec.paper.lstm import LstmModel, LstmWeights, decode_lstm
 from ckzd.codec.paper.refined import RefinedModel
 from ckzd.codec.parallel import in_batches, in_order
+from ckzd.codec.records.holes import MAX_BYTES
 from ckzd.codec.records.index import Code, Index, Method
-from ckzd.codec.records.layout import MAX_BYTES, Layout, Role, Triple, plane_shape
+from ckzd.codec.records.layout import Layout, Role, Triple, plane_shape
 from ckzd.codec.records.reconstruction import Arrays, Key, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import (
     ReferenceTensor,

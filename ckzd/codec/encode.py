@@ -10,12 +10,15 @@
 Everything a decoder does (context, probabilities, reconstruction) is called from the modules that the decoder uses.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
-from ckzd.checkpoint import Bytes, Checkpoint, assemble, sha256_of
+from ckzd.assembly import assembled
+from ckzd.checkpoint import Bytes, Checkpoint
 from ckzd.codec import zstd
 from ckzd.codec.ahead import Announcer, Listener
 from ckzd.codec.algebra.exact import Algebra
@@ -188,7 +191,8 @@ class Encoder:
     def _seal(self, chooser: Chooser, fitted: Fitted, zeros: Mapping[int, StreamRef | None]) -> str:
         checkpoint, surveyed = self._inputs.checkpoint, chooser.survey
         states = {n: s.weight for n, s in surveyed.states.items() if s.weight in surveyed.scales}
-        layout = Layout(checkpoint.files, checkpoint.tensors, self._inputs.reference_tensors, surveyed.lossy, states)
+        tensors, referenced = checkpoint.tensors, self._inputs.reference_tensors
+        layout = Layout(checkpoint.files, tensors, referenced, surveyed.lossy, states, checkpoint.tiled)
         codes = tuple(self._codes[number] for number in range(len(checkpoint.tensors)))
         steps, predictions = surveyed.steps, surveyed.predictions
         index = Index(layout, codes, steps, chooser.finer, zeros, REACH, SLACK, predictions)
@@ -207,7 +211,7 @@ class Encoder:
                 self._add_entry(name, data)
         return seal(self._reconstruction, lstm, skeleton, layout.to_json())
 
-    def _digests(self, chooser: Chooser) -> Iterator[str]:
+    def _digests(self, chooser: Chooser) -> list[str]:
         """Sha256 of every file as a restore will write it."""
         triple_of = {n: t for t in chooser.survey.lossy for n in t.moments}
 
@@ -219,10 +223,13 @@ class Encoder:
             values = self._reconstruction.get(self._inputs.tensor(number).path, "weights")
             return self._inputs.payload(number) if values is None else values.tobytes()
 
-        for number, layout in enumerate(self._inputs.checkpoint.files):
-            tensors = [hole.tensor for hole in layout.holes]
-            payloads = in_order(restored, tensors, lambda tensor: self._inputs.tensor(tensor).elements)
-            yield sha256_of(assemble(layout, list(self._inputs.checkpoint.verbatim(number)), payloads))
+        checkpoint = self._inputs.checkpoint
+        digests = [hashlib.sha256() for _ in checkpoint.files]
+        verbatim = [checkpoint.verbatim(number) for number in range(len(digests))]
+        payloads = partial(in_order, restored, elements=lambda number: self._inputs.tensor(number).elements)
+        for file, piece in assembled(checkpoint.files, verbatim, payloads):
+            digests[file].update(piece)
+        return [digest.hexdigest() for digest in digests]
 
 
 def _quality(chooser: Chooser, preset: Preset) -> dict[str, float]:

@@ -20,7 +20,10 @@ from ckzd.formats.torch_objects import Refused, construct, persistent
 from ckzd.formats.tree import Call, Global, Mapping, Node, SetOf
 
 MAX_PICKLE_BYTES = 256 << 20
-MAX_OPS = 6_000_000  # a tensor takes about 31; at worst 2 GB (empty dicts) and half a minute of one core
+# A tensor takes about 31, a chunk of torch.distributed.checkpoint 98. At worst they are 1.5 GB (marks), or 20 s of one
+# core (calls).
+MAX_OPS = 18_000_000
+CONTAINER_OPS = 3  # what a mapping, a set or a call counts beside its opcode: they take more memory than other values
 MAX_MEMO_INDEX = 1 << 32
 MAX_LINE_BYTES = 1 << 16  # of a text argument (protocol 0)
 
@@ -203,14 +206,18 @@ def _build(machine: _Machine, _: Node) -> None:
 
 def _instance(machine: _Machine, name: Node) -> None:
     args = tuple(machine.pop_mark())
+    machine.ops_left -= CONTAINER_OPS
     machine.stack.append(Call(name, args))
 
 
 # Opcodes that push one value made from what they take.
 
 
-def _put(make: Callable[[_Machine], Node]) -> _Execute:
+def _put(make: Callable[[_Machine], Node], ops: int = 0) -> _Execute:
+    """Push what `make` gives, which counts as so many more opcodes."""
+
     def execute(machine: _Machine, _: Node) -> None:
+        machine.ops_left -= ops  # looked at with the next opcode
         value = make(machine)  # may leave another stack behind
         machine.stack.append(value)
 
@@ -268,24 +275,24 @@ _WITHOUT_ARGUMENT: dict[str, _Execute] = {
     "NONE": _put(lambda _: None),
     "NEWTRUE": _put(lambda _: True),
     "NEWFALSE": _put(lambda _: False),
-    "EMPTY_DICT": _put(lambda _: Mapping()),
-    "EMPTY_LIST": _put(lambda _: []),
+    "EMPTY_DICT": _put(lambda _: Mapping(), CONTAINER_OPS),
+    "EMPTY_LIST": _put(lambda _: [], 1),
     "EMPTY_TUPLE": _put(lambda _: ()),
-    "EMPTY_SET": _put(lambda _: SetOf([])),
-    "DICT": _put(lambda machine: Mapping(machine.pop_pairs())),
+    "EMPTY_SET": _put(lambda _: SetOf([]), CONTAINER_OPS),
+    "DICT": _put(lambda machine: Mapping(machine.pop_pairs()), CONTAINER_OPS),
     "LIST": _put(lambda machine: machine.pop_mark()),
     "TUPLE": _put(lambda machine: tuple(machine.pop_mark())),
     "TUPLE1": _put(lambda machine: tuple(machine.pop_some(1))),
     "TUPLE2": _put(lambda machine: tuple(machine.pop_some(2))),
     "TUPLE3": _put(lambda machine: tuple(machine.pop_some(3))),
-    "FROZENSET": _put(lambda machine: SetOf(machine.pop_mark(), frozen=True)),
+    "FROZENSET": _put(lambda machine: SetOf(machine.pop_mark(), frozen=True), CONTAINER_OPS),
     "DUP": _put(lambda machine: machine.stack[-1]),
     "BINPERSID": _put(lambda machine: persistent(machine.stack.pop())),
     "STACK_GLOBAL": _put(_stack_global),
-    "REDUCE": _put(_reduce),
-    "NEWOBJ": _put(_reduce),
-    "NEWOBJ_EX": _put(_new_with_keywords),
-    "OBJ": _put(_object),
+    "REDUCE": _put(_reduce, CONTAINER_OPS),
+    "NEWOBJ": _put(_reduce, CONTAINER_OPS),
+    "NEWOBJ_EX": _put(_new_with_keywords, CONTAINER_OPS),
+    "OBJ": _put(_object, CONTAINER_OPS),
     "APPEND": lambda machine, _: _append(machine, machine.pop_some(1)),
     "APPENDS": lambda machine, _: _append(machine, machine.pop_mark()),
     "ADDITEMS": _add_items,

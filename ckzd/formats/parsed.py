@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ckzd.checkpoint import Hole, Optimizer, TensorSpec
 from ckzd.errors import BadCheckpoint
+from ckzd.fingerprints import Fingerprint
 
 SMALL_STORAGE_BYTES = 256  # below it a storage stays in the skeleton: naming it costs more than compressing it saves
 OPAQUE_HOLE_BYTES = 64 << 20  # longer opaque bytes are several holes, so that none has to be in memory whole
@@ -25,13 +26,14 @@ class ParsedFile:
 class Found:
     """A tensor and the place of its bytes; where its storage begins if it is one of several in it.
 
-    Those fill their storage without a gap, and its CRC-32s stand with the last one.
+    Those fill their storage without a gap, and what repeats or follows from its CRC-32 stands with the last one.
     """
 
     tensor: TensorSpec
     offset: int
     crc_offsets: tuple[int, ...] = ()
     shared: int | None = None
+    fingerprint: Fingerprint | None = None  # that follows from its storage's CRC-32
 
     @property
     def joins(self) -> bool:
@@ -40,15 +42,24 @@ class Found:
 
 
 def collect(
-    found: Iterable[Found], subject: str, size: int, optimizers: tuple[Optimizer, ...] = (), step: int | None = None
+    found: Iterable[Found],
+    subject: str,
+    size: int,
+    optimizers: tuple[Optimizer, ...] = (),
+    step: int | None = None,
+    *,
+    least: int = SMALL_STORAGE_BYTES,
 ) -> ParsedFile:
-    """Number the tensors as they come, sort their holes, make every path unique."""
-    kept = [one for one in found if one.shared is not None or one.tensor.nbytes >= SMALL_STORAGE_BYTES]
+    """Number the tensors of at least so many bytes as they come, sort their holes, make every path unique."""
+    kept = [one for one in found if one.shared is not None or one.tensor.nbytes >= least]
     verbatim = size - sum(one.tensor.nbytes for one in kept)
     if verbatim > MAX_VERBATIM_BYTES:
         raise BadCheckpoint(subject, f"{verbatim} bytes besides its tensors, at most {MAX_VERBATIM_BYTES} are read")
     tensors = tuple(unique_paths(one.tensor for one in kept))
-    holes = (Hole(n, one.offset, one.tensor.nbytes, one.crc_offsets, joins=one.joins) for n, one in enumerate(kept))
+    holes = (
+        Hole(n, one.offset, one.tensor.nbytes, one.crc_offsets, joins=one.joins, fingerprint=one.fingerprint)
+        for n, one in enumerate(kept)
+    )
     return ParsedFile(tensors, tuple(sorted(holes, key=lambda hole: hole.offset)), optimizers, step)
 
 

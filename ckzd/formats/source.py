@@ -215,7 +215,8 @@ class FileView:
         """A file inside this one; BadCheckpoint if it does not lie in it."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise BadCheckpoint(self.subject, f"expected {nbytes} bytes at {offset} in a file of {self.size} bytes")
-        return replace(self, subject=f"{self.subject}@{offset}", size=nbytes, start=self.start + offset)
+        subject, start = f"{self.subject}@{offset}", self.start + offset
+        return FileView(self.source, self.file, subject, self.name, nbytes, start)
 
 
 class Window:

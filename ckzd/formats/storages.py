@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ckzd.checkpoint import Optimizer
 from ckzd.errors import BadCheckpoint
+from ckzd.fingerprints import Fingerprint
 from ckzd.formats.flat_states import parted_alike
 from ckzd.formats.parsed import Found
 from ckzd.formats.source import FileView
@@ -15,11 +16,15 @@ from ckzd.formats.views import Part, parts_of, whole
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The bytes [offset, offset + nbytes) of the file, and where the file repeats their CRC-32, if it does."""
+    """The bytes [offset, offset + nbytes) of the file, and where the file repeats their CRC-32, if it does.
+
+    Of a file with one storage also what follows from it.
+    """
 
     offset: int
     nbytes: int
     crc_offsets: tuple[int, ...] = ()
+    fingerprint: Fingerprint | None = None
 
 
 def tensors_in(
@@ -58,8 +63,8 @@ def _found(parts: Sequence[Part], place: Place) -> Iterator[Found]:
     """Where the parts of a storage lie; its CRC-32s stand with the last."""
     shared = place.offset if len(parts) > 1 else None
     for part in parts:
-        crc_offsets = place.crc_offsets if part is parts[-1] else ()
-        yield Found(part.tensor, place.offset + part.start, crc_offsets, shared)
+        further = (place.crc_offsets, place.fingerprint) if part is parts[-1] else ((), None)
+        yield Found(part.tensor, place.offset + part.start, further[0], shared, further[1])
 
 
 def _require_size(use: StorageUse, place: Place, subject: str) -> None:

@@ -7,6 +7,7 @@ from ckzd.formats.tree import Call, Global, Mapping, Node, StorageRef, TensorRef
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 1 << 56
 MAX_WRAPPERS = 8  # subclass constructors around one tensor
+_FROM_TYPE = Global("torch._tensor", "_rebuild_from_type_v2")
 
 DTYPE_BYTES = {
     **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
@@ -66,7 +67,7 @@ def construct(function: Node, args: Node, spend: Callable[[int], None]) -> Node:
     `spend` is told of work that grows with the arguments.
     """
     for _ in range(MAX_WRAPPERS):
-        if not (isinstance(args, tuple) and len(args) >= 3 and _is_from_type(function)):
+        if not (isinstance(args, tuple) and len(args) >= 3 and isinstance(function, Global) and function == _FROM_TYPE):
             break
         function, args = args[0], args[2]
     if isinstance(function, Global) and isinstance(args, tuple):
@@ -74,10 +75,6 @@ def construct(function: Node, args: Node, spend: Callable[[int], None]) -> Node:
         if build is not None:
             return build(args, spend)
     return Call(function, args)
-
-
-def _is_from_type(function: Node) -> bool:
-    return isinstance(function, Global) and function == Global("torch._tensor", "_rebuild_from_type_v2")
 
 
 def _tensor(args: tuple[Node, ...], _spend: Callable[[int], None]) -> Node:

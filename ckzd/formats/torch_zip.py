@@ -4,8 +4,9 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ckzd.errors import BadCheckpoint
+from ckzd.fingerprints import DIGITS, Fingerprint, digits
 from ckzd.formats import inert_pickle
-from ckzd.formats.parsed import Found, ParsedFile, collect, opaque
+from ckzd.formats.parsed import SMALL_STORAGE_BYTES, Found, ParsedFile, collect, opaque
 from ckzd.formats.source import FileView
 from ckzd.formats.storages import Place, tensors_in
 from ckzd.formats.survey import Survey, most_updates, survey
@@ -13,16 +14,18 @@ from ckzd.formats.tree import Node, TensorRef
 from ckzd.formats.zip_records import Record, read_records
 
 Unpickled = Callable[[bytes, str], Node]  # `inert_pickle.load`, or what remembers what it gave
+ID = "/.data/serialization_id"  # what torch calls the record of the fingerprint
 MAX_VERBATIM_RECORD_BYTES = 1 << 20  # longer records beside the pickle are opaque holes
 
 
-def parse(view: FileView, unpickled: Unpickled = inert_pickle.load) -> ParsedFile:
+def parse(view: FileView, unpickled: Unpickled = inert_pickle.load, *, least: int = SMALL_STORAGE_BYTES) -> ParsedFile:
     """Read everything but the tensors' bytes. BadCheckpoint for what torch.save would not have written."""
     records, prefix, root = _opened(view, unpickled)
     subject = f"{view.subject}/data.pkl"
     facts = survey(root, subject)
-    found, optimizers = tensors_in(facts, _places(facts, records, prefix, subject), view, subject)
-    return collect([*found, *_others(facts, records, prefix)], view.subject, view.size, optimizers, facts.step)
+    found, optimizers = tensors_in(facts, _places(view, facts, records, prefix, subject), view, subject)
+    everything = [*found, *_others(facts, records, prefix)]
+    return collect(everything, view.subject, view.size, optimizers, facts.step, least=least)
 
 
 def load(view: FileView, unpickled: Unpickled = inert_pickle.load) -> Node:
@@ -82,7 +85,20 @@ def _require_little_endian(view: FileView, record: Record | None) -> None:
         raise BadCheckpoint(view.subject, problem, hint=hint)
 
 
-def _places(facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> dict[str, Place]:
+def _fingerprint(view: FileView, records: dict[str, Record], storage: Record) -> Fingerprint | None:
+    """Where the file has one that follows from its only storage; None if it is not as torch makes it."""
+    *others, last = records.values()  # in the order in which they were written
+    if not last.name.endswith(ID) or last.nbytes != 2 * DIGITS or not last.crc_offsets:
+        return None
+    place = others.index(storage)
+    before, after = (tuple(record.crc for record in some) for some in (others[:place], others[place + 1 :]))
+    data = view.read(last.offset, last.nbytes)
+    if data[DIGITS:] != digits((*before, storage.crc, *after)) or zlib.crc32(data) != last.crc:
+        return None
+    return Fingerprint(last.offset + DIGITS, last.crc_offsets, before, after)
+
+
+def _places(view: FileView, facts: Survey, records: dict[str, Record], prefix: str, subject: str) -> dict[str, Place]:
     """Where the storages lie that any tensor refers to."""
     places: dict[str, Place] = {}
     for key in facts.uses:
@@ -90,7 +106,9 @@ def _places(facts: Survey, records: dict[str, Record], prefix: str, subject: str
         if record is None:
             raise BadCheckpoint(subject, f"storage {key[:80]!a} has no record in the zip")
         _require_stored(record, subject)
-        places[key] = Place(record.offset, record.nbytes, record.crc_offsets)
+        is_only = len(facts.uses) == 1 and record.crc_offsets != ()
+        fingerprint = _fingerprint(view, records, record) if is_only else None
+        places[key] = Place(record.offset, record.nbytes, record.crc_offsets, fingerprint)
     return places
 
 

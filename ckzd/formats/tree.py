@@ -33,7 +33,10 @@ class Mapping:
 
     def get(self, key: str) -> Node:
         """Value of the last pair with this string key, else None."""
-        return next((v for k, v in reversed(self.pairs) if type(k) is str and k == key), None)
+        for own, value in reversed(self.pairs):  # a generator takes twice as long, and these are asked by the million
+            if type(own) is str and own == key:
+                return value
+        return None
 
 
 @dataclass(slots=True, eq=False, repr=False)

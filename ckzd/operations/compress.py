@@ -23,7 +23,7 @@ from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveWriter, FileModel, FolderModel, Manifest, StatModel, files_digest
 from ckzd.base_models import files_of, require_plain_name, why_needed
 from ckzd.chains import ArchiveRecord, is_intact, is_ruined, is_sound, is_whole, read_manifest, records_in, reference_of
-from ckzd.checkpoint import Checkpoint, FileStat
+from ckzd.checkpoint import Checkpoint, FileStat, tiles_of
 from ckzd.codec.ahead import Listener
 from ckzd.codec.analysis.nearness import changed_shape
 from ckzd.codec.analysis.tiles import in_tiles
@@ -696,6 +696,8 @@ def _tools(preset: Preset) -> tuple[str, ...]:
 
 def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
     hashes = zip(checkpoint.files, encoded.original_sha256, encoded.restored_sha256, strict=True)
+    tiles = tiles_of(checkpoint.files, checkpoint.tiled)
+    tensor_of = {tile: first for first, own in tiles.items() for tile in own}
     return [
         FileModel(
             name=layout.name,
@@ -703,7 +705,7 @@ def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
             **asdict(layout.stat),
             original_sha256=original,
             sha256=restored,
-            tensors=sum(not hole.continues for hole in layout.holes),
+            tensors=len({tensor_of[hole.tensor] for hole in layout.holes}),
         )
         for layout, original, restored in hashes
     ]

@@ -10,13 +10,15 @@ import tempfile
 from collections.abc import Container, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from ckzd import durable
 from ckzd.archive import ArchiveReader
+from ckzd.assembly import assembled
 from ckzd.chains import ArchiveRecord, chain
-from ckzd.checkpoint import Bytes, assemble
+from ckzd.checkpoint import Bytes
 from ckzd.codec import zstd
 from ckzd.codec.ahead import Ahead
 from ckzd.codec.decode import MALFORMED, Decoder
@@ -259,12 +261,14 @@ class OpenCheckpoint:
             self.verbatim = split_skeleton(own.blob("skeleton"), self.layout.files)
         _check_files(reader, self.layout)
 
-    def file(self, number: int) -> Iterator[Bytes]:
-        """The restored bytes of one file; CorruptArchive if they cannot be decoded."""
-        layout = self.layout.files[number]
-        numbers = [hole.tensor for hole in layout.holes]
-        payloads = in_order(self.payload, numbers, lambda tensor: self.layout.tensors[tensor].elements)
-        yield from assemble(layout, self.verbatim[number], payloads)
+    def files(self, numbers: Sequence[int]) -> Iterator[tuple[int, Bytes]]:
+        """The restored bytes of numbered files, each in order, with its place in `numbers`.
+
+        CorruptArchive if they cannot be decoded.
+        """
+        payloads = partial(in_order, self.payload, elements=lambda tensor: self.layout.tensors[tensor].elements)
+        layouts, verbatim = zip(*((self.layout.files[n], self.verbatim[n]) for n in numbers), strict=True)
+        yield from assembled(layouts, verbatim, payloads)
 
     def payload(self, tensor: int) -> Bytes:
         """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""

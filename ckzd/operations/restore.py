@@ -12,16 +12,17 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import filter as filter_by_name
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ckzd import durable
 from ckzd.access import Access, access_to, give
 from ckzd.archive import ArchiveReader, FileModel, FolderModel, Manifest, StatModel
 from ckzd.chains import ArchiveRecord, read_manifest
+from ckzd.checkpoint import Bytes
 from ckzd.errors import ConfigError, CorruptArchive, StoreLocked
 from ckzd.file_marks import Mark, walk
 from ckzd.formats.names import POINTER_NAME, order_of_leaving
@@ -240,23 +241,21 @@ def write_files(checkpoint: OpenCheckpoint, manifest: Manifest, staged: Path, te
     """Write the manifest's files below `staged` (or `staged` itself) and check their sha256; bytes written."""
     archive, nbytes = checkpoint.archive, sum(file.size for file in manifest.files)
     written = 0
-    numbers = {layout.name: number for number, layout in enumerate(checkpoint.layout.files)}
+    numbers = _numbers(checkpoint.manifest, manifest)
     if manifest.kind != "file":
         _make_folders(staged, manifest, is_whole=len(manifest.files) == len(checkpoint.manifest.files))
-    for model in manifest.files:
-        path = staged if manifest.kind == "file" else staged / model.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with durable.create(path) as file:
-            for piece in checkpoint.file(numbers[model.name]):
-                digest.update(piece)
-                written += file.write(piece)
-                tell(written / max(nbytes, 1))
-            file.flush()
-            os.fsync(file.fileno())
+    models = {file.name: file for file in manifest.files}
+    in_order = [models[checkpoint.manifest.files[number].name] for number in numbers]
+    paths = [staged if manifest.kind == "file" else staged / model.name for model in in_order]
+    with _Files(paths) as opened:
+        for place, piece in checkpoint.files(numbers):
+            written += opened.write(place, piece)
+            tell(written / max(nbytes, 1))
+    for model, path, digest in zip(in_order, paths, opened.digests, strict=True):
         if digest.hexdigest() != model.sha256:
             problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
             raise CorruptArchive(archive, problem, hint="run `ckzd verify` on the archive and its chain")
+        durable.fsync_file(path)
         _set_stat(path, model)
     for folder in reversed(manifest.folders):
         if (staged / folder.name).is_dir():
@@ -272,6 +271,32 @@ def _make_folders(staged: Path, manifest: Manifest, *, is_whole: bool) -> None:
     for folder in manifest.folders:
         if is_whole or any(file.name.startswith(f"{folder.name}/") for file in manifest.files):
             (staged / folder.name).mkdir(mode=0o700)
+
+
+class _Files:
+    """New files that are written in turns, and hashed meanwhile. One is open at a time: there may be thousands."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._number, self._file = -1, ExitStack()  # of the one that is open
+        self.digests = [hashlib.sha256() for _ in paths]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.create(path).close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, number: int, piece: Bytes) -> int:
+        """Append to one of them; bytes written."""
+        if number != self._number:
+            self._file.close()
+            self._number, self._out = number, self._file.enter_context(self._paths[number].open("ab"))
+        self.digests[number].update(piece)
+        return self._out.write(piece)
 
 
 def _set_stat(path: Path, recorded: FileModel | FolderModel | StatModel) -> None:

@@ -9,6 +9,7 @@ While the encoder works it reads on stdin what that announces, and restores it a
 line; another says that the archive is finished. Only then does it look at the archive, and at all of it.
 """
 
+import hashlib
 import os
 import sys
 import time
@@ -22,7 +23,6 @@ from typing import Any, BinaryIO, Self
 from ckzd import durable
 from ckzd.archive import ArchiveReader
 from ckzd.chains import ArchiveRecord, chain, decodable, records_in, references_in
-from ckzd.checkpoint import sha256_of
 from ckzd.codec.ahead import Ahead
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.records.reconstruction import Reconstruction
@@ -226,13 +226,16 @@ def check_link(
 
 def _compare_files(reader: ArchiveReader, own: Reconstruction, on_progress: OnProgress) -> None:
     opened, models = OpenCheckpoint(reader, own), reader.manifest.files
-    for position, model in enumerate(models):
-        decoded = sha256_of(opened.file(position))
-        if decoded != model.sha256:
-            problem = f"file {model.name}: decodes to sha256 {decoded}, expected {model.sha256}"
+    digests, done = [hashlib.sha256() for _ in models], 0
+    for file, piece in opened.files(range(len(models))):
+        digests[file].update(piece)
+        done += len(piece)
+        on_progress(done / max(reader.manifest.original_bytes, 1))
+    for model, digest in zip(models, digests, strict=True):
+        if digest.hexdigest() != model.sha256:
+            problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
             hint = "keep the original; report this with both archives"
             raise VerificationFailed(reader.path, problem, hint=hint)
-        on_progress((position + 1) / len(models))
 
 
 @dataclass(frozen=True, slots=True)

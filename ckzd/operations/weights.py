@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ckzd import durable
-from ckzd.checkpoint import TensorSpec, storages, whole
+from ckzd.checkpoint import TensorSpec, tiles_of, whole
 from ckzd.operations.reconstruct import OpenCheckpoint
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -38,7 +38,7 @@ def write_safetensors(path: Path, checkpoint: OpenCheckpoint) -> int:
 def _weights(checkpoint: OpenCheckpoint) -> Iterator[tuple[str, list[int], TensorSpec]]:
     """Name, numbers of the tiles and form of each. A name that is taken gets the tensor's number behind it."""
     taken, tensors = {"__metadata__"}, checkpoint.layout.tensors
-    tiles = storages(checkpoint.layout.files)
+    tiles = tiles_of(checkpoint.layout.files, checkpoint.layout.tiled)
     for number in checkpoint.layout.reference_tensors:
         if number not in tiles:
             continue

@@ -1,11 +1,12 @@
 """Peak memory of every process of ckzd on a checkpoint of any size, made here: no training, no large memory.
 
-usage: memory.py WORK [--bytes 2e9] [--embedding-rows 16] [--preset resume] [--device auto]
+usage: memory.py WORK [--bytes 2e9] [--ranks 64] [--embedding-rows 16] [--preset resume] [--device auto]
 WORK gets two checkpoints of a transformer with Adam moments: the second some training-like noise later. Both are
 archived by the command line, base and delta, and the second is restored without the cache. Tensors are drawn into files
-that are mapped, one at a time, so that making a checkpoint takes the memory of a few of the largest tensor. A line a
-command gives its seconds and, by process, the kernel's high-water mark and the largest anonymous memory (without mapped
-files) that was seen.
+that are mapped, one at a time, so that making a checkpoint takes the memory of a few of the largest tensor. With ranks
+checkpoints are directories of torch.distributed.checkpoint that so many would write, else files of torch.save. A line
+says how long it takes to look through each. A line a command gives its seconds and, by process, the kernel's
+high-water mark and the largest anonymous memory (without mapped files) that was seen.
 """
 
 import argparse
@@ -20,9 +21,12 @@ from typing import Any
 
 import torch
 from command import ckzd
+from formats.dcp_directories import Writer
 from machine import machine
 from processes import Watch
 from torch import Tensor
+
+from ckzd.formats import read_checkpoint
 
 # R = rows, C = columns of a matrix; a vector is one row
 LAYERS = 12  # about: as many as the size asks for
@@ -94,6 +98,30 @@ def make_checkpoint(target: Path, shapes: Shapes, updates: int) -> None:
         torch.save({"model": model, "optimizer": optimizer, "step": STEPS * (updates + 1)}, target)
 
 
+def make_sharded(target: Path, shapes: Shapes, updates: int, ranks: int) -> None:
+    """The same, cut by rows between ranks."""
+    writer = Writer(target, ranks)
+    for index, (name, shape) in enumerate(shapes.items()):
+        writer.put(f"model.{name}", weight(shape, index, updates))
+        first, second = moments(shape, 10_007 * (updates + 1) + index)
+        state = {"step": torch.tensor(float(STEPS * (updates + 1))), "exp_avg": first, "exp_avg_sq": second}
+        for key, value in state.items():
+            writer.put(f"optimizer.state.{name}.{key}", value)
+        for key, value in {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": 1e-8}.items():
+            writer.put(f"optimizer.param_groups.{name}.{key}", value)
+    writer.put("step", STEPS * (updates + 1))
+    writer.finish()
+
+
+def looked_through(checkpoint: Path) -> dict[str, Any]:
+    """How long it takes this process to read what a checkpoint holds, without its tensors' bytes."""
+    started, cpu = time.perf_counter(), time.process_time()
+    found = read_checkpoint(checkpoint)
+    holes = sum(len(layout.holes) for layout in found.files)
+    seconds = {"seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+    return {"looked_through": checkpoint.name, "tensors": len(found.tensors), "holes": holes, **seconds}
+
+
 def _on_disk(values: Tensor, files: Iterator[Path]) -> Tensor:
     """The same tensor in the next file, mapped: the kernel takes its memory back when it needs it."""
     mapped = torch.from_file(str(next(files)), shared=True, size=values.numel()).reshape(values.shape)
@@ -116,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--bytes", type=float, default=2e9, help="of a checkpoint, about")
+    parser.add_argument("--ranks", type=int, default=0, help="that each checkpoint is cut between; 0: a file")
     parser.add_argument("--embedding-rows", type=int, default=16, help="times the width: the largest tensor")
     parser.add_argument("--preset", default="resume")
     parser.add_argument("--device", default="auto")
@@ -124,11 +153,21 @@ def main() -> None:
     run.mkdir(parents=True)
     shapes = transformer_shapes(options.bytes / BYTES_A_PARAMETER, options.embedding_rows)
     parameters, largest = sum(map(math.prod, shapes.values())), max(shapes.values(), key=math.prod)
-    header = {**machine(), "preset": options.preset, "parameters": parameters, "largest_tensor": largest}
+    header = {
+        **machine(),
+        "preset": options.preset,
+        "ranks": options.ranks,
+        "parameters": parameters,
+        "largest_tensor": largest,
+    }
     print(json.dumps(header), flush=True)
     for updates, name in enumerate(("base", "delta")):
-        checkpoint = run / f"step_{STEPS * (updates + 1):06d}.pt"
-        make_checkpoint(checkpoint, shapes, updates)
+        checkpoint = run / f"step_{STEPS * (updates + 1):06d}{'' if options.ranks else '.pt'}"
+        if options.ranks:
+            make_sharded(checkpoint, shapes, updates, options.ranks)
+        else:
+            make_checkpoint(checkpoint, shapes, updates)
+        print(json.dumps(looked_through(checkpoint)), flush=True)
         chosen = ("--store", str(store), "--preset", options.preset, "--device", options.device)
         report = watched(f"compress {name}", "compress", str(checkpoint), *chosen)
         sizes = {"original_bytes": report["original_bytes"], "ratio": round(report["ratio"], 2)}

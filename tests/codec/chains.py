@@ -5,13 +5,15 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 
-from ckzd.checkpoint import Checkpoint, assemble
+from ckzd.assembly import assembled
+from ckzd.checkpoint import Checkpoint
 from ckzd.codec import encode as encoding
 from ckzd.codec import zstd
 from ckzd.codec.analysis.tiles import in_tiles
@@ -99,10 +101,11 @@ def decode(archive: Archive, reference: Archive | None = None, *, own: bool = Fa
     if own:
         decoder = Decoder.from_own(archive.entry, archive.streams.__getitem__, reconstruction)
     files = decoder.index.layout.files
-    return [
-        b"".join(assemble(layout, pieces, (decoder.payload(hole.tensor, reconstruction) for hole in layout.holes)))
-        for layout, pieces in zip(files, split_skeleton(skeleton, files), strict=True)
-    ]
+    restored = [bytearray() for _ in files]
+    payloads = partial(map, lambda number: decoder.payload(number, reconstruction))
+    for file, piece in assembled(files, split_skeleton(skeleton, files), payloads):
+        restored[file] += piece
+    return list(map(bytes, restored))
 
 
 def restored(archive: Archive, reference: Archive | None = None) -> dict:

@@ -5,16 +5,18 @@ import re
 from pathlib import Path
 
 import ckzd.archive
+from ckzd.checkpoint import FileLayout, FileStat, Hole
 from ckzd.codec import scales
 from ckzd.codec.entropy import context, escapes, lanes, planes
 from ckzd.codec.entropy.context import DENSITIES, FIELDS, GRID, PASSES
 from ckzd.codec.entropy.planes import Coder
 from ckzd.codec.kernels import plain
 from ckzd.codec.paper import lstm
-from ckzd.codec.records import index, layout
+from ckzd.codec.records import holes, index
 from ckzd.codec.records.index import Method
 from ckzd.codec.records.layout import Layout
 from ckzd.codec.transform import adaptive_basis, quantize, wide
+from ckzd.fingerprints import Fingerprint
 
 PAGE = (Path(ckzd.archive.__file__).parent / "FORMAT.md").read_text()
 FLAT = " ".join(PAGE.split())
@@ -69,7 +71,9 @@ def test_every_coder_is_named():
 
 
 def test_the_layout_has_its_keys():
-    written = json.loads(Layout((), (), (), (), {1: 0}).to_json())
+    hole = Hole(0, 0, 4, (10,), fingerprint=Fingerprint(30, (60,), (), ()))
+    files = (FileLayout("a", 80, FileStat(0, 0, 0, 0), (hole,)),)
+    written = json.loads(Layout(files, (), (), (), {1: 0}, {1: 2}).to_json())
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", section("Index"), re.MULTILINE)
     assert rows[: len(written)] == list(written)
     assert rows[len(written) :] == list(index.STEPS)
@@ -127,7 +131,7 @@ def test_the_lstm():
 def test_limits():
     assert f"-{scales.MAX_SCALE_CODE}..{scales.MAX_SCALE_CODE} stands for" in FLAT
     assert f"{int(scales.ZERO)} stands for 0" in FLAT
-    assert layout.MAX_BYTES == 2**48
+    assert holes.MAX_BYTES == 2**48
     assert "No number is above 2^48" in FLAT
     assert f"a count being 1 to {index.MAX_STEP_EXPONENT}." in FLAT
     assert f"u8 n, at most {wide.MAX_LOW_BITS}," in FLAT

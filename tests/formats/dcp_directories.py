@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,23 +23,28 @@ class Writer:
     def __init__(self, path: Path, ranks: int) -> None:
         path.mkdir(parents=True)
         self.path, self.ranks = path, ranks
-        self.files = [io.BytesIO() for _ in range(ranks)]
+        self.files = [(path / f"__{rank}_0.distcp").open("wb") for rank in range(ranks)]
         self.metadata = Metadata({}, None, {})
 
-    def put(self, name: str, value: object) -> None:
-        """A tensor in chunks of rows, one a rank; or an object in the first rank's file."""
+    def put(self, name: str, value: object, *, cut: int = 0) -> None:
+        """A tensor in chunks along one of its dimensions, one a rank; or an object in the first rank's file."""
         if not isinstance(value, torch.Tensor):
             self._write(0, MetadataIndex(name), value)
             self.metadata.state_dict_metadata[name] = BytesStorageMetadata()
             return
-        chunks, at = [], 0
-        for rank, chunk in enumerate(torch.chunk(value, self.ranks) if value.ndim else [value]):
-            offset = torch.Size([at, *[0] * (value.ndim - 1)][: value.ndim])
-            self._write(rank, MetadataIndex(name, offset), chunk.clone())
-            chunks.append(ChunkStorageMetadata(offset, chunk.shape))
-            at += chunk.shape[0] if value.ndim else 0
-        properties = TensorProperties(dtype=value.dtype)
-        self.metadata.state_dict_metadata[name] = TensorStorageMetadata(properties, value.shape, chunks)
+        at = 0
+        for rank, chunk in enumerate(torch.chunk(value, self.ranks, cut) if value.ndim else [value]):
+            offset = torch.Size(at if axis == cut else 0 for axis in range(value.ndim))
+            self.put_chunk(name, rank, offset, chunk, value.shape)
+            at += chunk.shape[cut] if value.ndim else 0
+
+    def put_chunk(self, name: str, rank: int, start: Sequence[int], chunk: torch.Tensor, shape: Sequence[int]) -> None:
+        """What a rank has of a tensor of this shape, from `start` on."""
+        offset = torch.Size(start)
+        self._write(rank, MetadataIndex(name, offset), chunk.clone(memory_format=torch.contiguous_format))
+        whole = TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(shape), [])
+        items = self.metadata.state_dict_metadata
+        items.setdefault(name, whole).chunks.append(ChunkStorageMetadata(offset, chunk.shape))
 
     def _write(self, rank: int, index: MetadataIndex, value: object) -> None:
         file = self.files[rank]
@@ -51,8 +56,8 @@ class Writer:
 
     def finish(self) -> Path:
         """`.metadata` last."""
-        for rank, file in enumerate(self.files):
-            (self.path / f"__{rank}_0.distcp").write_bytes(file.getvalue())
+        for file in self.files:
+            file.close()
         (self.path / ".metadata").write_bytes(pickle.dumps(self.metadata))
         return self.path
 

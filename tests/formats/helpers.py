@@ -2,23 +2,25 @@
 
 import io
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ckzd.checkpoint import Checkpoint, TensorSpec, assemble
+from ckzd.assembly import assembled
+from ckzd.checkpoint import Checkpoint, TensorSpec
+from ckzd.parts import cover
 
 
 def rebuilt(checkpoint: Checkpoint, payload_of: Callable[[int], bytes] | None = None) -> list[bytes]:
     """Each file, put together again."""
-    payload_of = payload_of or checkpoint.payload
-    return [
-        b"".join(
-            assemble(layout, list(checkpoint.verbatim(number)), (payload_of(hole.tensor) for hole in layout.holes))
-        )
-        for number, layout in enumerate(checkpoint.files)
-    ]
+    verbatim = [checkpoint.verbatim(number) for number in range(len(checkpoint.files))]
+    files = [bytearray() for _ in checkpoint.files]
+    for file, piece in assembled(checkpoint.files, verbatim, partial(map, payload_of or checkpoint.payload)):
+        files[file] += piece
+    return list(map(bytes, files))
 
 
 def assert_lossless(checkpoint: Checkpoint, path: Path) -> None:
@@ -29,16 +31,19 @@ def assert_lossless(checkpoint: Checkpoint, path: Path) -> None:
     assert len({tensor.path for tensor in checkpoint.tensors}) == len(checkpoint.tensors)
     for layout in checkpoint.files:
         assert_well_formed(layout, checkpoint.tensors)
-    numbers = [hole.tensor for layout in checkpoint.files for hole in layout.holes]
-    assert sorted(numbers) == list(range(len(checkpoint.tensors)))
+    parts = defaultdict(list)
+    for hole in (hole for layout in checkpoint.files for hole in layout.holes):
+        parts[hole.tensor].append(hole.part)
+    assert sorted(parts) == list(range(len(checkpoint.tensors)))
+    assert all(found == [None] or cover(found, checkpoint.tensors[n].nbytes) for n, found in parts.items())
 
 
 def assert_well_formed(layout, tensors: tuple[TensorSpec, ...]) -> None:
-    """Holes ascend, hold their tensors exactly, and CRC fields lie where `assemble` can patch them."""
+    """Holes ascend, hold their tensors or parts exactly, and CRC fields lie where they can be patched."""
     end = 0
     for hole in layout.holes:
         assert hole.offset >= end
-        assert hole.nbytes == tensors[hole.tensor].nbytes
+        assert hole.nbytes == (tensors[hole.tensor] if hole.part is None else hole.part).nbytes
         for offset in hole.crc_offsets:
             assert offset >= hole.offset + hole.nbytes or end <= offset <= hole.offset - 4
             assert not any(other.offset - 4 < offset < other.offset + other.nbytes for other in layout.holes)

@@ -1,7 +1,8 @@
-"""Directories of torch.distributed.checkpoint are one checkpoint, chunk by chunk, or are refused whole."""
+"""Directories of torch.distributed.checkpoint are one checkpoint, or are refused whole."""
 
 import os
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from formats.dcp_directories import Writer, state_of, trained, write_dcp
 from formats.helpers import assert_lossless, rebuilt
+from safetensors.torch import save_file
 
 import ckzd
 from ckzd.checkpoint import ParamGroup
+from ckzd.codec.analysis import tiles
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.analysis.tiles import in_tiles
@@ -54,16 +57,118 @@ def test_what_torch_writes_is_one_checkpoint(whole):
     assert_lossless(checkpoint, whole)
 
 
-def test_a_chunk_is_a_tensor_that_is_paired_with_the_same_chunk_of_its_moments(sharded):
+def triples_of(checkpoint):
+    """Paths of weights and their moments."""
+    found = pair(Inputs(in_tiles(checkpoint), None)).triples
+    return {tuple(checkpoint.tensors[number].path for number in (t.weight, *t.moments)) for t in found}
+
+
+def triple(name, chunk=""):
+    states = (("optimizer", "state", name + chunk, key) for key in ("exp_avg", "exp_avg_sq"))
+    return (("model", name + chunk), *states)
+
+
+def test_a_sharded_tensor_is_one_tensor_whatever_the_number_of_ranks(tmp_path, whole, sharded):
+    """Vectors too, of which a rank has less than what is worth a name."""
     checkpoint = read_checkpoint(sharded)
     assert_lossless(checkpoint, sharded)
-    triples = pair(Inputs(in_tiles(checkpoint), None)).triples
-    found = {tuple(checkpoint.tensors[number].path for number in (t.weight, *t.moments)) for t in triples}
-    starts = {f"{name}.weight[{start},0]" for name in (0, 2) for start in (0, 22, 44)}
-    assert found == {
-        (("model", name), *((("optimizer", "state", name, key)) for key in ("exp_avg", "exp_avg_sq")))
-        for name in starts
-    }
+    assert triples_of(checkpoint) == {triple(f"{name}.weight") for name in (0, 2)}
+    known = {tensor.path: tensor for tensor in read_checkpoint(whole).tensors}
+    for ranks in (2, 3, 16):
+        found = read_checkpoint(write_dcp(tmp_path / f"step-{ranks}", ranks, state_of(*trained()))).tensors
+        assert {tensor.path: tensor for tensor in found} == known
+
+
+def written(path, ranks, cuts, shape=(6, 48, 32)):
+    """One tensor in chunks along so many of its dimensions."""
+    value = torch.arange(prod(shape)).float().reshape(shape)
+    writer = Writer(path, ranks)
+    chunks = [((0,) * len(shape), value)]
+    for axis in cuts:
+        half = -(-shape[axis] // 2)
+        chunks = [((*at[:axis], at[axis] + number * half, *at[axis + 1 :]), piece) for at, chunk in chunks
+                  for number, piece in enumerate(torch.chunk(chunk, 2, axis))]  # fmt: skip
+    for number, (at, chunk) in enumerate(chunks):
+        writer.put_chunk("w", number % ranks, at, chunk, shape)
+    return writer.finish(), value
+
+
+@pytest.mark.parametrize("cuts", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])
+def test_chunks_of_any_form(tmp_path, cuts):
+    """Cut by experts, by rows, by columns, and by several of these."""
+    path, value = written(tmp_path / "step-1", 3, cuts)
+    checkpoint = read_checkpoint(path)
+    assert [(tensor.path, tensor.shape) for tensor in checkpoint.tensors] == [(("w",), (6, 48, 32))]
+    assert bytes(checkpoint.payload(0)) == value.numpy().tobytes()
+    tiled = in_tiles(checkpoint)
+    assert b"".join(map(tiled.payload, range(len(tiled.tensors)))) == value.numpy().tobytes()
+    for each in (checkpoint, tiled):
+        assert_lossless(each, path)
+
+
+def test_chunks_that_are_not_all_of_a_tensor_are_tensors_of_their_own(tmp_path):
+    """One is missing, or another one is in its place, or they are of several dtypes."""
+    rows = torch.randn(3, 64, 16)
+    for name, second in (("missing", None), ("double", (32, rows[1])), ("other", (64, rows[1].half()))):
+        writer = Writer(tmp_path / f"step-{name}", 2)
+        writer.put_chunk("w", 0, (0, 0), rows[0], (192, 16))
+        if second is not None:
+            writer.put_chunk("w", 1, (second[0], 0), second[1], (192, 16))
+        writer.put_chunk("w", 1, (128, 0), rows[2], (192, 16))
+        checkpoint = read_checkpoint(writer.finish())
+        assert {tensor.path[0][:2] for tensor in checkpoint.tensors} == {"w["}, name
+        assert_lossless(checkpoint, writer.path)
+
+
+def test_ranks_without_a_share_of_a_tensor(tmp_path):
+    writer = Writer(tmp_path / "step-1", 3)
+    rows = torch.randn(2, 40, 16)
+    writer.put_chunk("w", 0, (0, 0), rows[0], (80, 16))
+    writer.put_chunk("w", 1, (40, 0), rows[1], (80, 16))
+    writer.put_chunk("w", 2, (80, 0), torch.zeros(0, 16), (80, 16))
+    checkpoint = read_checkpoint(writer.finish())
+    assert [(tensor.path, tensor.shape) for tensor in checkpoint.tensors] == [(("w",), (80, 16))]
+    assert_lossless(checkpoint, writer.path)
+
+
+def test_another_number_of_ranks_goes_on_with_the_chain(tmp_path):
+    """A job that was started again on more machines, or on one."""
+    run, reports = tmp_path / "run", []
+    for steps, ranks in ((3, 4), (4, 3), (5, 1)):
+        path = write_dcp(run / f"step-{steps}", ranks, state_of(*trained(steps)))
+        reports.append(ckzd.compress(path, preset="resume"))
+    assert [report.reference is not None for report in reports] == [False, True, True]
+    for report in reports:
+        assert ckzd.verify(report.archive).ok
+
+
+def test_a_sharded_tensor_is_found_in_a_base_model(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    model = {f"layers.{n}.weight": torch.randn(128, 96, generator=draw) for n in range(4)}
+    save_file(model, tmp_path / "base.safetensors")
+    writer = Writer(tmp_path / "run" / "step-1", 3)
+    for name, value in model.items():
+        writer.put(f"model.{name}", value + 1e-3 * torch.randn(value.shape, generator=draw))
+    report = ckzd.compress(writer.finish(), base_model=tmp_path / "base.safetensors")
+    assert report.reference == str(tmp_path / "base.safetensors")
+    assert report.ratio > 10
+
+
+def test_tiles_that_ranks_have_in_other_orders(tmp_path, monkeypatch):
+    """Replaced and restored bit for bit."""
+    monkeypatch.setattr(tiles, "MAX_ELEMENTS", 1 << 13)
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"w{n}": torch.randn(700, 32 + 16 * n, generator=draw) for n in range(3)}
+    writer = Writer(tmp_path / "run" / "step-1", 3)
+    for rank, order in enumerate((("w0", "w1", "w2"), ("w2", "w0", "w1"), ("w1", "w2", "w0"))):
+        for name in order:
+            piece = torch.chunk(weights[name], 3)[rank]
+            writer.put_chunk(name, rank, (234 * rank, 0), piece, tuple(weights[name].shape))
+    path = writer.finish()
+    before = {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    assert ckzd.compress(path, preset="lossless", replace=True).replaced
+    ckzd.ensure_restored(path)
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == before
 
 
 def test_groups_that_list_their_parameters(tmp_path):

@@ -66,12 +66,6 @@ def values(checkpoint, number):
     return torch.frombuffer(bytearray(checkpoint.payload(number)), dtype=torch.float32).reshape(tensor.shape)
 
 
-CUT = {
-    1: {"a.weight": (48, 32), "b.weight": (32, 48)},
-    3: {"a.weight[0,0]": (24, 32), "a.weight[24,0]": (24, 32), "b.weight[0,0]": (16, 48), "b.weight[16,0]": (16, 48)},
-}
-
-
 @pytest.mark.parametrize("stage", [1, 3])
 def test_flat_partitions_are_the_weights_in_them(tmp_path, stage):
     path = write(tmp_path / "global_step7", stage)
@@ -85,25 +79,52 @@ def test_flat_partitions_are_the_weights_in_them(tmp_path, stage):
         assert {checkpoint.tensors[number].path[-2] for number in triple.moments} == {weight}
         if len(checkpoint.tensors[triple.weight].shape) > 1:
             found[weight] = checkpoint.tensors[triple.weight].shape
-            name, _, place = weight.partition("[")
-            rows = slice(start := int(place.split(",")[0] or 0), start + found[weight][0])
-            assert torch.equal(values(checkpoint, triple.weight), MODEL[name][rows])
-            assert torch.equal(values(checkpoint, triple.first), (0.1 * MODEL[name])[rows])
-    assert found == CUT[stage]
+            assert torch.equal(values(checkpoint, triple.weight), MODEL[weight])
+            assert torch.equal(values(checkpoint, triple.first), 0.1 * MODEL[weight])
+    assert found == SHAPES[0]
     assert {group.betas for optimizer in checkpoint.optimizers for group in optimizer.groups} == {(0.9, 0.99)}
 
 
-def test_a_weight_that_is_cut_within_a_row_has_its_whole_rows(tmp_path, monkeypatch):
-    odd = ({"c.weight": (33, 31)}, {"c.bias": (200,)})
-    monkeypatch.setitem(globals(), "SHAPES", odd)
-    monkeypatch.setitem(
-        globals(), "MODEL", {name: torch.randn(shape) for group in odd for name, shape in group.items()}
-    )
+def test_a_weight_that_is_cut_within_a_row_is_one(tmp_path, monkeypatch):
+    set_shapes(monkeypatch, {"c.weight": (33, 31)}, {"c.bias": (200,)})
     checkpoint = read_checkpoint(write(tmp_path / "global_step7", 1))
     assert_lossless(checkpoint, tmp_path / "global_step7")
     triples = pair(Inputs(in_tiles(checkpoint), None)).triples
     names = {checkpoint.tensors[triple.weight].path[-1]: checkpoint.tensors[triple.weight].shape for triple in triples}
-    assert names == {"c.weight[0,0]": (16, 31), "c.weight[17,0]": (16, 31)}
+    assert names == {"c.weight": (33, 31), "c.bias": (200,)}
+
+
+def set_shapes(monkeypatch, *groups):
+    monkeypatch.setitem(globals(), "SHAPES", groups)
+    drawn = {name: torch.randn(shape) for group in groups for name, shape in group.items()}
+    monkeypatch.setitem(globals(), "MODEL", drawn)
+
+
+def test_a_share_without_the_others_has_a_name_of_its_own(tmp_path, monkeypatch):
+    """The second rank has ten elements of the first weight, less than what is worth a name."""
+    set_shapes(monkeypatch, {"c.weight": (32, 32), "d.weight": (251, 4)})
+    checkpoint = read_checkpoint(write(tmp_path / "global_step7", 1))
+    assert_lossless(checkpoint, tmp_path / "global_step7")
+    triples = pair(Inputs(in_tiles(checkpoint), None)).triples
+    names = {checkpoint.tensors[triple.weight].path[-1]: checkpoint.tensors[triple.weight].shape for triple in triples}
+    assert names == {"c.weight[0:1014]": (1014,), "d.weight": (251, 4)}
+    state = [tensor.path for tensor in checkpoint.tensors if tensor.path[-1] == "<rest>"]
+    paths = [optimizer.path for optimizer in checkpoint.optimizers]
+    assert any(path[: len(own)] == own for path in state for own in paths)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_another_number_of_ranks_goes_on_with_the_same_tensors(tmp_path, monkeypatch, stage):
+    run, reports, known = tmp_path / "run", [], []
+    for step, ranks in ((7, 2), (8, 3), (9, 1)):
+        monkeypatch.setitem(globals(), "RANKS", ranks)
+        path = write(run / f"global_step{step}", stage, step, 1 + 0.001 * step)
+        known.append({tensor.path for tensor in read_checkpoint(path).tensors if len(tensor.shape) > 1})
+        reports.append(ckzd.compress(path, preset="resume"))
+    of_zero = [{path for path in paths if "optim" in path[0]} for paths in known]
+    assert of_zero[0] == of_zero[1] == of_zero[2]
+    assert [report.reference is not None for report in reports] == [False, True, True]
+    assert ckzd.verify(reports[-1].archive).ok
 
 
 @pytest.mark.parametrize("change", ["shapes", "groups", "length", "no shapes"])

@@ -1,6 +1,6 @@
 """Write the golden archives of the current format version. Refuses to overwrite: a golden is for ever.
 
-usage: make_golden.py    writes tests/golden/format_N/: three chains and `expected.json`, hashes of what they restore
+usage: make_golden.py    writes tests/golden/format_N/: chains and `expected.json`, hashes of what they restore
 Run it once for a new format version, in the commit that changes FORMAT.md.
 """
 
@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -25,7 +26,8 @@ from ckzd.codec.paper import fitting
 from ckzd.codec.presets import PRESETS
 
 sys.path.append(str(Path(__file__).parents[1]))
-from plain_decoder import PlainArchive  # a script finds what stands beside it only
+from formats.dcp_directories import Writer  # a script finds what stands beside it only
+from plain_decoder import PlainArchive
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
@@ -180,10 +182,72 @@ def write_tuned() -> dict[str, dict]:
     return expected
 
 
+def write_sharded(run: Path) -> None:
+    """Directories of three ranks, which have rows of weights and columns of one; each has some of its tiles.
+
+    Experts are cut in their middle dimension, a bias is shorter in each than what has a name of its own.
+    """
+    torch.manual_seed(7)
+    shapes = {"rows": (700, 32), "columns": (640, 48), "experts": (3, 24, 32), "bias": (96,)}
+    weights = {name: torch.nn.Parameter(0.1 * torch.randn(shape)) for name, shape in shapes.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, betas=(0.9, 0.99))
+    for step in range(1, STEPS[1] + 1):
+        for weight in weights.values():
+            weight.grad = torch.randn(weight.shape[:-1])[..., None] * torch.randn(weight.shape[-1])
+        optimizer.step()
+        if step in STEPS:
+            writer = Writer(run / f"step-{step}", 3)
+            for (name, weight), kept in zip(weights.items(), optimizer.state_dict()["state"].values(), strict=True):
+                cut = int(name in {"columns", "experts"})
+                writer.put(f"model.{name}", weight.detach(), cut=cut)
+                for key, value in kept.items():
+                    writer.put(f"optimizer.state.{name}.{key}", value, cut=cut if value.ndim else 0)
+            writer.finish()
+
+
+def write_archives(
+    folder: str, preset: str, checkpoints: Sequence[Path], expected: dict[str, dict]
+) -> list[PlainArchive]:
+    """A chain in a folder of goldens, read by the plain decoder too: what nothing but ckzd reads is no golden."""
+    archives: list[PlainArchive] = []
+    for checkpoint in checkpoints:
+        report = ckzd.compress(checkpoint, preset=preset)
+        target = HERE / folder / Path(report.archive).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(report.archive, target)
+        manifest = read_manifest(target)
+        archives.append(PlainArchive(target, archives[-1].own if archives else None))
+        digest = hashlib.sha256(archives[-1].own.to_bytes()).hexdigest()
+        files = {name: hashlib.sha256(data).hexdigest() for name, data in archives[-1].files().items()}
+        if digest != manifest.reconstruction or files != {file.name: file.sha256 for file in manifest.files}:
+            raise SystemExit(f"{target}: the plain decoder makes something else of it")
+        expected[f"{folder}/{target.name}"] = {"restored": manifest.restored, "coders": manifest.coders}
+    return archives
+
+
+def require_all_kinds(archives: Sequence[PlainArchive], sharded: Sequence[PlainArchive]) -> None:
+    """Whatever an archive may hold is in one of them."""
+    methods = {(c[1].split("/")[0] if len(c) > 2 else "", c[0]) for a in archives for c in a.index["codes"]}
+    methods |= {("zeros", "otherwise" if len(m) > 1 else "as expected") for a in archives for m in a.index["zeros"]}
+    if not methods >= WANTED:
+        raise SystemExit(f"the run has no {WANTED - methods}")
+    for archive in archives:
+        if not any(len(file) == 5 and all(file[3:]) for file in archive.layout["files"]):
+            raise SystemExit("no tensor is cut, or none joins another")
+        if not any(len(tensor) == 5 for tensor in json.loads(archive.layout_json)["tensors"]):
+            raise SystemExit("no tensor is a stack")
+    for archive in sharded:
+        places = [place for file in archive.layout["files"] for hole in file[2] for place in hole[3:4]]
+        parts = {len(place) for place in places if isinstance(place, list)}
+        if parts != {1, 3} or not archive.layout.get("tiled"):
+            raise SystemExit("no tensor lies in parts of one run and of several, or none of them is cut")
+
+
 def main() -> None:
     if HERE.exists():
         raise SystemExit(f"{HERE} exists: goldens are never regenerated")
     trained = {name: replace(PRESETS[name], lstm_steps=60, lstm_cold_steps=150) for name in ("resume", "paper")}
+    expected: dict[str, dict] = {}
     with (
         tempfile.TemporaryDirectory() as work,
         mock.patch.object(fitting, "encode_lstm", return_value=b""),  # an LSTM that seems free: small planes use it
@@ -191,39 +255,17 @@ def main() -> None:
         mock.patch.dict(os.environ, XDG_STATE_HOME=work),  # what is noted of a base model is not of this user
         mock.patch.object(tiles, "MAX_ELEMENTS", 1 << 13),  # the largest tensors are cut
     ):
-        expected: dict[str, dict] = {}
-        methods = set()
+        archives: list[PlainArchive] = []
         for preset in trained:
-            reference = None
             run = Path(work) / preset / "run"
             run.mkdir(parents=True)
             write_run(run)
-            for step in STEPS:
-                report = ckzd.compress(run / f"step_{step}.pt", preset=preset)
-                target = HERE / preset / Path(report.archive).name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(report.archive, target)
-                manifest = read_manifest(target)
-                archive = PlainArchive(target, reference)  # what nothing but ckzd reads is no golden
-                reference = archive.own
-                digest = hashlib.sha256(reference.to_bytes()).hexdigest()
-                files = {name: hashlib.sha256(data).hexdigest() for name, data in archive.files().items()}
-                if digest != manifest.reconstruction or files != {file.name: file.sha256 for file in manifest.files}:
-                    raise SystemExit(f"{target}: the plain decoder makes something else of it")
-                methods |= {
-                    (code[1].split("/")[0] if len(code) > 2 else "", code[0]) for code in archive.index["codes"]
-                }
-                methods |= {
-                    ("zeros", "otherwise" if len(mask) > 1 else "as expected") for mask in archive.index["zeros"]
-                }
-                expected[f"{preset}/{target.name}"] = {"restored": manifest.restored, "coders": manifest.coders}
-                if not any(len(file) == 5 and all(file[3:]) for file in archive.layout["files"]):
-                    raise SystemExit(f"{target}: no tensor is cut, or none joins another")
-                if not any(len(tensor) == 5 for tensor in json.loads(archive.layout_json)["tensors"]):
-                    raise SystemExit(f"{target}: no tensor is a stack")
+            archives += write_archives(preset, preset, [run / f"step_{step}.pt" for step in STEPS], expected)
+        run = Path(work) / "sharded" / "run"
+        write_sharded(run)
+        directories = [run / f"step-{step}" for step in STEPS[:2]]
+        require_all_kinds(archives, write_archives("sharded", "resume", directories, expected))
         expected |= write_tuned()
-    if not methods >= WANTED:
-        raise SystemExit(f"the run has no {WANTED - methods}")
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

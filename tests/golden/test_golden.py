@@ -9,6 +9,7 @@ from plain_decoder import PlainArchive
 
 import ckzd
 from ckzd.archive import ArchiveReader
+from ckzd.archive.manifest import files_digest
 from ckzd.operations.restore import restore
 
 GOLDENS = sorted(Path(__file__).parent.glob("format_*/*/*.ckz"))
@@ -22,9 +23,10 @@ def expected_of(archive: Path) -> dict[str, object]:
 def restored_digest(archive: Path, target: Path) -> str:
     restore(archive, output=target)
     with ArchiveReader(archive) as reader:
-        (file,) = reader.manifest.files
-    row = f"{file.name}\0{file.size}\0{hashlib.sha256(target.read_bytes()).hexdigest()}\n"
-    return hashlib.sha256(row.encode()).hexdigest()
+        manifest = reader.manifest
+    paths = [target / file.name if manifest.kind == "directory" else target for file in manifest.files]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return files_digest((file.name, file.size, digest) for file, digest in zip(manifest.files, hashes, strict=True))
 
 
 def test_there_are_goldens():
@@ -49,7 +51,6 @@ def test_golden_is_read_by_a_plain_decoder(folder):
         archive = PlainArchive(path, reference)
         reference = archive.own
         assert hashlib.sha256(reference.to_bytes()).hexdigest() == archive.manifest["reconstruction"]
-    (data,) = archive.files().values()
-    (file,) = archive.manifest["files"]
-    assert hashlib.sha256(data).hexdigest() == file["sha256"]
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in archive.files().items()}
+    assert hashes == {file["name"]: file["sha256"] for file in archive.manifest["files"]}
     assert expected_of(chain[-1])["restored"] == archive.manifest["restored"]

@@ -45,33 +45,42 @@ class Contents:
 def read_contents(
     checkpoint: Checkpoint, reference_tensors: Container[int], before: Callable[[int], RawArray | None]
 ) -> Contents:
-    """Read every byte once. `before` gives the reference's values of a reference tensor, by number, if it has some.
+    """Read every byte once, and what lies in parts once more.
+
+    `before` gives the reference's values of a reference tensor, by number, if it has some.
 
     Raises BadCheckpoint where a file's own CRC-32 says that its bytes have rotted.
     """
     sha256: list[str] = []
     tensors: dict[int, Content] = {}
 
-    def read(hole: Hole) -> tuple[Bytes, Content, int]:
-        payload = checkpoint.payload(hole.tensor)
-        known = before if hole.tensor in reference_tensors else None
-        return (
-            payload,
-            _content(checkpoint, hole.tensor, payload, known),
-            zlib.crc32(payload) if hole.crc_offsets and hole.begins_storage else 0,
-        )
+    def content(number: int, payload: Bytes) -> Content:
+        return _content(checkpoint, number, payload, before if number in reference_tensors else None)
+
+    def read(place: tuple[int, Hole]) -> tuple[Bytes, Content | None, int]:
+        """What is in a hole, what that says of its tensor, and its CRC-32 if it is a whole storage."""
+        file, hole = place
+        payload = checkpoint.source.read(file, hole.offset, hole.nbytes)
+        is_storage = hole.crc_offsets and hole.begins_storage
+        said = content(hole.tensor, payload) if hole.part is None else None
+        return payload, said, zlib.crc32(payload) if is_storage else 0
 
     for file, layout in enumerate(checkpoint.files):
         digest, crc = hashlib.sha256(), _Crc(checkpoint, file)
-        read_holes = in_order(read, layout.holes, lambda hole: checkpoint.tensors[hole.tensor].elements)
+        places = [(file, hole) for hole in layout.holes]
+        read_holes = in_order(read, places, lambda place: place[1].nbytes)
         verbatim = checkpoint.verbatim(file)
-        for hole, (payload, content, own_crc) in zip(layout.holes, read_holes, strict=True):
-            tensors[hole.tensor] = content
+        for hole, (payload, said, own_crc) in zip(layout.holes, read_holes, strict=True):
+            if said is not None:
+                tensors[hole.tensor] = said
             digest.update(next(verbatim))
             digest.update(payload)
             crc.check(hole, payload, own_crc)
         digest.update(next(verbatim))
         sha256.append(digest.hexdigest())
+    parts = sorted(checkpoint.in_parts)
+    gathered = in_order(lambda n: content(n, checkpoint.payload(n)), parts, lambda n: checkpoint.tensors[n].elements)
+    tensors |= zip(parts, gathered, strict=True)
     return Contents(tuple(sha256), tuple(tensors[number] for number in range(len(checkpoint.tensors))))
 
 

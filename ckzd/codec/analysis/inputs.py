@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, storages, whole
+from ckzd.checkpoint import STORED_AS, Bytes, Checkpoint, ParamGroup, RawArray, TensorSpec, tiles_of, whole
 from ckzd.codec.analysis.contents import Contents, read_contents
 from ckzd.codec.arrays import Float64, Numbers
 from ckzd.codec.dtypes import stored_array, to_numbers
@@ -92,7 +92,7 @@ class Inputs:
     @cached_property
     def tiles(self) -> dict[int, list[int]]:
         """Numbers of the tiles of each tensor, by that of the first."""
-        return storages(self.checkpoint.files)
+        return tiles_of(self.checkpoint.files, self.checkpoint.tiled)
 
     @cached_property
     def first_tile(self) -> dict[int, int]:

@@ -34,20 +34,40 @@ def in_tiles(checkpoint: Checkpoint) -> Checkpoint:
     tensors = tuple(chain.from_iterable(tiles))
     if len({tensor.path for tensor in tensors}) < len(tensors):
         return checkpoint
-    return replace(checkpoint, files=tuple(_cut(file, tiles, firsts) for file in checkpoint.files), tensors=tensors)
+    files = tuple(_cut(file, tiles, firsts) for file in checkpoint.files)
+    tiled = {firsts[number]: len(tiles[number]) for number in checkpoint.in_parts if len(tiles[number]) > 1}
+    return replace(checkpoint, files=files, tensors=tensors, tiled=tiled)
 
 
 def _cut(file: FileLayout, tiles: Sequence[Sequence[TensorSpec]], firsts: Sequence[int]) -> FileLayout:
-    """A file with a hole for each tile; `firsts` are the numbers of each tensor's first one."""
+    """A file with a hole for each tile, or part of one; `firsts` are the numbers of each tensor's first one."""
     holes: list[Hole] = []
     for hole in file.holes:
-        offset = hole.offset
-        for number, tile in enumerate(tiles[hole.tensor], firsts[hole.tensor]):
-            is_first = number == firsts[hole.tensor]
-            holes.append(Hole(number, offset, tile.nbytes, continues=not is_first, joins=is_first and hole.joins))
-            offset += tile.nbytes
-        holes[-1] = replace(holes[-1], crc_offsets=hole.crc_offsets)
+        cut = _rows if hole.part is None else _parts_of_rows
+        holes += cut(hole, tiles[hole.tensor], firsts[hole.tensor])
+        holes[-1] = replace(holes[-1], crc_offsets=hole.crc_offsets, fingerprint=hole.fingerprint)
     return replace(file, holes=tuple(holes))
+
+
+def _rows(hole: Hole, tiles: Sequence[TensorSpec], first: int) -> Iterator[Hole]:
+    """A hole for each tile of a tensor that fills one."""
+    offset = hole.offset
+    for number, tile in enumerate(tiles, first):
+        yield Hole(number, offset, tile.nbytes, continues=number > first, joins=number == first and hole.joins)
+        offset += tile.nbytes
+
+
+def _parts_of_rows(hole: Hole, tiles: Sequence[TensorSpec], first: int) -> Iterator[Hole]:
+    """What a hole has of each tile of a tensor that lies in parts."""
+    assert hole.part is not None, "else it is all of a tensor"
+    offset, begin = hole.offset, 0
+    for number, tile in enumerate(tiles, first):
+        for part in hole.part.between(begin, begin + tile.nbytes):
+            is_whole = (part.count, part.run) == (1, tile.nbytes)
+            joins = hole.joins or offset > hole.offset
+            yield Hole(number, offset, part.nbytes, joins=joins, part=None if is_whole else part)
+            offset += part.nbytes
+        begin += tile.nbytes
 
 
 def _tiles(tensor: TensorSpec) -> Iterator[TensorSpec]:

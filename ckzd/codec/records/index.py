@@ -14,7 +14,8 @@ from typing import Any
 
 from ckzd.codec import zstd
 from ckzd.codec.parsing import read_json
-from ckzd.codec.records.layout import MAX_BYTES, Layout
+from ckzd.codec.records.holes import MAX_BYTES
+from ckzd.codec.records.layout import Layout
 from ckzd.streams import StreamRef
 
 MAX_INDEX_BYTES = 1 << 30

@@ -1,26 +1,28 @@
 """Where the tensors of a checkpoint lie in its files: what hardly changes over a run.
 
 A layout read from an archive is believed only if it is one that a reader of checkpoints could have found: tensors fill
-the holes of their files exactly, no two overlap, and what refers to a tensor refers to one that is there.
+the holes of their files exactly, whole or in parts, no two overlap, and what refers to a tensor refers to one that is
+there.
 """
 
 import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 from typing import Any
 
-from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, FileStat, Hole, TensorSpec, storages
+from ckzd.checkpoint import CODED_FLOATS, STORED_AS, FileLayout, Hole, TensorSpec, tiles_of
 from ckzd.codec.parsing import read_json
+from ckzd.codec.records.holes import MAX_BYTES, Made, count, counts, file_entry, file_of, text
+from ckzd.fingerprints import DIGITS, Fingerprint
+from ckzd.parts import Interval, cover
 
-MAX_BYTES = 1 << 48  # of one file; more is a lie
 _FEW_VALUES = 1 << 17  # 10,000 files without tensors are 50,000
 _BYTES_A_VALUE = 4  # of 256 bytes a tensor: three times what its entries take
-_UNKNOWN_STAT = FileStat(0, 0, 0, 0)  # the manifest knows it
 _LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
 
@@ -72,6 +74,7 @@ class Layout:
     reference_tensors: tuple[int, ...]  # tensors that dependents may refer to: floats that are no optimizer state
     triples: tuple[Triple, ...]
     states: Mapping[int, int] = field(default_factory=dict)  # of a weight beside its moments: numbers -> the weight's
+    tiled: Mapping[int, int] = field(default_factory=dict)  # tensors in parts, by their first tiles: how many these are
 
     def roles(self) -> dict[int, Role]:
         """What each tensor is to the codec, by number."""
@@ -81,14 +84,19 @@ class Layout:
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
+        made: dict[Made, int] = {}  # of fingerprints: the records that they are made of
         document: dict[str, list[Any]] = {
-            "files": [_file_entry(file) for file in self.files],
+            "files": [file_entry(file, made) for file in self.files],
             "tensors": [_tensor_entry(tensor) for tensor in self.tensors],
             "kept": list(self.reference_tensors),
             "triples": [[t.weight, *t.moments] for t in self.triples],
         }
         if self.states:
             document["states"] = [list(pair) for pair in sorted(self.states.items())]
+        if self.tiled:
+            document["tiled"] = [list(pair) for pair in sorted(self.tiled.items())]
+        if made:
+            document["fingerprints"] = [list(map(list, records)) for records in made]
         return json.dumps(document, separators=(",", ":")).encode()
 
     @staticmethod
@@ -98,12 +106,14 @@ class Layout:
         Of a checkpoint of so many bytes: a tensor takes some 20 values, and readers keep the smallest verbatim.
         """
         document = read_json(data, _FEW_VALUES + checkpoint_bytes // _BYTES_A_VALUE)
+        made = [(counts(before), counts(after)) for before, after in document.get("fingerprints", [])]
         layout = Layout(
-            files=tuple(_file(*entry) for entry in document["files"]),
+            files=tuple(file_of(made, entry) for entry in document["files"]),
             tensors=tuple(_tensor(*entry) for entry in document["tensors"]),
-            reference_tensors=_counts(document["kept"]),
-            triples=tuple(Triple(*_counts(entry)) for entry in document["triples"]),
-            states=_states(document.get("states", [])),
+            reference_tensors=counts(document["kept"]),
+            triples=tuple(Triple(*counts(entry)) for entry in document["triples"]),
+            states=_pairs(document.get("states", [])),
+            tiled=_pairs(document.get("tiled", [])),
         )
         _check_holes(layout)
         _check_tiles(layout)
@@ -112,69 +122,31 @@ class Layout:
         return layout
 
 
-def _file_entry(file: FileLayout) -> list[object]:
-    holes = [[hole.tensor, hole.offset, hole.nbytes, *hole.crc_offsets] for hole in file.holes]
-    continuing = [hole.tensor for hole in file.holes if hole.continues]
-    joining = [hole.tensor for hole in file.holes if hole.joins]
-    further = [continuing, joining] if joining else [continuing] if continuing else []
-    return [file.name, file.size, holes, *further]
-
-
-def _file(
-    name: str, size: int, holes: list[list[int]], continuing: Sequence[int] = (), joining: Sequence[int] = ()
-) -> FileLayout:
-    numbers = (_counts(hole) for hole in holes)
-    carried, joined = frozenset(_counts(continuing)), frozenset(_counts(joining))
-    found = tuple(
-        Hole(tensor, offset, nbytes, tuple(crcs), continues=tensor in carried, joins=tensor in joined)
-        for tensor, offset, nbytes, *crcs in numbers
-    )
-    if len(carried | joined) != sum(not hole.begins_storage for hole in found) or carried & joined:
-        raise ValueError(f"file {name!r}: a tensor goes on with a storage that is not in it, or in two ways")
-    return FileLayout(_text(name), _count(size), _UNKNOWN_STAT, found)
-
-
 def _tensor_entry(tensor: TensorSpec) -> list[object]:
     stack = [list(tensor.stack)] if tensor.stack else []
     return [list(tensor.path), tensor.dtype, list(tensor.shape), tensor.nbytes, *stack]
 
 
 def _tensor(path: list[str], dtype: str, shape: list[int], nbytes: int, stack: Sequence[int] = ()) -> TensorSpec:
-    known = tuple(_text(part) for part in path), _text(dtype), _counts(shape), _count(nbytes)
-    tensor = TensorSpec(*known, _counts(stack))
+    known = tuple(text(part) for part in path), text(dtype), counts(shape), count(nbytes)
+    tensor = TensorSpec(*known, counts(stack))
     itemsize = STORED_AS[dtype].itemsize if dtype in STORED_AS else 1
     if math.prod(tensor.shape) * itemsize != nbytes:
         raise ValueError(f"tensor {tensor.path}: {nbytes} bytes for {dtype} {tensor.shape}")
     return tensor
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_BYTES:
-        raise ValueError(f"expected a number of 0..{MAX_BYTES}, got {value!r:.40}")
-    return value
-
-
-def _counts(values: Iterable[object]) -> tuple[int, ...]:
-    return tuple(_count(value) for value in values)
-
-
-def _states(entries: Iterable[Iterable[object]]) -> dict[int, int]:
-    """Ascending [number, its weight's] -> by number."""
-    pairs = [_counts(entry) for entry in entries]
+def _pairs(entries: Iterable[Iterable[object]]) -> dict[int, int]:
+    """Ascending [number of a tensor, what is said of it] -> by number."""
+    pairs = [counts(entry) for entry in entries]
     numbers = [number for number, _ in pairs]
     if not all(a < b for a, b in pairwise(numbers)):
-        raise ValueError("expected states in ascending order")
+        raise ValueError("expected states, and what is tiled, in ascending order")
     return {number: weight for number, weight in pairs}  # noqa: C416  # two each, which dict() cannot be told
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {type(value).__name__}")
-    return value
-
-
 def _check_holes(layout: Layout) -> None:
-    """Every tensor fills one hole; holes ascend, and CRC fields lie beside them where `assemble` finds them."""
+    """Every tensor fills one hole, or holes its parts; holes ascend, and CRC fields lie where assembling finds them."""
     for file in layout.files:
         for start, stop in file.verbatim_ranges():
             if start > stop:
@@ -182,19 +154,42 @@ def _check_holes(layout: Layout) -> None:
         starts = [0, *(hole.offset + hole.nbytes for hole in file.holes)]
         ranges = list(file.verbatim_ranges())
         for position, hole in enumerate(file.holes):
-            if hole.nbytes != layout.tensors[hole.tensor].nbytes:
-                raise ValueError(f"tensor {hole.tensor}: a hole of {hole.nbytes} bytes is not its size")
             for offset in hole.crc_offsets:
                 piece = bisect_right(starts, offset) - 1
                 if piece < position or offset + 4 > ranges[piece][1]:
                     raise ValueError(f"file {file.name!r}: a CRC-32 at byte {offset} lies inside a tensor or before it")
-    numbers = sorted(hole.tensor for file in layout.files for hole in file.holes)
-    if numbers != list(range(len(layout.tensors))):
-        raise ValueError("expected every tensor in one hole of one file")
+            if hole.fingerprint is not None:
+                piece = bisect_right(starts, hole.fingerprint.offset) - 1
+                _check_fingerprint(file.name, hole.fingerprint, ranges[piece] if piece > position else (0, 0))
+    _check_covered(layout)
+
+
+def _check_fingerprint(name: str, fingerprint: Fingerprint, piece: Interval) -> None:
+    """Its digits, those before them and all that repeats their CRC-32 lie in one piece between holes, behind it."""
+    start, stop = piece
+    places = ((fingerprint.offset - DIGITS, DIGITS), *fingerprint.places)
+    if not all(start <= offset and offset + length <= stop for offset, length in places):
+        raise ValueError(f"file {name!r}: a fingerprint at byte {fingerprint.offset} lies inside a tensor or before it")
+    if not all(crc < 1 << 32 for crc in (*fingerprint.before, *fingerprint.after)):
+        raise ValueError(f"file {name!r}: a fingerprint of what is no CRC-32")
+
+
+def _check_covered(layout: Layout) -> None:
+    """Each byte of a tensor lies in one hole."""
+    holes: list[list[Hole]] = [[] for _ in layout.tensors]
+    for hole in (hole for file in layout.files for hole in file.holes):
+        holes[hole.tensor].append(hole)
+    for number, (tensor, own) in enumerate(zip(layout.tensors, holes, strict=True)):
+        parts = [hole.part for hole in own if hole.part is not None]
+        if not parts and len(own) == 1:
+            if own[0].nbytes != tensor.nbytes:
+                raise ValueError(f"tensor {number}: a hole of {own[0].nbytes} bytes is not its size")
+        elif not parts or len(parts) < len(own) or not cover(parts, tensor.nbytes):
+            raise ValueError(f"tensor {number}: expected it in one hole of one file, or in parts that are all of it")
 
 
 def _check_tiles(layout: Layout) -> None:
-    """What goes on with a storage begins where the tensor before ends; what continues a tensor has the rows behind it.
+    """What goes on with a storage begins where the hole before ends; what continues a tensor has the rows behind it.
 
     It has the path behind its own, too.
     """
@@ -204,19 +199,32 @@ def _check_tiles(layout: Layout) -> None:
         for before, hole in pairwise(file.holes):
             if not hole.begins_storage and (before.offset + before.nbytes != hole.offset or before.crc_offsets):
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
+            if hole.continues and (hole.part is not None or before.part is not None):
+                raise ValueError(f"tensor {hole.tensor}: it continues what lies in parts, or lies in parts itself")
+    if any(first + count > len(layout.tensors) for first, count in layout.tiled.items()):
+        raise ValueError("a tensor has tiles that are not there")
+    groups = tiles_of(layout.files, layout.tiled)
+    if sorted(number for tiles in groups.values() for number in tiles) != list(range(len(layout.tensors))):
+        raise ValueError("expected every tensor to be a tile of one")
     referenced = frozenset(layout.reference_tensors)
-    for first, *others in storages(layout.files).values():
-        whole = layout.tensors[first]
-        for number, other in enumerate(others, 1):
-            tile = layout.tensors[other]
-            expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], whole.stack, first in referenced)
-            found = (tile.path, tile.dtype, tile.shape[1:], tile.stack, other in referenced)
-            if not (whole.shape and tile.shape) or found != expected:
-                raise ValueError(f"tensor {tile.path}: it cannot continue tensor {whole.path}")
-        if whole.stack:
-            rows, matrices = sum(layout.tensors[n].shape[0] for n in (first, *others)), math.prod(whole.stack)
-            if not (rows and matrices) or rows % matrices:
-                raise ValueError(f"tensor {whole.path}: {rows} rows are no stack of {whole.stack}")
+    for tiles in groups.values():
+        _check_rows(layout, tiles, referenced)
+
+
+def _check_rows(layout: Layout, tiles: Sequence[int], referenced: Container[int]) -> None:
+    """The tiles of one tensor are rows of it, and called so."""
+    first, *others = tiles
+    whole = layout.tensors[first]
+    for number, other in enumerate(others, 1):
+        tile = layout.tensors[other]
+        expected = ((*whole.path, f"[{number}]"), whole.dtype, whole.shape[1:], whole.stack, first in referenced)
+        found = (tile.path, tile.dtype, tile.shape[1:], tile.stack, other in referenced)
+        if not (whole.shape and tile.shape) or found != expected:
+            raise ValueError(f"tensor {tile.path}: it cannot continue tensor {whole.path}")
+    if whole.stack:
+        rows, matrices = sum(layout.tensors[n].shape[0] for n in tiles), math.prod(whole.stack)
+        if not (rows and matrices) or rows % matrices:
+            raise ValueError(f"tensor {whole.path}: {rows} rows are no stack of {whole.stack}")
 
 
 def _check_roles(layout: Layout) -> None:

@@ -1,22 +1,30 @@
 """The bytes of a checkpoint that are no tensors: kept verbatim, in one run."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
-from ckzd.checkpoint import Checkpoint, FileLayout
+from ckzd.checkpoint import Checkpoint, FileLayout, Hole
 
 
 def skeleton_of(checkpoint: Checkpoint) -> bytes:
-    """All verbatim bytes of all files, in order, with the CRC-32 fields of payloads zeroed: a restore computes them."""
+    """All verbatim bytes of all files, in order, with zeros for what follows from payloads: a restore computes it."""
     pieces = []
     for number, file in enumerate(checkpoint.files):
-        offsets = sorted(offset for hole in file.holes for offset in hole.crc_offsets)
+        fields = deque(sorted(place for hole in file.holes for place in _follows(hole)))
         for (start, stop), piece in zip(file.verbatim_ranges(), checkpoint.verbatim(number), strict=True):
             cleared = bytearray(piece)
-            while offsets and offsets[0] < stop:
-                offset = offsets.pop(0) - start
-                cleared[offset : offset + 4] = bytes(4)
+            while fields and fields[0][0] < stop:
+                offset, length = fields.popleft()
+                cleared[offset - start : offset - start + length] = bytes(length)
             pieces.append(bytes(cleared))
     return b"".join(pieces)
+
+
+def _follows(hole: Hole) -> Iterator[tuple[int, int]]:
+    """Offset and length of each field that follows from what is in a hole."""
+    yield from ((offset, 4) for offset in hole.crc_offsets)
+    if hole.fingerprint is not None:
+        yield from hole.fingerprint.places
 
 
 def skeleton_bytes(files: Sequence[FileLayout]) -> int:

@@ -1,7 +1,7 @@
 """Directories of torch.distributed.checkpoint: `__R_N.distcp` a rank and writer, `.metadata` says what lies where.
 
-FSDP2, torchtitan and Lightning's sharded strategies write them. Each chunk of a sharded tensor is a tensor of its own
-here, paired with the same chunk of its moments; its bytes stay in the file where they are. `.metadata` is written last
+FSDP2, torchtitan and Lightning's sharded strategies write them. A sharded tensor is one tensor, whose parts lie in many
+files; where its chunks are not all of it each is a tensor of its own. `.metadata` is written last
 and renamed into place, over an older one if there is one: while a checkpoint is saved over another it is older than
 the files that it names.
 """
@@ -9,7 +9,7 @@ the files that it names.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,19 +18,18 @@ from pathlib import Path
 
 from ckzd.checkpoint import Hole, Optimizer, TensorSpec
 from ckzd.errors import BadCheckpoint, CkzdError
-from ckzd.formats import inert_pickle, torch_zip, zip_records
 from ckzd.formats.frameworks.dcp_metadata import Metadata, Region, read_metadata
+from ckzd.formats.frameworks.dcp_regions import Chunk, Regions, joined
 from ckzd.formats.frameworks.flat_names import is_master, optimizers_of, path_of, places_of
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
 from ckzd.formats.listing import Listing
 from ckzd.formats.names import METADATA, SHARD_SUFFIX, labelled_step
-from ckzd.formats.parsed import ParsedFile, collect, opaque, unique_paths
+from ckzd.formats.parsed import unique_paths
 from ckzd.formats.source import FileView, as_ckzd_errors
 from ckzd.formats.survey import COUNTER, STEP_KEYS, is_step
 from ckzd.formats.tree import Node
 
 LIGHTNING_META = "meta.pt"  # in a directory x.ckpt: Lightning writes it behind `.metadata`
-MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 4096, 1024  # pickles of tensors have 200 bytes
 CLOCK_SKEW_SECONDS = 10.0  # hosts that write to one file system need not agree on the time
 _SHARD = re.compile(r"__\d+_\d+\.distcp")
 _OWN_METADATA = re.compile(r"__\d+(_\d+)*\.metadata")  # of each rank, where ranks do not talk to each other
@@ -113,29 +112,41 @@ class _State:
     optimizers: tuple[Optimizer, ...] = ()
     step: int | None = None
 
+    def add(self, tensor: TensorSpec, holes: Iterable[tuple[str, Hole]]) -> None:
+        """A tensor, and the holes that it fills together, each with the name of its file."""
+        for name, hole in holes:
+            self.holes[name].append(replace(hole, tensor=len(self.tensors)))
+        self.tensors.append(tensor)
+
+    def add_file(self, chunk: Chunk, path: tuple[str, ...], *, is_tensor: bool) -> None:
+        """The tensors of a region below a path; with that path if it is one tensor."""
+        for hole in chunk.holes():
+            self.holes[chunk.region.file].append(replace(hole, tensor=hole.tensor + len(self.tensors)))
+        self.tensors += (replace(t, path=path if is_tensor else (*path, *t.path)) for t in chunk.parsed.tensors)
+
 
 def _read_state(metadata: Metadata, files: Mapping[str, FileView]) -> _State:
-    places, regions = places_of(metadata.items), _Regions(files)
+    places, regions = places_of(metadata.items), Regions(files)
     state = _State({region.file: [] for region in metadata.regions})
-    chunks: dict[str, list[str]] = defaultdict(list)
+    parsed: dict[str, list[Chunk]] = {name: [] for name in metadata.items}
+    for region, one in zip(metadata.regions, regions.parse_all(metadata), strict=True):
+        parsed[region.item].append(Chunk(region, one))
+    kept: dict[str, list[str]] = {}  # of each item the chunks that it is tensors of
     inside: list[Optimizer] = []  # of objects
-    for region in sorted(metadata.regions, key=lambda region: not is_master(places[region.item])):
-        path, parsed = path_of(places[region.item], region.chunk), regions.parse(region)
-        state.holes[region.file] += (
-            replace(
-                hole,
-                tensor=hole.tensor + len(state.tensors),
-                offset=hole.offset + region.offset,
-                crc_offsets=tuple(offset + region.offset for offset in hole.crc_offsets),
-            )
-            for hole in parsed.holes
-        )
-        is_tensor = metadata.items[region.item] and len(parsed.tensors) == 1
-        state.tensors += (replace(t, path=path if is_tensor else (*path, *t.path)) for t in parsed.tensors)
-        inside += (replace(optimizer, path=(*path, *optimizer.path)) for optimizer in parsed.optimizers)
-        if parsed.tensors:
-            chunks[region.item].append(region.chunk)
-    objects = {region.item: region for region in metadata.regions if not metadata.items[region.item]}
+    for item in sorted(metadata.items, key=lambda item: not is_master(places[item])):
+        place, shape, chunks = places[item], metadata.items[item], parsed[item]
+        whole = None if shape is None else joined(shape, chunks)
+        if whole is not None:
+            kept[item] = [""]
+            state.add(replace(whole.tensor, path=path_of(place, "")), whole.holes)
+            continue
+        chunks = [chunk.alone() for chunk in chunks]
+        kept[item] = [chunk.region.chunk for chunk in chunks if chunk.parsed.tensors]
+        for chunk in chunks:
+            path = path_of(place, chunk.region.chunk)
+            state.add_file(chunk, path, is_tensor=shape is not None and len(chunk.parsed.tensors) == 1)
+            inside += (replace(optimizer, path=(*path, *optimizer.path)) for optimizer in chunk.parsed.optimizers)
+    objects = {region.item: region for region in metadata.regions if metadata.items[region.item] is None}
     counters = {region.item: region for region in metadata.regions if places[region.item].key == COUNTER}
 
     @cache
@@ -144,50 +155,9 @@ def _read_state(metadata: Metadata, files: Mapping[str, FileView]) -> _State:
             return regions.number(counters[name])
         return regions.value(objects[name]) if name in objects else None
 
-    state.optimizers = (*optimizers_of(places, chunks, value_of), *inside)
+    state.optimizers = (*optimizers_of(places, kept, value_of), *inside)
     state.step = next(filter(is_step, map(value_of, STEP_KEYS)), None)
     return state
-
-
-class _Regions:
-    """Reads what is in regions: files of torch.save, thousands of them, small and much alike."""
-
-    def __init__(self, files: Mapping[str, FileView]) -> None:
-        self._files = {name: view.paged() for name, view in files.items()}
-        self._unpickled: dict[bytes, Node] = {}
-
-    def parse(self, region: Region) -> ParsedFile:
-        """The tensors in it; opaque bytes where torch.save did not write it."""
-        view = self._view(region)
-        if _is_zip(view):
-            return torch_zip.parse(view, self._load)
-        return collect(opaque(("<bytes>",), 0, view.size), view.subject, view.size)
-
-    def value(self, region: Region) -> Node:
-        """An object that was saved, as far as it is plain."""
-        view = self._view(region)
-        return torch_zip.load(view, self._load) if _is_zip(view) else None
-
-    def number(self, region: Region) -> int | None:
-        """A count that was saved."""
-        view = self._view(region)
-        return torch_zip.number(view, self._load) if _is_zip(view) else None
-
-    def _view(self, region: Region) -> FileView:
-        return self._files[region.file].part(region.offset, region.nbytes)
-
-    def _load(self, data: bytes, subject: str) -> Node:
-        """Chunks of one shape have one pickle."""
-        if data in self._unpickled:
-            return self._unpickled[data]
-        found = inert_pickle.load(data, subject)
-        if len(data) <= MAX_REMEMBERED_BYTES and len(self._unpickled) < MAX_REMEMBERED:
-            self._unpickled[data] = found
-        return found
-
-
-def _is_zip(view: FileView) -> bool:
-    return view.read(0, min(len(zip_records.MAGIC), view.size)) == zip_records.MAGIC
 
 
 DCP = Framework("dcp", recognises, require_complete, read)

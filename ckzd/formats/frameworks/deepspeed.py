@@ -15,7 +15,8 @@ from pathlib import Path
 from ckzd.errors import BadCheckpoint, CkzdError
 from ckzd.formats import inert_pickle, sniff, torch_zip
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
-from ckzd.formats.frameworks.zero_partitions import Shapes, named, shapes_of
+from ckzd.formats.frameworks.zero_joined import joined
+from ckzd.formats.frameworks.zero_partitions import Shapes, Shares, named, shapes_of, shares_in
 from ckzd.formats.listing import Listing
 from ckzd.formats.parsed import ParsedFile
 from ckzd.formats.source import FileView
@@ -71,7 +72,7 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
 
 
 def read(views: Sequence[FileView]) -> ParsedDirectory:
-    """Each file on its own, the flat partitions of an optimizer's as the weights that lie in them.
+    """Each file on its own, the flat partitions of an optimizer's as the weights that lie in them; then these together.
 
     The optimizers' come first: fp32 weights are there, which moments belong to, and not to their copies in the model.
     """
@@ -86,6 +87,7 @@ def read(views: Sequence[FileView]) -> ParsedDirectory:
             steps = states.get("global_steps") if isinstance(states, Mapping) else None
             step = steps if is_step(steps) else step
     parsed = together([view.name for view in order], [_parse(view, shapes) for view in order])
+    parsed = joined(parsed, _ranks(parsed, order, shapes))
     holes = dict(zip((view.name for view in order), parsed.holes, strict=True))
     return replace(parsed, holes=tuple(holes[view.name] for view in views), step=step)
 
@@ -100,6 +102,27 @@ def _has_partitions(states: Node) -> bool:
     return states.get("param_shapes") is not None or all(key != "param_shapes" for key, _ in states.pairs)
 
 
+def _ranks(
+    parsed: ParsedDirectory, views: Sequence[FileView], shapes: dict[int, tuple[Shapes | None, int]]
+) -> dict[str, tuple[str, Shares]]:
+    """What of which weights the files of ranks hold, and what is called alike in all that hold parts of the same."""
+    names: dict[str, set[str]] = {view.name: set() for view in views}
+    for tensor in parsed.tensors:
+        names[tensor.path[0]].update(tensor.path[1:])
+    found: dict[str, tuple[str, Shares]] = {}
+    for view in views:
+        file = _name(view.name)
+        known, _ = shapes.get(file.model_rank, (None, 0)) if file is not None else (None, 0)
+        if file is not None and file.is_optimizer and file.rank is not None and known is not None:
+            common = f"mp_rank_{file.model_rank:02}_optim_states.pt"
+            found[view.name] = common, shares_in(names[view.name], known, _suffix(file.model_rank))
+    return found
+
+
+def _suffix(model_rank: int) -> str:
+    return f"@{model_rank}" if model_rank else ""
+
+
 def _is_optimizer(view: FileView) -> bool:
     found = _name(view.name)
     return found is not None and found.is_optimizer
@@ -110,9 +133,9 @@ def _parse(view: FileView, shapes: dict[int, tuple[Shapes | None, int]]) -> Pars
     if found is None or sniff.parser_of(view) is not torch_zip.parse:
         return parse_file(view)
     known, ranks = shapes.get(found.model_rank, (None, 0))
-    suffix = f"@{found.model_rank}" if found.model_rank else ""
     if not found.is_optimizer or found.rank is None or known is None or not found.rank < ranks:
         return parse_file(view)
+    suffix = _suffix(found.model_rank)
     return torch_zip.parse(view, partial(_named, shapes=known, rank=found.rank, ranks=ranks, suffix=suffix))
 
 

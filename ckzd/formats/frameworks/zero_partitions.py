@@ -5,9 +5,9 @@ between ranks, and each rank lays its pieces one behind another. Which weights, 
 the model's states says. Where a partition is not as long as that makes it, it is left flat.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import prod
 
 from ckzd.formats.tree import MAX_PATH_CHARACTERS, Node, TensorRef, label
@@ -28,6 +28,20 @@ class Piece:
     name: str
     start: int
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Elements [begin, begin + elements) of a weight of this shape."""
+
+    weight: str
+    shape: tuple[int, ...]
+    begin: int
+    elements: int
+
+
+Shares = Mapping[str, Share]  # by what pieces are called
+_SHARE = re.compile(r"(.+)\[(\d{1,15}):(\d{1,15})\]", re.ASCII | re.DOTALL)
 
 
 def shapes_of(model_states: Node) -> Shapes | None:
@@ -100,7 +114,7 @@ def _of_whole(
     for (name, shape), padding in zip(group, paddings, strict=True):
         begin, end = max(at, 0), min(at + prod(shape), length)
         if begin < end:
-            found += _rows(name, shape, begin - at, end - at, begin)
+            found.append(_share(name, shape, begin - at, end - at, begin))
         at += prod(shape) + padding
     return found
 
@@ -120,25 +134,31 @@ def _of_each(shapes: Shapes, lengths: Sequence[int], rank: int, ranks: int) -> l
             return []
         begin, end = rank * part, min((rank + 1) * part, prod(shape))
         if begin < end:
-            found[flat] += _rows(name, shape, begin, end, at)
+            found[flat].append(_share(name, shape, begin, end, at))
         at += part
     return found
 
 
-def _rows(name: str, shape: tuple[int, ...], begin: int, end: int, start: int) -> Iterator[Piece]:
-    """Elements [begin, end) of a weight, which lie at `start`: its whole rows, and what is left of two others."""
+def _share(name: str, shape: tuple[int, ...], begin: int, end: int, start: int) -> Piece:
+    """Elements [begin, end) of a weight, which lie at `start`."""
     if (begin, end) == (0, prod(shape)):
-        yield Piece(name, start, shape)
-        return
-    columns = prod(shape[1:])
-    first, last = -(-begin // columns) * columns, end // columns * columns
-    cuts = sorted({begin, end, *((first, last) if first < last else ())})
-    for left, right in pairwise(cuts):
-        if (left, right) == (first, last):
-            place = ",".join(map(str, (left // columns, *[0] * (len(shape) - 1))))
-            yield Piece(f"{name}[{place}]", start + left - begin, ((right - left) // columns, *shape[1:]))
-        else:
-            yield Piece(f"{name}[{left}:{right}]", start + left - begin, (right - left,))
+        return Piece(name, start, shape)
+    return Piece(f"{name}[{begin}:{end}]", start, (end - begin,))
+
+
+def shares_in(names: Iterable[str], shapes: Shapes, suffix: str) -> dict[str, Share]:
+    """What of which weight the pieces are that are called so."""
+    known = {name + suffix: shape for group in shapes for name, shape in group}
+    found: dict[str, Share] = {}
+    for each in names:
+        match = _SHARE.fullmatch(each.removesuffix(suffix))
+        if each in known:
+            found[each] = Share(each, known[each], 0, prod(known[each]))
+        elif match is not None and match[1] + suffix in known:
+            begin, end = int(match[2]), int(match[3])
+            weight = match[1] + suffix
+            found[each] = Share(weight, known[weight], begin, end - begin)
+    return found
 
 
 def _cut(flat: Node, pieces: Sequence[Piece]) -> Node:

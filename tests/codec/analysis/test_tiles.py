@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from plain_decoder import PlainArchive
 
 import ckzd
-from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, assemble, storages, whole
+from ckzd.assembly import assembled
+from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, tiles_of, whole
 from ckzd.codec.analysis import tiles
 from ckzd.codec.analysis.contents import read_contents
 from ckzd.codec.analysis.inputs import Inputs
@@ -74,7 +76,7 @@ def test_files_are_cut_and_come_together_again(tmp_path):
     cut = in_tiles(found)
     assert_lossless(cut, path)
     read_contents(cut, (), lambda _: None)
-    joined = [whole([cut.tensors[number] for number in numbers]) for numbers in storages(cut.files).values()]
+    joined = [whole([cut.tensors[number] for number in numbers]) for numbers in tiles_of(cut.files, {}).values()]
     assert joined == [found.tensors[hole.tensor] for hole in found.files[0].holes]
     assert all(tensor.elements <= 1 << 13 or tensor.shape[0] <= 256 for tensor in cut.tensors)
     assert len(cut.tensors) > 2 * len(found.tensors)
@@ -312,8 +314,10 @@ def test_moments_of_one_first_tile_are_told_apart_by_what_is_behind(tmp_path):
 def test_crcs_are_of_whole_storages():
     holes = (Hole(0, 0, 8), Hole(1, 8, 16, (40,), continues=True))
     data = bytes(range(24))
-    pieces = assemble(FileLayout("a.pt", 100, STAT, holes), [b"", b"", bytes(76)], iter([data[:8], data[8:]]))
-    assert b"".join(pieces) == data + bytes(16) + zlib.crc32(data).to_bytes(4, "little") + bytes(56)
+    file, payloads = FileLayout("a.pt", 100, STAT, holes), [data[:8], data[8:]]
+    pieces = assembled([file], [[b"", b"", bytes(76)]], partial(map, payloads.__getitem__))
+    expected = data + bytes(16) + zlib.crc32(data).to_bytes(4, "little") + bytes(56)
+    assert b"".join(piece for _, piece in pieces) == expected
 
 
 def test_a_moments_tiles_find_the_group_of_their_parameter(tmp_path):

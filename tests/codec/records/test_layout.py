@@ -6,20 +6,23 @@ import json
 import struct
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from codec.chains import Zoo, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, storages, whole
+from ckzd.checkpoint import FileLayout, FileStat, Hole, TensorSpec, tiles_of, whole
 from ckzd.codec import zstd
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.methods.registry import checked, weight_method
 from ckzd.codec.records.index import STEPS, Code, Index, Method, QuantizationSteps
 from ckzd.codec.records.layout import Layout, Triple, layer_before, plane_shape
 from ckzd.codec.records.skeleton import split_skeleton
+from ckzd.fingerprints import Fingerprint
 from ckzd.formats import read_checkpoint
+from ckzd.parts import Part
 
 STAT = FileStat(0, 0, 0, 0)
 FLOATS = ("float32", (2, 3), 24)
@@ -217,11 +220,104 @@ def test_tensors_of_one_storage_come_back():
     files = (file, FileLayout("b/c", 40, STAT, (Hole(4, 8, 24, (36,)),)), TILES.files[2])
     layout = dataclasses.replace(TILES, files=files)
     assert Layout.from_json(layout.to_json()) == layout
-    assert storages(files) == {0: [0], 1: [1, 2], 3: [3], 4: [4]}
+    assert tiles_of(files, {}) == {0: [0], 1: [1, 2], 3: [3], 4: [4]}
     both = json.loads(layout.to_json())
     both["files"][0][4] = [2, 3]
     with pytest.raises(MALFORMED, match="in two ways"):
         Layout.from_json(json.dumps(both).encode())
+
+
+SEALED = Hole(0, 10, 24, (40,), fingerprint=Fingerprint(100, (120, 124), (1, 2), (3,)))
+FINGERPRINTS = {
+    "in a tensor": (60, (90,)),
+    "before its tensor": (0, (8,)),
+    "digits in a tensor": (90, (120,)),
+    "its sum is before": (100, (40,)),
+    "its sum is beyond the end": (100, (198,)),
+    "beyond the end": (190, (110,)),
+}
+
+
+def sealed(hole=SEALED):
+    """A layout of a file that has a fingerprint of one of its tensors."""
+    file = FileLayout("a.pt", 200, STAT, (hole, Hole(1, 50, 24)))
+    return Layout((file,), LAYOUT.tensors[:2], (0,), ())
+
+
+def test_fingerprints_come_back():
+    assert Layout.from_json(sealed().to_json()) == sealed()
+    assert json.loads(sealed().to_json())["fingerprints"] == [[[1, 2], [3]]]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_a_fingerprint_that_is_not_behind_its_tensor_is_malformed(name):
+    offset, crcs = FINGERPRINTS[name]
+    with pytest.raises(MALFORMED, match="fingerprint"):
+        Layout.from_json(sealed(replace(SEALED, fingerprint=Fingerprint(offset, crcs, (), ()))).to_json())
+
+
+@pytest.mark.parametrize("made", [[], [[[1, 2]]], [[[1 << 32], []]], [[[-1], []]]])
+def test_a_fingerprint_of_what_is_no_checksum_is_malformed(made):
+    document = json.loads(sealed().to_json()) | {"fingerprints": made}
+    with pytest.raises(MALFORMED):
+        Layout.from_json(json.dumps(document).encode())
+
+
+def in_parts(*holes, further=(), tensors=None, **changes):
+    """A layout of two files: tiles of a matrix of 6 rows of 4, each file having two of the columns, and a vector."""
+    spec = partial(TensorSpec, dtype="float32")
+    tensors = tensors or (
+        spec(("w",), shape=(4, 4), nbytes=64), spec(("w", "[1]"), shape=(2, 4), nbytes=32),
+        spec(("b",), shape=(6,), nbytes=24),
+    )  # fmt: skip
+    first = holes or (
+        Hole(0, 10, 32, part=Part(0, 8, 4, 16)),
+        Hole(1, 42, 16, (60,), joins=True, part=Part(0, 8, 2, 16)),
+    )
+    other = (Hole(0, 0, 32, part=Part(8, 8, 4, 16)), Hole(1, 32, 16, joins=True, part=Part(8, 8, 2, 16)), *further)
+    vector = FileLayout("c", 24, STAT, (Hole(2, 0, 16, part=Part(8, 16)), Hole(2, 16, 8, part=Part(0, 8))))
+    files = (FileLayout("a", 70, STAT, first), FileLayout("b", 90, STAT, other), vector)
+    return Layout(files, tensors, (0, 1, 2), (), **({"tiled": {0: 2}} | changes))
+
+
+def test_tensors_in_parts_come_back():
+    layout = in_parts()
+    assert Layout.from_json(layout.to_json()) == layout
+    assert tiles_of(layout.files, layout.tiled) == {0: [0, 1], 2: [2]}
+
+
+BOTH = in_parts().files[0].holes
+NO_PARTS = {
+    "one is missing": in_parts(BOTH[0]),
+    "one is there twice": in_parts(further=(Hole(2, 48, 8, part=Part(0, 8)),)),
+    "two lie on each other": in_parts(replace(BOTH[0], part=Part(4, 8, 4, 16)), BOTH[1]),
+    "it reaches beyond": in_parts(replace(BOTH[0], part=Part(32, 8, 4, 16)), BOTH[1]),
+    "of another pitch": in_parts(replace(BOTH[0], part=Part(0, 8, 4, 12)), BOTH[1]),
+    "whole and in parts": in_parts(replace(BOTH[0], part=None), BOTH[1]),
+    "runs overlap": in_parts(replace(BOTH[0], part=Part(0, 8, 4, 4)), BOTH[1]),
+    "runs of nothing": in_parts(replace(BOTH[0], part=Part(0, 0, 4, 16)), BOTH[1]),
+    "no bytes": in_parts(further=(Hole(2, 48, 0, part=Part(0, 0)),)),
+    "tiles that continue": in_parts(BOTH[0], replace(BOTH[1], joins=False, continues=True)),
+    "tiles that are not there": in_parts(tiled={0: 2, 2: 2}),
+    "tiles of two": in_parts(tiled={0: 2, 1: 2}),
+    "tiles of another path": in_parts(tiled={0: 3}),
+}
+
+
+@pytest.mark.parametrize("name", NO_PARTS)
+def test_parts_that_are_none_are_malformed(name):
+    with pytest.raises(MALFORMED):
+        Layout.from_json(NO_PARTS[name].to_json())
+
+
+@pytest.mark.parametrize(
+    "part", [[], [0, 8], [0, 8, 16, 0], ["0"], [-1], [0, 5, 16], [0, 32, 32], [1 << 60], [0.0], [True]]
+)
+def test_parts_that_cannot_be_are_malformed(part):
+    document = json.loads(in_parts().to_json())
+    document["files"][0][2][0][3] = part
+    with pytest.raises(MALFORMED):
+        Layout.from_json(json.dumps(document).encode())
 
 
 STACKED = [TensorSpec(path, "float32", (6, 8), 192, (4, 3)) for path in (("a",), ("a", "[1]"))]

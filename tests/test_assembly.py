@@ -1,0 +1,67 @@
+"""Files are put together in turns: a tensor that lies in many is made once, and few are held at a time."""
+
+import random
+from functools import partial
+
+import pytest
+
+from ckzd.assembly import assembled
+from ckzd.checkpoint import FileLayout, FileStat, Hole
+from ckzd.parts import Part
+
+STAT = FileStat(0, 0, 0, 0)
+RANKS, TENSORS, SHARE = 5, 12, 16  # bytes of a tensor that each file has
+
+
+def file_of(rank: int, order: list[int]) -> FileLayout:
+    """A header of one byte, then its share of each tensor."""
+    holes = (Hole(n, 1 + at * SHARE, SHARE, part=Part(rank * SHARE, SHARE)) for at, n in enumerate(order))
+    return FileLayout(f"{rank}", 2 + SHARE * len(order), STAT, tuple(holes))
+
+
+@pytest.fixture
+def tensors():
+    return [random.Random(number).randbytes(RANKS * SHARE) for number in range(TENSORS)]
+
+
+def files_of(layouts, tensors, **limits):
+    """Their bytes, and the order in which tensors were made."""
+    made, found = [], [b""] * len(layouts)
+
+    def payload(number):
+        made.append(number)
+        return tensors[number]
+
+    verbatim = [[b"(", *[b""] * (len(layout.holes) - 1), b")"] for layout in layouts]
+    for file, piece in assembled(layouts, verbatim, partial(map, payload), **limits):
+        found[file] += piece
+    return found, made
+
+
+def expected(rank, order, tensors):
+    return b"(" + b"".join(tensors[n][rank * SHARE : (rank + 1) * SHARE] for n in order) + b")"
+
+
+def test_of_one_order_each_tensor_is_made_once_and_let_go(tensors):
+    order = list(range(TENSORS))
+    found, made = files_of([file_of(rank, order) for rank in range(RANKS)], tensors, held_bytes=0)
+    assert found == [expected(rank, order, tensors) for rank in range(RANKS)]
+    assert made == order
+
+
+def test_of_other_orders_what_is_not_held_is_made_again(tensors):
+    orders = [random.Random(rank).sample(range(TENSORS), TENSORS) for rank in range(RANKS)]
+    layouts = [file_of(rank, order) for rank, order in enumerate(orders)]
+    for held_bytes in (0, 3 * RANKS * SHARE, 1 << 20):
+        found, made = files_of(layouts, tensors, held_bytes=held_bytes)
+        assert found == [expected(rank, order, tensors) for rank, order in enumerate(orders)]
+        assert (len(made) == TENSORS) == (held_bytes == 1 << 20)
+        assert len(made) <= RANKS * TENSORS
+
+
+def test_files_without_tensors_and_tensors_in_one_place():
+    layouts = [FileLayout("a", 3, STAT, ()), FileLayout("b", 4, STAT, (Hole(1, 0, 2), Hole(0, 2, 2)))]
+    found = [b"", b""]
+    for file, piece in assembled(layouts, [[b"abc"], [b"", b"", b""]], partial(map, [b"xy", b"zw"].__getitem__)):
+        found[file] += piece
+    assert found == [b"abc", b"zwxy"]
