@@ -50,6 +50,7 @@ class FakeReport:
     accepted: bool | None = None
     already: bool = False
     replaced: bool = False
+    ruined: bool = False
     kept: str | None = None
     without_base_model: str | None = None
     restored_bytes: int = 17_394_081
@@ -94,6 +95,7 @@ def operation(monkeypatch):
         module = ModuleType(f"ckzd.operations.{verb}")
         setattr(module, verb, fake)
         module.verify_each = fake.each
+        module.RUINED = "ruined"
         monkeypatch.setitem(sys.modules, module.__name__, module)
     formats = ModuleType("ckzd.formats")
     formats.looks_like_checkpoint = lambda path: path.suffix == ".pt"
