@@ -23,7 +23,7 @@ from ckzd.codec.parallel import in_order
 from ckzd.codec.presets import Preset
 from ckzd.codec.records.index import Method
 
-_FACTOR_STEP = 0.5  # to the rms of a Kronecker factor or its eigenvectors, relative to row and column
+_FACTOR_STEP = 0.9  # to the rms of a Kronecker factor or its eigenvectors, relative to row and column
 
 
 @dataclass(frozen=True, slots=True)
