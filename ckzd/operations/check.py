@@ -231,7 +231,8 @@ class _Check:
         for patient in patients:
             if (words := self._heal(patient)) is not None:
                 yield Outcome(str(patient.path), "healed", was.get(patient.path, "was not there"), words)
-        yield from _told(place, {patient.path: patient.wanted for patient in patients}, self.bad)
+        records = records_in(place.archives) if patients else records
+        yield from _told(place, records, {patient.path: patient.wanted for patient in patients}, self.bad)
 
     def _damaged(self, place: Place, records: Sequence[ArchiveRecord], paths: Iterable[Path]) -> list[Patient]:
         if place.store is None:  # a folder is only read
@@ -282,10 +283,10 @@ class _Check:
             self.ledger.save()
 
 
-def _told(place: Place, yields: Mapping[Path, str | None], bad: Mapping[Path, str]) -> Iterator[Outcome]:
+def _told(
+    place: Place, records: Sequence[ArchiveRecord], yields: Mapping[Path, str | None], bad: Mapping[Path, str]
+) -> Iterator[Outcome]:
     """What stays damaged or missing of a run, with all that needs it. `yields`: what damaged ones yielded, if known."""
-    assert place.archives is not None, "only such are checked"
-    records = records_in(place.archives)
     yields = {**yields, **{record.path: record.manifest.reconstruction for record in records}}
     whole = decodable(records, lambda record: record.path not in bad)
     unmet = _unmet(records)
