@@ -165,7 +165,7 @@ def test_a_restore_writes_where_a_sweep_finds_it(archived, tmp_path, monkeypatch
         archive = Path(shutil.copy(archived[1], tmp_path / "a.ckz"))
     found = []
     monkeypatch.setattr(
-        sys.modules["ckzd.operations.restore"], "write_files", lambda *arguments: found.append(arguments[1]) or 1 / 0
+        sys.modules["ckzd.operations.restore"], "write_files", lambda *arguments: found.append(arguments[2]) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         ckzd.restore(archive, output=tmp_path / "restored.safetensors")
