@@ -160,7 +160,7 @@ class _Look:
                 _since(record),
                 safe.why.get(record.path, ""),
                 bool(standing(run.path, record)),
-                moment_bytes(record.manifest) if may_drop_moments(record.manifest) else 0,
+                _moments(record),
             )
             for record in records
         )
@@ -256,6 +256,11 @@ def _protect_originals(run: Path, records: list[ArchiveRecord], safe: _Safe) -> 
 def _since(record: ArchiveRecord) -> float:
     """A run that was copied here keeps its checkpoints' times: what counts is what was later."""
     return max(record.path.stat().st_mtime, written(record) / 1e9)
+
+
+def _moments(record: ArchiveRecord) -> int:
+    """Bytes that may be dropped; on a disk that compresses, no more than all of it takes."""
+    return min(moment_bytes(record.manifest), _disk_bytes(record.path)) if may_drop_moments(record.manifest) else 0
 
 
 def _disk_bytes(path: Path) -> int:
