@@ -95,14 +95,15 @@ def test_a_refused_replacement_holds_the_whole_step(make_daemon, run):
 
 def test_what_is_left_alone_is_said(make_daemon, tmp_path, run):
     daemon = make_daemon(keep_raw=1)
-    write_checkpoint(tmp_path / "runs" / "mg" / "iter_0000001" / "mp_rank_00" / "model_optim_rng.pt")
+    for rank in range(2):
+        write_checkpoint(tmp_path / "runs" / "sharded" / f"model_step1_rank{rank}.pt")
     pairs(run, 1)
     daemon.service.start()
     daemon.go(10)
 
     (left,) = daemon.status()["left_alone"]
-    assert left["says"] == "holds Megatron checkpoints: not read (1)"
-    assert b'ckzd_left_alone_checkpoints{kind="megatron"} 1.0' in daemon.service.metrics.render("")[0]
+    assert left["says"] == "holds parts of sharded checkpoints: not read (2)"
+    assert b'ckzd_left_alone_checkpoints{kind="shards"} 2.0' in daemon.service.metrics.render("")[0]
 
 
 def test_what_gains_too_little_stays(make_daemon, run):

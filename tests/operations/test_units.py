@@ -25,7 +25,6 @@ def save(path: Path, tensor: torch.Tensor | None = None) -> Path:
     [
         (["step_1/net.pt", "step_1/more/optim.pt"], "step_1", "checkpoints of several files"),
         (["step_1/net.pt", "step_1/optim.pt"], "step_1/net.pt", "a part of .*step_1"),
-        (["iter_0000001/mp_rank_00/a.pt", "iter_0000001/mp_rank_00/b.pt"], "iter_0000001", "Megatron"),
         (["iter_0000001/mp_rank_00/a.pt", "iter_0000001/mp_rank_00/b.pt"], "iter_0000001/mp_rank_00", "Megatron"),
         (["tag/mp_rank_00_model_states.pt", "tag/x.pt"], "tag/x.pt", "DeepSpeed"),
         (["run/m_step1_rank0.pt", "run/m_step1_rank1.pt"], "run/m_step1_rank1.pt", "sharded"),
