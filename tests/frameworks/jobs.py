@@ -22,6 +22,9 @@ import torch
 from ckzd.operations.pointer import pointer_for
 
 REQUIRED = "CKZD_FRAMEWORKS_REQUIRED"  # in the environment: a framework that is not installed fails its tests
+# DeepSpeed compiles what it needs at its first start. A build that was killed leaves a lock that all later ones wait
+# for, for ever: not in the directory that everybody shares, then, but in that of the environment.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
 WAIT_SECONDS = 300.0  # on a machine that does other things, too
 
 
