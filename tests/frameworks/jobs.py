@@ -96,10 +96,10 @@ def run_job(script: Path, *arguments: object, ranks: int = 1) -> list[int]:
 
 
 @contextlib.contextmanager
-def daemon(run: Path) -> Iterator[None]:
+def daemon(run: Path, store: Path | None = None) -> Iterator[None]:
     """`ckzd serve` beside a run, until it is told to end; what it has begun by then it brings to an end."""
     run.mkdir(parents=True, exist_ok=True)
-    with subprocess.Popen(_serve(run), stdout=subprocess.DEVNULL) as serving:
+    with subprocess.Popen(_serve(run, store), stdout=subprocess.DEVNULL) as serving:
         try:
             yield
         finally:
@@ -113,13 +113,14 @@ def serve(run: Path) -> None:
     subprocess.run([*_serve(run), "--once"], check=True, capture_output=True, timeout=WAIT_SECONDS)
 
 
-def _serve(run: Path) -> list[str]:
+def _serve(run: Path, store: Path | None = None) -> list[str]:
     """All but the newest checkpoint are to be replaced."""
     config = run.parent / "ckzd.toml"
     config.write_text(
         f'[[watch]]\npath = "{run}"\nreplace = true\npreset = "lossless"\nkeep_raw = 1\n'
         "settle_seconds = 0.2\nscan_seconds = 1\n"
-        f'[daemon]\nstate_dir = "{run.parent}/state"\nport = 0\nnice = 0\n'
+        + (f'store = "{store}"\n' if store else "")
+        + f'[daemon]\nstate_dir = "{run.parent}/state"\nport = 0\nnice = 0\n'
     )
     return [sys.executable, "-m", "ckzd", "serve", "--config", str(config)]
 
@@ -139,10 +140,16 @@ def are_replaced(*checkpoints: Path) -> bool:
 
 
 def train_until_replaced(
-    script: Path, *arguments: object, run: Path, steps: int = 40, replaced: Sequence[str], ranks: int = 1
+    script: Path,
+    *arguments: object,
+    run: Path,
+    steps: int = 40,
+    replaced: Sequence[str],
+    ranks: int = 1,
+    store: Path | None = None,
 ) -> None:
     """Train beside a daemon until it has replaced these checkpoints of the run, then kill the job where it is."""
-    with daemon(run), job(script, *arguments, run, steps, "", "", ranks=ranks) as running:
+    with daemon(run, store), job(script, *arguments, run, steps, "", "", ranks=ranks) as running:
         wait_until(lambda: are_replaced(*(run / name for name in replaced)), running)
         running.kill()
 

@@ -22,7 +22,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path):
     run = own / "checkpoints"
     with job(TRAINER, tmp_path / "twin", 40, "", expected) as twin:
         replaced = [f"checkpoints/checkpoint_{number}" for number in range(2)]
-        train_until_replaced(TRAINER, run=own, replaced=replaced)
+        train_until_replaced(TRAINER, run=own, replaced=replaced, store=own / ".ckzd")
         assert twin.wait() == [0]
     assert [path.name for path in list_checkpoints(run)] == ["checkpoint_2"]
     for name in ("checkpoint_0", "checkpoint_1"):
