@@ -133,7 +133,8 @@ class _Optimizers:
 def param_group(ids: tuple[str, ...], names: tuple[str, ...] | None, setting: Callable[[str], Node]) -> ParamGroup:
     """A group of parameters with the settings that `setting` knows by name."""
     betas, learning_rate, eps = setting("betas"), setting("lr"), setting("eps")
-    return ParamGroup(ids, names, _betas(betas), _learning_rate(learning_rate), _eps(eps), _is_muon(setting))
+    rate, is_muon = _learning_rate(learning_rate), _is_muon(setting)
+    return ParamGroup(ids, names, _betas(betas), rate, _eps(eps), is_orthogonal=is_muon)
 
 
 def _is_muon(setting: Callable[[str], Node]) -> bool:

@@ -438,7 +438,7 @@ def test_nor_one_of_several_files_against_another_of_them(tmp_path, state):
     torch.save(state, run / "model_1.pt")
     torch.save({"state": moments, "param_groups": [{"params": list(moments)}]}, run / "optimizer_1.pt")
     report = compress(run / "optimizer_1.pt", base_model=run / "model_1.pt")
-    assert len(report.files) == 2
+    assert len(report.members) == 2
     assert "is part" in report.without_base_model
 
 
