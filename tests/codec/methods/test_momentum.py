@@ -270,6 +270,8 @@ def test_the_first_moments_of_adam_may_follow_their_weights_beside_a_momentum(tm
                 optimizer.step()
         path = tmp_path / f"step_{step}.pt"
         states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+        for state in states["adam"]["state"].values():
+            state["step"] = torch.tensor(float(step))
         torch.save({"model": dict(zip("abc", weights, strict=True)), "step": step, **states}, path)
         archives.append(encode(path, archives[-1] if archives else None))
     quality, state = archives[1].encoded.quality, restored(archives[1], archives[0])
@@ -373,6 +375,8 @@ LOSSY = {
     "RMSprop": {"square_avg": Method.STATE_FILL, "momentum_buffer": Method.FRAMED},
     "Adamax": {"exp_avg": Method.FRAMED, "exp_inf": Method.STATE_FILL},
     "Adagrad": {"sum": Method.STATE_FILL},
+    "doubles": {"momentum_buffer": Method.FRAMED},
+    "another shape": {"momentum_buffer": Method.STATE_MEAN},
 }
 
 

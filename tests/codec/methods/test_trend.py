@@ -80,6 +80,8 @@ def test_a_young_run_codes_what_has_no_trend_and_a_fresh_one_all(tmp_path):
         state = torch.load(path)
         state["model"]["b"], state["optimizer"]["state"][1] = torch.randn(128), moments
         state["optimizer"]["param_groups"][0]["params"].append(1)
+        for own in state["optimizer"]["state"].values():
+            own["step"] = torch.tensor(float(step))
         torch.save(state | {"step": step}, path)
         archives.append(encode(path, before))
         method = archives[-1].methods(before)["optimizer.state.0.exp_avg"]

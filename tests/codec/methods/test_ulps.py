@@ -201,7 +201,9 @@ def trained(directory, rate, step):
             optimizer.step()
         paths.append(directory / f"step_{number}.pt")
         model = {name: master.detach().bfloat16() for name, master in masters.items()}
-        torch.save({"model": model, "optimizer": optimizer.state_dict(), "step": step + number}, paths[-1])
+        moments, count = optimizer.state_dict(), torch.tensor(float(step + number))  # it is as old as it is told to be
+        moments["state"] = {key: own | {"step": count} for key, own in moments["state"].items()}
+        torch.save({"model": model, "optimizer": moments, "step": step + number}, paths[-1])
     return paths
 
 
