@@ -326,7 +326,7 @@ class Outline(HTMLParser):
 
 def test_the_page_shows_what_matters_and_escapes_everything(teller, rows):
     store = {"store": "/ckpts/.ckzd", "archive_bytes": 1, "cache_bytes": 2, "trash_bytes": 3e9, "free_bytes": 4}
-    store["trash_until"] = 5e4
+    store |= {"trash_until": 5e4, "check": {"archives": 0, "pass_ratio": 1.0, "pass_completed": None}}
     teller.tell(rows, live(problems=[f"watch {NASTY}"], stores=[store]))
     answer = Get(teller.url)
     outline = Outline(answer.text)

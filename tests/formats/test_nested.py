@@ -132,7 +132,7 @@ def test_weights_have_the_moments_that_lie_in_other_directories(tmp_path, kind):
         assert {weight[-1] for weight, _ in pairs} == {"a.weight", "b.weight"}
         assert all(weight[0] == first[0] == "global_step#" for weight, first in pairs)
     else:
-        assert {weight[-1] for weight, _ in pairs} == {f"{n}.weight[{row},0]" for n in (0, 2) for row in (0, 32)}
+        assert {weight[-1] for weight, _ in pairs} == {"0.weight", "2.weight"}
         assert all(weight[-1] == first[-2] for weight, first in pairs)
 
 
