@@ -117,6 +117,6 @@ def test_ci_runs_the_readmes_test_command():
     assert commands[0].endswith("sh deploy/install.sh test && pytest")
 
 
-@pytest.mark.parametrize("script", [".ci/run", "deploy/install.sh"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/frameworks", "deploy/install.sh"])
 def test_shell_scripts_parse(script):
     subprocess.run(["sh", "-n", ROOT / script], check=True)
