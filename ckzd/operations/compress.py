@@ -10,26 +10,22 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ckzd import __version__, durable
-from ckzd.access import Access, access_to, give
-from ckzd.archive import ArchiveWriter, FileModel, FolderModel, Manifest, StatModel, files_digest
+from ckzd import durable
+from ckzd.access import Access, give
+from ckzd.archive import Manifest, files_digest
 from ckzd.base_models import files_of, require_plain_name, why_needed
 from ckzd.chains import ArchiveRecord, is_intact, is_ruined, is_sound, is_whole, read_manifest, records_in, reference_of
-from ckzd.checkpoint import Checkpoint, FileStat, tiles_of
-from ckzd.codec.ahead import Listener
+from ckzd.checkpoint import Checkpoint
 from ckzd.codec.analysis.nearness import changed_shape
 from ckzd.codec.analysis.tiles import in_tiles
-from ckzd.codec.encode import Encoded, Encoder
-from ckzd.codec.presets import PRESETS, Preset, Scheme, preset_at
-from ckzd.codec.records.reconstruction import Reconstruction
+from ckzd.codec.presets import PRESETS, Preset, preset_at
 from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import (
     BadCheckpoint,
@@ -37,39 +33,31 @@ from ckzd.errors import (
     ConfigError,
     CorruptArchive,
     MissingBaseModel,
-    MissingReference,
     NoSpace,
-    SourceChanged,
     StoreLocked,
-    VerificationFailed,
 )
-from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_checkpoint, read_whole
+from ckzd.formats import KINDS, left_alone, looks_like_checkpoint, read_whole
 from ckzd.formats.names import POINTER_NAME, step_in_name
 from ckzd.operations.accept import Acceptance, require_accepted
-from ckzd.operations.base_model import ENTRY
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.operations.gain import too_little
 from ckzd.operations.inspect import is_kept_exact, is_tightened
-from ckzd.operations.ledger import Made
 from ckzd.operations.originals import content_of
 from ckzd.operations.placement import device_for
 from ckzd.operations.pointer import large_files
-from ckzd.operations.reconstruct import malformed_as_corrupt, reconstruction_of, scratch_file
+from ckzd.operations.reconstruct import reconstruction_of
 from ckzd.operations.reference import reference_for
 from ckzd.operations.replace import empty_trash, recover, rescue
 from ckzd.operations.replace import replace as replace_original
 from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
 from ckzd.operations.slim import has_dropped_moments
-from ckzd.operations.trained_from import TrainedFrom, trained_from, trained_from_again
-from ckzd.operations.verify import Task, verifier
+from ckzd.operations.trained_from import trained_from, trained_from_again
+from ckzd.operations.writing import Reference, Work, access_of, publish, temporary, write_and_prove
 from ckzd.series import next_references
 from ckzd.stages import OnStage, Stage
-from ckzd.store import Store, archive_name, default_store
+from ckzd.store import Store, default_store
 
 log = logging.getLogger(__name__)
-
-_TOOLS = ("numpy", "constriction", "zstandard")
-_PAPER_TOOLS = ("torch", "scikit-learn")  # of codebooks and the LSTM, which other presets have not
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +145,7 @@ def compress(
     with closing(checkpoint.source):
         durable.sweep_beside(path, but_with=POINTER_NAME)  # of restores that were killed
         opened = _opened(root, checkpoint)
-        access = _access(path, checkpoint, opened)
+        access = access_of(path, checkpoint, opened)
         free = min_free if min_free is not None else FREE_CHECKPOINTS * checkpoint.nbytes
         job = _Job(path, checkpoint, opened, quality, stride, max_depth, model, device, acceptance, tell, access, free)
         with opened.lock(shared=True):
@@ -228,14 +216,6 @@ def _opened(root: Path, checkpoint: Checkpoint) -> Store:
     return store
 
 
-def _access(path: Path, checkpoint: Checkpoint, store: Store) -> Access:
-    """An archive holds all files of a checkpoint: it is as private as the most private of them."""
-    try:
-        return access_to(checkpoint.places(path), place=store.root)
-    except FileNotFoundError as error:
-        raise SourceChanged(error.filename or path, "is gone") from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """One checkpoint on its way into one store."""
@@ -257,24 +237,9 @@ class _Job:
     def run(self) -> Path:
         return self.path.parent
 
-
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """What the checkpoint is a delta against: an archive, or a base model."""
-
-    source: ArchiveRecord | TrainedFrom
-    identity: str
-    reconstruction: Reconstruction
-
     @property
-    def archive(self) -> Path | None:
-        """Its archive, if it has one."""
-        return self.source.path if isinstance(self.source, ArchiveRecord) else None
-
-    @property
-    def depth(self) -> int:
-        """Archives that it needs, itself among them; a base model counts for one."""
-        return self.source.manifest.depth + 1 if isinstance(self.source, ArchiveRecord) else 1
+    def work(self) -> Work:
+        return Work(self.checkpoint, self.store, self.preset, self.device, self.tell)
 
 
 def _report(job: _Job, record: ArchiveRecord, *, already: bool, replaced: bool) -> CompressReport:
@@ -357,17 +322,17 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, s
         reference, without = _usable_reference(job, record, stack) if has_room else None, None
         if record is None:
             reference, without = _base_model(job, damaged, stack)
-        temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
+        temp, cache = (stack.enter_context(temporary(store, suffix)) for suffix in (".ckz", ".rec"))
         before = reference.archive if reference is not None else None
-        manifest = _write_and_prove(job, reference, temp, cache)
+        manifest = write_and_prove(job.work, reference, temp, cache)
         job.tell(Stage.VERIFIED, 1.0)
         _ask(job, ArchiveRecord(temp, manifest), before, hint="the original is untouched, the archive was thrown away")
         give(temp, job.access)
         give(cache, job.access)
-        if reference is not None and isinstance(reference.source, TrainedFrom):
-            reference.source.require_in_place()
+        if reference is not None:
+            reference.require_in_place()
         published = ArchiveRecord(_place_of(job, manifest), manifest)
-        if _publish(temp, published.path, store):
+        if publish(temp, published.path, store):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
         else:  # another machine was first: its archive stays, ours goes
             published = ArchiveRecord.read(published.path)
@@ -375,91 +340,6 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, s
         _forget_old_reconstructions(store, run, job.stride)
     job.tell(Stage.PUBLISH, 1.0)
     return published, without
-
-
-def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Manifest | None, made: Made) -> None:
-    """Make a damaged archive of a run as it was, from what it was made of, under whatever name; prove it; publish it.
-
-    `manifest` is what it says of itself, if that can be read; `made` says how it was made, as far as that is known (""
-    is unknown). Raises SourceChanged where `source` holds something else, MissingReference where what it is a delta
-    against is not sound, VerificationFailed where something else comes out than others need, as by another version's
-    choices.
-    """
-    checkpoint = in_tiles(_renamed(read_checkpoint(source), manifest))
-    with closing(checkpoint.source), store.lock(shared=True), ExitStack() as stack:
-        _require_archived(checkpoint, source, archive, made)
-        model = manifest.base_model if manifest is not None else None
-        record = _exact_reference(archive, made.reference) if model is None else None
-        quality = preset_at(made.preset, Effort(made.effort or Effort.BEST))
-        access = _access_of(archive) if os.path.lexists(archive) else _access(source, checkpoint, store)
-        job = _Job(
-            *(run / checkpoint.name, checkpoint, store, quality),
-            stride=1,
-            max_depth=MAX_DEPTH,
-            base_model=None,
-            device="cpu",
-            acceptance=None,
-            tell=lambda *_: None,
-            access=access,
-            min_free=0,
-        )
-        needed = space_needed(store, run, checkpoint, quality, restored=False, reference=record, as_base=record is None)
-        durable.require_space(store.tmp, needed)
-        reference = None
-        if record is not None:
-            opened = stack.enter_context(reconstruction_of(record, store))
-            reference = _Reference(record, record.manifest.reconstruction, opened)
-        elif manifest is not None:
-            reference, _ = _base_model(job, ArchiveRecord(archive, manifest), stack)
-        temp, cache = (stack.enter_context(_temporary(store, suffix)) for suffix in (".ckz", ".rec"))
-        found = _write_and_prove(job, reference, temp, cache).reconstruction
-        if made.reconstruction and found != made.reconstruction:
-            problem = f"made anew it yields reconstruction {found}, expected {made.reconstruction}"
-            raise VerificationFailed(archive, problem, hint=f"archive it anew: `ckzd compress {job.path}`")
-        give(temp, access)
-        if reference is not None and isinstance(reference.source, TrainedFrom):
-            reference.source.require_in_place()
-        _publish(temp, archive, store)
-
-
-def _renamed(checkpoint: Checkpoint, manifest: Manifest | None) -> Checkpoint:
-    """As it was called, and with what a restore gives back, when it was archived."""
-    if manifest is None or [file.size for file in checkpoint.files] != [file.size for file in manifest.files]:
-        return checkpoint
-    files = (
-        dataclasses.replace(layout, name=file.name, stat=_stat(file))
-        for layout, file in zip(checkpoint.files, manifest.files, strict=True)
-    )
-    directory = _stat(manifest.directory) if manifest.directory is not None else None
-    return dataclasses.replace(checkpoint, name=manifest.name, step=manifest.step, files=tuple(files), stat=directory)
-
-
-def _stat(model: StatModel | FileModel) -> FileStat:
-    return FileStat(model.mode, model.uid, model.gid, model.mtime_ns)
-
-
-def _require_archived(checkpoint: Checkpoint, source: Path, archive: Path, made: Made) -> None:
-    """Raise SourceChanged unless it holds the very bytes that the archive was made of."""
-    rows = zip(checkpoint.files, checkpoint.sha256(), strict=True)
-    found = files_digest((file.name, file.size, digest) for file, digest in rows)
-    names = {archive_name(checkpoint.name, found, again) for again in ("", made.reconstruction)}
-    if (made.checkpoint and found != made.checkpoint) or archive.name not in names:
-        raise SourceChanged(source, "is not what the archive was made of")
-
-
-def _exact_reference(archive: Path, reconstruction: str | None) -> ArchiveRecord | None:
-    """A sound archive beside this one that yields what it is a delta against."""
-    if reconstruction is None:
-        return None
-    for record in records_in(archive.parent):
-        if record.manifest.reconstruction == reconstruction and record.path != archive and is_sound(record.path):
-            return record
-    raise MissingReference(archive, f"no sound archive yields its reference, reconstruction {reconstruction}")
-
-
-def _access_of(archive: Path) -> Access:
-    status = archive.stat()
-    return Access(status.st_uid, status.st_gid, status.st_mode & 0o777)
 
 
 def preset_of(manifest: Manifest) -> Preset:
@@ -513,14 +393,6 @@ def _is_needed(archive: Path, manifest: Manifest) -> bool:
     return False
 
 
-def _publish(temp: Path, target: Path, store: Store) -> bool:
-    """Whether the archive lies at `target` now; False if a whole one does."""
-    if os.path.lexists(target) and not is_whole(target):
-        log.warning("damaged archive set aside", extra={"path": str(store.supplant(temp, target))})
-        return True
-    return durable.publish(temp, target)
-
-
 def _ask(job: _Job, archive: ArchiveRecord, reference: Path | None, *, hint: str) -> None:
     """Raises NotAccepted if there is a command and it refuses what `archive` restores to."""
     if job.acceptance is not None:
@@ -548,7 +420,7 @@ def _reference_record(job: _Job, damaged: ArchiveRecord | None) -> ArchiveRecord
     return reference_for(job.checkpoint, job.store, job.run, job.stride, job.max_depth)
 
 
-def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack) -> _Reference | None:
+def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack) -> Reference | None:
     """The archive to take deltas against, its reconstruction opened in `stack`; None makes this one a base."""
     if record is None:
         return None
@@ -558,10 +430,10 @@ def _usable_reference(job: _Job, record: ArchiveRecord | None, stack: ExitStack)
         fields = {"path": str(job.path), "tensor": changed}
         log.warning("a tensor changed its shape: the archive becomes a new base", extra=fields)
         return None
-    return _Reference(record, record.manifest.reconstruction, reconstruction)
+    return Reference.of_archive(record, reconstruction)
 
 
-def _base_model(job: _Job, damaged: ArchiveRecord | None, stack: ExitStack) -> tuple[_Reference | None, str | None]:
+def _base_model(job: _Job, damaged: ArchiveRecord | None, stack: ExitStack) -> tuple[Reference | None, str | None]:
     """The base model, its reconstruction opened in `stack`; None and why not, if one is named that is none to it.
 
     What is archived anew takes the one that it was made against, or none: MissingBaseModel where that is away.
@@ -577,9 +449,7 @@ def _base_model(job: _Job, damaged: ArchiveRecord | None, stack: ExitStack) -> t
         else:
             found = stack.enter_context(trained_from(job.checkpoint, job.path, job.base_model, job.store))
         _make_room_beside_base(job)  # for what is made of it, here and by the verifier
-        file = stack.enter_context(scratch_file(job.store))
-        with durable.as_no_space(job.store.tmp):
-            return _Reference(found, found.tensors.write(file), Reconstruction(file)), None
+        return Reference.of_model(found, job.store, stack), None
     except MissingBaseModel:
         raise
     except (CkzdError, OSError) as error:
@@ -593,122 +463,6 @@ def _make_room_beside_base(job: _Job) -> None:
         job.store, job.run, job.checkpoint, job.preset, restored=job.acceptance is not None, as_base=True
     )
     make_room(job.store, job.run, needed + 2 * job.checkpoint.nbytes, job.min_free)
-
-
-@contextmanager
-def _temporary(store: Store, suffix: str) -> Iterator[Path]:
-    """A path in the store's tmp/ that is gone afterwards, unless it was published."""
-    path = store.new_temp(suffix)
-    try:
-        yield path
-    finally:
-        durable.remove(path)
-
-
-def _write_and_prove(job: _Job, reference: _Reference | None, temp: Path, cache: Path) -> Manifest:
-    """Encode into `temp` and the reconstruction into `cache`; both are on disk and proven when this returns.
-
-    The process that proves them works beside the encoder, on what that announces: it has its two files open, too.
-    """
-    job.tell(Stage.ENCODE, 0.0)
-    with ExitStack() as held:
-        with durable.as_no_space(job.store.tmp), ExitStack() as written:
-            reconstruction = written.enter_context(durable.create(cache))
-            scratch = written.enter_context(scratch_file(job.store))
-            announced = (reconstruction.fileno(), scratch.fileno())
-            before = reference.archive if reference is not None else None
-            proving = held.enter_context(verifier(Task(temp, before, job.store.root, announced)))
-            archive = written.enter_context(durable.create(temp))
-            manifest = _write(job, reference, _Files(archive, reconstruction, scratch), proving)
-        job.tell(Stage.WRITTEN, 1.0)
-        proving.finish()
-    return manifest
-
-
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """What an encoder writes."""
-
-    archive: BinaryIO
-    reconstruction: BinaryIO
-    scratch: BinaryIO
-
-
-def _write(job: _Job, reference: _Reference | None, files: _Files, listener: Listener) -> Manifest:
-    """Encode into the files; archive and reconstruction are on disk when this returns."""
-    writer = ArchiveWriter(files.archive)
-    source = reference.source if reference is not None else None
-    model = source if isinstance(source, TrainedFrom) else None  # it is read when the archive names it, not before
-    with malformed_as_corrupt((reference.archive if reference is not None else None) or Path(job.checkpoint.name)):
-        encoded = Encoder(
-            job.checkpoint,
-            reference.reconstruction if reference is not None else None,
-            job.preset,
-            put=writer.put,
-            add=writer.add,
-            reconstruction=files.reconstruction,
-            scratch=files.scratch,
-            device=job.device,
-            progress=lambda fraction: job.tell(Stage.ENCODE, fraction),
-            listener=listener if model is None else None,
-        ).encode()
-    if model is not None:
-        writer.add(ENTRY, model.tensors.entry())
-    manifest = writer.finish(_manifest(job, reference, encoded))
-    for file in (files.archive, files.reconstruction):
-        file.flush()
-        os.fsync(file.fileno())
-    return manifest
-
-
-def _manifest(job: _Job, reference: _Reference | None, encoded: Encoded) -> Manifest:
-    checkpoint, stat = job.checkpoint, job.checkpoint.stat
-    files = _files(checkpoint, encoded)
-    source = reference.source if reference is not None else None
-    return Manifest(
-        preset=job.preset.name,
-        effort="fast" if job.preset.effort is Effort.FAST else None,
-        name=checkpoint.name,
-        kind="directory" if checkpoint.is_directory else "file" if len(files) == 1 else "files",
-        directory=StatModel(**asdict(stat)) if stat is not None else None,
-        folders=[FolderModel(name=name, **asdict(found)) for name, found in checkpoint.folders],
-        step=checkpoint.step,
-        checkpoint=files_digest((f.name, f.size, f.original_sha256) for f in files),
-        restored=files_digest((f.name, f.size, f.sha256) for f in files),
-        reconstruction=encoded.reconstruction,
-        reference=reference.identity if reference is not None else None,
-        base_model=source.named if isinstance(source, TrainedFrom) else None,
-        depth=reference.depth if reference is not None else 0,
-        original_bytes=checkpoint.nbytes,
-        parameters=encoded.parameters,
-        parts=encoded.parts,
-        coders=encoded.coders,
-        quality=encoded.quality,
-        tools={"ckzd": __version__} | {name: version(name) for name in _tools(job.preset)},
-        files=files,
-    )
-
-
-def _tools(preset: Preset) -> tuple[str, ...]:
-    """What takes part in an archive of this preset."""
-    return (*_TOOLS, *(_PAPER_TOOLS if preset.scheme is Scheme.KMEANS else ()))
-
-
-def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
-    hashes = zip(checkpoint.files, encoded.original_sha256, encoded.restored_sha256, strict=True)
-    tiles = tiles_of(checkpoint.files, checkpoint.tiled)
-    tensor_of = {tile: first for first, own in tiles.items() for tile in own}
-    return [
-        FileModel(
-            name=layout.name,
-            size=layout.size,
-            **asdict(layout.stat),
-            original_sha256=original,
-            sha256=restored,
-            tensors=len({tensor_of[hole.tensor] for hole in layout.holes}),
-        )
-        for layout, original, restored in hashes
-    ]
 
 
 def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:

@@ -20,9 +20,9 @@ from ckzd.archive import FileModel, Manifest
 from ckzd.chains import ARCHIVE_SUFFIX, is_whole, read_manifest, require_whole
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace
 from ckzd.formats.names import step_in_name
-from ckzd.operations.compress import remake
 from ckzd.operations.ledger import Made
 from ckzd.operations.places import Place
+from ckzd.operations.remake import remake
 from ckzd.operations.trash import Entry
 from ckzd.store import DAMAGED_SUFFIX, Store, archive_name
 
