@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.table import Table
 
 from ckzd import __version__
 from ckzd.defaults import DAMAGED_DAYS, MAX_DEPTH, Effort
@@ -32,7 +31,15 @@ from ckzd.errors import (
     StoreLocked,
 )
 from ckzd.operations.command import DEFAULT_SECONDS
-from ckzd.screen import Screen, plain_age, plain_bytes, table_of
+from ckzd.reports import (
+    facts_table,
+    garbage_lines,
+    listing_table,
+    pruned_lines,
+    status_lines,
+    status_table,
+)
+from ckzd.screen import Screen, plain_bytes, table_of
 
 if TYPE_CHECKING:
     from ckzd.demo import DemoReport, Event
@@ -324,58 +331,8 @@ def inspect(
     if as_json:
         screen.line(facts)
     else:
-        screen.show(_facts_table(facts))
+        screen.show(facts_table(facts))
     return EXIT_DONE
-
-
-def _facts_table(facts: Mapping[str, Any]) -> Table:
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    files = [f"{file['name']}, {plain_bytes(file['size'])}" for file in facts.get("files", ())]
-    for name, value in {
-        **facts,
-        **_proxy(facts.get("quality", {})),
-        "files": files,
-        "entries": f"{len(facts.get('entries', ()))} (listed by --json)",
-    }.items():
-        table.add_row(name.replace("_", " "), _plain_value(name, value))
-    return table
-
-
-_UNITS = {"lost_progress": "of the progress", "second_moment_ratio": "times", "update_length_ratio": "times"}
-
-
-def _proxy(quality: Mapping[str, float]) -> dict[str, Any]:
-    """What the encoder measured, beside what the preset's budget allows; the rest of `quality` as it is."""
-    rest = dict(quality)
-    found: dict[str, Any] = {}
-    for name in [name for name in rest if f"max_{name}" in rest]:
-        measured, budget = rest.pop(name), rest.pop(f"max_{name}")
-        found[name] = f"{measured:.3g} {_UNITS.get(name, 'of the weights')}, budget {budget:.3g}"
-    if "first_order_loss" in rest and "regained" in rest:
-        lost, regained = rest.pop("first_order_loss"), rest.pop("regained")
-        found["first_order_loss"] = f"{lost:.3g}, of which first moments regain {regained:.3g}"
-    if "tightened_tensors" in rest and "exact_tensors" in rest:
-        finer, exact = rest.pop("tightened_tensors"), rest.pop("exact_tensors")
-        spent = f"yes: {finer:.0f} tensors coded finer, {exact:.0f} exactly, to keep to the budget"
-        found["tightened"] = spent if finer or exact else "no"
-    return found | {"quality": rest}
-
-
-def _plain_value(name: str, value: Any) -> str:
-    """A value of `inspect` or `status` for a person."""
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain_value(name, item)}" for key, item in value.items()) or "-"
-    if isinstance(value, list):
-        return "\n".join(_plain_value(name, item) for item in value) or "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool) and (name.endswith("_bytes") or name == "parts"):
-        return plain_bytes(value)
-    return str(value)
 
 
 @app.command(name="list")
@@ -400,7 +357,7 @@ def list_(
             runs.setdefault(row.run or str(Path(row.archive or "").parent), []).append(row)
     for run, rows in runs.items():
         screen.say(run)
-        screen.show(_listing_table(rows, now))
+        screen.show(listing_table(rows, now))
     return EXIT_DONE
 
 
@@ -456,25 +413,6 @@ def _meant(paths: Sequence[Path] | None, store: Path | None, config: Path | None
     return [(watch.path, watch.store) for watch in watches]
 
 
-def _listing_table(rows: Sequence["Row"], now: float) -> Table:
-    table = table_of("checkpoint", "kind", "original", "archive", "ratio", "age", "depth", "there", "")
-    for row in rows:
-        sizes = (plain_bytes(size) if size is not None else "-" for size in (row.original_bytes, row.archive_bytes))
-        ratio = f"{row.ratio:.1f}x" if row.ratio else "-"
-        age = plain_age(now - row.written) if row.written is not None else "-"
-        depth = str(row.depth) if row.depth is not None else "-"
-        remark = f"damaged: {row.damaged}" if row.damaged else "ruined" if row.ruined else ""
-        kind = row.kind or ("-" if row.archive else "not archived")
-        table.add_row(row.checkpoint, kind, *sizes, ratio, age, depth, row.stands or "-", remark)
-    archived = {row.archive: row for row in rows if row.archive and row.original_bytes}
-    original = sum(row.original_bytes or 0 for row in archived.values())
-    archive = sum(row.archive_bytes or 0 for row in archived.values())
-    table.add_section()
-    ratio = f"{original / archive:.1f}x" if archive else "-"
-    table.add_row(f"{len(archived)} archives", "", plain_bytes(original), plain_bytes(archive), ratio, "", "", "", "")
-    return table
-
-
 @app.command()
 def status(*, config: Config = None, as_json: Json = False) -> int:
     """Show what the daemon has done, does and waits for."""
@@ -491,18 +429,9 @@ def status(*, config: Config = None, as_json: Json = False) -> int:
 
 
 def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
-    from ckzd.reports import status_lines
-
     for line in status_lines(facts):
         screen.say(line)
-    table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
-    for row in facts["checkpoints"]:
-        archive = plain_bytes(row["archive_bytes"]) if row["archive_bytes"] else "-"
-        ratio = f"{row['ratio']:.1f}x" if row["ratio"] else "-"
-        table.add_row(
-            row["checkpoint"], row["state"], plain_bytes(row["original_bytes"]), archive, ratio, row["why"] or ""
-        )
-    if table.row_count:
+    if (table := status_table(facts)).row_count:
         screen.show(table)
 
 
@@ -519,7 +448,6 @@ def prune(
     """Delete the archives that [watch.keep] lets go, with their pointers; say why each one goes or stays."""
     from ckzd.config import load
     from ckzd.daemon.pruning import meant, prune_store
-    from ckzd.reports import pruned_lines
 
     screen, settings, given = Screen(as_json), load(config), paths or []
     stores, roots = meant(settings, given), [*(watch.path for watch in settings.watch), *filter(Path.is_dir, given)]
@@ -557,7 +485,6 @@ def gc(
     from ckzd.config import load
     from ckzd.daemon.pruning import stores_meant
     from ckzd.operations.garbage import Wanted, collect
-    from ckzd.reports import garbage_lines
     from ckzd.store import Store as OpenStore
 
     screen, settings, given = Screen(as_json), load(config), paths or []

@@ -12,14 +12,15 @@ import random
 import re
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ckzd.errors import StoreLocked
+from ckzd.meanwhile import repeated
 
 POLL_SECONDS = 0.05
 CLAIM_POLL_SECONDS = 0.2
@@ -221,19 +222,10 @@ def _take(own: _Claim, wait_seconds: float) -> None:
 
 @contextmanager
 def _beating(path: Path) -> Iterator[None]:
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(BEAT_SECONDS):
-            _beat(path)
-
-    thread = threading.Thread(target=beat, name="ckzd-claim", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(partial(_beat, path), BEAT_SECONDS, "ckzd-claim"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         with suppress(OSError):  # it beats no more: whoever waits for it takes it away
             path.unlink()
 

@@ -1,16 +1,91 @@
-"""What commands say to a person: of the daemon, and of what was, or would be, deleted."""
+"""What commands show a person: tables and lines of what operations report. With `--json` none of it is asked for."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckzd.operations.garbage import Garbage
-from ckzd.operations.prune import PruneReport
-from ckzd.screen import plain_bytes, printable
+from rich.table import Table
+
+from ckzd.screen import plain_age, plain_bytes, printable, table_of
+
+if TYPE_CHECKING:
+    from ckzd.operations.catalogue import Row
+    from ckzd.operations.garbage import Garbage
+    from ckzd.operations.prune import PruneReport
+
+_UNITS = {"lost_progress": "of the progress", "second_moment_ratio": "times", "update_length_ratio": "times"}
 
 
-def pruned_lines(report: PruneReport) -> Iterator[str]:
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """What an archive holds; `facts` as `inspect` has them."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    files = [f"{file['name']}, {plain_bytes(file['size'])}" for file in facts.get("files", ())]
+    for name, value in {
+        **facts,
+        **_proxy(facts.get("quality", {})),
+        "files": files,
+        "entries": f"{len(facts.get('entries', ()))} (listed by --json)",
+    }.items():
+        table.add_row(name.replace("_", " "), _plain_value(name, value))
+    return table
+
+
+def _proxy(quality: Mapping[str, float]) -> dict[str, Any]:
+    """What the encoder measured, beside what the preset's budget allows; the rest of `quality` as it is."""
+    rest = dict(quality)
+    found: dict[str, Any] = {}
+    for name in [name for name in rest if f"max_{name}" in rest]:
+        measured, budget = rest.pop(name), rest.pop(f"max_{name}")
+        found[name] = f"{measured:.3g} {_UNITS.get(name, 'of the weights')}, budget {budget:.3g}"
+    if "first_order_loss" in rest and "regained" in rest:
+        lost, regained = rest.pop("first_order_loss"), rest.pop("regained")
+        found["first_order_loss"] = f"{lost:.3g}, of which first moments regain {regained:.3g}"
+    if "tightened_tensors" in rest and "exact_tensors" in rest:
+        finer, exact = rest.pop("tightened_tensors"), rest.pop("exact_tensors")
+        spent = f"yes: {finer:.0f} tensors coded finer, {exact:.0f} exactly, to keep to the budget"
+        found["tightened"] = spent if finer or exact else "no"
+    return found | {"quality": rest}
+
+
+def _plain_value(name: str, value: Any) -> str:
+    """A value of `inspect` or `status` for a person."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain_value(name, item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return "\n".join(_plain_value(name, item) for item in value) or "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool) and (name.endswith("_bytes") or name == "parts"):
+        return plain_bytes(value)
+    return str(value)
+
+
+def listing_table(rows: Sequence["Row"], now: float) -> Table:
+    """The checkpoints of one run, and their sum; `now` in seconds since 1970."""
+    table = table_of("checkpoint", "kind", "original", "archive", "ratio", "age", "depth", "there", "")
+    for row in rows:
+        sizes = (plain_bytes(size) if size is not None else "-" for size in (row.original_bytes, row.archive_bytes))
+        ratio = f"{row.ratio:.1f}x" if row.ratio else "-"
+        age = plain_age(now - row.written) if row.written is not None else "-"
+        depth = str(row.depth) if row.depth is not None else "-"
+        remark = f"damaged: {row.damaged}" if row.damaged else "ruined" if row.ruined else ""
+        kind = row.kind or ("-" if row.archive else "not archived")
+        table.add_row(row.checkpoint, kind, *sizes, ratio, age, depth, row.stands or "-", remark)
+    archived = {row.archive: row for row in rows if row.archive and row.original_bytes}
+    original = sum(row.original_bytes or 0 for row in archived.values())
+    archive = sum(row.archive_bytes or 0 for row in archived.values())
+    table.add_section()
+    ratio = f"{original / archive:.1f}x" if archive else "-"
+    table.add_row(f"{len(archived)} archives", "", plain_bytes(original), plain_bytes(archive), ratio, "", "", "", "")
+    return table
+
+
+def pruned_lines(report: "PruneReport") -> Iterator[str]:
     """Every archive of a store: whether it goes, and why."""
     for judged in report.judged:
         why = f"{judged.why}; its moments go" if judged.drops_moments else judged.why
@@ -23,7 +98,7 @@ def pruned_lines(report: PruneReport) -> Iterator[str]:
     yield f"{printable(report.store)}: {text}{freed}"
 
 
-def garbage_lines(store: Path, found: Sequence[Garbage], *, dry_run: bool) -> Iterator[str]:
+def garbage_lines(store: Path, found: Sequence["Garbage"], *, dry_run: bool) -> Iterator[str]:
     """All that nothing needs, or may be not."""
     for garbage in found:
         why = f"{garbage.what}, {garbage.why}"
@@ -73,3 +148,15 @@ def _check_lines(stores: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             when = time.strftime("all by %Y-%m-%d %H:%M", time.localtime(completed)) if completed else "not yet all"
             share = f"{100 * check['pass_ratio']:.0f} % of {check['archives']}"
             yield f"checked: {when}, {share} again, in {store['store']}"
+
+
+def status_table(facts: Mapping[str, Any]) -> Table:
+    """Every checkpoint that the daemon knows."""
+    table = table_of("checkpoint", "state", "original", "archive", "ratio", "why")
+    for row in facts["checkpoints"]:
+        archive = plain_bytes(row["archive_bytes"]) if row["archive_bytes"] else "-"
+        ratio = f"{row['ratio']:.1f}x" if row["ratio"] else "-"
+        table.add_row(
+            row["checkpoint"], row["state"], plain_bytes(row["original_bytes"]), archive, ratio, row["why"] or ""
+        )
+    return table

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from ckzd.store import Store, default_store
+
 settings.register_profile("busy", deadline=None)  # an example's time is the machine's business
 settings.load_profile("busy")
 
@@ -97,3 +99,17 @@ def _no_leftover_temporaries(request: pytest.FixtureRequest) -> Iterator[None]:
     if place is not None and request.node.get_closest_marker("leaves_temporaries") is None:
         leftover = [Path(where, name) for where, _, names in os.walk(place) for name in names if name.endswith(".tmp")]
         assert leftover == []
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run without checkpoints, in a directory of its own."""
+    run = tmp_path / "runs" / "gpt"
+    run.mkdir(parents=True)
+    return run
+
+
+@pytest.fixture
+def store(run) -> Store:
+    """The store beside it, empty."""
+    return Store.open_or_create(default_store(run))

@@ -19,19 +19,6 @@ from ckzd.chains import (
     sound,
 )
 from ckzd.errors import CorruptArchive, MissingReference
-from ckzd.store import Store, default_store
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
 
 
 def flip(path: Path, bit: int) -> None:

@@ -8,19 +8,6 @@ from making import made_manifest, put, put_chain, sha256
 from ckzd.chains import ArchiveRecord
 from ckzd.formats.names import series_in_name
 from ckzd.series import LIVE_ARCHIVES, by_series, next_references, split, within_depth
-from ckzd.store import Store, default_store
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
 
 
 def record(name: str, step: int | None, reference: ArchiveRecord | None = None, mtime_ns: int = 0) -> ArchiveRecord:

@@ -17,18 +17,6 @@ from ckzd.locks import Process
 from ckzd.store import References, Store, default_store
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
-
-
 class TestPlaces:
     def test_a_store_is_made_once_and_opened_ever_after(self, run, store):
         assert store.root == run.parent / ".ckzd"

@@ -6,7 +6,6 @@ than it has given back. So a run with ckzd takes no more than without, but for i
 """
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from ckzd.chains import ArchiveRecord
 from ckzd.checkpoint import Checkpoint
 from ckzd.codec.presets import Preset, Scheme
 from ckzd.errors import CkzdError, StoreLocked
+from ckzd.meanwhile import repeated
 from ckzd.operations.originals import allocated_bytes
 from ckzd.operations.pointer import pointer_for, points_to
 from ckzd.operations.replace import empty_trash
@@ -60,21 +60,14 @@ def keep_free(store: Store, min_free: int) -> int:
 @contextmanager
 def watch_room(root: Path, min_free: int) -> Iterator[None]:
     """Meanwhile, empty the trash of the store at `root`, if there is one, whenever less is free: work may take long."""
-    ended = threading.Event()
 
     def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            with suppress(CkzdError, OSError):  # whoever needs the room says so
-                if Store.is_at(root):
-                    _empty_until_free(Store.open(root), min_free)
+        with suppress(CkzdError, OSError):  # whoever needs the room says so
+            if Store.is_at(root):
+                _empty_until_free(Store.open(root), min_free)
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, LOOK_SECONDS, "ckzd-room"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _empty_until_free(store: Store, nbytes: int) -> int:

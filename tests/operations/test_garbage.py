@@ -15,22 +15,10 @@ from ckzd.errors import StoreLocked
 from ckzd.locks import Process
 from ckzd.operations.garbage import Garbage, Wanted, collect
 from ckzd.operations.pointer import pointer_for
-from ckzd.store import Store, default_store
+from ckzd.store import Store
 
 LITTLE = Wanted()
 ALL = Wanted(damaged_days=0, gone_runs=True)
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
 
 
 def dead(suffix: str) -> str:

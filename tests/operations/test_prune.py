@@ -16,22 +16,10 @@ from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import PruneReport, Run, prune
 from ckzd.operations.replace import empty_trash, replace
 from ckzd.retention import LINEAGE, NO_RULES, Quota, Rules
-from ckzd.store import Store, default_store
+from ckzd.store import Store
 
 NOW = time.time() + 1
 ONE = Rules(newest=1)
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
 
 
 def replaced(store: Store, run: Path, *steps: int, kind: str = "file") -> list[Path]:

@@ -17,19 +17,7 @@ from ckzd import durable
 from ckzd.errors import BadCheckpoint, ConfigError, CorruptArchive, MissingReference, NoSpace, SourceChanged
 from ckzd.operations import replace as replacing
 from ckzd.operations.replace import empty_trash, pointer_for, recover, replace, resolve
-from ckzd.store import Store, default_store
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
+from ckzd.store import Store
 
 
 @pytest.fixture

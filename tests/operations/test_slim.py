@@ -20,22 +20,10 @@ from ckzd.operations.replace import replace
 from ckzd.operations.restore import restore
 from ckzd.operations.slim import drop_moments
 from ckzd.retention import Rules
-from ckzd.store import Store, default_store
+from ckzd.store import Store
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "format_8"
 DAY = "2026-11-30"
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    run = tmp_path / "runs" / "gpt"
-    run.mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def store(run) -> Store:
-    return Store.open_or_create(default_store(run))
 
 
 @pytest.fixture(params=["resume", "paper"])

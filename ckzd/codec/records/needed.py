@@ -5,13 +5,16 @@ decoder leaves out the rest.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ckzd.codec.records.index import Index
 from ckzd.codec.records.layout import layer_before
 from ckzd.codec.records.reconstruction import Key
+
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,7 @@ class Followed:
 
     def closed(self, paths: Iterable[Key]) -> frozenset[Key]:
         """These and all that they follow."""
-        found: set[Key] = set()
-        pending = list(paths)
-        while pending:
-            path = pending.pop()
-            if path not in found:
-                found.add(path)
-                pending += self.paths.get(path, ())
-        return frozenset(found)
+        return frozenset(_reached(paths, lambda path: self.paths.get(path, ())))
 
     def in_reference(self, paths: AbstractSet[Key]) -> AbstractSet[Key]:
         """What these need of the reference."""
@@ -65,16 +61,25 @@ def _directly(index: Index, tensors: Iterable[int]) -> Iterator[Key]:
     """The reference tensors among these, those of the weights whose moments are, and of what any is a copy of."""
     kept = frozenset(index.layout.reference_tensors)
     weights = {number: triple.weight for triple in index.layout.triples for number in triple.moments}
-    seen: set[int] = set()
-    pending = list(tensors)
+
+    def next_to(number: int) -> Iterator[int]:
+        yield from _others(index, number)
+        if number in weights:
+            yield weights[number]
+
+    return (index.layout.tensors[number].path for number in _reached(tensors, next_to) if number in kept)
+
+
+def _reached(starts: Iterable[T], next_to: Callable[[T], Iterable[T]]) -> set[T]:
+    """What is reached from these, step by step."""
+    found: set[T] = set()
+    pending = list(starts)
     while pending:
-        number = pending.pop()
-        if number not in seen:
-            seen.add(number)
-            pending += _others(index, number)
-            pending += [weights[number]] if number in weights else []
-            if number in kept:
-                yield index.layout.tensors[number].path
+        one = pending.pop()
+        if one not in found:
+            found.add(one)
+            pending += next_to(one)
+    return found
 
 
 def _others(index: Index, number: int) -> Iterator[int]:
