@@ -13,6 +13,7 @@ from ckzd import durable
 from ckzd.chains import is_pointer
 from ckzd.daemon.identity import Fingerprint
 from ckzd.daemon.journal import Journal
+from ckzd.daemon.protect import Protection
 from ckzd.daemon.scan import Run
 from ckzd.daemon.settle import NotReadYet, Rule
 from ckzd.daemon.states import State
@@ -32,7 +33,8 @@ class LetGo:
     def __init__(self, journal: Journal, rule: Rule) -> None:
         self._journal = journal
         self._rule = rule
-        self._said: dict[tuple[Path, Fingerprint], list[Ranking]] = {}  # the oldest first
+        self._protection = Protection(rule)
+        self._said: dict[tuple[Path, Fingerprint], list[Ranking]] = {}
 
     def look(self, runs: Iterable[Run]) -> bool:
         """Remove the pointers of what the newest checkpoints let go; whether there were any."""
@@ -40,23 +42,26 @@ class LetGo:
         for run in runs:
             rows = self._journal.rows(run=run.path) if run.watch.replace else []
             replaced = {row.path for row in rows if row.state is State.REPLACED and row.path.name.endswith(SUFFIXES)}
-            pointers = {path.name: pointer_for(path) for path in replaced if not os.path.lexists(path)}
-            for name in self._let_go(run) & pointers.keys() if pointers else ():
-                if pointers[name].is_file() and is_pointer(pointers[name]):
-                    durable.remove(pointers[name])
-                    log.info("let go by its framework", extra={"checkpoint": str(run.path / name)})
+            replaced = {path for path in replaced if not os.path.lexists(path)}
+            gone = sorted(path for path in replaced if path.name in self._let_go(run)) if replaced else []
+            held = self._protection.held_where_they_stood(run.watch.path, run.path, gone) if gone else {}
+            for path in gone:
+                pointer = pointer_for(path)
+                if path not in held and pointer.is_file() and is_pointer(pointer):
+                    durable.remove(pointer)
+                    log.info("let go by its framework", extra={"checkpoint": str(path)})
                     removed = True
         return removed
 
     def _let_go(self, run: Run) -> set[str]:
         raw = [(seen.newest_mtime_ns, path, seen) for path, seen in run.checkpoints if path.name.endswith(SUFFIXES)]
         try:
-            told = [self._rankings(path, seen) for _, path, seen in sorted(raw, key=lambda one: one[:2])[-MAX_READ:]]
+            for _, path, seen in sorted(raw, key=lambda one: one[:2])[-MAX_READ:]:
+                self._rankings(path, seen)
         except NotReadYet:
             return set()
-        newest: list[Ranking] = next((some for some in reversed(told) if some), [])
-        here = (some for (path, _), some in self._said.items() if path.parent == run.path)
-        return let_go(newest, (one for some in here for one in some))
+        here = [(seen.newest_mtime_ns, path, said) for (path, seen), said in self._said.items() if said]
+        return let_go([said for _, path, said in sorted(here, key=lambda one: one[:2]) if path.parent == run.path])
 
     def _rankings(self, path: Path, seen: Fingerprint) -> list[Ranking]:
         if (path, seen) not in self._said:

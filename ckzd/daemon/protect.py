@@ -5,6 +5,7 @@ checkpoints say inside, and looked for what a file system holds.
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.daemon.settle import NotReadYet, Rule
 from ckzd.errors import CkzdError
 from ckzd.formats.frameworks.protection import protected
+from ckzd.operations.pointer import pointer_for
 
 MAX_SAID = 1000  # what this many checkpoints say of others is remembered
 
@@ -30,6 +32,12 @@ class Protection:
             return {**protected(root, run, paths, self._says), **_by_links(checkpoints)}
         except NotReadYet as error:
             return dict.fromkeys(paths, f"who holds it is not known yet: {error}")
+
+    def held_where_they_stood(self, root: Path, run: Path, checkpoints: Sequence[Path]) -> dict[Path, str]:
+        """The same of checkpoints, there or replaced: a link or a second name may be that of the pointer, too."""
+        pointers = {pointer_for(path): path for path in checkpoints if not path.is_dir()}
+        seen = [(path, _seen(path)) for path in (*checkpoints, *filter(os.path.lexists, pointers))]
+        return {pointers.get(path, path): why for path, why in self.held(root, run, seen).items()}
 
     def _says(self, path: Path) -> list[str] | None:
         with contextlib.suppress(OSError):
@@ -58,3 +66,10 @@ def _by_links(checkpoints: Iterable[tuple[Path, Fingerprint]]) -> dict[Path, str
         elif any(file.links > 1 for file in seen.files):
             found[path] = "it has another name (hard link)"
     return found
+
+
+def _seen(path: Path) -> Fingerprint:
+    """What is there; of a replaced file nothing is."""
+    with contextlib.suppress(OSError):
+        return fingerprint(path)
+    return Fingerprint(0, ())

@@ -1,6 +1,5 @@
 """What the daemon and `ckzd prune` do alike: ask the markers of a store's runs, and prune it."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -8,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckzd.config import Settings, WatchSettings
-from ckzd.daemon.identity import Fingerprint, fingerprint
 from ckzd.daemon.protect import Protection
 from ckzd.daemon.settle import FormatsRule
 from ckzd.errors import CkzdError, ConfigError
 from ckzd.operations.places import look_below
-from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import PruneReport, Run, prune
 from ckzd.retention import NO_QUOTA, Quota
 from ckzd.store import STORE_NAME, Store, default_store
@@ -40,21 +37,10 @@ def prune_store(
     protection = Protection(FormatsRule())
 
     def markers(run: Run, checkpoints: Sequence[Path]) -> Mapping[Path, str]:
-        """A link or a second name may be the checkpoint's, or that of the pointer which stands for it."""
-        pointers = {pointer_for(path): path for path in checkpoints if not path.is_dir()}
-        seen = [(path, _seen(path)) for path in (*checkpoints, *filter(os.path.lexists, pointers))]
-        held = protection.held(run.root, run.path, seen)
-        return {pointers.get(path, path): why for path, why in held.items()}
+        return protection.held_where_they_stood(run.root, run.path, checkpoints)
 
     store = Store.open(root)
     return prune(store, runs, roots=roots, now=time.time(), quota=quota, markers=markers, dry_run=dry_run)
-
-
-def _seen(path: Path) -> Fingerprint:
-    """What is there; of a replaced file nothing is."""
-    with suppress(OSError):
-        return fingerprint(path)
-    return Fingerprint(0, ())
 
 
 def meant(settings: Settings, paths: Sequence[Path], *, lenient: bool = False) -> dict[Path, Ruled]:

@@ -5,7 +5,7 @@ from what they say: read without unpickling.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,22 +44,29 @@ def rankings(file: Path) -> list[Ranking]:
         return [*_of_lightning(root.get("callbacks"), file, scalar), *_of_timm(root.get("saver"))]
 
 
-def let_go(newest: Sequence[Ranking], earlier: Iterable[Ranking]) -> set[str]:
+def let_go(told: Sequence[Sequence[Ranking]]) -> set[str]:
     """Names of what the savers of the newest checkpoint have kept and would have deleted since.
 
-    Such a one is in no list any more; the list of its saver is no shorter than one that it was in, and has nothing
-    worse. A saver that resumed from an older checkpoint has forgotten later ones, too: those it would not delete.
+    `told` is what each checkpoint says, the oldest first. Such a name is in no list any more; the list of its saver is
+    no shorter than one that it was in, and has nothing worse. Lists are of one saver as long as each has something of
+    the next, name and score: a run that begins anew or resumed from an older checkpoint, another fold or seed, knows
+    nothing of what was before, and would delete none of it.
     """
-    now = {ranking.saver: ranking.scores for ranking in newest}
-    kept = {name for scores in now.values() for name in scores}
-    return {
-        name
-        for before in earlier
-        for name, score in before.scores.items()
-        if name not in kept
-        and len(now.get(before.saver, ())) >= max(1, len(before.scores))
-        and all(other >= score for other in now[before.saver].values())
-    }
+    newest = {ranking.saver: ranking.scores for ranking in (told[-1] if told else ())}
+    kept = {name for scores in newest.values() for name in scores}
+    found: set[str] = set()
+    for saver, now in newest.items():
+        later = now
+        for some in reversed(told[:-1]):
+            before = next((ranking.scores for ranking in some if ranking.saver == saver), None)
+            if before is None:
+                continue
+            if not before.items() & later.items():
+                break
+            if len(now) >= len(before):
+                found |= {name for name, score in before.items() if all(other >= score for other in now.values())}
+            later = before
+    return found - kept
 
 
 class _Scalars:

@@ -38,7 +38,25 @@ def test_what_a_resumed_run_has_forgotten_stays(daemon, save):
     save(40, {30: 2.0, 40: 0.5})
     assert pointers(daemon) == {10, 20, 30}
     save(50, {30: 2.0, 50: 1.5})
-    assert pointers(daemon) == {20, 30}, "the tenth is worse than what is kept; the twentieth is not"
+    assert pointers(daemon) == {10, 20, 30}, "worse than what is kept, but its saver knows nothing of it any more"
+
+
+def test_what_another_fold_kept_stays(daemon, save):
+    """A saver is told by its key, which two folds, seeds or runs have in common."""
+    save(10, {10: 1.0})
+    save(20, {10: 1.0, 20: 2.0})
+    save(110, {110: 3.0})
+    save(120, {110: 3.0, 120: 4.0})
+    save(130, {120: 4.0, 130: 5.0})
+    assert {10, 20} <= pointers(daemon)
+
+
+def test_what_a_marker_names_stays(daemon, save):
+    save(10, {10: 1.0})
+    save(20, {10: 1.0, 20: 3.0})
+    (daemon.run / "best.ckpt").symlink_to("step=10.ckpt")
+    save(30, {20: 3.0, 30: 2.0})
+    assert pointers(daemon) == {10, 20}
 
 
 def test_a_file_under_the_name_of_a_pointer_stays(daemon, save):

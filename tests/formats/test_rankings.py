@@ -65,7 +65,9 @@ def test_what_says_nothing_certain_says_nothing(tmp_path):
     ],
 )
 def test_what_has_fallen_behind_is_let_go(before, now, gone):
-    assert let_go([Ranking("one", now)], [Ranking("one", before)]) == gone
-    assert let_go([Ranking("other", now)], [Ranking("one", before)]) == set()
-    assert let_go([], [Ranking("one", before)]) == set()
-    assert let_go([Ranking("one", now), Ranking("other", before)], [Ranking("one", before)]) == set()
+    older = [Ranking("one", before | {"of both": 9.0})]
+    assert let_go([older, [Ranking("one", now | {"of both": 9.0})]]) == gone
+    assert let_go([older, [Ranking("one", now)]]) == set(), "nothing says that it is of the same run"
+    assert let_go([older, [Ranking("other", now | {"of both": 9.0})]]) == set()
+    assert let_go([older, []]) == let_go([]) == set()
+    assert let_go([older, [Ranking("one", now | {"of both": 9.0}), Ranking("other", before)]]) == set()
