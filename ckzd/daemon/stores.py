@@ -18,6 +18,7 @@ from ckzd.daemon.scrub import Scrub
 from ckzd.errors import CkzdError
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import places_of, pointer_for, points_to
+from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import Rules, kept_by
 from ckzd.series import next_references
 from ckzd.store import Store, default_store
@@ -155,12 +156,13 @@ class Stores:
 
         Needed is what another archive is a delta against, what a pointer in the run names, what a base model may be
         restored from, and the newest `stride` archives of each series: the next checkpoint is a delta against one of
-        them, so ruined ones do not count. What `rules` keep stays, too.
+        them, so ruined ones do not count. What `rules` keep stays, too, and what an original in the trash has become.
         StoreLocked while somebody reads or writes.
         """
         store = self._opened[root].store
         dropped: list[Path] = []
         with store.lock(shared=False):
+            unwanted = set(unwanted) - set(archives_in_trash(store))
             records, models = store.archives(run), hashes_of(found for _, found in all_notes(root))
             by_rule = kept_by(rules, records).keys() if rules is not None else set()
             while True:

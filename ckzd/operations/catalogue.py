@@ -132,8 +132,7 @@ class _Listing:
 
     def _problem(self, archive: Path) -> str:
         """What the last check of this very file said of its bytes."""
-        entry = self._ledger.find(archive) if self._ledger is not None else None
-        return entry.problem if entry is not None else ""
+        return self._ledger.problem_of(archive) if self._ledger is not None else ""
 
     def _damage(self, record: ArchiveRecord) -> str | None:
         if problem := self._problem(record.path):

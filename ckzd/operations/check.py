@@ -129,7 +129,7 @@ class _Check:
                 held.callback(self._write_down)
                 self.store.sweep_temps()  # of those that were killed
             archives = [path for place in self.places if place.archives for path in archive_files(place.archives)]
-            known = [path for path in archives if self._known_problem(path)]
+            known = [path for path in archives if self.ledger is not None and self.ledger.problem_of(path)]
             chosen = self._chosen(archives, now)
             if self.options.deep:
                 yield from self._decode(list(dict.fromkeys([*known, *chosen])))
@@ -137,10 +137,6 @@ class _Check:
                 yield from self._read(list(dict.fromkeys([*known, *chosen])))
             for place in self.places:
                 yield from self._mend(place)
-
-    def _known_problem(self, archive: Path) -> str:
-        entry = self.ledger.find(archive) if self.ledger is not None else None
-        return entry.problem if entry is not None else ""
 
     def _chosen(self, archives: Sequence[Path], now: float) -> list[Path]:
         """The share that is asked for, those first that were read (or decoded) longest ago."""
@@ -254,10 +250,11 @@ class _Check:
         wanted = {*_unmet(records), *(pointer.reconstruction for pointer in dangling_in(place.run).values())}
         copies = [manifest for reconstruction in sorted(wanted) for _, manifest in self.copies.yielding(reconstruction)]
         copies += whole_aside_in(place.archives)
-        found = {}
+        found: dict[Path, Patient] = {}
         for manifest in copies:
             target = place.archives / archive_name(manifest.name, manifest.checkpoint)
-            if not os.path.lexists(target):
+            known = found[target].manifest if target in found else None
+            if not os.path.lexists(target) and (known is None or known.moments_dropped is not None):
                 found[target] = Patient(target, place.store, place.run, manifest, None)
         return list(found.values())
 

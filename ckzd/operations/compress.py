@@ -372,15 +372,18 @@ def _place_of(job: _Job, manifest: Manifest) -> Path:
 
     One that is whole, but needs what is damaged, stays beside it: once that is archived anew it may be all that others
     can be decoded with. So may a damaged one, of which they need only a part, or when it can be made as it was. One
-    that gives weights alone stays as well.
+    that gives weights alone stays as well, unless this one yields the same.
     """
     place = partial(job.store.archive_path, job.run, job.checkpoint.name, manifest.checkpoint)
     target = place()
     if not os.path.lexists(target):
         return target
     whole = is_whole(target)
-    if whole and (not is_intact(target) or has_dropped_moments(target)):
+    if whole and not is_intact(target):
         return place(again=manifest.reconstruction)
+    if whole and has_dropped_moments(target):
+        is_same = read_manifest(target).reconstruction == manifest.reconstruction
+        return target if is_same else place(again=manifest.reconstruction)
     return target if whole or not _is_needed(target, manifest) else place(again=manifest.reconstruction)
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
+from ckzd.archive import Manifest
 from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable, is_whole, read_manifest, records_in
 from ckzd.defaults import DAMAGED_DAYS
 from ckzd.errors import CorruptArchive
 from ckzd.formats.names import POINTER_NAME
+from ckzd.operations.ledger import Ledger
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import named_below
 from ckzd.operations.trash import archives_in_trash
@@ -92,6 +94,7 @@ def _reconstructions(store: Store) -> Iterator[Garbage]:
         if len(records) != len(archive_files(directory)):
             return
         known.update(record.manifest.reconstruction for record in records)
+        known.update(record.manifest.reference for record in records if record.manifest.reference is not None)
     for path in sorted(store.cache.glob("*.rec")):
         if path.stem not in known:
             yield _garbage(path, "a cached reconstruction", "its archive is gone")
@@ -113,8 +116,15 @@ def _is_on_its_way(aside: Path) -> bool:
     with suppress(CorruptArchive, OSError):
         manifest = read_manifest(aside)
         names = {archive_name(manifest.name, manifest.checkpoint, again) for again in ("", manifest.reconstruction)}
-        return is_whole(aside) and not any(is_whole(aside.with_name(name)) for name in names)
+        return is_whole(aside) and not any(_gives_as_much(aside.with_name(name), manifest) for name in names)
     return False
+
+
+def _gives_as_much(archive: Path, manifest: Manifest) -> bool:
+    """Whether it is whole, and has moments if what says this has some."""
+    return is_whole(archive) and (
+        read_manifest(archive).moments_dropped is None or manifest.moments_dropped is not None
+    )
 
 
 def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterator[Garbage]:
@@ -122,6 +132,7 @@ def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterat
     homeless = {directory: records_in(directory) for directory in _without_run(store)}
     if not any(homeless.values()):
         return
+    ledger = Ledger.read(store)
     out_of_sight, named = "", set(archives_in_trash(store))
     try:
         named.update(archive for root in dict.fromkeys(roots) for archive in named_below(root))
@@ -134,7 +145,7 @@ def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterat
         stays = of_models | {record.path for record in records if record.path.resolve() in named}
         needed = needed_by([Held(record, 0, 0.0) for record in records], stays)
         for record in sorted(records, key=lambda record: record.manifest.depth, reverse=True):
-            why = _why_it_stays(run, directory, records) or out_of_sight
+            why = _why_it_stays(run, directory, records, ledger) or out_of_sight
             why = "a pointer names it" if record.path in stays else why
             why = "a base model may be restored from it" if record.path in of_models else why
             why = f"needed by {needed[record.path]}" if record.path in needed.keys() - stays else why
@@ -142,13 +153,13 @@ def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterat
             yield _garbage(record.path, "an archive", why or f"its run {run} is gone", goes=goes)
 
 
-def _why_it_stays(run: Path | None, directory: Path, records: list[ArchiveRecord]) -> str:
+def _why_it_stays(run: Path | None, directory: Path, records: list[ArchiveRecord], ledger: Ledger) -> str:
     """Why an archive of a run that is not there stays even if it was asked for; "" if it may go."""
     if run is None:
         return f"no run in sight is its own: delete {directory} by hand if it is not wanted"
     if not run.parent.is_dir():
         return f"{run.parent} is out of sight: delete {directory} by hand if it is not wanted"
-    if set(archive_files(directory)) - decodable(records):
+    if set(archive_files(directory)) - decodable(records, lambda record: not ledger.problem_of(record.path)):
         return f"{directory} holds damaged archives"
     return ""
 

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ckzd.operations.ledger import Made
 from ckzd.operations.places import Place
 from ckzd.operations.remake import remake
 from ckzd.operations.trash import Entry
+from ckzd.operations.writing import publish, temporary
 from ckzd.store import DAMAGED_SUFFIX, Store, archive_name
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Patient:
         """Whether an archive that says this of itself is this one."""
         if self.manifest is not None:
             return manifest == self.manifest
+        if manifest.moments_dropped is not None:
+            return False  # it yields the same, but who knows whether this one gave no more
         if self.wanted is not None and manifest.reconstruction != self.wanted:
             return False
         again = manifest.reconstruction
@@ -146,9 +149,9 @@ def _made(patient: Patient, run: Path) -> Made:
 def _take_over(source: Path, patient: Patient) -> None:
     """A whole copy, read back from the disk, takes the archive's place; what was set aside there itself."""
     if _lies_aside(source, patient):
-        put_in_place(source, patient.path, patient.store)
+        publish(source, patient.path, patient.store)
         return
-    with _temporary(patient.store) as temp:
+    with temporary(patient.store, ARCHIVE_SUFFIX) as temp:
         status = (patient.path if os.path.lexists(patient.path) else source).stat()
         durable.require_space(temp, source.stat().st_size)
         with durable.as_no_space(temp), source.open("rb") as original, durable.create(temp) as file:
@@ -157,29 +160,12 @@ def _take_over(source: Path, patient: Patient) -> None:
             os.fsync(file.fileno())
         require_whole(temp)
         give(temp, Access(status.st_uid, status.st_gid, status.st_mode & 0o777))
-        put_in_place(temp, patient.path, patient.store)
+        publish(temp, patient.path, patient.store)
 
 
 def _lies_aside(copy: Path, patient: Patient) -> bool:
     """Whether something went wrong on its way to its name: it needs no room, and is in nobody's way afterwards."""
     return copy.parent == patient.path.parent and copy.name.endswith(DAMAGED_SUFFIX)
-
-
-def put_in_place(healed: Path, archive: Path, store: Store) -> None:
-    """Let it have the name; what is damaged there stays beside it, what has become whole meanwhile stays."""
-    if not os.path.lexists(archive) and durable.publish(healed, archive):
-        return
-    if not is_whole(archive):
-        store.supplant(healed, archive)
-
-
-@contextmanager
-def _temporary(store: Store) -> Iterator[Path]:
-    temp = store.new_temp(ARCHIVE_SUFFIX)
-    try:
-        yield temp
-    finally:
-        durable.remove(temp)
 
 
 def _originals(patient: Patient) -> Iterator[tuple[str, Path, Path]]:

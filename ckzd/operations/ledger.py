@@ -126,6 +126,11 @@ class Ledger:
                 return entry
         return None
 
+    def problem_of(self, archive: Path) -> str:
+        """What the last check of exactly this file said of its bytes; "" if nothing, or nobody has checked it."""
+        entry = self.find(archive)
+        return entry.problem if entry is not None else ""
+
     def made(self, archive: Path) -> Made | None:
         """How the archive of this name was made, whatever lies there now."""
         entry = self._entries.get(_name(archive))

@@ -13,7 +13,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable
 from ckzd.errors import CkzdError
 from ckzd.formats import list_checkpoints
+from ckzd.operations.ledger import Ledger
 from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import is_as_archived, large_files, named_below, places_of, pointer_for
 from ckzd.operations.slim import drop_moments
@@ -113,7 +114,7 @@ def prune(
     with store.lock(shared=dry_run):
         if not dry_run:
             store.sweep_temps()  # of those that were killed
-        look = _Look(store, pointers, markers, dry_run)
+        look = _Look(store, pointers, markers, dry_run, Ledger.read(store))
         shelves = {run.path: look.shelf(run) for run in runs}
         limit = quota.limit(durable.total_bytes(store.root))
         cache = _Cache.of(store, [(shelf.stride, shelf.held) for shelf in shelves.values()])
@@ -123,15 +124,17 @@ def prune(
         room = None if limit is None else limit - beside - plan.kept_bytes
         going = plan.going()
         evicted = cache.beyond(room, {held.record.manifest.reconstruction for held in going} - plan.reconstructions)
-        freed = sum(verdict.held.nbytes - verdict.left_bytes for verdict in plan.verdicts)
-        freed += sum(map(_disk_bytes, evicted))
+        evicted_bytes = sum(map(_disk_bytes, evicted))
+        whole: set[Path] = set()  # whose moments were to go, and could not
         if not dry_run:
             for entry in evicted:
                 durable.remove(entry)
             _delete(store, plan, run_of)
             store.forget_unneeded_models()
-            _slim(store, plan, time.strftime("%Y-%m-%d", time.localtime(now)))
-        told = tuple(_told(verdict, run_of[verdict.held.path]) for verdict in plan.verdicts)
+            whole = _slim(store, plan, time.strftime("%Y-%m-%d", time.localtime(now)))
+        verdicts = [replace(v, drops_moments=False) if v.held.path in whole else v for v in plan.verdicts]
+        freed = evicted_bytes + sum(verdict.held.nbytes - verdict.left_bytes for verdict in verdicts)
+        told = tuple(_told(verdict, run_of[verdict.held.path]) for verdict in verdicts)
     return PruneReport(str(store.root), told, freed, limit, plan.over_bytes, dry_run)
 
 
@@ -146,6 +149,7 @@ class _Look:
     pointers: Mapping[Path, Collection[Path]]  # archive -> pointers to it, anywhere
     markers: AskMarkers
     dry_run: bool
+    ledger: Ledger  # what checks have found
 
     def shelf(self, run: Run) -> Shelf:
         """The archives of a run with what protects them."""
@@ -189,7 +193,7 @@ class _Look:
 
     def _why_nothing_goes(self, run: Path, records: list[ArchiveRecord]) -> str:
         """Where not all is known nothing is deleted: what cannot be seen may need anything."""
-        there = decodable(records)
+        there = decodable(records, lambda record: not self.ledger.problem_of(record.path))
         for archive in archive_files(self.store.run_directory(run)):
             if archive not in there:
                 return f"{archive.name} is damaged, or what it needs is missing: bring it back, or move it elsewhere"
@@ -329,10 +333,18 @@ def _delete(store: Store, plan: Plan, run_of: Mapping[Path, Path]) -> None:
         log.info("pruned", extra={"checkpoint": checkpoint, "archive": str(held.path), "why": why[held.path]})
 
 
-def _slim(store: Store, plan: Plan, day: str) -> None:
+def _slim(store: Store, plan: Plan, day: str) -> set[Path]:
+    """Archives whose moments stay, because they are damaged or there is no room for what is left of them."""
+    failed: set[Path] = set()
     for held in plan.slimming():
-        freed = drop_moments(store, held.path, day)
-        log.info("moments dropped", extra={"archive": str(held.path), "freed": freed})
+        try:
+            freed = drop_moments(store, held.path, day)
+        except (CkzdError, OSError) as error:
+            failed.add(held.path)
+            log.warning("moments stay", extra={"archive": str(held.path), "error": str(error)})
+        else:
+            log.info("moments dropped", extra={"archive": str(held.path), "freed": freed})
+    return failed
 
 
 def _told(verdict: Verdict, run: Path) -> Judged:

@@ -14,7 +14,7 @@ from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.codec.presets import preset_at
 from ckzd.defaults import Effort
 from ckzd.errors import MissingReference, SourceChanged, VerificationFailed
-from ckzd.formats import read_checkpoint
+from ckzd.formats import read_checkpoint, read_whole
 from ckzd.operations.ledger import Made
 from ckzd.operations.reconstruct import reconstruction_of
 from ckzd.operations.room import space_needed
@@ -27,12 +27,14 @@ def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Ma
     """Make a damaged archive of a run as it was, from what it was made of, under whatever name; prove it; publish it.
 
     `manifest` is what it says of itself, if that can be read; `made` says how it was made, as far as that is known (""
-    is unknown). Raises SourceChanged where `source` holds something else, MissingReference where what it is a delta
-    against is not sound, MissingBaseModel where that is a model that is away, VerificationFailed where something else
-    comes out than others need, as by another version's choices.
+    is unknown). Whoever calls holds the store, so that nobody deletes archives meanwhile. Raises SourceChanged where
+    `source` holds something else, MissingReference where what it is a delta against is not sound, MissingBaseModel
+    where that is a model that is away, VerificationFailed where something else comes out than others need, as by
+    another version's choices.
     """
-    checkpoint = in_tiles(_renamed(read_checkpoint(source), manifest))
-    with closing(checkpoint.source), store.lock(shared=True), ExitStack() as stack:
+    read = read_whole if manifest is not None and manifest.kind == "files" else read_checkpoint
+    checkpoint = in_tiles(_renamed(read(source), manifest))
+    with closing(checkpoint.source), ExitStack() as stack:
         _require_archived(checkpoint, source, archive, made)
         model = manifest.base_model if manifest is not None else None
         record = _exact_reference(archive, made.reference) if model is None else None
@@ -93,7 +95,11 @@ def _exact_reference(archive: Path, reconstruction: str | None) -> ArchiveRecord
     for record in records_in(archive.parent):
         if record.manifest.reconstruction == reconstruction and record.path != archive and is_sound(record.path):
             return record
-    raise MissingReference(archive, f"no sound archive yields its reference, reconstruction {reconstruction}")
+    raise MissingReference(
+        archive,
+        f"no sound archive yields its reference, reconstruction {reconstruction}",
+        hint="heal that first: `ckzd check`",
+    )
 
 
 def _access_of(archive: Path) -> Access:

@@ -29,7 +29,7 @@ from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, CorruptArchive, M
 from ckzd.formats.names import order_of_leaving
 from ckzd.operations import originals
 from ckzd.operations.pointer import large_files, pointer_for, pointer_text, points_to, read_pointer, resolve
-from ckzd.operations.slim import require_whole
+from ckzd.operations.slim import has_dropped_moments, require_moments
 from ckzd.operations.trash import Beside, Entry, Intent
 from ckzd.operations.undo import (
     end_restore,
@@ -148,7 +148,7 @@ def rescue(store: Store) -> list[Path]:
         for root in sorted(store.trash.iterdir()):
             try:
                 entry = Entry.load(store, root)
-                if entry.is_verified and not is_intact(entry.archive):
+                if entry.is_verified and not _gives_all(entry.archive):
                     entry.set_unverified()
                     places = [piece.place for piece in entry.pieces]
                     if put_back(entry) is None:
@@ -158,6 +158,11 @@ def rescue(store: Store) -> list[Path]:
             except (CkzdError, OSError) as error:
                 log.exception("an original stays in the trash", extra={"path": str(root), "error": str(error)})
     return rescued
+
+
+def _gives_all(archive: Path) -> bool:
+    """Whether the whole checkpoint can be restored from it."""
+    return is_intact(archive) and not has_dropped_moments(archive)
 
 
 # The steps
@@ -341,7 +346,7 @@ def _proven(archive: Path) -> Manifest:
     durable.fsync_dir(archive.parent)
     require_sound(archive)
     manifest = read_manifest(archive)
-    require_whole(archive, manifest)
+    require_moments(archive, manifest)
     return manifest
 
 

@@ -39,7 +39,7 @@ from ckzd.operations.pointer import (
 )
 from ckzd.operations.reconstruct import OpenCheckpoint, reconstruction_of, store_of
 from ckzd.operations.replace import LOCK_SECONDS, recover
-from ckzd.operations.slim import require_whole
+from ckzd.operations.slim import require_moments
 from ckzd.operations.trash import Entry, Intent
 from ckzd.operations.undo import carry_over_what_came_later, end_restore
 from ckzd.operations.weights import write_safetensors
@@ -94,7 +94,7 @@ def restore(
     if output is None:
         _recover(ours)
     if not weights_only and not only:  # a file without moments is there as it was
-        require_whole(archive, record.manifest)
+        require_moments(archive, record.manifest)
     target = _target(path.absolute(), archive, ours, output, weights_only=weights_only)
     tell = on_progress or (lambda _: None)
     with _not_pruned_meanwhile(store), ArchiveReader(archive) as reader:
@@ -318,6 +318,7 @@ def _publish_part(staged: Path, target: Path, archive: Path, manifest: Manifest)
         file.write(pointer_text(target / POINTER_NAME, target, archive, manifest).encode())
     give(pointer, access_to([archive], place=target.parent))
     try:
+        durable.fsync_tree(staged)
         durable.rename(staged, target)
     except BaseException:
         durable.remove(pointer)  # so that what is staged is nobody's
@@ -346,6 +347,7 @@ def _remove_pointers(target: Path, places: Iterable[Path], archive: Path, manife
 def _publish_directory(staged: Path, target: Path, archive: Path, ours: Store | None) -> None:
     """Trade places with the directory that holds the pointer, keeping what was put there or changed there since."""
     if not target.exists():
+        durable.fsync_tree(staged)
         durable.rename(staged, target)
         return
     times, marks = _times_of_folders(staged), marks_of(target)
@@ -389,7 +391,7 @@ def _on_record(staged: Path, target: Path, archive: Path, marks: dict[str, Mark]
             carry_over_what_came_later(staged, marks, target)
             durable.remove(staged / POINTER_NAME)  # now there is nothing left in it that is anybody's
         return
-    with ours.lock(shared=True), ours.replace_lock(wait_seconds=LOCK_SECONDS):
+    with ours.lock(shared=True, wait_seconds=PRUNING_SECONDS), ours.replace_lock(wait_seconds=LOCK_SECONDS):
         _require_pointer(target, archive)
         intent = Intent(
             method="restore",

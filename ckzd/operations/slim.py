@@ -45,7 +45,7 @@ def has_dropped_moments(archive: Path) -> bool:
     return read_manifest(archive).moments_dropped is not None
 
 
-def require_whole(archive: Path, manifest: Manifest) -> None:
+def require_moments(archive: Path, manifest: Manifest) -> None:
     """Raise ConfigError, saying since when, where an archive gives weights alone."""
     if manifest.moments_dropped is not None:
         raise weights_alone(archive, manifest.moments_dropped)

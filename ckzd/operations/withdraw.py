@@ -58,12 +58,14 @@ def withdraw(store: Store, run: Path, record: ArchiveRecord) -> None:
 
 
 def _remove_small_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Those that are in the archive as they stand here, and directories that only they were in."""
+    """Those that are in the archive as they stand here, and directories that nothing else is in."""
     ours = [file for file in manifest.files if not file.tensors]
     for file in ours:
         if _is_as_archived(checkpoint / file.name, file):
             durable.remove(checkpoint / file.name)
-    for folder in sorted({folder for file in ours for folder in _folders(file.name)}, key=len, reverse=True):
+    folders = {folder for file in manifest.files for folder in _folders(file.name)}
+    folders |= {folder.name for folder in manifest.folders}
+    for folder in sorted(folders, key=len, reverse=True):
         durable.remove_empty_directory(checkpoint / folder)
 
 

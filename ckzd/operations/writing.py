@@ -27,6 +27,7 @@ from ckzd.defaults import Effort
 from ckzd.errors import SourceChanged
 from ckzd.operations.base_model import ENTRY
 from ckzd.operations.reconstruct import malformed_as_corrupt, scratch_file
+from ckzd.operations.slim import has_dropped_moments
 from ckzd.operations.trained_from import TrainedFrom
 from ckzd.operations.verify import Task, verifier
 from ckzd.stages import OnStage, Stage
@@ -202,9 +203,12 @@ def _files(checkpoint: Checkpoint, encoded: Encoded) -> list[FileModel]:
 
 
 def publish(temp: Path, target: Path, store: Store) -> bool:
-    """Whether the archive lies at `target` now; False if a whole one does."""
+    """Whether the archive lies at `target` now; False if a whole one does that gives as much."""
     if os.path.lexists(target) and not is_whole(target):
         log.warning("damaged archive set aside", extra={"path": str(store.supplant(temp, target))})
+        return True
+    if os.path.lexists(target) and has_dropped_moments(target):
+        durable.overwrite(temp, target)  # all of it again, and more
         return True
     return durable.publish(temp, target)
 

@@ -12,6 +12,8 @@ from making import put, put_chain, store_archive
 from ckzd import durable
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace, SourceChanged, StoreLocked
 from ckzd.operations import withdraw
+from ckzd.operations.check import check
+from ckzd.operations.places import places
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import PruneReport, Run, prune
 from ckzd.operations.replace import empty_trash, replace
@@ -30,8 +32,8 @@ def replaced(store: Store, run: Path, *steps: int, kind: str = "file") -> list[P
         if kind == "file":
             checkpoint.write_bytes(b"x" * 100 + str(step).encode())
         else:
-            checkpoint.mkdir()
-            for name in ("model.safetensors", "optimizer.pt"):
+            (checkpoint / "inner").mkdir(parents=True)
+            for name in ("model.safetensors", "inner/optimizer.pt"):
                 (checkpoint / name).write_bytes(b"x" * 100 + f"{name} {step}".encode())
             for name in ("config.json", "trainer_state.json"):
                 (checkpoint / name).write_text(json.dumps({"global_step": step}))
@@ -265,6 +267,18 @@ class TestWhatIsSafe:
         (run / "step_300.pt").touch()
         put(store, run, 900)
         harm(archives[1])
+        report = pruned(store, run)
+        assert gone(report) == []
+        assert all("is damaged, or what it needs is missing" in reason for reason in why(report).values())
+
+    def test_everything_where_a_check_has_found_damage(self, store, run):
+        """The container's end still says what it said: only who has read all of it knows."""
+        archives = put_chain(store, run, 4)
+        (run / "step_300.pt").touch()
+        put(store, run, 900)
+        data = archives[1].read_bytes()
+        archives[1].write_bytes(data.replace(b"first", b"fIrst"))
+        assert {outcome.outcome for outcome in check(places([(run, store.root)]))} >= {"damaged"}
         report = pruned(store, run)
         assert gone(report) == []
         assert all("is damaged, or what it needs is missing" in reason for reason in why(report).values())

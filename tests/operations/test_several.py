@@ -10,8 +10,11 @@ from codec.diverged import STEPS, network, sound
 
 import ckzd
 import ckzd.operations.restore as restoring
+from ckzd.archive import ArchiveReader
 from ckzd.chains import read_manifest
 from ckzd.errors import BadCheckpoint, ConfigError, SourceChanged
+from ckzd.operations.check import check
+from ckzd.operations.places import places
 from ckzd.operations.pointer import read_pointer
 from ckzd.operations.replace import recover, replace
 from ckzd.store import Store, default_store
@@ -252,3 +255,13 @@ def test_a_directory_of_a_step_is_one_checkpoint(tmp_path):
     ckzd.ensure_restored(folder)
     assert same(sound(STEPS[1])["model"], torch.load(folder / "net.pt"))
     assert names_in(folder) == {"args.json", "net.pt", "optim.pt"}
+
+
+def test_a_damaged_archive_heals_from_all_of_its_files(run):
+    archive = Path(ckzd.compress(save(run, FIRST, small())[0], preset="lossless").archive)
+    whole = archive.read_bytes()
+    with ArchiveReader(archive) as reader:
+        at = reader._members[reader.entries()[0]].data_offset + 1
+    archive.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert [outcome.outcome for outcome in check(places([(run, None)]))] == ["healed"]
+    assert archive.read_bytes() == whole

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from ckzd.archive.dropping import may_drop_moments, moment_bytes
 from ckzd.archive.manifest import is_of_moments
 from ckzd.chains import ArchiveRecord, is_sound, read_manifest
 from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.operations.heal import Copies, Patient, heal
 from ckzd.operations.prune import Run, prune
 from ckzd.operations.replace import replace
 from ckzd.operations.restore import restore
 from ckzd.operations.slim import drop_moments
+from ckzd.operations.writing import publish
 from ckzd.retention import Rules
 from ckzd.store import Store
 
@@ -109,6 +112,42 @@ def test_an_original_is_never_replaced_by_weights_alone(store, run):
     manifest = read_manifest(archive)
     assert store.find_by_checkpoint(run, manifest.checkpoint) is None
     assert store.find_by_content(run, "step_1.pt", manifest.files[0].sha256) is None
+
+
+def test_all_of_a_checkpoint_takes_the_place_of_its_weights_alone(archives):
+    slim = archives[-1]
+    store, whole = Store.open(slim.parents[2]), slim.read_bytes()
+    drop_moments(store, slim, DAY)
+    temp = store.new_temp(".ckz")
+    temp.write_bytes(whole)
+    assert publish(temp, slim, store)
+    assert slim.read_bytes() == whole
+
+
+def test_weights_alone_heal_nothing_that_may_have_given_more(archives):
+    """Both yield the same, and under one name: a damaged one that cannot say what it was may have had moments."""
+    damaged = archives[-1]
+    store = Store.open(damaged.parents[2])
+    (copies := store.root.parent / "copies").mkdir()
+    slim = Path(shutil.copy(damaged, copies))
+    drop_moments(store, slim, DAY)
+    patient = Patient(damaged, store, None, None, None, read_manifest(slim).reconstruction)
+    damaged.write_bytes(b"PK")
+    assert heal(patient, Copies((slim.parent,))) is None
+    assert damaged.read_bytes() == b"PK"
+
+
+def test_one_that_cannot_be_rewritten_stops_no_other(archives, store, run):
+    rotten = archives[0]
+    data = bytearray(rotten.read_bytes())
+    with ArchiveReader(rotten) as reader:
+        data[reader._members[reader.entries()[0]].data_offset + 1] ^= 1
+    rotten.write_bytes(data)
+    write_checkpoint(run / "other_9.safetensors")  # the run is in sight
+    report = prune(store, [Run(run, run.parent, Rules(moments=1))], roots=[run.parent], now=time.time())
+    dropped = {judged.archive for judged in report.judged if judged.drops_moments}
+    assert str(rotten) not in dropped
+    assert dropped == {str(path) for path in archives if read_manifest(path).moments_dropped is not None}
 
 
 def test_pruning_drops_those_beyond_the_newest(archives, store, run):
