@@ -28,7 +28,6 @@ from ckzd.chains import read_manifest
 from ckzd.codec import zstd
 from ckzd.codec.presets import PRESETS
 from ckzd.errors import CkzdError, ConfigError, CorruptArchive, MissingReference, NoSpace, VerificationFailed
-from ckzd.operations import compress as compressing
 from ckzd.operations import verify as verifying
 from ckzd.store import Store
 
@@ -239,7 +238,7 @@ def test_an_encoder_that_errs_publishes_nothing(tmp_path, monkeypatch):
     def erring(writer, kind, data):
         return honest(writer, kind, flipped(data) if kind == "second_moment" and len(data) > 20 else data)
 
-    monkeypatch.setattr(compressing.ArchiveWriter, "put", erring)
+    monkeypatch.setattr(ArchiveWriter, "put", erring)
     with pytest.raises(VerificationFailed) as caught:
         ckzd.compress(zoo.save(run / "step_4.pt"), preset="paper")
     assert caught.value.hint == "nothing was published; the original is untouched"

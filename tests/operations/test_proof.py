@@ -22,8 +22,8 @@ from ckzd.codec.budget import Budget
 from ckzd.codec.methods.coding import TensorCoding, WithLoss
 from ckzd.codec.presets import PRESETS
 from ckzd.errors import CkzdError, VerificationFailed
-from ckzd.operations import compress as compressing
 from ckzd.operations import verify as verifying
+from ckzd.operations import writing
 from ckzd.store import Store
 
 SECONDS = 60.0  # after which something hangs
@@ -78,7 +78,7 @@ def in_thread(monkeypatch) -> list[InThread]:
         finally:
             started[-1].end()
 
-    monkeypatch.setattr(compressing, "verifier", verifier)
+    monkeypatch.setattr(writing, "verifier", verifier)
     return started
 
 
