@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ckzd.checkpoint import Bytes, FileLayout, Hole
 from ckzd.fingerprints import Fingerprint
 
+MOST_TIMES = 64  # all tensors may be made, with what is made again
 HELD_BYTES = 128 << 20  # of tensors that later holes need parts of; beyond it the oldest are made again
 
 Payloads = Callable[[Sequence[int]], Iterator[Bytes]]  # the bytes of numbered tensors, in this order
@@ -35,10 +36,12 @@ def assembled(
 ) -> Iterator[tuple[int, Bytes]]:
     """Number of a file and its next bytes, for all files: each in order, files in turns.
 
-    `verbatim` has for each file one piece per `FileLayout.verbatim_ranges()`, what repeats CRC-32s is patched.
+    `verbatim` has for each file one piece per `FileLayout.verbatim_ranges()`, what repeats CRC-32s is patched. Raises
+    ValueError where parts lie so that their tensors would be made again without end.
     """
     writers = [_Writer(file, iter(pieces)) for file, pieces in zip(files, verbatim, strict=True)]
     steps = _steps(files, held_bytes)
+    _require_bounded(files, steps)
     held: dict[int, Bytes] = {}
     for step, payload in zip(steps, payloads([step.tensor for step in steps]), strict=True):
         held[step.tensor] = payload
@@ -90,6 +93,14 @@ def _steps(files: Sequence[FileLayout], held_bytes: int) -> list[_Step]:
                 let_go.append(oldest)
             steps.append(_Step(made, tuple(filled), tuple(let_go)))
     return steps
+
+
+def _require_bounded(files: Sequence[FileLayout], steps: Sequence[_Step]) -> None:
+    sizes: Counter[int] = Counter()
+    for hole in (hole for file in files for hole in file.holes):
+        sizes[hole.tensor] += hole.nbytes
+    if sum(sizes[step.tensor] for step in steps) > MOST_TIMES * sizes.total():
+        raise ValueError(f"parts of {len(sizes)} tensors lie in so many orders that these are made again without end")
 
 
 class _Writer:

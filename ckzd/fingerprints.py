@@ -30,6 +30,11 @@ class Fingerprint:
         """Offset and length of all that follows from the storage."""
         return ((self.offset, DIGITS), *((offset, 4) for offset in self.crc_offsets))
 
+    @property
+    def records(self) -> int:
+        """How many records it follows from."""
+        return len(self.before) + 1 + len(self.after)
+
     def moved(self, by: int) -> "Fingerprint":
         """The same in a file that has the other from there on."""
         return replace(self, offset=self.offset + by, crc_offsets=tuple(offset + by for offset in self.crc_offsets))

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from ckzd.assembly import assembled
+from ckzd.assembly import MOST_TIMES, assembled
 from ckzd.checkpoint import FileLayout, FileStat, Hole
 from ckzd.parts import Part
 
@@ -57,6 +57,14 @@ def test_of_other_orders_what_is_not_held_is_made_again(tensors):
         assert found == [expected(rank, order, tensors) for rank, order in enumerate(orders)]
         assert (len(made) == TENSORS) == (held_bytes == 1 << 20)
         assert len(made) <= RANKS * TENSORS
+
+
+def test_what_would_be_made_again_without_end_is_refused_before_any_of_it_is(tensors):
+    """A crafted archive: one tensor is large, and another file has bytes of it and of a second in turns."""
+    large = FileLayout("large", 1 << 20, STAT, (Hole(0, 0, 1 << 20),))
+    turns = tuple(Hole(n % 2, n, 1, part=Part(n // 2, 1)) for n in range(4 * MOST_TIMES))
+    with pytest.raises(ValueError, match="without end"):
+        files_of([large, FileLayout("turns", len(turns), STAT, turns)], tensors, held_bytes=0)
 
 
 def test_files_without_tensors_and_tensors_in_one_place():

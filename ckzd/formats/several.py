@@ -11,13 +11,13 @@ What cannot be decided is no part of another: each file is a checkpoint of its o
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ckzd.checkpoint import STORED_AS, Checkpoint, FileLayout, Optimizer, TensorSpec
+from ckzd.checkpoint import STORED_AS, Checkpoint, FileLayout, TensorSpec
 from ckzd.errors import CkzdError, SourceChanged
 from ckzd.file_marks import is_unchanged
 from ckzd.formats import sniff
@@ -47,20 +47,30 @@ class _File:
     @cached_property
     def weights(self) -> dict[tuple[str, ...], tuple[int, ...]]:
         """Path -> shape of the floats that are under no optimizer."""
-        paths = [optimizer.path for optimizer in self.parsed.optimizers]
+        paths = {optimizer.path for optimizer in self.parsed.optimizers}
         return {
             tensor.path: tensor.shape
-            for tensor in self.parsed.tensors
-            if _is_large(tensor) and not any(tensor.path[: len(path)] == path for path in paths)
+            for tensor in filter(_is_large, self.parsed.tensors)
+            if not any(tensor.path[:depth] in paths for depth in range(len(tensor.path) + 1))
         }
 
     @cached_property
     def states(self) -> dict[tuple[str, ...], tuple[int, ...]]:
         """Optimizer and name (or number) of each parameter -> shape of what is kept of it, the largest."""
-        found: dict[tuple[str, ...], tuple[int, ...]] = {}
-        for optimizer in self.parsed.optimizers:
-            found |= _states_of(optimizer, self.parsed.tensors)
-        return found
+        paths = {optimizer.path for optimizer in self.parsed.optimizers}
+        shapes: dict[tuple[str, ...], tuple[int, ...]] = {}  # of the largest, by the path of a parameter's state
+        for tensor in filter(_is_large, self.parsed.tensors):
+            for depth in (n for n, key in enumerate(tensor.path) if key == "state" and tensor.path[:n] in paths):
+                start = tensor.path[: depth + 2]
+                if math.prod(tensor.shape) > math.prod(shapes.get(start, (0,))):
+                    shapes[start] = tensor.shape
+        return {
+            (*optimizer.path, name): shapes[start]
+            for optimizer in self.parsed.optimizers
+            for group in optimizer.groups
+            for key, name in zip(group.ids, group.names or group.ids, strict=True)
+            if (start := (*optimizer.path, "state", key)) in shapes
+        }
 
     @property
     def is_small(self) -> bool:
@@ -71,28 +81,16 @@ def _is_large(tensor: TensorSpec) -> bool:
     return tensor.dtype in STORED_AS and tensor.elements >= MIN_ELEMENTS
 
 
-def _states_of(optimizer: Optimizer, tensors: Iterable[TensorSpec]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    depth = len(optimizer.path) + 2
-    shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
-    for tensor in filter(_is_large, tensors):
-        start = tensor.path[:depth]
-        if math.prod(tensor.shape) > math.prod(shapes.get(start, (0,))):
-            shapes[start] = tensor.shape
-    return {
-        (*optimizer.path, name): shapes[start]
-        for group in optimizer.groups
-        for key, name in zip(group.ids, group.names or group.ids, strict=True)
-        if (start := (*optimizer.path, "state", key)) in shapes
-    }
-
-
 def read_with_others(path: Path) -> Checkpoint | None:
     """The checkpoint of several files that the file at `path` is one of; None where it is one by itself.
 
     BadCheckpoint if the file is damaged, SourceChanged if any of them moved meanwhile. The others' paths begin with
     what their names have in common from step to step; the model's are as in a file of its own.
     """
-    with closing(FileSource(_of_its_step(path))) as source:
+    others = _of_its_step(path)
+    if len(others) < 2:
+        return None
+    with closing(FileSource(others)) as source:
         files = list(_read(source, path))
         chosen = next((group for group in groups_of(files) if path.name in {file.name for file in group}), None)
         if chosen is None:
@@ -180,6 +178,9 @@ def _fits(optimizer: _File, models: Sequence[_File], others: Sequence[_File]) ->
     if not states <= shapes or not (is_told or _is_enough(optimizer, models, others)):
         return False
     if all(name.isdecimal() for *_, name in optimizer.states):
+        if len(models) == 1 and states != shapes and not is_told:
+            if family(optimizer.name) and family(models[0].name):
+                return False  # the names are of two models, and shapes that some of one have prove nothing
         return len(models) == 1 or all(states & Counter(model.weights.values()) for model in models)
     named = {path[-1]: shape for path, shape in reversed(weights)}
     return all(named.get(name) == shape for (*_, name), shape in optimizer.states.items())

@@ -1,6 +1,6 @@
 """The tensors in the storages of a file that torch wrote, whatever it keeps them in."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckzd.checkpoint import Optimizer
@@ -39,7 +39,16 @@ def tensors_in(
     for key, use in facts.uses.items():
         _require_size(use, places[key], subject)
         parts[key] = parts_of(use, places[key].nbytes, paths, subject)
-    optimizers = tuple(_counted(one, facts.counters.get(one.path, ()), places, view) for one in facts.optimizers)
+
+    seen: dict[tuple[str, int, int], bytes] = {}  # a pickle may name one counter a thousand times
+
+    def read(tensor: TensorRef) -> bytes:
+        key, nbytes = tensor.storage.key, tensor.element_bytes
+        if (key, tensor.offset, nbytes) not in seen:
+            seen[key, tensor.offset, nbytes] = view.read(places[key].offset + tensor.offset * nbytes, nbytes)
+        return seen[key, tensor.offset, nbytes]
+
+    optimizers = tuple(_counted(one, facts.counters.get(one.path, ()), read) for one in facts.optimizers)
     if any(offset < places[key].offset for key in parts for offset in places[key].crc_offsets):
         for key, some in parts.items():  # what a restore writes first would wait for what comes last
             parts[key] = some if len(some) == 1 else [whole(facts.uses[key], places[key].nbytes, subject)]
@@ -49,12 +58,8 @@ def tensors_in(
     return [found for _, found in sorted(placed, key=lambda each: each[0].place)], optimizers
 
 
-def _counted(optimizer: Optimizer, counters: Iterable[Node], places: Mapping[str, Place], view: FileView) -> Optimizer:
+def _counted(optimizer: Optimizer, counters: Iterable[Node], read: Callable[[TensorRef], bytes]) -> Optimizer:
     """With the number of its updates."""
-
-    def read(tensor: TensorRef) -> bytes:
-        return view.read(places[tensor.storage.key].offset + tensor.offset * tensor.element_bytes, tensor.element_bytes)
-
     updates = most_updates(counters, read)
     return replace(optimizer, groups=tuple(replace(group, updates=updates) for group in optimizer.groups))
 

@@ -268,7 +268,8 @@ class OpenCheckpoint:
         """
         payloads = partial(in_order, self.payload, elements=lambda tensor: self.layout.tensors[tensor].elements)
         layouts, verbatim = zip(*((self.layout.files[n], self.verbatim[n]) for n in numbers), strict=True)
-        yield from assembled(layouts, verbatim, payloads)
+        with malformed_as_corrupt(self.archive):
+            yield from assembled(layouts, verbatim, payloads)
 
     def payload(self, tensor: int) -> Bytes:
         """A tensor's restored bytes; CorruptArchive if they cannot be decoded."""

@@ -145,6 +145,20 @@ def test_float64_loses_what_float32_may_and_numbers_beyond_it_are_exact(tmp_path
     assert torch.equal(state["far"]["weight"], original["far"]["weight"])
 
 
+def test_second_moments_that_float32_has_not_are_exact(tmp_path):
+    """An embedding's row that is never seen: what is left of its gradient's square divides the next update."""
+    run = Run(tmp_path, double=True)
+    run.train(40)
+    second = run.optimizer.state[run.model[2].weight]["exp_avg_sq"]
+    second[3] = 1e-60
+    path = run.save(model=run.model.state_dict(), optimizer=run.optimizer.state_dict())
+    archive = encode(path)
+    methods = archive.methods()
+    assert methods["optimizer.state.2.exp_avg_sq"] in EXACTLY
+    assert methods["optimizer.state.0.exp_avg_sq"] not in EXACTLY
+    assert torch.equal(restored(archive)["optimizer"]["state"][2]["exp_avg_sq"], second)
+
+
 def test_what_no_optimizer_moves_stays_exact(tmp_path):
     """Beside weights with moments, a matrix that does not change is frozen: it may be what an adapter is trained on."""
     frozen = torch.randn(80, 80)

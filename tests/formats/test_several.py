@@ -34,7 +34,7 @@ class Model:
         return {"model": self.weights, "optimizer": self.moments}
 
 
-M, G, D = Model(48, 32, 16), Model(32, 64, 16), Model(16, 32, 8)
+M, G, D, F = Model(48, 32, 16), Model(32, 64, 16), Model(16, 32, 8), Model(48, 32)
 HALVES = {
     "encoder": {k: v for k, v in M.weights.items() if k < "1"},
     "decoder": {"1.weight": M.weights["1.weight"], "1.bias": M.weights["1.bias"]},
@@ -71,6 +71,7 @@ TOGETHER = {
 APART = {
     "each with its own optimizer": {"G_9.pt": G.both, "D_9.pt": D.both},
     "an optimizer of others": {"model_9.pt": M.weights, "optimizer_9.pt": G.moments},
+    "an optimizer of another name with few of the shapes": {"G_9.pt": M.weights, "optD_9.pt": F.moments},
     "an optimizer of one of two": {"A_9.pt": M.weights, "B_9.pt": M.weights, "optim_9.pt": M.moments},
     "of another step": {"model_9.pt": M.weights, "optimizer_8.pt": M.moments},
     "a whole one with a model": {"all_9.pt": M.both, "model_9.pt": M.weights},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckzd.checkpoint import CODED_FLOATS, Bytes, Checkpoint, Hole, RawArray
-from ckzd.codec.dtypes import finite, is_negative, is_zero, stored_array
+from ckzd.codec.dtypes import SMALLEST, finite, is_negative, is_zero, stored_array
 from ckzd.codec.parallel import in_order
 from ckzd.errors import BadCheckpoint
 
@@ -25,6 +25,7 @@ class Content:
     is_finite: bool = False
     is_zero: bool = False  # all of it
     has_negative: bool = False  # a number below 0
+    has_tiny: bool = False  # a number that float32 has not but 0: its square root, or what is divided by it, is none
     sample: RawArray | None = None  # some of the values, evenly spread, at the same places of all tensors of a shape
     ruined: int = 0  # elements that are finite in the reference, and are not any more
 
@@ -106,6 +107,7 @@ def _content(
         is_finite=bool(numbers.all()),
         is_zero=bool(zero.all()),
         has_negative=bool((negative & ~zero).any()),
+        has_tiny=tensor.dtype == "float64" and bool((~zero & (np.abs(stored) < SMALLEST["float64"])).any()),
         sample=stored.ravel()[:: max(1, -(-stored.size // _SAMPLE))].copy(),
         ruined=ruined,
     )

@@ -116,9 +116,19 @@ class Inputs:
         return next((group for group in found if group is not None), None)
 
     def updates_of(self, moment: int) -> int | None:
-        """How often the optimizer that a moment is of says that it moved weights, else what the checkpoint says."""
+        """How often the optimizer that a moment is of says that it moved weights, else what others beside it say.
+
+        Muon does not count. A checkpoint's own number, where none does, may be of anything.
+        """
         group = self.group_of(moment)
-        return self.checkpoint.updates if group is None or group.updates is None else group.updates
+        if group is not None and group.updates is not None:
+            return group.updates
+        return max(self._counted, default=self.checkpoint.updates)
+
+    @cached_property
+    def _counted(self) -> list[int]:
+        groups = [group for optimizer in self.checkpoint.optimizers for group in optimizer.groups]
+        return [group.updates for group in groups if group.updates is not None]
 
     def whole_shape(self, number: int) -> tuple[int, ...]:
         """Shape of a tensor with all its tiles, by the number of the first."""
@@ -139,11 +149,11 @@ class Inputs:
         return read_contents(self.checkpoint, self.is_reference, self.before)
 
     def has_sound_moments(self, triple: Triple) -> bool:
-        """Whether a weight's moments are finite, and none of the second ones is below 0."""
+        """Whether a weight's moments are finite, and none of the second ones is below 0, or beneath float32's range."""
         contents = self.contents.tensors
         if not all(contents[number].is_finite for number in triple.moments):
             return False
-        return triple.second is None or not contents[triple.second].has_negative
+        return triple.second is None or not (contents[triple.second].has_negative or contents[triple.second].has_tiny)
 
     def values(self, triple: Triple) -> TripleValues:
         """A weight and its moments, each read once; those that are not sound tell nothing, and are all 0 here.

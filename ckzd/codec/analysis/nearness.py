@@ -64,5 +64,5 @@ def _energies(inputs: Inputs, before: Before, number: int) -> tuple[float, float
     values = before.get(tensor.path, "weights")
     assert values is not None, "they have one form"
     now = to_float64(inputs.stored(number), tensor.dtype)
-    with np.errstate(invalid="ignore"):  # an infinity less an infinity
+    with np.errstate(invalid="ignore", over="ignore"):  # an infinity less an infinity
         return float(np.sum((now - to_float64(values, tensor.dtype)) ** 2)), float(np.sum(now**2))

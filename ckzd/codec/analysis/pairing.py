@@ -316,9 +316,10 @@ def _correlations(inputs: Inputs, states: Sequence[_State], weights: Sequence[in
 
 
 def _normalized(rows: Float64) -> Float64:
-    centred = rows - rows.mean(1, keepdims=True)
-    length = np.sqrt((centred**2).sum(1, keepdims=True))
-    return np.asarray(centred / np.maximum(length, 1e-300), np.float64)
+    with np.errstate(over="ignore"):  # numbers of float64 beyond those of float32 are evidence of nothing
+        centred = rows - rows.mean(1, keepdims=True)
+        length = np.sqrt((centred**2).sum(1, keepdims=True))
+        return np.asarray(centred / np.maximum(length, 1e-300), np.float64)
 
 
 def _update(inputs: Inputs, state: _State) -> Float64:

@@ -93,7 +93,7 @@ class _WorthCoding:
     @classmethod
     def of(cls, inputs: Inputs, lossy: Sequence[Triple], signal: float) -> "_WorthCoding":
         beta1, beta2 = max(_betas(inputs, lossy), default=DEFAULT_BETAS)
-        updates = [inputs.updates_of(triple.first) or _NEVER_YOUNG for triple in lossy if triple.first is not None]
+        updates = [_updates(inputs, triple) for triple in lossy if triple.first is not None]
         step = min(updates, default=_NEVER_YOUNG)  # of several optimizers the youngest tells how closely to code
         noise = (1 - beta1) / (1 + beta1)  # energy of the mean of independent gradients, over that of one
         memories = round(step * (1 - beta1), 6)  # 200 steps at 0.9 are 20, not a little less
@@ -184,9 +184,15 @@ def survey(inputs: Inputs, preset: Preset) -> Survey:
     )
 
 
+def _updates(inputs: Inputs, triple: Triple) -> int:
+    """How often a weight was moved, as its optimizer says."""
+    found = inputs.checkpoint.updates if triple.first is None else inputs.updates_of(triple.first)
+    return found or _NEVER_YOUNG
+
+
 def _is_rough(inputs: Inputs, preset: Preset, triple: Triple) -> bool:
     """Whether a weight is moved as far in all directions, so that its error is as small a part of every movement."""
-    is_late = (inputs.checkpoint.updates or _NEVER_YOUNG) >= _ORTHOGONAL_FROM
+    is_late = _updates(inputs, triple) >= _ORTHOGONAL_FROM
     return is_late and preset.scheme in {Scheme.UNIFORM, Scheme.PLAIN} and inputs.is_orthogonal(triple)
 
 

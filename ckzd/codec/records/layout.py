@@ -22,6 +22,7 @@ from ckzd.fingerprints import DIGITS, Fingerprint
 from ckzd.parts import Interval, cover
 
 _FEW_VALUES = 1 << 17  # 10,000 files without tensors are 50,000
+_RECORDS_A_FINGERPRINT, _MANY_RECORDS = 64, 1 << 16  # torch.save writes some seven beside a tensor
 _BYTES_A_VALUE = 4  # of 256 bytes a tensor: three times what its entries take
 _LAYER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
@@ -161,6 +162,11 @@ def _check_holes(layout: Layout) -> None:
             if hole.fingerprint is not None:
                 piece = bisect_right(starts, hole.fingerprint.offset) - 1
                 _check_fingerprint(file.name, hole.fingerprint, ranges[piece] if piece > position else (0, 0))
+    fingerprints = [hole.fingerprint for file in layout.files for hole in file.holes if hole.fingerprint is not None]
+    if sum(each.records for each in fingerprints) > _MANY_RECORDS + _RECORDS_A_FINGERPRINT * len(fingerprints):
+        raise ValueError("fingerprints of more records than files of one tensor have")
+    if not all(crc < 1 << 32 for each in fingerprints for crc in (*each.before, *each.after)):
+        raise ValueError("a fingerprint of what is no CRC-32")
     _check_covered(layout)
 
 
@@ -170,8 +176,6 @@ def _check_fingerprint(name: str, fingerprint: Fingerprint, piece: Interval) -> 
     places = ((fingerprint.offset - DIGITS, DIGITS), *fingerprint.places)
     if not all(start <= offset and offset + length <= stop for offset, length in places):
         raise ValueError(f"file {name!r}: a fingerprint at byte {fingerprint.offset} lies inside a tensor or before it")
-    if not all(crc < 1 << 32 for crc in (*fingerprint.before, *fingerprint.after)):
-        raise ValueError(f"file {name!r}: a fingerprint of what is no CRC-32")
 
 
 def _check_covered(layout: Layout) -> None:
@@ -201,8 +205,11 @@ def _check_tiles(layout: Layout) -> None:
                 raise ValueError(f"tensor {hole.tensor}: it does not go on where tensor {before.tensor} ends")
             if hole.continues and (hole.part is not None or before.part is not None):
                 raise ValueError(f"tensor {hole.tensor}: it continues what lies in parts, or lies in parts itself")
-    if any(first + count > len(layout.tensors) for first, count in layout.tiled.items()):
-        raise ValueError("a tensor has tiles that are not there")
+    end = 0
+    for first, tiles_count in sorted(layout.tiled.items()):
+        if first < end or tiles_count < 2 or first + tiles_count > len(layout.tensors):
+            raise ValueError(f"tensor {first}: {tiles_count} tiles that are not there, or another's")
+        end = first + tiles_count
     groups = tiles_of(layout.files, layout.tiled)
     if sorted(number for tiles in groups.values() for number in tiles) != list(range(len(layout.tensors))):
         raise ValueError("expected every tensor to be a tile of one")

@@ -89,14 +89,14 @@ class Run:
     def state(self, form="script"):
         states = [optimizer.state_dict() for optimizer in self.optimizers]
         if form == "lightning":
-            return {"state_dict": self.model.state_dict(), "optimizer_states": states, "global_step": self.step}
+            return {"state_dict": self.model.state_dict(), "optimizer_states": states, "epoch": self.step}
         if form == "one of two groups":
             return {"model": self.model.state_dict(), "optimizer": joined(states), "step": self.step}
         optimizers = {f"optimizer{number}": state for number, state in enumerate(states)}
         return {"model": self.model.state_dict(), **optimizers, "step": self.step}
 
     def save(self, form="script"):
-        path = self.path / f"step_{self.step}.pt"
+        path = self.path / f"epoch_{self.step}.pt"  # which says nothing of how often weights were moved
         torch.save(self.state(form), path)
         return path
 
@@ -286,7 +286,8 @@ def test_the_first_moments_of_adam_may_follow_their_weights_beside_a_momentum(tm
 def test_muons_matrices_are_coarser_from_step_100_on_and_what_adam_moves_beside_them_is_not(tmp_path):
     run, archives = Run(tmp_path, muon), [None]
     for older in (0, 0, 200):
-        run.step += older
+        for state in run.optimizers[1].state.values():
+            state["step"] += older  # Muon itself does not count
         run.train(10)
         archives.append(encode(run.save(), archives[-1]))
     young, later = archives[2:]

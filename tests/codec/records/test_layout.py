@@ -263,6 +263,13 @@ def test_a_fingerprint_of_what_is_no_checksum_is_malformed(made):
         Layout.from_json(json.dumps(document).encode())
 
 
+def test_fingerprints_of_more_records_than_files_have_are_malformed():
+    """Each of a million tensors could name one list of a million sums, and a restore would walk them all each time."""
+    document = json.loads(sealed().to_json()) | {"fingerprints": [[[1] * (1 << 17), []]]}
+    with pytest.raises(MALFORMED, match="more records"):
+        Layout.from_json(json.dumps(document).encode())
+
+
 def in_parts(*holes, further=(), tensors=None, **changes):
     """A layout of two files: tiles of a matrix of 6 rows of 4, each file having two of the columns, and a vector."""
     spec = partial(TensorSpec, dtype="float32")
@@ -299,6 +306,7 @@ NO_PARTS = {
     "no bytes": in_parts(further=(Hole(2, 48, 0, part=Part(0, 0)),)),
     "tiles that continue": in_parts(BOTH[0], replace(BOTH[1], joins=False, continues=True)),
     "tiles that are not there": in_parts(tiled={0: 2, 2: 2}),
+    "tiles of a whole tensor": in_parts(tiled={0: 2, 2: 1}),
     "tiles of two": in_parts(tiled={0: 2, 1: 2}),
     "tiles of another path": in_parts(tiled={0: 3}),
 }
