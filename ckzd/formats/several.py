@@ -178,9 +178,8 @@ def _fits(optimizer: _File, models: Sequence[_File], others: Sequence[_File]) ->
     if not states <= shapes or not (is_told or _is_enough(optimizer, models, others)):
         return False
     if all(name.isdecimal() for *_, name in optimizer.states):
-        if len(models) == 1 and states != shapes and not is_told:
-            if family(optimizer.name) and family(models[0].name):
-                return False  # the names are of two models, and shapes that some of one have prove nothing
+        if len(models) == 1 and states != shapes and not is_told and family(optimizer.name) and family(models[0].name):
+            return False  # the names are of two models, and shapes that some of one have prove nothing
         return len(models) == 1 or all(states & Counter(model.weights.values()) for model in models)
     named = {path[-1]: shape for path, shape in reversed(weights)}
     return all(named.get(name) == shape for (*_, name), shape in optimizer.states.items())
