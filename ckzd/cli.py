@@ -42,6 +42,7 @@ from ckzd.reports import (
 from ckzd.screen import Screen, plain_bytes, table_of
 
 if TYPE_CHECKING:
+    from ckzd.config import Settings
     from ckzd.demo import DemoReport, Event
     from ckzd.operations.catalogue import Row
     from ckzd.operations.check import Outcome
@@ -344,13 +345,14 @@ def list_(
     as_json: Json = False,
 ) -> int:
     """List runs and their checkpoints, raw and archived; reads no more of an archive than what it says of itself."""
+    from ckzd.config import load
     from ckzd.operations.catalogue import catalogue
     from ckzd.operations.places import places
 
     screen = Screen(as_json)
     now = time.time()
     runs: dict[str, list[Row]] = {}
-    for row in catalogue(places(_meant(paths, store, config)), now):
+    for row in catalogue(places(load(config).asked(paths or (), store)), now):
         if as_json:
             screen.line(row.to_dict())
         else:
@@ -374,6 +376,7 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Read archives back from disk; name what is damaged and all that needs it; heal what can be healed."""
+    from ckzd.config import load
     from ckzd.operations.check import Options
     from ckzd.operations.check import check as check_all
     from ckzd.operations.places import places
@@ -391,26 +394,13 @@ def check(
             if outcome.error is not None:
                 raise outcome.error
 
-        found = places(_meant(paths, store, config))
+        found = places(load(config).asked(paths or (), store))
         outcomes = check_all(found, Options(percent, deep), on_archive=lambda archive: bar.start(archive.name))
         code = for_each(outcomes, tell, screen)
     if not as_json:
         done = "decoded" if deep else "read back"
         screen.say(f"{done}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items()) or 'no archive'}")
     return code
-
-
-def _meant(paths: Sequence[Path] | None, store: Path | None, config: Path | None) -> list[tuple[Path, Path | None]]:
-    """The paths with their store; without any, what the configuration watches."""
-    from ckzd.config import load
-
-    if paths:
-        return [(path, store) for path in paths]
-    watches = load(config).watch
-    if not watches:
-        problem = "expected a path, or a configuration with a [[watch]], got neither"
-        raise ConfigError("PATH", problem, hint="name a run or a store, or --config FILE")
-    return [(watch.path, watch.store) for watch in watches]
 
 
 @app.command()
@@ -437,9 +427,7 @@ def _show_status(facts: Mapping[str, Any], screen: Screen) -> None:
 
 @app.command()
 def prune(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(help="Runs, directories of runs or stores; all that are watched if none.")
-    ] = None,
+    paths: Paths = None,
     *,
     config: Config = None,
     dry_run: DryRun = False,
@@ -447,10 +435,11 @@ def prune(
 ) -> int:
     """Delete the archives that [watch.keep] lets go, with their pointers; say why each one goes or stays."""
     from ckzd.config import load
-    from ckzd.daemon.pruning import meant, prune_store
+    from ckzd.daemon.pruning import prune_store, ruled
+    from ckzd.operations.places import places
 
-    screen, settings, given = Screen(as_json), load(config), paths or []
-    stores, roots = meant(settings, given), [*(watch.path for watch in settings.watch), *filter(Path.is_dir, given)]
+    screen, settings = Screen(as_json), load(config)
+    stores, roots = ruled(settings, places(settings.asked(paths or ()))), _roots(settings, paths)
 
     def prune_one(root: Path) -> None:
         report = prune_store(root, stores[root].runs, roots=roots, quota=stores[root].quota, dry_run=dry_run)
@@ -462,14 +451,14 @@ def prune(
             for text in pruned_lines(report):
                 screen.say(text)
 
+    if not stores and not as_json:
+        screen.say("nothing is archived there yet")
     return for_each(stores, prune_one, screen)
 
 
 @app.command()
 def gc(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(help="Stores, runs or directories of runs; all that are watched if none.")
-    ] = None,
+    paths: Paths = None,
     *,
     config: Config = None,
     gone_runs: Annotated[
@@ -483,23 +472,32 @@ def gc(
 ) -> int:
     """Delete what nothing needs: unfinished files of the dead, cache of archives that are gone, old damage."""
     from ckzd.config import load
-    from ckzd.daemon.pruning import stores_meant
+    from ckzd.daemon.pruning import ruled
     from ckzd.operations.garbage import Wanted, collect
+    from ckzd.operations.places import places
     from ckzd.store import Store as OpenStore
 
-    screen, settings, given = Screen(as_json), load(config), paths or []
-    stores, roots = stores_meant(settings, given), [watch.path for watch in settings.watch]
+    screen, settings = Screen(as_json), load(config)
+    stores, roots = ruled(settings, places(settings.asked(paths or ()))), _roots(settings, paths)
     wanted = Wanted(damaged_days, gone_runs)
 
     def collect_one(root: Path) -> None:
         store, now = OpenStore.open(root), time.time()
-        found = collect(store, stores[root], roots=roots, now=now, wanted=wanted, dry_run=dry_run)
+        runs = [run.path for run in stores[root].runs]
+        found = collect(store, runs, roots=roots, now=now, wanted=wanted, dry_run=dry_run)
         for garbage in found if as_json else ():
             screen.line(garbage.to_dict())
         for text in garbage_lines(root, found, dry_run=dry_run) if not as_json else ():
             screen.say(text)
 
+    if not stores and not as_json:
+        screen.say("nothing is archived there yet")
     return for_each(stores, collect_one, screen)
+
+
+def _roots(settings: "Settings", paths: Sequence[Path] | None) -> list[Path]:
+    """The directories in which pointers may name what is to be deleted."""
+    return [*(watch.path for watch in settings.watch), *filter(Path.is_dir, paths or ())]
 
 
 @app.command()

@@ -8,7 +8,7 @@ import difflib
 import os
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +21,7 @@ from ckzd.base_models import require_plain_name
 from ckzd.defaults import MAX_DEPTH, Effort
 from ckzd.errors import ConfigError, encodable
 from ckzd.operations.command import DEFAULT_SECONDS, command_words
+from ckzd.operations.places import Asked
 from ckzd.priority import MOST_NICE
 from ckzd.retention import Quota, Rules
 from ckzd.state_dir import default_state_dir
@@ -155,6 +156,26 @@ class Settings(_Frozen):
                     problem = f"lies in the tree of watch[{other_number}].path {other.path}, got {watch.path}"
                     raise ConfigError(f"watch[{number}].path", problem, hint="let every run be watched once")
         return self
+
+    def asked(self, paths: Sequence[Path] = (), store: Path | None = None) -> list[Asked]:
+        """What a user means by some paths, or by none: then all that is watched. `store`: what he named with them.
+
+        Where he named none, what is watched is in the store that is configured for it. Raises ConfigError for nothing.
+        """
+        if not paths and store is not None:
+            paths = [store]
+        if not paths and not self.watch:
+            problem = "expected a path, or a configuration with a [[watch]], got neither: nothing is watched"
+            raise ConfigError("PATH", problem, hint="name a run or a store, or --config FILE")
+        watched = [Asked(watch.path, store or watch.store, is_watched=True) for watch in self.watch]
+        if not paths:
+            return watched
+        found = []
+        for path in map(_absolute, paths):
+            found += [each for each in watched if each.store is not None and path in each.path.parents]
+            above = [watch.store for watch in self.watch if path.is_relative_to(watch.path)]
+            found.append(Asked(path, store or next(iter(above), None)))
+        return found
 
     @property
     def watch_names(self) -> tuple[str, ...]:

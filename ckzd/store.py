@@ -59,6 +59,7 @@ RUN_FILE = "run.json"
 MAX_RUN_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 255  # of one path component, on every file system that Linux knows
 RESERVE_BYTES = 256 << 10  # some files and directories of one block each, and as much again
+MAX_RUN_BELOW = MAX_ABOVE + 1  # a run lies at most so deep below the directory that its default store is in
 MAX_OTHERS = 8  # series that are looked at where a name does not tell its own: the latest
 _OWN_NAMES = frozenset({"archives", "cache", "claims", "tmp", "trash"})
 

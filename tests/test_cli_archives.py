@@ -79,6 +79,70 @@ def test_nothing_to_look_at_is_a_usage_error(tmp_path, monkeypatch, verb, capsys
     assert capsys.readouterr().err.count("error: ") == 3
 
 
+@pytest.mark.parametrize("verb", ["list", "check", "prune", "gc"])
+class TestWhatMayBeNamed:
+    """It is the same for all verbs that take runs and stores."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_is_configured(self, monkeypatch):
+        monkeypatch.setattr("ckzd.config.default_config_files", tuple)
+
+    def test_stores_runs_directories_of_runs_and_what_leads_to_them(self, run, chain, verb):
+        for path in (run, run.parent, run.parent / ".ckzd", run / "..", run / ".." / ".ckzd"):
+            assert cli.run([verb, str(path)]) == 0
+
+    def test_a_watched_run_without_a_store_yet_holds_nothing_and_is_no_error(self, run, verb, capsys):
+        for store in (None, run.parent / "later"):
+            assert cli.run([verb, "--config", str(config_for(run, store))]) == 0
+            assert capsys.readouterr().err == ""
+
+    def test_a_watched_directory_that_is_not_there_is_said(self, run, verb, capsys):
+        config = config_for(run)
+        run.rmdir()
+        config.write_text(config.read_text().replace(str(run.parent), str(run)))
+        assert cli.run([verb, "--config", str(config)]) == 2
+        assert str(run) in capsys.readouterr().err
+
+    def test_a_run_is_found_in_the_store_that_is_configured_for_it(self, run, tmp_path, verb, capsys):
+        store = Store.open_or_create(tmp_path / "stores" / "one")
+        put_chain(store, run, 2)
+        elsewhere = tmp_path / "another"
+        elsewhere.mkdir()
+        put_chain(store, elsewhere, 3)
+        config = ["--config", str(config_for(run, store.root))]
+        for path in (run, run.parent, run.parent.parent):
+            assert cli.run([verb, "--json", str(path), *config]) == 0
+            rows = objects(capsys.readouterr().out)
+            if verb != "gc" and path == run:
+                assert sum("archive" in row for row in rows) == 2
+
+    def test_what_is_nothing_is_refused_by_name(self, tmp_path, verb, capsys):
+        (tmp_path / "empty").mkdir()
+        for path in (tmp_path / "empty", tmp_path / "nowhere"):
+            assert cli.run([verb, str(path)]) == 2
+            assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["list", "check"])
+def test_a_store_that_is_none_is_refused_by_name(run, chain, tmp_path, verb, capsys):
+    assert cli.run([verb, str(run), "--store", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'nowhere'}: is no store" in said
+    assert "hint: " in said
+
+
+@pytest.mark.parametrize("verb", ["list", "check"])
+def test_a_store_alone_is_what_is_meant(run, chain, verb, capsys):
+    assert cli.run([verb, "--json", "--store", str(run.parent / ".ckzd")]) == 0
+    assert len(objects(capsys.readouterr().out)) == 3
+
+
+def test_a_run_that_is_gone_is_listed_by_its_name(run, chain, capsys):
+    run.rmdir()
+    assert cli.run(["list", "--json", str(run)]) == 0
+    assert [row["archive"] for row in objects(capsys.readouterr().out)] == list(map(str, chain))
+
+
 def test_check_says_how_much_was_whole(run, chain, capsys):
     assert cli.run(["check", str(run)]) == 0
     assert capsys.readouterr().out == "read back: 3 whole\n"

@@ -26,11 +26,9 @@ from ckzd.operations.originals import content_of
 from ckzd.operations.pointer import named_below
 from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import DAY_SECONDS, Held, needed_by
-from ckzd.store import DAMAGED_SUFFIX, RUN_FILE, Store, archive_name
+from ckzd.store import DAMAGED_SUFFIX, MAX_RUN_BELOW, RUN_FILE, Store, archive_name
 
 log = logging.getLogger(__name__)
-
-MAX_RUN_DEPTH = 4  # below the directory that holds a store: where a run is looked for that has not said where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ def _without_run(store: Store) -> list[Path]:
 
 def _folders(root: Path) -> Iterator[Path]:
     for place, folders, _ in os.walk(root):
-        if Store.is_at(Path(place)) or len(Path(place).relative_to(root).parts) >= MAX_RUN_DEPTH:
+        if Store.is_at(Path(place)) or len(Path(place).relative_to(root).parts) >= MAX_RUN_BELOW:
             folders.clear()
         yield from (Path(place, folder) for folder in folders)
 

@@ -1,6 +1,7 @@
 """Where archives lie: what a user means by a store, a run, a directory of runs, a folder of archives."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,78 +17,106 @@ MAX_RUN_DEPTH = 3  # below a directory of runs: lightning_logs/version_0/checkpo
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A path that somebody names, or has watched, and the store that goes with it, if that is said."""
+
+    path: Path
+    store: Path | None = None
+    is_watched: bool = False  # then there may be nothing yet
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A directory of archives, that of one run; each of the three may be unknown, but not all of them."""
 
     archives: Path | None  # None: the run has none yet
-    store: Store | None  # None: a folder of copied archives
+    store: Store | None  # None: a folder of copied archives, or there is none yet
     run: Path | None  # None: it is not there any more, or under another name
 
 
-def places(paths: Iterable[tuple[Path, Path | None]]) -> list[Place]:
-    """All that is meant by some paths and the stores that were named with them, each once.
+def places(asked: Iterable[Asked]) -> list[Place]:
+    """All that is meant, each once: of `list`, `check`, `prune` and `gc` alike.
 
-    Raises ConfigError for what is neither a directory nor a store, or holds nothing of either kind.
+    Raises ConfigError for what is neither a directory nor a store, or holds nothing of either kind and is not watched,
+    and for a store that is named and is none.
     """
     found: dict[Path, Place] = {}
-    for path, store in paths:
-        for place in _meant_by(path.absolute(), store):
-            key = place.archives or place.run
-            assert key is not None, "one of the two is known"
+    for each in asked:
+        for place in _meant_by(each):
+            key = place.archives or place.run or (place.store.root if place.store is not None else None)
+            assert key is not None, "one of the three is known"
             if key not in found or found[key].run is None:
                 found[key] = place
-    return sorted(found.values(), key=lambda place: (str(place.run or ""), str(place.archives or "")))
+    archived = {place.run for place in found.values() if place.archives is not None}
+    once = [place for place in found.values() if place.archives is not None or place.run not in archived - {None}]
+    return sorted(once, key=lambda place: (str(place.run or ""), str(place.archives or "")))
 
 
-def _meant_by(path: Path, named: Path | None) -> list[Place]:
-    if not path.is_dir():
-        problem = "expected a run, a directory of runs or a store, got what is no directory"
-        raise ConfigError(path, problem, hint="`ckzd inspect` and `ckzd verify` take a single archive or checkpoint")
+def _meant_by(asked: Asked) -> list[Place]:
+    path = Path(os.path.abspath(asked.path))  # noqa: PTH100  # `..` goes, symbolic links stay: as for what is watched
     if Store.is_at(path):
         return places_in(Store.open(path), [below.path for below in look_below(path.parent)])
-    contents = list(look_below(path))
-    folders = [below.path for below in contents]
-    found = [
-        place for root, whole in _stores_of(path, folders, named) for place in _of_store(root, folders, whole=whole)
-    ]
+    contents = list(look_below(path)) if path.is_dir() else []
+    folders = [below.path for below in contents] or [path]
+    found = list(_in_stores(path, folders, asked))
     found += _pointed(folders, {place.archives for place in found})
     found += [Place(path, None, None)] if archive_files(path) else []
     known = {place.run for place in found}
-    found += [Place(None, None, below.path) for below in contents if below.is_run and below.path not in known]
-    if not found and named is None:
-        problem = "holds neither archives nor checkpoints, and no store of it is found"
-        raise ConfigError(path, problem, hint="name the store, or with --store where it is")
+    runs = [below.path for below in contents if below.is_run and below.path not in known]
+    found += [Place(None, _store_to_be(run, asked.store), run) for run in runs]
+    if not path.is_dir() and not found:
+        problem = "expected a run, a directory of runs or a store, got what is no directory"
+        raise ConfigError(path, problem, hint="`ckzd inspect` and `ckzd verify` take a single archive or checkpoint")
+    if not found and not asked.is_watched:
+        where = "no store of it is found" if asked.store is None else f"nothing of it is in {asked.store}"
+        hint = "name a run, one above, a store, or with --store where it is"
+        raise ConfigError(path, f"holds neither archives nor checkpoints, and {where}", hint=hint)
     return found
 
 
-def _stores_of(path: Path, folders: Iterable[Path], named: Path | None) -> Iterator[tuple[Store, bool]]:
-    """The stores of what is below a directory, and whether all that is in them is of it."""
-    roots = {named.absolute(): True} if named is not None else {}
-    if named is None:
-        roots |= {folder / STORE_NAME: True for folder in folders}
-        with suppress(CkzdError):
-            roots.setdefault(default_store(path), False)
-    for root, whole in roots.items():
-        if Store.is_at(root):
-            yield Store.open(root), whole
+IsMeant = Callable[[Path | None], bool]  # of archives whose run is not in sight: where it was, if that is known
+
+
+def _in_stores(path: Path, folders: Sequence[Path], asked: Asked) -> Iterator[Place]:
+    """What is meant by a directory, and those below it, in the store that was named, or in all that are found."""
+
+    def was_below(run: Path | None) -> bool:
+        return run is not None and run.is_relative_to(path.resolve())
+
+    if asked.store is not None:
+        if Store.is_at(asked.store):
+            yield from _of_store(Store.open(asked.store), folders, lambda run: run is None or was_below(run))
+        elif not asked.is_watched:
+            problem = "is no store: it has no store.json"
+            raise ConfigError(asked.store, problem, hint="name the directory that archives were written to")
+        return
+    within = [folder / STORE_NAME for folder in folders]
+    for root in filter(Store.is_at, within):
+        yield from places_in(Store.open(root), folders)
+    with suppress(CkzdError):
+        if (beside := default_store(path)) not in within and Store.is_at(beside):
+            yield from _of_store(Store.open(beside), folders, was_below)
+
+
+def _store_to_be(run: Path, named: Path | None) -> Store | None:
+    """Where a run without archives will have them, if that is there already."""
+    with suppress(CkzdError):
+        return Store.open(named if named is not None else default_store(run))
+    return None
 
 
 def places_in(store: Store, runs: Iterable[Path]) -> list[Place]:
     """All of a store, some of whose runs are known."""
-    return list(_of_store(store, runs, whole=True))
+    return list(_of_store(store, runs, lambda _: True)) or [Place(None, store, None)]
 
 
-def _of_store(store: Store, folders: Iterable[Path], *, whole: bool) -> Iterator[Place]:
-    runs = {store.run_directory(folder): folder for folder in folders}
+def _of_store(store: Store, folders: Iterable[Path], is_meant: IsMeant) -> Iterator[Place]:
+    runs = {store.run_directory(folder): folder for folder in folders if folder.is_dir()}
     for directory in store.run_directories():
-        if whole or directory in runs:
-            yield Place(directory, store, runs.get(directory) or _remembered(store, directory))
-
-
-def _remembered(store: Store, directory: Path) -> Path | None:
-    """The run that a store says archives are of, if it is there."""
-    run = store.run_of(directory)
-    return run if run is not None and run.is_dir() else None
+        remembered = store.run_of(directory) if directory not in runs else None
+        if directory in runs or is_meant(remembered):
+            is_there = remembered is not None and remembered.is_dir()
+            yield Place(directory, store, runs.get(directory) or (remembered if is_there else None))
 
 
 def _pointed(folders: Iterable[Path], known: set[Path | None]) -> Iterator[Place]:

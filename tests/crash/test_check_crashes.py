@@ -15,7 +15,7 @@ from making import put_chain
 
 from ckzd.chains import is_sound, is_whole
 from ckzd.operations.check import check
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.store import Store
 
 
@@ -54,7 +54,7 @@ class Scene:
 
     def assert_two_more_heal_all(self) -> None:
         for _ in range(2):
-            outcomes = [outcome.outcome for outcome in check(places([(self.run, None), (self.copies, None)]))]
+            outcomes = [outcome.outcome for outcome in check(places([Asked(self.run), Asked(self.copies)]))]
         assert outcomes == ["whole"] * 6
         assert [archive.read_bytes() for archive in self.archives] == self.contents
         assert all(map(is_sound, self.archives))

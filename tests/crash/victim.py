@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckzd import durable
 from ckzd.operations.check import check
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.operations.replace import empty_trash, recover, replace
 from ckzd.store import Store
 
@@ -85,7 +85,7 @@ def obey(order: dict) -> object:
     elif order["do"] == "recover":
         result = recover(store)
     elif order["do"] == "check":
-        found = check(places((Path(path), None) for path in order["paths"]))
+        found = check(places(Asked(Path(path)) for path in order["paths"]))
         result = [(outcome.archive, outcome.outcome) for outcome in found]
     else:
         result = empty_trash(store, 0.0, time.time() + 1)

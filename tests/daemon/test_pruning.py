@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from serving import settings_for
@@ -10,9 +11,10 @@ from ckzd.chains import read_manifest
 from ckzd.config import KeepSettings
 from ckzd.daemon import status
 from ckzd.daemon.jobs import Prune
-from ckzd.daemon.pruning import meant, prune_store, stores_meant
+from ckzd.daemon.pruning import Ruled, prune_store, ruled
 from ckzd.daemon.stores import PRUNE_SECONDS
-from ckzd.errors import ConfigError, StoreLocked
+from ckzd.errors import StoreLocked
+from ckzd.operations.places import places
 
 ALONE = {"max_depth": 1, "trash_seconds": 0}  # every second archive is a base
 
@@ -134,8 +136,8 @@ def test_markers_of_every_kind_hold_a_replaced_checkpoint(pruning):
         (daemon.run / name).symlink_to(where)
     (daemon.run.parent / "latest").write_text("gpt/step_4.safetensors\n")
     daemon.settings = settings_for(daemon.place, **(ALONE | keep(newest=1)))
-    root, ruled = next(iter(meant(daemon.settings, []).items()))
-    report = prune_store(root, ruled.runs, roots=[daemon.run.parent], quota=ruled.quota, dry_run=True)
+    root, of_store = next(iter(meant(daemon.settings).items()))
+    report = prune_store(root, of_store.runs, roots=[daemon.run.parent], quota=of_store.quota, dry_run=True)
     told = {judged.step: judged.why for judged in report.judged}
     assert told[3] == "a symlink points to it"
     assert told[5] == "a symlink points to it"
@@ -174,8 +176,8 @@ def test_pruning_beside_the_daemon_leaves_no_row_behind(pruning):
     daemon.write(*range(1, 8))
     daemon.go(300)
     settings = settings_for(daemon.place, **(ALONE | keep(newest=1)))
-    root, ruled = next(iter(meant(settings, []).items()))
-    report = prune_store(root, ruled.runs, roots=[daemon.run.parent], quota=ruled.quota)
+    root, of_store = next(iter(meant(settings).items()))
+    report = prune_store(root, of_store.runs, roots=[daemon.run.parent], quota=of_store.quota)
     gone = {f"step_{judged.step}" for judged in report.judged if judged.goes}
     assert gone
     daemon.go(60)
@@ -184,20 +186,21 @@ def test_pruning_beside_the_daemon_leaves_no_row_behind(pruning):
 
 
 class TestMeant:
-    def test_all_that_is_watched_or_what_is_named(self, pruning, tmp_path):
+    """`ckzd prune` and `ckzd gc` begin with what `ckzd list` shows."""
+
+    def test_all_that_is_watched_or_what_is_named(self, pruning):
         daemon = pruning(keep=None)
         daemon.write(1, 2)
         daemon.go(60)
-        other = daemon.run.parent / "vit"
-        shutil.copytree(daemon.run, other)
+        shutil.copytree(daemon.run, daemon.run.parent / "vit")
         settings = settings_for(daemon.place, **keep(newest=1))
         root = daemon.run.parent / ".ckzd"
-        for paths in ([], [daemon.run], [daemon.run.parent], [root]):
-            ((found, ruled),) = meant(settings, paths).items()
+        for paths in ([], [daemon.run], [daemon.run.parent], [root], [daemon.run / ".."]):
+            ((found, of_store),) = meant(settings, *paths).items()
             assert found == root
-            assert [run.path for run in ruled.runs] == [daemon.run]
-            assert ruled.runs[0].rules.newest == 1
-            assert list(stores_meant(settings, paths)) == [root]
+            rules = {run.path: run.rules.newest for run in of_store.runs}
+            assert rules[daemon.run] == 1
+            assert rules.keys() <= {daemon.run, daemon.run.parent / "vit"}
 
     def test_what_is_not_watched_has_no_rules(self, pruning, tmp_path):
         daemon = pruning(keep=None)
@@ -205,13 +208,31 @@ class TestMeant:
         daemon.go(60)
         (tmp_path / "elsewhere").mkdir()
         settings = settings_for(tmp_path / "elsewhere", **keep(newest=1))
-        ((_, ruled),) = meant(settings, [daemon.run]).items()
-        assert [run.rules for run in ruled.runs] == [None]
+        ((_, of_store),) = meant(settings, daemon.run).items()
+        assert [run.rules for run in of_store.runs] == [None]
 
-    def test_where_nothing_is_archived_is_said(self, tmp_path):
-        settings = settings_for(tmp_path, **keep(newest=1))
-        for paths in ([tmp_path / "runs"], [tmp_path / "nowhere"]):
-            with pytest.raises(ConfigError, match="nothing is archived"):
-                meant(settings, paths)
-            with pytest.raises(ConfigError, match="no store"):
-                stores_meant(settings, paths)
+    def test_rules_speak_of_the_store_that_a_run_is_archived_in(self, pruning, tmp_path):
+        """What it had in another one nothing lets go."""
+        daemon = pruning(keep=None)
+        daemon.write(1, 2)
+        daemon.go(60)
+        settings = settings_for(daemon.place, store=tmp_path / "new", **keep(newest=1))
+        ((root, of_store),) = meant(settings).items()
+        assert root == daemon.run.parent / ".ckzd"  # pointers lead there
+        assert {run.path: run.rules for run in of_store.runs} == {daemon.run: None}
+
+    def test_a_run_is_watched_under_another_name_too(self, pruning, tmp_path):
+        daemon = pruning(keep=None)
+        daemon.write(1, 2)
+        daemon.go(60)
+        (tmp_path / "link").symlink_to(daemon.run.parent)
+        settings = settings_for(daemon.place, **keep(newest=1))
+        watch = settings.watch[0].model_copy(update={"path": tmp_path / "link"})
+        settings = settings.model_copy(update={"watch": (watch,)})
+        ((_, of_store),) = meant(settings, daemon.run.parent / ".ckzd").items()
+        assert [(run.path, run.root) for run in of_store.runs] == [(tmp_path / "link" / "gpt", tmp_path / "link")]
+        assert of_store.runs[0].rules.newest == 1
+
+
+def meant(settings, *paths) -> dict[Path, Ruled]:
+    return ruled(settings, places(settings.asked(paths)))

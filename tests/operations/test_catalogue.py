@@ -10,7 +10,7 @@ from serving import write_checkpoint
 import ckzd
 from ckzd.operations.catalogue import Row, catalogue
 from ckzd.operations.check import check
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.operations.replace import replace
 from ckzd.store import Store
 
@@ -30,7 +30,7 @@ def store(run) -> Store:
 
 
 def listed(*paths: Path, store: Path | None = None) -> list[Row]:
-    return list(catalogue(places((path, store) for path in paths), NOW))
+    return list(catalogue(places(Asked(path, store) for path in paths), NOW))
 
 
 def by_name(rows: list[Row]) -> dict[str, Row]:
@@ -122,7 +122,7 @@ def test_damage_is_told_as_far_as_it_is_known_without_reading(run, store):
     chain = put_chain(store, run, 4)
     chain[2].write_bytes(chain[2].read_bytes().replace(b"first", b"fIrst"))
     assert [row.damaged for row in listed(run)] == [None] * 4
-    list(check(places([(run, None)])))
+    list(check(places([Asked(run)])))
     damaged = [row.damaged or "" for row in listed(run)]
     assert damaged[:2] == ["", ""]
     assert "sha256" in damaged[2]

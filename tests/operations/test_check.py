@@ -16,7 +16,7 @@ from ckzd.errors import ConfigError, StoreLocked
 from ckzd.operations import check as checking
 from ckzd.operations.check import Options, check
 from ckzd.operations.ledger import LEDGER_NAME, Ledger
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.store import Store
 
 DAY = 86400.0
@@ -48,7 +48,7 @@ def rot(archive: Path) -> None:
 def checked(*paths: Path, **options) -> dict[str, list[str]]:
     """Names of archives by what a check found."""
     found: dict[str, list[str]] = {}
-    for outcome in check(places((path, None) for path in paths), Options(**options)):
+    for outcome in check(places(Asked(path) for path in paths), Options(**options)):
         found.setdefault(outcome.outcome, []).append(name(outcome.archive))
     return {outcome: sorted(names) for outcome, names in found.items()}
 
@@ -106,7 +106,7 @@ def test_a_file_that_was_exchanged_counts_as_never_read(run, chain):
 
 def test_damage_is_named_with_all_that_needs_it_and_remembered(run, chain):
     rot(chain[1])
-    outcomes = [outcome for outcome in check(places([(run, None)])) if outcome.outcome != "whole"]
+    outcomes = [outcome for outcome in check(places([Asked(run)])) if outcome.outcome != "whole"]
     assert [(name(o.archive), o.outcome, list(map(name, o.lost))) for o in outcomes] == [
         ("step_100", "damaged", STEPS[2:])
     ]
@@ -118,14 +118,14 @@ def test_damage_is_named_with_all_that_needs_it_and_remembered(run, chain):
 def test_an_archive_that_says_nothing_any_more_is_damaged_and_what_needs_it_is_known(run, chain):
     checked(run)
     chain[1].write_bytes(b"")
-    (outcome,) = [outcome for outcome in check(places([(run, None)])) if outcome.outcome != "whole"]
+    (outcome,) = [outcome for outcome in check(places([Asked(run)])) if outcome.outcome != "whole"]
     assert (name(outcome.archive), outcome.outcome) == ("step_100", "damaged")
     assert list(map(name, outcome.lost)) == STEPS[2:]
 
 
 def test_a_missing_archive_is_told_of_what_needs_it(run, chain):
     chain[1].unlink()
-    (outcome,) = [outcome for outcome in check(places([(run, None)])) if outcome.outcome != "whole"]
+    (outcome,) = [outcome for outcome in check(places([Asked(run)])) if outcome.outcome != "whole"]
     assert (name(outcome.archive), outcome.outcome, list(map(name, outcome.lost))) == (
         "step_200", "missing", ["step_300"]
     )  # fmt: skip

@@ -13,7 +13,7 @@ from ckzd.chains import is_sound
 from ckzd.errors import VerificationFailed
 from ckzd.operations import verify as verifying
 from ckzd.operations.check import Options, check
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.replace import replace
 from ckzd.store import Store
@@ -42,7 +42,7 @@ class Run:
         self.checkpoints = [self.path / f"step_{step}.safetensors" for step in STEPS]
 
     def checked(self, **options) -> dict[str, str]:
-        outcomes = check(places([(self.path, None)]), Options(**options))
+        outcomes = check(places([Asked(self.path)]), Options(**options))
         return {Path(o.archive).name.split(".")[0]: o.healed_from or o.outcome for o in outcomes}
 
     def is_as_it_was(self) -> bool:
@@ -114,7 +114,7 @@ def test_what_loses_is_made_anew_bit_for_bit(tmp_path, effort):
         rot(archive)
     for cached in (tmp_path / ".ckzd" / "cache").iterdir():
         cached.unlink()
-    outcomes = [outcome.outcome for outcome in check(places([(tmp_path / "run", None)]))]
+    outcomes = [outcome.outcome for outcome in check(places([Asked(tmp_path / "run")]))]
     assert outcomes == ["healed", "healed"]
     assert [archive.read_bytes() for archive in archives] == before
 

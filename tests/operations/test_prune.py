@@ -13,7 +13,7 @@ from ckzd import durable
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace, SourceChanged, StoreLocked
 from ckzd.operations import withdraw
 from ckzd.operations.check import check
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import PruneReport, Run, prune
 from ckzd.operations.replace import empty_trash, replace
@@ -278,7 +278,7 @@ class TestWhatIsSafe:
         put(store, run, 900)
         data = archives[1].read_bytes()
         archives[1].write_bytes(data.replace(b"first", b"fIrst"))
-        assert {outcome.outcome for outcome in check(places([(run, store.root)]))} >= {"damaged"}
+        assert {outcome.outcome for outcome in check(places([Asked(run, store.root)]))} >= {"damaged"}
         report = pruned(store, run)
         assert gone(report) == []
         assert all("is damaged, or what it needs is missing" in reason for reason in why(report).values())

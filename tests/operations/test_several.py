@@ -14,7 +14,7 @@ from ckzd.archive import ArchiveReader
 from ckzd.chains import read_manifest
 from ckzd.errors import BadCheckpoint, ConfigError, SourceChanged
 from ckzd.operations.check import check
-from ckzd.operations.places import places
+from ckzd.operations.places import Asked, places
 from ckzd.operations.pointer import read_pointer
 from ckzd.operations.replace import recover, replace
 from ckzd.store import Store, default_store
@@ -263,5 +263,5 @@ def test_a_damaged_archive_heals_from_all_of_its_files(run):
     with ArchiveReader(archive) as reader:
         at = reader._members[reader.entries()[0]].data_offset + 1
     archive.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    assert [outcome.outcome for outcome in check(places([(run, None)]))] == ["healed"]
+    assert [outcome.outcome for outcome in check(places([Asked(run)]))] == ["healed"]
     assert archive.read_bytes() == whole
