@@ -261,3 +261,16 @@ def test_the_daemon_never_loads_torch():
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", "/nowhere.ckz"], ["compress", "--help"]])
 def test_the_command_line_starts_without_torch(arguments):
     assert "torch" not in loaded_by(f"from ckzd.cli import run\nrun({arguments!r})")
+
+
+BENCH = Path(__file__).parent / "bench"
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in BENCH.glob("*.py")))
+def test_what_a_benchmark_imports_of_the_tests_stands_beside_it(script):
+    """`python tests/bench/NAME.py` finds the modules of its own directory; the tests' paths are pytest's."""
+    if script.startswith(("test_", "conftest")):
+        return
+    imports = (node for node in ast.walk(ast.parse((BENCH / script).read_text())) if isinstance(node, ast.ImportFrom))
+    of_tests = {path.stem for path in BENCH.parent.iterdir()} - {path.stem for path in BENCH.glob("*.py")}
+    assert not {node.module.split(".")[0] for node in imports if node.module} & of_tests

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from command import ckzd
-from formats.dcp_directories import Writer
+from dcp_directories import Writer
 from machine import machine
 from processes import Watch
 from torch import Tensor

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from formats.dcp_directories import write_dcp
+from dcp_directories import write_dcp
 from machine import machine
 
 import ckzd

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from command import ckzd
-from formats.dcp_directories import state_of, write_dcp
+from dcp_directories import state_of, write_dcp
 from machine import machine
 from torch.nn import functional
 

@@ -1,6 +1,6 @@
 """Where the seconds of one archive go: by function, of encoding and of its proof, on one thread.
 
-usage: stages.py REFERENCE.pt... CURRENT.pt --work DIR [--preset resume] [--threads 1] [--top 0]
+usage: stages.py REFERENCE.pt... CURRENT.pt --work DIR [--preset resume] [--effort best] [--threads 1] [--top 0]
 Archives the references, then encodes the last and checks its archive in this process, while a thread looks a hundred
 times a second which function of ckzd is at work: the innermost, with all that it calls of other packages.
 The proof decodes the references too: only the newest reconstruction is cached. PYTHONPATH chooses whose code it is, so
@@ -119,17 +119,20 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--preset", default="resume")
+    parser.add_argument("--effort", default="best")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--top", type=int, default=0, help="functions that are listed beside the stages")
     options = parser.parse_args()
-    print(json.dumps({**machine(), "preset": options.preset, "threads": options.threads}), flush=True)
+    how = {"preset": options.preset, "effort": options.effort, "threads": options.threads}
+    print(json.dumps({**machine(), **how}), flush=True)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)))
     *references, current = options.checkpoints
+    settings = {"store": options.work / "store", "preset": options.preset, "effort": options.effort, "device": "cpu"}
     before = None
     for path in references:
-        before = Path(compress(path, store=options.work / "store", preset=options.preset, device="cpu").archive)
+        before = Path(compress(path, **settings).archive)
     with sampled("compress", options.top):
-        archive = Path(compress(current, store=options.work / "store", preset=options.preset, device="cpu").archive)
+        archive = Path(compress(current, **settings).archive)
     started = time.perf_counter()
     with (
         sampled("proof", options.top),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from formats.dcp_directories import write_dcp
+from dcp_directories import write_dcp
 from making import store_archive
 from torch.distributed.checkpoint import CheckpointException
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from formats.dcp_directories import trained
+from dcp_directories import trained
 from formats.helpers import assert_lossless, saved
 from safetensors.torch import save_file
 

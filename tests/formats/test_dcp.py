@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from formats.dcp_directories import Writer, state_of, trained, write_dcp
+from dcp_directories import Writer, state_of, trained, write_dcp
 from formats.helpers import assert_lossless, rebuilt
 from safetensors.torch import save_file
 

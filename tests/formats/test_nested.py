@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from formats.dcp_directories import state_of, trained, write_dcp
+from dcp_directories import state_of, trained, write_dcp
 from formats.helpers import assert_lossless, saved
 from formats.test_deepspeed import write as write_deepspeed
 from making import tree_of

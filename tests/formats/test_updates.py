@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from formats.dcp_directories import state_of, trained, write_dcp
+from dcp_directories import state_of, trained, write_dcp
 from formats.helpers import saved
 
 from ckzd.formats import read_checkpoint

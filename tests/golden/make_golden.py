@@ -25,8 +25,8 @@ from ckzd.codec.analysis import tiles
 from ckzd.codec.paper import fitting
 from ckzd.codec.presets import PRESETS
 
-sys.path.append(str(Path(__file__).parents[1]))
-from formats.dcp_directories import Writer  # a script finds what stands beside it only
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("", "bench")]
+from dcp_directories import Writer  # a script finds what stands beside it only
 from plain_decoder import PlainArchive
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"

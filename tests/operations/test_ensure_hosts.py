@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats.dcp_directories import write_dcp
+from dcp_directories import write_dcp
 from hosts import Hosts
 
 import ckzd

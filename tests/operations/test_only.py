@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats.dcp_directories import Writer, state_of, trained
+from dcp_directories import Writer, state_of, trained
 
 import ckzd
 from ckzd import cli
