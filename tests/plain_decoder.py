@@ -617,11 +617,14 @@ class Reconstruction:
 class PlainArchive:
     """One archive, decoded against its reference's reconstruction."""
 
-    def __init__(self, path: Path | io.BytesIO, reference: Reconstruction | None) -> None:
+    def __init__(self, path: Path | io.BytesIO, reference: Reconstruction | None, folder: Path | None = None) -> None:
+        folder = folder or (Path(path).parent if isinstance(path, Path) else None)
         with zipfile.ZipFile(path) as file:
             self.entries = {name: file.read(name) for name in file.namelist()}
         self.manifest = json.loads(self.entries["manifest.json"])
-        self.reference = reference or self._base_model(path)
+        for name in [name for name in self.entries if name.startswith("carried/")]:
+            reference = PlainArchive(io.BytesIO(self.entries[name]), reference, folder).own
+        self.reference = reference or self._base_model(folder)
         first, second = struct.unpack_from("<II", self.entries["index"])
         block = self.entries["index"][8 : 8 + first]
         self.layout_json = unpack(block, self.reference.blob("layout"))
@@ -643,13 +646,13 @@ class PlainArchive:
         for field, data in (("lstm", self.lstm), ("skeleton", self.skeleton), ("layout", self.layout_json)):
             self.own.put((), field, np.frombuffer(data, np.uint8))
 
-    def _base_model(self, path: Path | io.BytesIO) -> Reconstruction:
+    def _base_model(self, folder: Path | None) -> Reconstruction:
         """Of files that lie beside the archive; without a base model it is empty."""
         made = Reconstruction()
         if "base_model" in self.manifest:
             files = []
             for file in self.manifest["base_model"]["files"]:
-                data = (Path(path).parent / file["name"]).read_bytes()
+                data = (folder / file["name"]).read_bytes()
                 assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
                 files.append(data)
             for name, dtype, shape, number, offset, stored in json.loads(self.entries["base_model"])["tensors"]:

@@ -3,6 +3,9 @@
 `ArchiveWriter` writes front to back and never seeks. `ArchiveReader` believes nothing: opening compares the end
 records, the central directory and the manifest with what a writer would have produced; `read` and `stream` compare
 the entry's header, CRC and sha256; `check` does so for all entries. So every byte of the file is compared somewhere.
+
+An archive may carry others, each whole in an entry: links of its chain that are no files any more. They are read where
+they lie, and carry none themselves.
 """
 
 import hashlib
@@ -10,12 +13,13 @@ import os
 import re
 import stat
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from ckzd.archive.manifest import EntryModel, Manifest, NewerFormat, is_of_moments
+from ckzd.archive.manifest import CARRIED, EntryModel, Manifest, NewerFormat, is_of_moments
 from ckzd.archive.records import (
     End,
     Member,
@@ -96,6 +100,18 @@ class ArchiveWriter:
         assert _ENTRY.fullmatch(entry), f"entry {entry!r}"
         self._write_entry(entry, data)
 
+    def carry(self, archive: "ArchiveReader") -> None:
+        """Store an archive whole, in an entry of its own. It is read twice."""
+        crc, digest = 0, hashlib.sha256()
+        for chunk in archive.chunks():
+            crc = zlib.crc32(chunk, crc)
+            digest.update(chunk)
+        member = Member(self._numbered(CARRIED), archive.nbytes, crc, self.nbytes)
+        self._file.write(local_header(member))
+        self._file.writelines(archive.chunks())
+        self._members.append(member)
+        self._entries.append(EntryModel(name=member.name, nbytes=member.nbytes, sha256=digest.hexdigest()))
+
     def finish(self, manifest: Manifest) -> Manifest:
         """Write what is left, the manifest (its `entries` filled in) and the central directory; return the manifest."""
         for pack in self._packs.values():
@@ -126,15 +142,27 @@ class ArchiveWriter:
         self._members.append(member)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an archive lies that another carries, in a file that is open."""
+
+    descriptor: int
+    offset: int
+    nbytes: int
+
+
 class ArchiveReader:
     """Read an archive. Opening it validates everything but the entries' own bytes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, place: _Place | None = None) -> None:
         self.path = path
-        self._file_bytes = 0
         self._packs: dict[str, bytes] = {}  # verified small entries, oldest first
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if place is None:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        else:
+            self._descriptor = os.dup(place.descriptor)
         try:
+            self._start, self._file_bytes = self._extent() if place is None else (place.offset, place.nbytes)
             self._members = self._read_directory()
             self.manifest = self._read_manifest()
             self._sha256 = {entry.name: entry.sha256 for entry in self.manifest.entries}
@@ -166,6 +194,35 @@ class ArchiveReader:
     def nbytes(self) -> int:
         """Size of the archive."""
         return self._file_bytes
+
+    def links(self) -> Iterator["ArchiveReader"]:
+        """What its reconstruction is decoded from: the archives that it carries, and itself."""
+        yield from self.carried()
+        yield self
+
+    def carried(self) -> Iterator["ArchiveReader"]:
+        """The archives that it carries, base first, each open while it is at hand.
+
+        Raises CorruptArchive where one is not what it should be, a delta against the one before say.
+        """
+        wanted, depth = self.manifest.reference, -1
+        for number, name in enumerate(self.manifest.carried):
+            member = self._members[name]
+            place = _Place(self._descriptor, self._start + member.data_offset, member.nbytes)
+            with ArchiveReader(self.path, place) as link:
+                model = self.manifest.base_model if number == 0 else None
+                got = link.manifest
+                if (got.reference, got.base_model) != (wanted, model) or not depth < got.depth < self.manifest.depth:
+                    raise CorruptArchive(self.path, f"entry {name!r}: is not a delta against what comes before it")
+                if got.carried or got.moments_dropped is None:
+                    raise CorruptArchive(self.path, f"entry {name!r}: is not weights alone")
+                wanted, depth = got.reconstruction, got.depth
+                yield link
+
+    def chunks(self) -> Iterator[bytes]:
+        """All its bytes, as they are."""
+        for offset in range(0, self._file_bytes, CHUNK_BYTES):
+            yield self._pread(offset, min(CHUNK_BYTES, self._file_bytes - offset), "archive")
 
     def entries(self) -> list[str]:
         """Names of all entries but the manifest, in file order."""
@@ -209,11 +266,14 @@ class ArchiveReader:
             self._compare(model.name, "CRC", f"{member.crc:08x}", f"{crc:08x}")
         self._read_member(self._members[MANIFEST])
 
-    def _read_directory(self) -> dict[str, Member]:
+    def _extent(self) -> tuple[int, int]:
+        """Where it begins in its file, which it is all of, and how long it is."""
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
-        self._file_bytes = status.st_size
+        return 0, status.st_size
+
+    def _read_directory(self) -> dict[str, Member]:
         tail_bytes = min(MAX_END_BYTES, self._file_bytes)
         end = parse_end(self._pread(self._file_bytes - tail_bytes, tail_bytes, "end"), self._file_bytes)
         if end.nbytes > MAX_DIRECTORY_BYTES:
@@ -261,7 +321,7 @@ class ArchiveReader:
         """Exactly these bytes; sizes were held against the size of the file before."""
         pieces, got = [], 0
         while got < nbytes:
-            piece = os.pread(self._descriptor, nbytes - got, offset + got)
+            piece = os.pread(self._descriptor, nbytes - got, self._start + offset + got)
             if not piece:
                 raise CorruptArchive(self.path, f"{what!r}: expected {nbytes} bytes, got {got}")
             pieces.append(piece)

@@ -20,8 +20,11 @@ MAX_MODEL_FILES: Final = 1024  # of a base model: the largest that are published
 FIRST_WITH_FILES: Final = 8
 FIRST_WITH_FOLDERS: Final = 8
 FIRST_TO_DROP_MOMENTS: Final = 8
+FIRST_TO_CARRY: Final = 8
+MAX_CARRIED: Final = 1024  # archives in one: a chain has some twenty links
 _ABSENT_IF_EMPTY: Final = frozenset({"effort", "base_model", "folders", "moments_dropped"})
 MOMENTS: Final = frozenset({"first_moment", "second_moment"})  # kinds of entries that weights do without
+CARRIED: Final = "carried"  # kind of the entries that are archives themselves
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -155,13 +158,16 @@ class Manifest(_Frozen):
         _require(self.kind != "file" or len(self.files) == 1, "a file checkpoint has exactly one file")
         _require(self.kind != "files" or self._is_of_several(), "files are several in one directory, since format 8")
         _require((self.directory is not None) == (self.kind == "directory"), "directory must be there for a directory")
-        _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
+        if self.carried:
+            self._require_carried()
+        else:
+            _require((self.reference is None) == (self.depth == 0), "depth is 0 exactly for a base")
         _require(not self.folders or self.kind == "directory", "a file checkpoint has no directories")
         _require(not self.folders or self.format >= FIRST_WITH_FOLDERS, "folders are since format 8")
         _require(self.effort is None or self.format >= FIRST_WITH_EFFORT, "effort is since format 7")
         if self.base_model is not None:
             _require(self.format >= FIRST_WITH_BASE_MODEL, "base_model is since format 8")
-            _require(self.depth == 1, "base_model is of the first archive of a chain")
+            _require(self.depth == 1 or bool(self.carried), "base_model is of the first archive of a chain")
         if self.moments_dropped is not None:
             _require(self.format >= FIRST_TO_DROP_MOMENTS, "moments_dropped is since format 8")
             has_some = any(is_of_moments(entry.name) for entry in self.entries)
@@ -176,6 +182,19 @@ class Manifest(_Frozen):
         return (
             self.format >= FIRST_WITH_FILES and len(names) > 1 and all(map(is_plain_name, names)) and self.name in names
         )
+
+    def _require_carried(self) -> None:
+        count = len(self.carried)
+        _require(self.format >= FIRST_TO_CARRY, "archives are carried since format 8")
+        _require(count <= MAX_CARRIED, f"{count} archives are carried, at most {MAX_CARRIED} may be")
+        names = [entry.name for entry in self.entries[:count]]
+        _require(names == [f"{CARRIED}/{n}" for n in range(count)], "what is carried does not stand first, in order")
+        _require(self.depth >= count + (self.reference is not None), "depth is less than what is decoded before it")
+
+    @property
+    def carried(self) -> list[str]:
+        """The entries that are archives themselves."""
+        return [entry.name for entry in self.entries if is_carried(entry.name)]
 
     @property
     def is_of_all_files(self) -> bool:
@@ -247,6 +266,11 @@ def restored_digest(files: Iterable[FileModel]) -> str:
 def is_of_moments(entry: str) -> bool:
     """Whether an entry holds nothing but streams of an optimizer's moments."""
     return entry.partition("/")[0] in MOMENTS
+
+
+def is_carried(entry: str) -> bool:
+    """Whether an entry is an archive itself."""
+    return entry.partition("/")[0] == CARRIED
 
 
 def is_plain_name(name: str) -> bool:

@@ -22,7 +22,7 @@ from ckzd.chains import ArchiveRecord
 from ckzd.errors import CkzdError, ConfigError, NotAccepted
 from ckzd.operations.child import error_line, run_module
 from ckzd.operations.command import Outcome, command_words, require_program, run
-from ckzd.operations.reconstruct import OpenCheckpoint, decode_link, reconstruction_or_none, scratch_file, store_of
+from ckzd.operations.reconstruct import OpenCheckpoint, decode_archive, reconstruction_or_none, scratch_file, store_of
 from ckzd.operations.restore import write_files
 from ckzd.store import Store
 
@@ -104,7 +104,7 @@ def _main(arguments: list[str]) -> int:
             scratch_file(store_of(target)) as file,
             durable.as_no_space(target.parent),
         ):
-            checkpoint = OpenCheckpoint(reader, decode_link(reader, before, file))
+            checkpoint = OpenCheckpoint(reader, decode_archive(reader, before, file))
             write_files(checkpoint, reader.manifest, target)
     except CkzdError as error:
         print(error_line(error), file=sys.stderr)  # noqa: T201  # the parent reads it

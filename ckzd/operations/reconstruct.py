@@ -7,10 +7,11 @@ one link at a time, each into a temporary file that replaces the one before.
 import hashlib
 import os
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -121,21 +122,43 @@ def reconstruction_or_none(reference: Path | None) -> Iterator[Reconstruction | 
 @contextmanager
 def _decoded(store: Store | None, links: list[ArchiveRecord], files: Container[int] | None) -> Iterator[Reconstruction]:
     """The last link's reconstruction, decoded from the nearest that is cached, two of them on disk at a time."""
-    held = ExitStack()
-    try:
-        found, rest = _nearest_cached(store, links, held)
-        wanted: Sequence[AbstractSet[Key] | None] = [None] * len(rest)
+    with ExitStack() as cache:
+        found, rest = _nearest_cached(store, links, cache)
+        wanted: Iterable[AbstractSet[Key] | None] = repeat(None)
         needs_model = found is None and rest and rest[0].manifest.base_model is not None
         if rest and files is not None and not needs_model:  # a model is read whole
             wanted = _needed(rest, found, files)
-        for link, only in zip(rest, wanted, strict=True):
-            with ExitStack() as following, held:  # the one before goes when its dependent is decoded
-                file = following.enter_context(scratch_file(store))
-                with ArchiveReader(link.path) as reader:
-                    found = decode_link(reader, found, file, only)
+        held = cache.pop_all()
+    with _in_turn(_links(rest), wanted, found, held, store) as found:
+        assert found is not None, "a chain has at least one link"
+        yield found
+
+
+def _links(archives: Iterable[ArchiveRecord]) -> Iterator[ArchiveReader]:
+    """Those that these archives carry, too."""
+    for archive in archives:
+        with ArchiveReader(archive.path) as reader:
+            yield from reader.links()
+
+
+@contextmanager
+def _in_turn(
+    links: Iterable[ArchiveReader],
+    wanted: Iterable[Container[Key] | None],
+    found: Reconstruction | None,
+    held: ExitStack,
+    store: Store | None,
+) -> Iterator[Reconstruction | None]:
+    """The last one's reconstruction, each decoded against the one before, the first against `found`; `held` keeps that.
+
+    The one before goes when its dependent is decoded. See `decode_link` for what is `wanted` of each.
+    """
+    try:
+        for link, only in zip(links, wanted, strict=False):
+            with ExitStack() as following, held:
+                found = decode_link(link, found, following.enter_context(scratch_file(store)), only)
                 decoded = following.pop_all()
             held = decoded
-        assert found is not None, "a chain has at least one link"
         yield found
     finally:
         held.close()
@@ -157,8 +180,8 @@ def _needed(
 ) -> Sequence[AbstractSet[Key]]:
     """Of each link, decoded from `reference` on, the reference tensors that these files of the last restore from."""
     layout, followed = _blob(reference, "layout"), []
-    for link in links:
-        with ArchiveReader(link.path) as reader, malformed_as_corrupt(link.path):
+    for reader in _links(links):
+        with malformed_as_corrupt(reader.path):
             index = Index.from_bytes(_entry(reader, "index"), layout, reader.manifest.original_bytes)
             _check_files(reader, index.layout)
             followed.append(Followed.of(index, sees_layers=bool(_entry(reader, "lstm"))))
@@ -166,6 +189,12 @@ def _needed(
     own = [file for number, file in enumerate(index.layout.files) if number in files]
     with malformed_as_corrupt(links[-1].path):
         return needed(followed, index, [hole.tensor for file in own for hole in file.holes])
+
+
+def decode_archive(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
+    """The same as `decode_link` of an archive that may carry others: they are decoded first, and gone afterwards."""
+    with _in_turn(reader.carried(), repeat(None), reference, ExitStack(), store_of(reader.path)) as before:
+        return decode_link(reader, before, file)
 
 
 def decode_link(
@@ -205,9 +234,9 @@ def foreseen(
     """What `ahead` restored, if the archive's streams say what was announced; read from what the encoder has `written`.
 
     None if they say something else or that is not it: then the archive must be decoded as any other. So must a delta
-    against a base model, of which nothing is announced.
+    against a base model, and what carries others, of which nothing is announced.
     """
-    if reader.manifest.base_model is not None:
+    if reader.manifest.base_model is not None or reader.manifest.carried:
         return None
     with malformed_as_corrupt(reader.path):
         decoder = decoder_from_reference(reader, reference)

@@ -59,8 +59,8 @@ def test_adaptive_bases():
 def test_every_entry_has_a_row():
     rows = [line.split(" | ")[0] for line in section("Entries").splitlines() if line.startswith("| `")]
     names = [name for row in rows for name in re.findall(r"`([a-z_]+)(?:/N)?`", row)]
-    assert names[:6] == ["index", "skeleton", "scales", "tables", "lstm", "base_model"]
-    assert names[6:] == ["weights", "first_moment", "second_moment", "zeros", "state"]
+    assert names[:7] == ["index", "skeleton", "scales", "tables", "lstm", "base_model", "carried"]
+    assert names[7:] == ["weights", "first_moment", "second_moment", "zeros", "state"]
 
 
 def test_every_coder_is_named():

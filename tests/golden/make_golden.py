@@ -24,6 +24,7 @@ from ckzd.chains import read_manifest
 from ckzd.codec.analysis import tiles
 from ckzd.codec.paper import fitting
 from ckzd.codec.presets import PRESETS
+from ckzd.operations.merge import write_merged
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("", "bench")]
 from dcp_directories import Writer  # a script finds what stands beside it only
@@ -31,6 +32,7 @@ from plain_decoder import PlainArchive
 
 HERE = Path(__file__).parent / f"format_{FORMAT_VERSION}"
 STEPS = (20, 40, 60)
+DAY = "2026-11-30"  # when merged archives lost their moments
 PRETRAINED = Path("/tmp/ckzd-golden/pretrained.safetensors")  # it must not be there
 WANTED = {
     ("weights", method) for method in ("framed", "factored", "scalar", "whole", "kmeans", "exact", "delta", "ulps")
@@ -225,6 +227,23 @@ def write_archives(
     return archives
 
 
+def write_merged_archives(expected: dict[str, dict]) -> None:
+    """Of three archives of a chain the middle one, or both before the last, taken out; of two of a model the first."""
+    for folder, kept in (("resume", 1), ("paper", 0), ("base_model", 0)):
+        paths, target = sorted((HERE / folder).glob("*.ckz")), HERE / f"merged_{folder}"
+        target.mkdir()
+        for path in (*paths[:kept], *(HERE / folder).glob("*.safetensors")):
+            shutil.copy(path, target)
+        with (target / paths[-1].name).open("wb") as file:
+            write_merged(paths[kept:-1], paths[-1], file, target / "scratch", DAY)
+        plain = None
+        for path in sorted(target.glob("*.ckz")):
+            plain, manifest = PlainArchive(path, plain and plain.own), read_manifest(path)
+            if hashlib.sha256(plain.own.to_bytes()).hexdigest() != manifest.reconstruction:
+                raise SystemExit(f"{path}: the plain decoder makes something else of it")
+            expected[f"{target.name}/{path.name}"] = expected[f"{folder}/{path.name}"]
+
+
 def require_all_kinds(archives: Sequence[PlainArchive], sharded: Sequence[PlainArchive]) -> None:
     """Whatever an archive may hold is in one of them."""
     methods = {(c[1].split("/")[0] if len(c) > 2 else "", c[0]) for a in archives for c in a.index["codes"]}
@@ -266,6 +285,7 @@ def main() -> None:
         directories = [run / f"step-{step}" for step in STEPS[:2]]
         require_all_kinds(archives, write_archives("sharded", "resume", directories, expected))
         expected |= write_tuned()
+        write_merged_archives(expected)
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

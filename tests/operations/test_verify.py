@@ -38,13 +38,13 @@ def place(archived, tmp_path) -> Path:
 def decoded(monkeypatch) -> list[str]:
     """Names of the archives as they are decoded."""
     seen = []
-    real = reconstruct.decode_link
+    real = reconstruct.decode_archive
 
     def watched(reader, *rest):
         seen.append(reader.path.name[:6])
         return real(reader, *rest)
 
-    monkeypatch.setattr(verifying, "decode_link", watched)
+    monkeypatch.setattr(verifying, "decode_archive", watched)
     return seen
 
 
