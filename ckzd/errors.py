@@ -2,6 +2,7 @@
 
 CkzdError                    1   anything below; catch it to catch them all
 ├── BadCheckpoint            1   the input is damaged, half-written, hostile, or no checkpoint at all
+├── Unfinished               1   a checkpoint that its framework has not written whole, or not yet
 ├── SourceChanged            1   the input moved or changed while it was read; retryable
 ├── NotAccepted              1   the user's own command refused a restored checkpoint: nothing may be replaced
 ├── VerificationFailed       1   an archive did not decode to what the encoder recorded: nothing may be replaced
@@ -63,6 +64,12 @@ class BadCheckpoint(CkzdError):
     advice = "it stays as it is; name a whole file of torch.save or safetensors, or a directory of a known framework"
 
 
+class Unfinished(CkzdError):
+    """By its framework's rule something of the checkpoint is missing."""
+
+    advice = "it stays as it is; wait until it is saved whole, or fetch what is missing"
+
+
 class SourceChanged(CkzdError):
     """The checkpoint moved or changed while ckzd worked on it."""
 
@@ -88,7 +95,7 @@ class CorruptArchive(CkzdError):
     """Bytes of an archive, a pointer or the store cannot be right."""
 
     exit_code = 4
-    advice = "bring it back from a copy; `ckzd verify` tells what else is damaged"
+    advice = "`ckzd check` heals what can be healed, and tells what else is damaged"
 
 
 class UnknownFormat(CorruptArchive):

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,21 +54,27 @@ class Outcome:
     problem: str = ""
     healed_from: str = ""
     lost: tuple[str, ...] = ()  # archives that cannot be restored from, because they need it
+    cause: CkzdError | None = None  # of what is unreadable: what kind of error it is, and what is to be done
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
-        return asdict(self)
+        return {name: value for name, value in asdict(replace(self, cause=None)).items() if name != "cause"}
 
     @property
     def error(self) -> CkzdError | None:
         """What is to be told of it, if anything is wrong still."""
         if self.outcome in {"whole", "healed"}:
             return None
-        names = ", ".join(Path(archive).name for archive in self.lost)
-        needed = f"; {len(self.lost)} others need it and cannot be restored either: {names}" if self.lost else ""
-        kind = {"damaged": CorruptArchive, "missing": MissingReference}.get(self.outcome, CkzdError)
-        hint = "bring it back from a copy, and run `ckzd check` again" if self.outcome != "unreadable" else ""
-        return kind(self.archive, f"{self.problem}{needed}", hint=hint)
+        if self.outcome == "unreadable":
+            kind, hint = (type(self.cause), self.cause.hint) if self.cause is not None else (CkzdError, "")
+            return kind(self.archive, self.problem, hint=hint)
+        names, count = ", ".join(Path(archive).name for archive in self.lost), len(self.lost)
+        others = "1 other needs it" if count == 1 else f"{count} others need it"
+        needed = f"; {others} and cannot be restored either: {names}" if count else ""
+        hint = "name a copy of it, or of what it was made of, with it: `ckzd check RUN COPIES`"
+        return (CorruptArchive if self.outcome == "damaged" else MissingReference)(
+            self.archive, f"{self.problem}{needed}", hint=hint
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,7 @@ class _Check:
         except FileNotFoundError:
             return None
         except UnknownFormat as error:
-            return Outcome(str(archive), "unreadable", error.problem)
+            return Outcome(str(archive), "unreadable", error.problem, cause=error)
         except CorruptArchive as error:
             self._note(archive, error.problem)
             return None
@@ -198,7 +204,7 @@ class _Check:
                 yield Outcome(outcome.archive, "whole")
         for archive, error in failed.items():
             if isinstance(error, (UnknownFormat, MissingBaseModel)):  # while a model is away nothing is damaged
-                yield Outcome(str(archive), "unreadable", error.problem)
+                yield Outcome(str(archive), "unreadable", error.problem, cause=error)
             for link, problem in _to_blame(archive, error, failed):
                 self._note(link, problem, decoded=True)
 

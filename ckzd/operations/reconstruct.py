@@ -44,9 +44,7 @@ def malformed_as_corrupt(archive: Path) -> Iterator[None]:
         yield
     except MALFORMED as error:
         problem = f"a stream cannot be decoded: {error}"
-        raise CorruptArchive(
-            archive, problem, hint="restore the archive from a copy; `ckzd verify` finds others"
-        ) from error
+        raise CorruptArchive(archive, problem) from error
     except MemoryError as error:
         raise CkzdError(archive, "a tensor of it does not fit into memory", hint="use a larger machine") from error
 

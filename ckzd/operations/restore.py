@@ -217,7 +217,8 @@ def _chosen(manifest: Manifest, only: Sequence[str], archive: Path) -> Manifest:
     if not only:
         return manifest
     if manifest.kind != "directory":
-        raise ConfigError("--only", f"chooses among the files of a directory: {archive} is of none")
+        problem = f"chooses among the files of a directory: {archive} is of none"
+        raise ConfigError("--only", problem, hint="leave it out: it is restored whole")
     names = [file.name for file in manifest.files]
     found: set[int] = set()
     for pattern in only:
@@ -254,7 +255,7 @@ def write_files(checkpoint: OpenCheckpoint, manifest: Manifest, staged: Path, te
     for model, path, digest in zip(in_order, paths, opened.digests, strict=True):
         if digest.hexdigest() != model.sha256:
             problem = f"file {model.name}: decodes to sha256 {digest.hexdigest()}, expected {model.sha256}"
-            raise CorruptArchive(archive, problem, hint="run `ckzd verify` on the archive and its chain")
+            raise CorruptArchive(archive, problem, hint="`ckzd check --deep` tells which of its chain is damaged")
         durable.fsync_file(path)
         _set_stat(path, model)
     for folder in reversed(manifest.folders):

@@ -28,6 +28,9 @@ from ckzd.store import Store
 # Of a directory's files: the first kind that it has. Hugging Face's, then what torch.save writes.
 PATTERNS = (r".+\.safetensors", r".+\.bin", r".+\.(pt|pth|ckpt)")
 
+_NAME_ANOTHER = "name the model that the run began from, or none: without one the first archive is a base"
+_NOT_THERE = "check the path, and whether its disk is mounted"
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -69,9 +72,8 @@ def trained_from(checkpoint: Checkpoint, path: Path, place: Path, store: Store) 
     located = locate(place)
     own, is_directory = (path, *checkpoint.places(path)), located.kind == "directory"
     if any(is_part_of(Path(os.path.realpath(one)), located.path, is_directory=is_directory) for one in own):
-        raise ConfigError(
-            "base_model", f"expected a model that was trained before, got {place}, of which {path} is part"
-        )
+        problem = f"expected a model that was trained before, got {place}, of which {path} is part"
+        raise ConfigError("base_model", problem, hint=_NAME_ANOTHER)
     with _trained_from(checkpoint, located, store) as found:
         yield found
 
@@ -90,7 +92,7 @@ def _trained_from(checkpoint: Checkpoint, located: Located, store: Store) -> Ite
     names, paths = list(located.files), list(located.files.values())
     found = matched(checkpoint, paths)
     if not found:
-        raise ConfigError("base_model", f"{located.path} shares no tensor with {checkpoint.name}")
+        raise ConfigError("base_model", f"{located.path} shares no tensor with {checkpoint.name}", hint=_NAME_ANOTHER)
     used, placed = only_files_in_use(found)
     source = FileSource([paths[number] for number in used])
     try:
@@ -98,7 +100,8 @@ def _trained_from(checkpoint: Checkpoint, located: Located, store: Store) -> Ite
         distance = nearness(checkpoint, tensors)
         if not distance < NEAR:
             far = "shares too few tensors" if math.isinf(distance) else f"differs by {distance:.2g} of its energy"
-            raise ConfigError("base_model", f"{located.path} is another model than {checkpoint.name}'s: it {far}")
+            problem = f"{located.path} is another model than {checkpoint.name}'s: it {far}"
+            raise ConfigError("base_model", problem, hint=_NAME_ANOTHER)
         yield TrainedFrom(_noted(located, [names[number] for number in used], source, store), tensors)
     finally:
         source.close()
@@ -127,14 +130,16 @@ def locate(place: Path) -> Located:
     try:
         status = real.stat()
     except FileNotFoundError:
-        raise ConfigError("base_model", f"expected a file or a directory, got {place}, which is not there") from None
+        problem = f"expected a file or a directory, got {place}, which is not there"
+        raise ConfigError("base_model", problem, hint=_NOT_THERE) from None
     if stat.S_ISREG(status.st_mode):
         return Located(real, "file", {real.name: real})
     if not stat.S_ISDIR(status.st_mode):
-        raise ConfigError("base_model", f"expected a file or a directory, got {place}, which is neither")
+        problem = f"expected a file or a directory, got {place}, which is neither"
+        raise ConfigError("base_model", problem, hint=_NOT_THERE)
     files = _files_in(real)
     if not files:
-        raise ConfigError("base_model", f"expected files of tensors, got none in {place}", hint="is its disk mounted?")
+        raise ConfigError("base_model", f"expected files of tensors, got none in {place}", hint=_NOT_THERE)
     return Located(real, "directory", files)
 
 
@@ -145,9 +150,8 @@ def _files_in(directory: Path) -> dict[str, Path]:
         for name in there:
             require_plain_name(directory / name)
         if len(there) > MAX_MODEL_FILES:
-            raise ConfigError(
-                "base_model", f"expected at most {MAX_MODEL_FILES} files, got {len(there)} in {directory}"
-            )
+            problem = f"expected at most {MAX_MODEL_FILES} files, got {len(there)} in {directory}"
+            raise ConfigError("base_model", problem, hint="name a directory that holds the model alone")
         found = {name: Path(os.path.realpath(directory / name)) for name in there}
         readable = {name: path for name, path in found.items() if _holds_tensors(path)}
         if readable:

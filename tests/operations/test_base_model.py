@@ -23,6 +23,8 @@ from ckzd.daemon.jobs import Compress
 from ckzd.daemon.perform import perform
 from ckzd.errors import BadCheckpoint, ConfigError, CorruptArchive, MissingBaseModel, SourceChanged
 from ckzd.operations.base_model import Placed
+from ckzd.operations.check import Options, check
+from ckzd.operations.places import Asked, places
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.trained_from import locate
 from ckzd.operations.verify import verify_each
@@ -279,6 +281,21 @@ def test_another_model_in_its_place_is_never_taken_for_it(run, model, tmp_path):
             attempt()
     assert not is_sound(first)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_deep_check_tells_it_as_verify_does(run, model, tmp_path):
+    archives = [archived(run, 1, model), archived(run, 2, model)]
+    (tmp_path / "hub").rename(tmp_path / "away")
+    outcomes = list(check(places([Asked(run)]), Options(deep=True)))
+    assert [(outcome.archive, outcome.outcome) for outcome in outcomes] == [(str(a), "unreadable") for a in archives]
+    for outcome in outcomes:
+        with pytest.raises(MissingBaseModel) as told:
+            verify(Path(outcome.archive))
+        assert (type(outcome.error), outcome.error.exit_code) == (MissingBaseModel, 5)
+        assert (outcome.error.problem, outcome.error.hint) == (told.value.problem, told.value.hint)
+        assert outcome.error.hint
+        assert "cause" not in outcome.to_dict()
+    assert {outcome.outcome for outcome in check(places([Asked(run)]))} == {"whole"}
 
 
 def test_a_change_that_no_mark_shows_is_found_where_it_is_decoded(run, model, tmp_path):

@@ -111,7 +111,7 @@ def test_damage_is_named_with_all_that_needs_it_and_remembered(run, chain):
         ("step_100", "damaged", STEPS[2:])
     ]
     assert outcomes[0].error.exit_code == 4
-    assert "step_200" in str(outcomes[0].error)
+    assert "; 2 others need it and cannot be restored either: step_200" in str(outcomes[0].error)
     assert checked(run, percent=0) == {"damaged": ["step_100"]}  # looked at again each time
 
 
@@ -130,6 +130,8 @@ def test_a_missing_archive_is_told_of_what_needs_it(run, chain):
         "step_200", "missing", ["step_300"]
     )  # fmt: skip
     assert outcome.error.exit_code == 5
+    assert "; 1 other needs it and cannot be restored either: step_300" in str(outcome.error)
+    assert "ckzd check" in outcome.error.hint
 
 
 @pytest.mark.parametrize("harm", [rot, lambda path: path.write_bytes(b""), Path.unlink], ids=["rot", "cut", "gone"])
@@ -222,6 +224,8 @@ def test_an_archive_of_a_newer_ckzd_is_not_damaged(run, chain, monkeypatch):
     monkeypatch.setattr(manifest, "FORMAT_VERSION", manifest.FORMAT_VERSION - 1)
     assert checked(run) == {"unreadable": STEPS}
     assert checked(run, deep=True) == {"unreadable": STEPS}
+    errors = [outcome.error for outcome in check(places([Asked(run)]), Options(deep=True))]
+    assert [(error.exit_code, error.hint) for error in errors] == [(4, "update ckzd on this machine")] * 4
     assert list(chain[0].parent.glob("*.damaged")) == []
 
 

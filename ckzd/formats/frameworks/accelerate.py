@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from ckzd.errors import CkzdError
+from ckzd.errors import Unfinished
 from ckzd.formats.frameworks import hugging_face
 from ckzd.formats.frameworks.framework import Framework, require_ends
 from ckzd.formats.listing import Listing
@@ -30,7 +30,7 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
         found = {int(match[2]) for match in map(pattern.fullmatch, listing.names) if match}
         if missing := set(range(max(found, default=-1))) - found:
             name = next(match[1] for match in map(pattern.fullmatch, listing.names) if match)
-            raise CkzdError(listing.path, f"{name}_{min(missing)}.pkl missing")
+            raise Unfinished(listing.path, f"{name}_{min(missing)}.pkl missing")
     hugging_face.require_parts(views)
     require_ends(views)
 

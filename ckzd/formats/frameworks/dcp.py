@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ckzd.checkpoint import Hole, Optimizer, TensorSpec
-from ckzd.errors import BadCheckpoint, CkzdError
+from ckzd.errors import BadCheckpoint, CkzdError, Unfinished
 from ckzd.formats.frameworks.dcp_metadata import Metadata, Region, read_metadata
 from ckzd.formats.frameworks.dcp_regions import Chunk, Regions, joined
 from ckzd.formats.frameworks.flat_names import is_master, optimizers_of, path_of, places_of
@@ -51,11 +51,11 @@ def recognises(_path: Path, names: AbstractSet[str], folders: AbstractSet[str]) 
 def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
     """`.metadata` is there, and none of the files that it may name was written to since."""
     if METADATA not in listing.names:
-        raise CkzdError(listing.path, f"{METADATA} missing")
+        raise Unfinished(listing.path, f"{METADATA} missing")
     with as_ckzd_errors(listing.path):
         written = {name: os.lstat(listing.path / name).st_mtime_ns for name in listing.names}
     if listing.path.name.endswith(".ckpt") and LIGHTNING_META not in written:
-        raise CkzdError(listing.path, f"{LIGHTNING_META} missing")
+        raise Unfinished(listing.path, f"{LIGHTNING_META} missing")
     newest = max((name for name in written if name.endswith(SHARD_SUFFIX)), key=lambda name: written[name], default="")
     if newest and written[newest] > written[METADATA] + CLOCK_SKEW_SECONDS * 1e9:
         problem = f"{newest} is younger than {METADATA}: it is being saved over, or was left so"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ckzd.errors import BadCheckpoint, CkzdError
+from ckzd.errors import BadCheckpoint, CkzdError, Unfinished
 from ckzd.formats import inert_pickle, sniff, torch_zip
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
 from ckzd.formats.frameworks.zero_joined import joined
@@ -53,7 +53,7 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
     files = {found for view in views if (found := _name(view.name)) is not None}
     models = [view for view in views if (found := _name(view.name)) is not None and not found.is_optimizer]
     if not models:
-        raise CkzdError(listing.path, "model states missing")
+        raise Unfinished(listing.path, "model states missing")
     require_ends(views)
     states = _load(models[0])
     if states is None:
@@ -65,10 +65,10 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
     wanted = [(rank, model_rank) for rank in range(ranks if is_cut else 0) for model_rank in range(model_ranks)]
     if missing := [place for place in wanted if place not in there]:
         problem = f"optimizer states of rank {missing[0][0]} (model-parallel rank {missing[0][1]}) missing"
-        raise CkzdError(listing.path, problem)
+        raise Unfinished(listing.path, problem)
     of_models = {file.model_rank for file in files if not file.is_optimizer}
     if absent := set(range(model_ranks)) - of_models:
-        raise CkzdError(listing.path, f"model states of model-parallel rank {min(absent)} missing")
+        raise Unfinished(listing.path, f"model states of model-parallel rank {min(absent)} missing")
 
 
 def read(views: Sequence[FileView]) -> ParsedDirectory:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckzd.errors import BadCheckpoint, CkzdError
+from ckzd.errors import BadCheckpoint, Unfinished
 from ckzd.formats import foreign
 from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, Says, parse_file, require_ends, together
 from ckzd.formats.frameworks.markers import folders_of, newest_first
@@ -46,12 +46,12 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
     """trainer_state.json is written last and names the directory's step."""
     path = listing.path
     if INCOMPLETE_MARKER in listing.names:
-        raise CkzdError(path, f"{INCOMPLETE_MARKER} is still there")
+        raise Unfinished(path, f"{INCOMPLETE_MARKER} is still there")
     if TRAINER_STATE not in listing.names:
-        raise CkzdError(path, f"{TRAINER_STATE} missing")
+        raise Unfinished(path, f"{TRAINER_STATE} missing")
     step, named = trainer_step(views), hugging_face_step(path.name)
     if named is not None and step != named:
-        raise CkzdError(path, f"{TRAINER_STATE} says step {step}")
+        raise Unfinished(path, f"{TRAINER_STATE} says step {step}")
     require_parts(views)
     _require_random_states(listing)
     require_ends(views)
@@ -61,7 +61,7 @@ def _require_random_states(listing: Listing) -> None:
     """With several ranks each writes its own, and nobody waits for the others."""
     ranks = {int(match[1]) for match in map(_RNG_STATE.fullmatch, listing.names) if match}
     if missing := set(range(max(ranks, default=-1))) - ranks:
-        raise CkzdError(listing.path, f"rng_state_{min(missing)}.pth missing")
+        raise Unfinished(listing.path, f"rng_state_{min(missing)}.pth missing")
 
 
 def read(views: Sequence[FileView]) -> ParsedDirectory:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from ckzd.errors import CkzdError
+from ckzd.errors import Unfinished
 from ckzd.formats.foreign import marker_text
 from ckzd.formats.frameworks import hugging_face
 from ckzd.formats.frameworks.framework import Framework, require_ends
@@ -33,14 +33,14 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
     step = step_in_name(listing.path.name)
     reached = said == _RELEASE or (step is not None and said.isdecimal() and int(said[:18]) >= step)
     if listing.path.name != _RELEASE and not reached:
-        raise CkzdError(listing.path, f"{TRACKER} beside it does not say that it is finished: {said[:20]!a}")
+        raise Unfinished(listing.path, f"{TRACKER} beside it does not say that it is finished: {said[:20]!a}")
     ranks = [tuple(match[1].split("_")) for folder in listing.folders if (match := _RANK.fullmatch(folder))]
     counts = [len(set(of_one)) for of_one in zip(*ranks, strict=False)]
     wanted = 1
     for count in counts:
         wanted *= count
     if len(ranks) != wanted:
-        raise CkzdError(listing.path, f"expected directories of {wanted} model ranks, got {len(ranks)}")
+        raise Unfinished(listing.path, f"expected directories of {wanted} model ranks, got {len(ranks)}")
 
 
 MEGATRON = Framework("megatron", recognises, require_complete, hugging_face.read)
