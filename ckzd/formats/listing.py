@@ -31,12 +31,19 @@ class Listing:
         """The directory's own."""
         return self.folders[""]
 
-    def part(self, folder: str) -> "Listing":
-        """The files that are directly in one of its directories, and all directories below that."""
-        own = tuple(name.rpartition("/")[2] for name in self.names if name.rpartition("/")[0] == folder)
-        start = f"{folder}/" if folder else ""
-        below = {name.removeprefix(start): found for name, found in self.folders.items() if name.startswith(start)}
-        return Listing(self.path / folder, own, below | {"": self.folders[folder]})
+    def parts(self) -> "dict[str, Listing]":
+        """Of each directory: the files that are directly in it, and all directories below it."""
+        names: dict[str, list[str]] = {folder: [] for folder in self.folders}
+        below = {folder: {"": found} for folder, found in self.folders.items()}
+        for name in self.names:
+            folder, _, own = name.rpartition("/")
+            names[folder].append(own)
+        for folder, found in self.folders.items():
+            above = folder
+            while above:
+                above = above.rpartition("/")[0]
+                below[above][folder.removeprefix(f"{above}/")] = found
+        return {folder: Listing(self.path / folder, tuple(names[folder]), below[folder]) for folder in self.folders}
 
 
 def list_directory(path: Path) -> Listing:

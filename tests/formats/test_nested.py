@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ckzd.codec.analysis.pairing import pair
 from ckzd.codec.analysis.tiles import in_tiles
 from ckzd.errors import BadCheckpoint, CkzdError
 from ckzd.formats import completeness, is_replaced, left_alone, look_into, read_checkpoint
+from ckzd.formats.listing import Listing
 from ckzd.operations.replace import empty_trash
 from ckzd.store import Store, default_store
 
@@ -241,3 +243,20 @@ def test_a_directory_that_comes_or_goes_while_it_is_read_is_seen(tmp_path, monke
     monkeypatch.setattr(directory.whole, "read", reads)
     with pytest.raises(SourceChanged, match="came or went"):
         read_checkpoint(path)
+
+
+def test_the_directories_of_a_large_listing_are_told_apart_in_one_go(tmp_path):
+    """As many as may be there; each time all of them were looked through for each."""
+    status = tmp_path.stat()
+    folders = {"": status} | {name: status for n in range(3300) for name in (f"a{n}", f"a{n}/b", f"a{n}/b/c")}
+    names = tuple(sorted(f"{folder}/x".removeprefix("/") for folder in folders))
+    began = time.process_time()
+    parts = Listing(tmp_path, names, folders).parts()
+    assert time.process_time() - began < 1
+    assert parts.keys() == folders.keys()
+    assert (parts["a7"].path, parts["a7"].names, list(parts["a7"].folders)) == (
+        tmp_path / "a7",
+        ("x",),
+        ["", "b", "b/c"],
+    )
+    assert (parts[""].names, parts[""].folders) == (("x",), folders)

@@ -28,10 +28,11 @@ class _Part:
 
 def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
     """Raise CkzdError, saying what is missing, while one of its directories is not finished."""
+    listings = listing.parts()
     for part in _parts(listing):
         own = [views[number] for number in part.files]
         if part.is_known or not part.folder:
-            part.reader.require_complete(listing.part(part.folder), own)
+            part.reader.require_complete(listings[part.folder], own)
         else:
             require_parts(own)
             require_ends(own)
