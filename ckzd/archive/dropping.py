@@ -23,11 +23,16 @@ def moment_bytes(manifest: Manifest) -> int:
     return sum(entry.nbytes for entry in manifest.entries if is_of_moments(entry.name))
 
 
-def without_moments(reader: ArchiveReader, file: BinaryIO, day: str) -> Manifest:
-    """Write it to `file`; `day` (YYYY-MM-DD) is when. Its manifest."""
-    manifest, writer = reader.manifest, ArchiveWriter(file)
-    for entry in manifest.entries:
-        if not is_of_moments(entry.name):
-            writer.copy(entry.name, reader.read(entry.name))
+def as_left(manifest: Manifest, day: str) -> Manifest:
+    """What an archive says of itself once its moments are dropped; `day` (YYYY-MM-DD) is when."""
+    entries = [entry for entry in manifest.entries if not is_of_moments(entry.name)]
     parts = {part: nbytes for part, nbytes in manifest.parts.items() if part not in MOMENTS}
-    return writer.finish(manifest.model_copy(update={"moments_dropped": day, "parts": parts, "entries": []}))
+    return manifest.model_copy(update={"moments_dropped": day, "parts": parts, "entries": entries})
+
+
+def without_moments(reader: ArchiveReader, file: BinaryIO, day: str) -> Manifest:
+    """Write to `file` what is left of an archive; its manifest."""
+    left, writer = as_left(reader.manifest, day), ArchiveWriter(file)
+    for entry in left.entries:
+        writer.copy(entry.name, reader.read(entry.name))
+    return writer.finish(left.model_copy(update={"entries": []}))

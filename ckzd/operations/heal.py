@@ -17,12 +17,14 @@ from pathlib import Path
 from ckzd import durable, formats
 from ckzd.access import Access, give
 from ckzd.archive import FileModel, Manifest
+from ckzd.archive.dropping import as_left
 from ckzd.chains import ARCHIVE_SUFFIX, is_whole, read_manifest, require_whole
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace
 from ckzd.formats.names import step_in_name
 from ckzd.operations.ledger import Made
 from ckzd.operations.places import Place
 from ckzd.operations.remake import remake
+from ckzd.operations.slim import write_without_moments
 from ckzd.operations.trash import Entry
 from ckzd.operations.writing import publish, temporary
 from ckzd.store import DAMAGED_SUFFIX, Store, archive_name
@@ -48,10 +50,15 @@ class Patient:
             return self.manifest.reconstruction
         return self.made.reconstruction if self.made is not None else self.reconstruction
 
+    def is_of_before(self, manifest: Manifest) -> bool:
+        """Whether an archive that says this of itself is this one as it was before its moments were dropped."""
+        day = self.manifest.moments_dropped if self.manifest is not None else None
+        return day is not None and manifest.moments_dropped is None and as_left(manifest, day) == self.manifest
+
     def is_copy(self, manifest: Manifest) -> bool:
-        """Whether an archive that says this of itself is this one."""
+        """Whether this one can be had from an archive that says this of itself."""
         if self.manifest is not None:
-            return manifest == self.manifest
+            return manifest == self.manifest or self.is_of_before(manifest)
         if manifest.moments_dropped is not None:
             return False  # it yields the same, but who knows whether this one gave no more
         if self.wanted is not None and manifest.reconstruction != self.wanted:
@@ -109,9 +116,13 @@ def heal(patient: Patient, copies: Copies) -> str | None:
     """Bring it back; from what, in words, or None where nothing has it. Raises CkzdError, NoSpace say, and OSError."""
     if os.path.lexists(patient.path) and is_whole(patient.path):
         return None  # its bytes are those that were proven: another copy would say the same
-    for path, manifest in sorted(copies.yielding(patient.wanted), key=lambda copy: not _lies_aside(copy[0], patient)):
+
+    def effort(copy: tuple[Path, Manifest]) -> tuple[bool, bool]:
+        return patient.is_of_before(copy[1]), not _lies_aside(copy[0], patient)
+
+    for path, manifest in sorted(copies.yielding(patient.wanted), key=effort):
         if path != patient.path and patient.is_copy(manifest) and is_whole(path):
-            _take_over(path, patient)
+            _take_over(path, manifest, patient)
             return f"the copy {path}"
     for words, source, run in _originals(patient):
         try:
@@ -146,21 +157,30 @@ def _made(patient: Patient, run: Path) -> Made:
     )
 
 
-def _take_over(source: Path, patient: Patient) -> None:
+def _take_over(source: Path, manifest: Manifest, patient: Patient) -> None:
     """A whole copy, read back from the disk, takes the archive's place; what was set aside there itself."""
-    if _lies_aside(source, patient):
+    dropped = patient.manifest.moments_dropped if patient.manifest is not None else None
+    is_of_before = patient.is_of_before(manifest)
+    if _lies_aside(source, patient) and not is_of_before:
         publish(source, patient.path, patient.store)
         return
     with temporary(patient.store, ARCHIVE_SUFFIX) as temp:
         status = (patient.path if os.path.lexists(patient.path) else source).stat()
-        durable.require_space(temp, source.stat().st_size)
-        with durable.as_no_space(temp), source.open("rb") as original, durable.create(temp) as file:
-            shutil.copyfileobj(original, file)
-            file.flush()
-            os.fsync(file.fileno())
+        if is_of_before and dropped is not None:
+            write_without_moments(source, temp, dropped)
+        else:
+            _write_copy(source, temp)
         require_whole(temp)
         give(temp, Access(status.st_uid, status.st_gid, status.st_mode & 0o777))
         publish(temp, patient.path, patient.store)
+
+
+def _write_copy(source: Path, temp: Path) -> None:
+    durable.require_space(temp, source.stat().st_size)
+    with durable.as_no_space(temp), source.open("rb") as original, durable.create(temp) as file:
+        shutil.copyfileobj(original, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _lies_aside(copy: Path, patient: Patient) -> bool:

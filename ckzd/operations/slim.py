@@ -25,19 +25,29 @@ def drop_moments(store: Store, archive: Path, day: str) -> int:
     """
     temp, before = store.new_temp(".ckz"), archive.stat()
     try:
-        durable.require_space(store.tmp, before.st_size)
-        with ArchiveReader(archive) as reader, durable.as_no_space(temp), durable.create(temp) as file:
-            reader.check()
-            without_moments(reader, file, day)
-            file.flush()
-            os.fsync(file.fileno())
-            _require_the_rest(temp, reader.manifest)
+        write_without_moments(archive, temp, day)
         give(temp, Access(before.st_uid, before.st_gid, before.st_mode & 0o7777))
         os.utime(temp, ns=(before.st_mtime_ns, before.st_mtime_ns))  # it is as old as it was
         durable.overwrite(temp, archive)
     finally:
         durable.remove(temp)
     return (before.st_blocks - archive.stat().st_blocks) * 512
+
+
+def write_without_moments(archive: Path, temp: Path, day: str) -> None:
+    """What is left of an archive without its moments, written to `temp` and read back. Raises as `drop_moments`."""
+    durable.require_space(temp, archive.stat().st_size)
+    with ArchiveReader(archive) as reader, durable.as_no_space(temp), durable.create(temp) as file:
+        reader.check()
+        without_moments(reader, file, day)
+        file.flush()
+        os.fsync(file.fileno())
+    durable.forget_cached(temp)
+    with ArchiveReader(temp) as slim:
+        slim.check()
+        rest = [entry for entry in reader.manifest.entries if not is_of_moments(entry.name)]
+        if slim.manifest.entries != rest or slim.manifest.reconstruction != reader.manifest.reconstruction:
+            raise CorruptArchive(temp, "is not what was to be left of its archive", hint="report this")
 
 
 def has_dropped_moments(archive: Path) -> bool:
@@ -49,12 +59,3 @@ def require_moments(archive: Path, manifest: Manifest) -> None:
     """Raise ConfigError, saying since when, where an archive gives weights alone."""
     if manifest.moments_dropped is not None:
         raise weights_alone(archive, manifest.moments_dropped)
-
-
-def _require_the_rest(temp: Path, whole: Manifest) -> None:
-    durable.forget_cached(temp)
-    with ArchiveReader(temp) as slim:
-        slim.check()
-        rest = [entry for entry in whole.entries if not is_of_moments(entry.name)]
-        if slim.manifest.entries != rest or slim.manifest.reconstruction != whole.reconstruction:
-            raise CorruptArchive(temp, "is not what was to be left of its archive", hint="report this")

@@ -16,7 +16,9 @@ from ckzd.archive.dropping import may_drop_moments, moment_bytes
 from ckzd.archive.manifest import is_of_moments
 from ckzd.chains import ArchiveRecord, is_sound, read_manifest
 from ckzd.errors import ConfigError, CorruptArchive
+from ckzd.operations.check import check
 from ckzd.operations.heal import Copies, Patient, heal
+from ckzd.operations.places import Asked, places
 from ckzd.operations.prune import Run, prune
 from ckzd.operations.replace import replace
 from ckzd.operations.restore import restore
@@ -135,6 +137,27 @@ def test_weights_alone_heal_nothing_that_may_have_given_more(archives):
     damaged.write_bytes(b"PK")
     assert heal(patient, Copies((slim.parent,))) is None
     assert damaged.read_bytes() == b"PK"
+
+
+@pytest.mark.parametrize("lies", ["elsewhere", "aside"])
+def test_a_backup_from_before_heals_weights_alone(archives, store, run, lies):
+    """What is brought back is what was damaged, and no more."""
+    slim = archives[-1]
+    (copies := store.root.parent / "copies").mkdir()
+    backup = Path(shutil.copy(slim, copies if lies == "elsewhere" else slim.with_name("x.damaged")))
+    whole = digest(backup)
+    drop_moments(store, slim, DAY)
+    was = slim.read_bytes()
+    data = bytearray(was)
+    with ArchiveReader(slim) as reader:
+        data[reader._members[reader.entries()[0]].data_offset + 1] ^= 1
+    slim.write_bytes(data)
+    asked = [Asked(run), *([Asked(copies)] if lies == "elsewhere" else [])]
+    outcomes = list(check(places(asked)))
+    assert [o.healed_from for o in outcomes if o.outcome == "healed"] == [f"the copy {backup}"]
+    assert slim.read_bytes() == was
+    assert digest(backup) == whole
+    assert {outcome.outcome for outcome in check(places([Asked(run)]))} == {"whole"}
 
 
 def test_one_that_cannot_be_rewritten_stops_no_other(archives, store, run):
