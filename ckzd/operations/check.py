@@ -1,6 +1,6 @@
 """The scrub: read archives back, longest unread first; heal what is damaged, or name it and what is lost with it.
 
-`verify` proves the archives that it is given, and writes nothing. A check goes round a store: what it has read it
+`verify` proves the archives that it is given, and heals nothing. A check goes round a store: what it has read it
 remembers (`ledger`), so that a few percent a day come round to all, and what is damaged or missing it brings back, if
 there is something to bring it back from (`heal`). Both read with `chains` and decode with `verify_each`.
 """
