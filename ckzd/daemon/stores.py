@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ckzd import durable
-from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord
 from ckzd.config import WatchSettings
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Check, Clean, Job
 from ckzd.daemon.scrub import Scrub
 from ckzd.errors import CkzdError
-from ckzd.operations.originals import content_of
+from ckzd.operations.originals import of_base_models
 from ckzd.operations.pointer import places_of, pointer_for, points_to
 from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import Rules, kept_by
@@ -163,8 +162,9 @@ class Stores:
         dropped: list[Path] = []
         with store.lock(shared=False):
             unwanted = set(unwanted) - set(archives_in_trash(store))
-            records, models = store.archives(run), hashes_of(found for _, found in all_notes(root))
+            records = store.archives(run)
             by_rule = kept_by(rules, records).keys() if rules is not None else set()
+            of_models = of_base_models(root, records)
             while True:
                 references = {record.manifest.reference for record in records}
                 kept = next_references(records, stride) | by_rule
@@ -174,7 +174,7 @@ class Stores:
                     if record.path in unwanted
                     and record.path not in kept
                     and record.manifest.reconstruction not in references
-                    and models.isdisjoint(content_of(record.manifest))
+                    and record.path not in of_models
                     and not any(points_to(pointer_for(place), record.path) for place in places_of(run, record.manifest))
                 ]
                 if not droppable:

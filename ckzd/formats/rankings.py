@@ -16,7 +16,6 @@ from ckzd.formats.source import FileSource, FileView
 from ckzd.formats.zip_records import Record, read_records
 
 SUFFIXES: Final = (".ckpt", ".pth.tar")  # of files that may say so
-MAX_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and are nobody's of these
 MAX_RANKED = 10_000
 _SCALARS: Final = {"float16": "<e", "float32": "<f", "float64": "<d", "int32": "<i", "int64": "<q"}
 
@@ -33,14 +32,10 @@ def rankings(file: Path) -> list[Ranking]:
     """What the savers in a checkpoint keep, that one as the last; CkzdError if it cannot be read."""
     with closing(FileSource([file])) as source:
         view = source.view(0)
-        records = {record.name: record for record in read_records(view)}
-        pickles = [record for record in records.values() if record.name.endswith("/data.pkl")]
-        if len(pickles) != 1 or pickles[0].nbytes > MAX_PICKLE_BYTES:
+        root = torch_zip.small_mapping(view)
+        if root is None:
             return []
-        root = torch_zip.load(view)
-        if not isinstance(root, tree.Mapping):
-            return []
-        scalar = _Scalars(view, records, pickles[0].name.removesuffix("data.pkl"))
+        scalar = _Scalars(view, {record.name: record for record in read_records(view)})
         return [*_of_lightning(root.get("callbacks"), file, scalar), *_of_timm(root.get("saver"))]
 
 
@@ -72,15 +67,16 @@ def let_go(told: Sequence[Sequence[Ranking]]) -> set[str]:
 class _Scalars:
     """Reads the value of a number, or of a tensor of one element."""
 
-    def __init__(self, view: FileView, records: Mapping[str, Record], prefix: str) -> None:
-        self._view, self._records, self._prefix = view, records, prefix
+    def __init__(self, view: FileView, records: Mapping[str, Record]) -> None:
+        self._view, self._records = view, records
+        self._prefix = next(iter(records), "").split("/", 1)[0]
 
     def __call__(self, node: tree.Node) -> float | None:
         if type(node) in (int, float):
             return float(node)  # type: ignore[arg-type]  # it is one of them
         if not isinstance(node, tree.TensorRef) or node.dtype not in _SCALARS or any(size != 1 for size in node.shape):
             return None
-        record = self._records.get(f"{self._prefix}data/{node.storage.key}")
+        record = self._records.get(f"{self._prefix}/data/{node.storage.key}")
         at, nbytes = node.offset * node.element_bytes, node.element_bytes
         if record is None or record.is_deflated or at + nbytes > record.nbytes:
             return None

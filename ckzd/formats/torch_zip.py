@@ -10,11 +10,12 @@ from ckzd.formats.parsed import SMALL_STORAGE_BYTES, Found, ParsedFile, collect,
 from ckzd.formats.source import FileView
 from ckzd.formats.storages import Place, tensors_in
 from ckzd.formats.survey import Survey, most_updates, survey
-from ckzd.formats.tree import Node, TensorRef
+from ckzd.formats.tree import Mapping, Node, TensorRef
 from ckzd.formats.zip_records import Record, read_records
 
 Unpickled = Callable[[bytes, str], Node]  # `inert_pickle.load`, or what remembers what it gave
 ID = "/.data/serialization_id"  # what torch calls the record of the fingerprint
+MAX_SMALL_PICKLE_BYTES = 16 << 20  # larger ones take seconds to read, and hold nothing that is looked for in them
 MAX_VERBATIM_RECORD_BYTES = 1 << 20  # longer records beside the pickle are opaque holes
 
 
@@ -31,6 +32,15 @@ def parse(view: FileView, unpickled: Unpickled = inert_pickle.load, *, least: in
 def load(view: FileView, unpickled: Unpickled = inert_pickle.load) -> Node:
     """What was saved, without the tensors' bytes; BadCheckpoint as `parse`."""
     return _opened(view, unpickled)[2]
+
+
+def small_mapping(view: FileView) -> Mapping | None:
+    """What was saved, if that is a mapping and is read in a moment; else None. BadCheckpoint as `parse`."""
+    pickles = [record for record in read_records(view) if record.name.endswith("/data.pkl")]
+    if len(pickles) != 1 or pickles[0].nbytes > MAX_SMALL_PICKLE_BYTES:
+        return None
+    root = load(view)
+    return root if isinstance(root, Mapping) else None
 
 
 def number(view: FileView, unpickled: Unpickled = inert_pickle.load) -> int | None:

@@ -16,13 +16,12 @@ from typing import Any
 
 from ckzd import durable
 from ckzd.archive import Manifest
-from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable, is_whole, read_manifest, records_in
 from ckzd.defaults import DAMAGED_DAYS
 from ckzd.errors import CorruptArchive
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.ledger import Ledger
-from ckzd.operations.originals import content_of
+from ckzd.operations.originals import OF_A_BASE_MODEL, of_base_models
 from ckzd.operations.pointer import named_below
 from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import DAY_SECONDS, Held, needed_by
@@ -136,16 +135,15 @@ def _of_gone_runs(store: Store, roots: Iterable[Path], wanted: Wanted) -> Iterat
         named.update(archive for root in dict.fromkeys(roots) for archive in named_below(root))
     except OSError as error:
         out_of_sight = f"{error.filename} cannot be looked at: a pointer there may name it"
-    models = hashes_of(note for _, note in all_notes(store.root))
     for directory, records in homeless.items():
         run = store.run_of(directory)
-        of_models = {record.path for record in records if not models.isdisjoint(content_of(record.manifest))}
+        of_models = of_base_models(store.root, records)
         stays = of_models | {record.path for record in records if record.path.resolve() in named}
         needed = needed_by([Held(record, 0, 0.0) for record in records], stays)
         for record in sorted(records, key=lambda record: record.manifest.depth, reverse=True):
             why = _why_it_stays(run, directory, records, ledger) or out_of_sight
             why = "a pointer names it" if record.path in stays else why
-            why = "a base model may be restored from it" if record.path in of_models else why
+            why = OF_A_BASE_MODEL if record.path in of_models else why
             why = f"needed by {needed[record.path]}" if record.path in needed.keys() - stays else why
             goes = wanted.gone_runs and not why
             yield _garbage(record.path, "an archive", why or f"its run {run} is gone", goes=goes)

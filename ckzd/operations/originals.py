@@ -6,18 +6,20 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ckzd import durable
 from ckzd.archive import FileModel, Manifest
-from ckzd.base_models import files_of, why_needed
-from ckzd.chains import ARCHIVE_SUFFIX
+from ckzd.base_models import all_notes, files_of, hashes_of, why_needed
+from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.file_marks import Mark, walk
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.pointer import large_files
 from ckzd.store import MAX_NAME_BYTES
+
+OF_A_BASE_MODEL = "a base model may be restored from it"
 
 
 def marks_of(checkpoint: Path) -> dict[str, Mark]:
@@ -82,6 +84,12 @@ def require_not_needed(checkpoint: Path, manifest: Manifest, store: Path) -> Non
 def content_of(manifest: Manifest) -> set[str]:
     """Sha256 of the files with tensors, as they were and as a restore writes them."""
     return {sha for file in manifest.files if file.tensors for sha in (file.original_sha256, file.sha256)}
+
+
+def of_base_models(store: Path, records: Iterable[ArchiveRecord]) -> set[Path]:
+    """The archives that a base model of some store's archives may be restored from: they stay while it is needed."""
+    models = hashes_of(note for _, note in all_notes(store))
+    return {record.path for record in records if not models.isdisjoint(content_of(record.manifest))}
 
 
 def require_same_small_files(checkpoint: Path, manifest: Manifest) -> None:

@@ -19,12 +19,11 @@ from typing import Any, Self
 
 from ckzd import durable
 from ckzd.archive.dropping import may_drop_moments, moment_bytes
-from ckzd.base_models import all_notes, hashes_of
 from ckzd.chains import ArchiveRecord, archive_files, decodable
 from ckzd.errors import CkzdError
 from ckzd.formats import list_checkpoints
 from ckzd.operations.ledger import Ledger
-from ckzd.operations.originals import content_of
+from ckzd.operations.originals import OF_A_BASE_MODEL, of_base_models
 from ckzd.operations.pointer import is_as_archived, large_files, named_below, places_of, pointer_for
 from ckzd.operations.slim import drop_moments
 from ckzd.operations.trash import archives_in_trash
@@ -177,9 +176,7 @@ class _Look:
             return
         _protect_originals(run, records, safe)
         safe.add(archives_in_trash(self.store), "its original is still in the trash")
-        models = hashes_of(note for _, note in all_notes(self.store.root))
-        of_models = [record.path for record in records if not models.isdisjoint(content_of(record.manifest))]
-        safe.add(of_models, "a base model may be restored from it")
+        safe.add(of_base_models(self.store.root, records), OF_A_BASE_MODEL)
         pointed = {record.path for record in records if standing(run, record)}
         earlier = self.store.of_an_earlier_directory(run, own=pointed, remember=not self.dry_run)
         safe.add(earlier, "it is of another directory that stood here before")
