@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _UNCHANGED = -1  # to chown
 _ACL = "system.posix_acl_access"  # Linux: a word, then entries of tag, bits and id (linux/posix_acl_xattr.h)
@@ -27,6 +28,11 @@ class Access:
     uid: int
     gid: int
     mode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """As a file of ours has it, which gives no more than its mode says."""
+        return cls(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
 
 
 def access_to(files: Iterable[Path], *, place: Path) -> Access:

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 NOTES = "base_models"  # of a store, and of a state directory
 READ_AGAIN_SECONDS = 24 * 3600.0  # a disk may rot under a file that nobody touches: so often it is read anew
-_BLOCK = 1 << 20
 _MAX_PATH, _MAX_PART = 4096, 255  # bytes, as Linux has it
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_NOTES = 4096  # that are remembered
@@ -287,17 +286,10 @@ def file_sha256(path: Path) -> str:
 @lru_cache(maxsize=_MAX_NOTES)
 def _sha256(path: Path, version: tuple[int, int, Mark], period: int) -> str:
     del period
-    digest = hashlib.sha256()
-    with as_ckzd_errors(path):
-        descriptor = os.open(path, OPEN_FLAGS)
-        try:
-            if Mark.of(os.fstat(descriptor)) != version[2]:
-                raise BadCheckpoint(path, "changed while it was read")
-            while block := os.read(descriptor, _BLOCK):
-                digest.update(block)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # do not push training's data out of the cache
-            if Mark.of(os.fstat(descriptor)) != version[2]:
-                raise BadCheckpoint(path, "changed while it was read")
-        finally:
-            os.close(descriptor)
-    return digest.hexdigest()
+    with as_ckzd_errors(path), open(os.open(path, OPEN_FLAGS), "rb") as file:  # noqa: PTH123 - it is a descriptor
+        before = Mark.of(os.fstat(file.fileno()))
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # do not push training's data out of the cache
+        if {before, Mark.of(os.fstat(file.fileno()))} != {version[2]}:
+            raise BadCheckpoint(path, "changed while it was read")
+    return sha256

@@ -31,6 +31,7 @@ from ckzd.errors import (
     StoreLocked,
 )
 from ckzd.operations.command import DEFAULT_SECONDS
+from ckzd.plain import plain_bytes
 from ckzd.reports import (
     facts_table,
     garbage_lines,
@@ -39,7 +40,7 @@ from ckzd.reports import (
     status_lines,
     status_table,
 )
-from ckzd.screen import Screen, plain_bytes, table_of
+from ckzd.screen import Screen, table_of
 
 if TYPE_CHECKING:
     from ckzd.config import Settings

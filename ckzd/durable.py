@@ -40,6 +40,11 @@ def as_no_space(path: Path) -> Iterator[None]:
         raise
 
 
+def disk_bytes(status: os.stat_result) -> int:
+    """What a file takes on its disk: less than its size where that has holes or is compressed, else a block more."""
+    return status.st_blocks * 512
+
+
 def temp_beside(target: Path) -> Path:
     """A fresh path beside `target`, not yet created. Its name tells whose it is: see `remove_abandoned`."""
     return target.with_name(f"{TEMP_PREFIX}{Process.this()}-{secrets.token_hex(6)}{TEMP_SUFFIX}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ckzd.screen import plain_age, plain_bytes, printable, table_of
+from ckzd.plain import plain_age, plain_bytes
+from ckzd.screen import printable, table_of
 
 if TYPE_CHECKING:
     from ckzd.operations.catalogue import Row

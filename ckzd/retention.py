@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckzd.chains import ArchiveRecord, is_ruined
-from ckzd.series import by_series, next_references, written
+from ckzd.series import by_series, counted_as, next_references, written
 
 DAY_SECONDS = 24 * 3600.0
 NO_RULES = "nothing says that it may go"
@@ -221,8 +221,8 @@ def newest_of(records: Sequence[ArchiveRecord], count: int) -> set[Path]:
     for series in by_series(records).values():
         for group in (series, [record for record in series if not is_ruined(record)]):
             for ordered in (group, sorted(group, key=written)):
-                steps = list(dict.fromkeys(_step(record) for record in reversed(ordered)))[:count]
-                kept.update(record.path for record in group if _step(record) in steps)
+                steps = list(dict.fromkeys(counted_as(record) for record in reversed(ordered)))[:count]
+                kept.update(record.path for record in group if counted_as(record) in steps)
     return kept
 
 
@@ -299,7 +299,3 @@ def _why_it_goes(shelf: Shelf) -> str:
     beyond = f"not one of the newest {shelf.rules.newest}" if shelf.rules.newest else ""
     old = f"older than {shelf.rules.days:g} days" if shelf.rules.days is not None else ""
     return ", ".join(filter(None, (beyond, old)))
-
-
-def _step(record: ArchiveRecord) -> int | str:
-    return record.path.name if record.manifest.step is None else record.manifest.step

@@ -76,6 +76,17 @@ def written(record: ArchiveRecord) -> int:
     return max(file.mtime_ns for file in record.manifest.files)
 
 
+def in_order(record: ArchiveRecord) -> tuple[bool, int, int, str]:
+    """To sort by: by step; what has none comes last, by time; a step written twice in the order of writing."""
+    manifest = record.manifest
+    return manifest.step is None, manifest.step or 0, written(record), record.path.name
+
+
+def counted_as(record: ArchiveRecord) -> int | str:
+    """Its step; its name where it has none. Archives that are counted alike count once."""
+    return record.path.name if record.manifest.step is None else record.manifest.step
+
+
 def next_references(records: Sequence[ArchiveRecord], stride: int) -> set[Path]:
     """What the next checkpoints may be deltas against: the newest `stride` of each series that has not ended.
 

@@ -48,7 +48,7 @@ from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import labelled_step
 from ckzd.formats.units import MAX_ABOVE
 from ckzd.locks import Process, locked
-from ckzd.series import split, within_depth, written
+from ckzd.series import counted_as, in_order, split, within_depth, written
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class Store:
         def left_out(path: Path, error: Exception) -> None:
             log.warning("archive left out: it cannot be read", extra={"path": str(path), "error": str(error)})
 
-        return sorted(records_in(self.run_directory(run), left_out), key=_order)
+        return sorted(records_in(self.run_directory(run), left_out), key=in_order)
 
     def find_by_checkpoint(self, run: Path, sha: str) -> ArchiveRecord | None:
         """The archive of exactly these bytes, be they an original or what a restore wrote; an intact one if any."""
@@ -289,7 +289,7 @@ class Store:
         below = [record for record in own if _is_below(record.manifest, step)]
         newest_first = [  # by step: one that was written twice counts once, as its newest
             next((record for record in steps if record.path in whole), None)
-            for steps in (list(group) for _, group in groupby(reversed(below), key=_counted_as))
+            for steps in (list(group) for _, group in groupby(reversed(below), key=counted_as))
         ]
         nearest = [record for record in takewhile(bool, newest_first[:stride]) if record is not None]
         if newest_first and not nearest:
@@ -447,17 +447,6 @@ def _has_all(record: ArchiveRecord) -> bool:
 
 def _is_below(manifest: Manifest, step: int | None) -> bool:
     return step is None or (manifest.step is not None and manifest.step < step)
-
-
-def _counted_as(record: ArchiveRecord) -> int | str:
-    """Its step; its name where it has none."""
-    return record.path.name if record.manifest.step is None else record.manifest.step
-
-
-def _order(record: ArchiveRecord) -> tuple[bool, int, int, str]:
-    """By step; what has no step comes last, by time; a step written twice in the order of writing."""
-    manifest = record.manifest
-    return manifest.step is None, manifest.step or 0, written(record), record.path.name
 
 
 def archive_name(name: str, checkpoint_sha: str, again: str = "") -> str:

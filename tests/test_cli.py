@@ -29,7 +29,8 @@ from ckzd.errors import (
     StoreLocked,
 )
 from ckzd.operations.replace import empty_trash, replace
-from ckzd.screen import Screen, plain_bytes
+from ckzd.plain import plain_bytes
+from ckzd.screen import Screen
 from ckzd.store import Store, default_store
 
 
@@ -453,6 +454,14 @@ def test_plain_bytes_have_a_unit_and_few_digits(nbytes):
     number, unit = plain_bytes(nbytes).split()
     assert unit in ("B", "kB", "MB", "GB", "TB")
     assert float(number) < 1000 or unit == "TB"
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (59_316_863, "59.3 MB"), (105e9, "105.0 GB"), (4e15, "4000.0 TB")],
+)
+def test_bytes_are_short(nbytes, shown):
+    assert plain_bytes(nbytes) == shown
 
 
 def test_python_m_ckzd_is_ckzd():

@@ -21,6 +21,7 @@ LEVELS = (
         "fingerprints",
         "gpus",
         "parts",
+        "plain",
         "stages",
         "meanwhile",
         "state_dir",

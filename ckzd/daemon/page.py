@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ckzd.plain import plain_bytes
+
 SHOWN = 50
 REFRESH_SECONDS = 5
 
@@ -56,15 +58,8 @@ def render(status: Mapping[str, Any]) -> str:
     )
 
 
-def plain_bytes(nbytes: float | None) -> str:
-    """1234567 -> "1.23 MB"; None -> a dash."""
-    if nbytes is None:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(nbytes) < 1000 or unit == "TB":
-            break
-        nbytes /= 1000
-    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
+def _size(nbytes: float | None) -> str:
+    return "–" if nbytes is None else plain_bytes(nbytes)
 
 
 def _head(status: Mapping[str, Any]) -> str:
@@ -96,9 +91,9 @@ def _numbers(status: Mapping[str, Any]) -> str:
     waiting = sum(counts.get(state, 0) for state in ("seen", "settled", "failed", "skipped"))
     archived = sum(counts.get(state, 0) for state in ("verified", "replaced", "restored", "rotated"))
     numbers = {
-        "freed, net of archives": plain_bytes(space["freed_bytes"]),
-        f"in the trash{until}": plain_bytes(space["trash_bytes"]),
-        "archives and cache": plain_bytes(space["archive_bytes"] + space["cache_bytes"]),
+        "freed, net of archives": _size(space["freed_bytes"]),
+        f"in the trash{until}": _size(space["trash_bytes"]),
+        "archives and cache": _size(space["archive_bytes"] + space["cache_bytes"]),
         "smaller by": f"{totals['ratio']:.3g}×" if totals["ratio"] else "–",
         "archived": str(archived),
         "waiting": str(waiting),
@@ -126,10 +121,10 @@ def _runs(status: Mapping[str, Any]) -> str:
         (
             f"<code>{escape(run['run'])}</code>",
             _text(_of_run(run)),
-            plain_bytes(run["original_bytes"]),
-            plain_bytes(run["archive_bytes"]),
+            _size(run["original_bytes"]),
+            _size(run["archive_bytes"]),
             f"{run['ratio']:.3g}×" if run["ratio"] else "–",
-            plain_bytes(run["reclaimed_bytes"]),
+            _size(run["reclaimed_bytes"]),
         )
         for run in status["runs"]
     ]
@@ -147,8 +142,8 @@ def _checkpoints(status: Mapping[str, Any]) -> str:
         (
             _path(found["checkpoint"]),
             f'<span class="state {_MOOD.get(found["state"], "")}">{escape(found["state"])}</span>',
-            plain_bytes(found["original_bytes"]),
-            plain_bytes(found["archive_bytes"]),
+            _size(found["original_bytes"]),
+            _size(found["archive_bytes"]),
             f"{found['ratio']:.3g}×" if found["ratio"] else "–",
             _clock(found["changed"]),
             _why(found),
@@ -163,7 +158,7 @@ def _stores(status: Mapping[str, Any]) -> str:
     rows = [
         (
             f"<code>{escape(store['store'])}</code>",
-            *(plain_bytes(store[name]) for name in ("archive_bytes", "cache_bytes", "trash_bytes", "free_bytes")),
+            *(_size(store[name]) for name in ("archive_bytes", "cache_bytes", "trash_bytes", "free_bytes")),
             _clock(store["trash_until"]) if store["trash_until"] else "–",
         )
         for store in status["stores"]

@@ -15,11 +15,11 @@ from ckzd.chains import ARCHIVE_SUFFIX
 from ckzd.daemon.clock import Clock
 from ckzd.daemon.jobs import Check
 from ckzd.operations.ledger import Ledger
+from ckzd.retention import DAY_SECONDS
 from ckzd.store import Store
 
 LOOK_SECONDS = 600.0  # between two looks at what is due
 PORTION_SECONDS = 60.0  # after so long no other archive is begun: a checkpoint may be waiting
-DAY_SECONDS = 86400.0
 
 
 @dataclass

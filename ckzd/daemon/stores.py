@@ -251,7 +251,7 @@ def _tree_bytes(place: Path) -> int:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     else:
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                        total += durable.disk_bytes(entry.stat(follow_symlinks=False))
         except OSError:
             continue
     return total

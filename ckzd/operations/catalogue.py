@@ -23,7 +23,7 @@ from ckzd.operations.pointer import (
     pointer_for,
     read_pointer,
 )
-from ckzd.series import written
+from ckzd.series import in_order, written
 
 
 class Stands(StrEnum):
@@ -76,7 +76,7 @@ class _Listing:
         self._pointed = pointed_in(place.run) if place.run is not None else {}
         self._unreadable: dict[Path, str] = {}
         records = records_in(place.archives, self._note) if place.archives is not None else []
-        self._records = sorted(records, key=_order)
+        self._records = sorted(records, key=in_order)
         self._there = decodable(self._records, lambda record: not self._problem(record.path))
 
     def _note(self, archive: Path, error: Exception) -> None:
@@ -154,11 +154,6 @@ class _Listing:
         if not is_as_archived(checkpoint, manifest):
             return Stands.ANOTHER
         return Stands.BOTH if pointed else Stands.ORIGINAL
-
-
-def _order(record: ArchiveRecord) -> tuple[bool, int, int, str]:
-    manifest = record.manifest
-    return manifest.step is None, manifest.step or 0, written(record), record.path.name
 
 
 def _listed(run: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from ckzd.defaults import DAMAGED_DAYS
 from ckzd.errors import CorruptArchive
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.ledger import Ledger
-from ckzd.operations.originals import OF_A_BASE_MODEL, of_base_models
+from ckzd.operations.originals import OF_A_BASE_MODEL, allocated_bytes, of_base_models
 from ckzd.operations.pointer import named_below
 from ckzd.operations.trash import archives_in_trash
 from ckzd.retention import DAY_SECONDS, Held, needed_by
@@ -199,4 +199,4 @@ def _delete(path: Path) -> None:
 
 def _garbage(path: Path, what: str, why: str, *, goes: bool = True) -> Garbage:
     places = [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())]
-    return Garbage(str(path), what, sum(place.lstat().st_blocks * 512 for place in places), goes, why)
+    return Garbage(str(path), what, allocated_bytes(places), goes, why)

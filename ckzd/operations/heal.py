@@ -171,7 +171,7 @@ def _take_over(source: Path, manifest: Manifest, patient: Patient) -> None:
         else:
             _write_copy(source, temp)
         require_whole(temp)
-        give(temp, Access(status.st_uid, status.st_gid, status.st_mode & 0o777))
+        give(temp, Access.of(status))
         publish(temp, patient.path, patient.store)
 
 

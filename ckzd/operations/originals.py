@@ -173,7 +173,7 @@ def is_open_for_writing(path: Path) -> bool:
 
 def allocated_bytes(paths: Iterator[Path] | list[Path]) -> int:
     """Bytes that these files take on disk."""
-    return sum(path.lstat().st_blocks * 512 for path in paths)
+    return sum(durable.disk_bytes(path.lstat()) for path in paths)
 
 
 def _walk(checkpoint: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -266,7 +266,7 @@ def _moments(record: ArchiveRecord) -> int:
 
 def _disk_bytes(path: Path) -> int:
     try:
-        return path.stat().st_blocks * 512
+        return durable.disk_bytes(path.stat())
     except FileNotFoundError:
         return 0
 

@@ -4,7 +4,6 @@ A reconstruction in the cache is believed only if its bytes hash to its id. With
 one link at a time, each into a temporary file that replaces the one before.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from ckzd import durable
 from ckzd.archive import ArchiveReader
 from ckzd.assembly import assembled
 from ckzd.chains import ArchiveRecord, chain
-from ckzd.checkpoint import Bytes
+from ckzd.checkpoint import Bytes, sha256_of
 from ckzd.codec import zstd
 from ckzd.codec.ahead import Ahead
 from ckzd.codec.decode import MALFORMED, Decoder
@@ -85,10 +84,7 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
 
 
 def _hashes_to(file: BinaryIO, identity: str) -> bool:
-    digest = hashlib.sha256()
-    while block := file.read(_CHUNK):
-        digest.update(block)
-    return digest.hexdigest() == identity
+    return sha256_of(iter(lambda: file.read(_CHUNK), b"")) == identity
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def remake(source: Path, archive: Path, store: Store, run: Path, *, manifest: Ma
         model = manifest.base_model if manifest is not None else None
         record = _exact_reference(archive, made.reference) if model is None else None
         preset = preset_at(made.preset, Effort(made.effort or Effort.BEST))
-        access = _access_of(archive) if os.path.lexists(archive) else access_of(source, checkpoint, store)
+        access = Access.of(archive.stat()) if os.path.lexists(archive) else access_of(source, checkpoint, store)
         needed = space_needed(store, run, checkpoint, preset, restored=False, reference=record, as_base=record is None)
         durable.require_space(store.tmp, needed)
         reference = None
@@ -100,8 +100,3 @@ def _exact_reference(archive: Path, reconstruction: str | None) -> ArchiveRecord
         f"no sound archive yields its reference, reconstruction {reconstruction}",
         hint="heal that first: `ckzd check`",
     )
-
-
-def _access_of(archive: Path) -> Access:
-    status = archive.stat()
-    return Access(status.st_uid, status.st_gid, status.st_mode & 0o777)

@@ -26,12 +26,12 @@ def drop_moments(store: Store, archive: Path, day: str) -> int:
     temp, before = store.new_temp(".ckz"), archive.stat()
     try:
         write_without_moments(archive, temp, day)
-        give(temp, Access(before.st_uid, before.st_gid, before.st_mode & 0o7777))
+        give(temp, Access.of(before))
         os.utime(temp, ns=(before.st_mtime_ns, before.st_mtime_ns))  # it is as old as it was
         durable.overwrite(temp, archive)
     finally:
         durable.remove(temp)
-    return (before.st_blocks - archive.stat().st_blocks) * 512
+    return durable.disk_bytes(before) - durable.disk_bytes(archive.stat())
 
 
 def write_without_moments(archive: Path, temp: Path, day: str) -> None:

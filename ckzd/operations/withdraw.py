@@ -98,7 +98,6 @@ def _folders(name: str) -> Iterator[str]:
 
 def _is_as_archived(path: Path, file: FileModel) -> bool:
     """Whether these very bytes stand there, in a plain file that nobody has written since."""
-    digest = hashlib.sha256()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -107,6 +106,5 @@ def _is_as_archived(path: Path, file: FileModel) -> bool:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
             return False
-        while block := opened.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest() in (file.original_sha256, file.sha256)
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256 in (file.original_sha256, file.sha256)

@@ -93,6 +93,12 @@ def require_parts(views: Sequence[FileView]) -> None:
                 raise BadCheckpoint(view.subject, f"names {missing[0][:80]!a}, which is not there")
 
 
+def require_files(_listing: Listing, views: Sequence[FileView]) -> None:
+    """Every file that an index names is there, and every file has its end: all that can be asked where nobody says."""
+    require_parts(views)
+    require_ends(views)
+
+
 def _is_str(value: Any) -> bool:
     return isinstance(value, str)
 

@@ -5,15 +5,12 @@ What each rank wrote before it was put together lies in `sharded/`. A model by a
 """
 
 import re
-from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from ckzd.formats.frameworks import hugging_face
-from ckzd.formats.frameworks.framework import Framework, require_ends
-from ckzd.formats.listing import Listing
+from ckzd.formats.frameworks.framework import Framework
 from ckzd.formats.names import SHARD_SUFFIX, TENSOR_SUFFIXES, labelled_step
-from ckzd.formats.source import FileView
 
 INDEX = "model.safetensors.index.json"
 SHARDED = "sharded"
@@ -27,10 +24,4 @@ def recognises(path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -
     return is_one and folders <= {SHARDED} and all(map(_MODEL.fullmatch, tensors))
 
 
-def require_complete(_listing: Listing, views: Sequence[FileView]) -> None:
-    """The index can be read, every file that it names is there and has its end."""
-    hugging_face.require_parts(views)
-    require_ends(views)
-
-
-MODEL_INDEX = Framework("hugging_face", recognises, require_complete, hugging_face.read)
+MODEL_INDEX = Framework("hugging_face", recognises, hugging_face.require_files, hugging_face.read)

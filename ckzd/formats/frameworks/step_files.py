@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckzd.formats.frameworks import hugging_face
-from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, require_ends, together
-from ckzd.formats.listing import Listing
+from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, parse_file, together
 from ckzd.formats.names import (
     CHECKPOINT_SUFFIXES,
     TENSOR_SUFFIXES,
@@ -49,12 +48,6 @@ def recognises(path: Path, names: AbstractSet[str], folders: AbstractSet[str]) -
     return all(labelled_step(name) in (None, step) for name in found)
 
 
-def require_complete(_listing: Listing, views: Sequence[FileView]) -> None:
-    """Every file has its end, every part that is named is there; that no other comes, time has to tell."""
-    hugging_face.require_parts(views)
-    require_ends(views)
-
-
 def read(views: Sequence[FileView]) -> ParsedDirectory:
     """Each file on its own, under what its name has in common from step to step."""
     hugging_face.require_parts(views)
@@ -64,4 +57,4 @@ def read(views: Sequence[FileView]) -> ParsedDirectory:
     return replace(found, tensors=tuple(unique_paths(found.tensors)), step=step)
 
 
-STEP_FILES = Framework("step_files", recognises, require_complete, read)
+STEP_FILES = Framework("step_files", recognises, hugging_face.require_files, read)

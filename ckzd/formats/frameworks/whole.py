@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from ckzd.checkpoint import Hole, Optimizer, TensorSpec
 from ckzd.formats.frameworks import framework_by_names
-from ckzd.formats.frameworks.framework import Framework, ParsedDirectory, require_ends
-from ckzd.formats.frameworks.hugging_face import HUGGING_FACE, require_parts
+from ckzd.formats.frameworks.framework import Framework, ParsedDirectory
+from ckzd.formats.frameworks.hugging_face import HUGGING_FACE, require_files
 from ckzd.formats.listing import Listing
 from ckzd.formats.names import labelled_step, without_numbers
 from ckzd.formats.parsed import unique_paths
@@ -34,8 +34,7 @@ def require_complete(listing: Listing, views: Sequence[FileView]) -> None:
         if part.is_known or not part.folder:
             part.reader.require_complete(listings[part.folder], own)
         else:
-            require_parts(own)
-            require_ends(own)
+            require_files(listings[part.folder], own)
 
 
 def read(listing: Listing, views: Sequence[FileView]) -> ParsedDirectory:
