@@ -194,7 +194,8 @@ def require_whole(archive: Path) -> None:
     It is read once in each process as long as nothing of the file changes, and again in each period.
     """
     status = archive.stat()
-    # an archive is never renamed once it stands, so its ctime counts: nothing can set that back after a change
+    # ctime counts: nothing can set that back after a change. What took a name by a rename (`Store.supplant`, moments
+    # dropped, an archive put in a damaged one's place) has a new one, and is read once more
     version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
     _read_back(archive, version, int(time.monotonic() // READ_AGAIN_SECONDS))
 

@@ -12,7 +12,8 @@
     STORE/checked.json                   when each archive was last read back: see `operations/ledger.py`
 
 The archives are the truth. Nothing else here is needed to restore. A damaged archive that was archived anew, or healed,
-lies beside its successor as `*.damaged`, for whoever wants to look into it; nothing deletes it.
+lies beside its successor as `*.damaged`, for whoever wants to look into it, until `ckzd gc` deletes it after a month.
+What each name means, who may change it and what becomes of it after a crash: `ckzd/DESIGN.md`, "On disk".
 """
 
 import hashlib

@@ -84,13 +84,26 @@ def test_every_path_that_a_document_names_exists(document):
     assert missing == []
 
 
+def test_every_module_of_the_codec_stands_in_its_room():
+    rooms = (ROOT / "ckzd" / "DESIGN.md").read_text().split("## Rooms of the codec", 1)[1].split("```")[1]
+    modules = {path.stem for path in (ROOT / "ckzd" / "codec").rglob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"\w+", rooms)) == set()
+
+
 def test_the_readmes_configuration_is_valid(tmp_path):
-    (example,) = fenced("toml")
-    config = tmp_path / "ckzd.toml"
-    config.write_text(example)
-    settings = load(config)
-    assert isinstance(settings, Settings)
-    assert settings.watch[0].path == Path("/ckpts")
+    for example in fenced("toml"):
+        config = tmp_path / "ckzd.toml"
+        config.write_text(example)
+        settings = load(config)
+        assert isinstance(settings, Settings)
+        assert settings.watch[0].path == Path("/ckpts")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[:2], ids=lambda path: path.name)
+def test_lines_are_no_longer_than_120_columns(document):
+    """Tables and what a program printed may be."""
+    prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))] == []
 
 
 def test_the_readmes_python_uses_what_there_is():
