@@ -219,6 +219,16 @@ def intact(records: Iterable[ArchiveRecord]) -> set[Path]:
     return decodable(records, lambda record: is_whole(record.path))
 
 
+def is_irreplaceable(identity: str, records: Sequence[ArchiveRecord]) -> bool:
+    """Whether archives yield this reconstruction, or hang on it, and none of them can be decoded to it any more.
+
+    Then one that is cached is all that there is of it: of a damaged link, or of a base model that is away.
+    """
+    yielding = [record for record in records if record.manifest.reconstruction == identity]
+    is_wanted = bool(yielding) or any(record.manifest.reference == identity for record in records)
+    return is_wanted and not any(is_sound(record.path) for record in yielding)
+
+
 def _require_base_model(root: ArchiveRecord, archive: Path) -> None:
     """Of an archive whose chain begins with `root`."""
     if root.manifest.base_model is not None:

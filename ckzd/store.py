@@ -39,6 +39,7 @@ from ckzd.chains import (
     archive_files,
     decodable,
     intact,
+    is_irreplaceable,
     is_ruined,
     records_in,
     sound,
@@ -49,7 +50,7 @@ from ckzd.formats.foreign import json_object, read_small
 from ckzd.formats.names import labelled_step
 from ckzd.formats.units import MAX_ABOVE
 from ckzd.locks import Process, locked
-from ckzd.series import counted_as, in_order, split, within_depth, written
+from ckzd.series import counted_as, in_order, next_references, split, within_depth, written
 
 log = logging.getLogger(__name__)
 
@@ -407,15 +408,30 @@ class Store:
         return (path for pattern in patterns for path in self.root.glob(pattern))
 
     def evict_cache(self, keep: set[str], max_bytes: int) -> int:
-        """Remove the longest untouched reconstructions, but no id in `keep`, down to `max_bytes`; bytes freed."""
+        """Remove the longest untouched reconstructions, but no id in `keep`, down to `max_bytes`; bytes freed.
+
+        What no archive can be decoded to any more stays: see `chains.is_irreplaceable`.
+        """
         entries = [(path.stat(), path) for path in self.cache.glob("*.rec")]
         total = sum(status.st_size for status, _ in entries)
-        freed = 0
+        freed, runs = 0, [records_in(directory) for directory in self.run_directories()] if total > max_bytes else []
         for status, path in sorted(entries, key=lambda entry: (entry[0].st_mtime_ns, entry[1])):
-            if total - freed > max_bytes and path.stem not in keep:
+            if total - freed <= max_bytes or path.stem in keep:
+                continue
+            if not any(is_irreplaceable(path.stem, records) for records in runs):
                 durable.remove(path)
                 freed += status.st_size
         return freed
+
+    def forget_reconstructions(self, run: Path, stride: int) -> None:
+        """Keep what the next checkpoints of a run are deltas against; the rest, if it can, is decoded again."""
+        records = self.archives(run)
+        references = next_references(records, stride)
+        kept = {record.manifest.reconstruction for record in records if record.path in references}
+        for identity in {record.manifest.reconstruction for record in records} - kept:
+            path = self.cache_path(identity)
+            if path.exists() and not is_irreplaceable(identity, records):
+                durable.remove(path)
 
 
 def _best(matches: list[ArchiveRecord], records: list[ArchiveRecord]) -> ArchiveRecord | None:

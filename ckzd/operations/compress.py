@@ -53,7 +53,6 @@ from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
 from ckzd.operations.slim import has_dropped_moments
 from ckzd.operations.trained_from import trained_from, trained_from_again
 from ckzd.operations.writing import Reference, Work, access_of, publish, temporary, write_and_prove
-from ckzd.series import next_references
 from ckzd.stages import OnStage, Stage
 from ckzd.store import Store, default_store
 
@@ -337,7 +336,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, s
         else:  # another machine was first: its archive stays, ours goes
             published = ArchiveRecord.read(published.path)
             _ask_again(job, published)
-        _forget_old_reconstructions(store, run, job.stride)
+        store.forget_reconstructions(run, job.stride)
     job.tell(Stage.PUBLISH, 1.0)
     return published, without
 
@@ -466,12 +465,3 @@ def _make_room_beside_base(job: _Job) -> None:
         job.store, job.run, job.checkpoint, job.preset, restored=job.acceptance is not None, as_base=True
     )
     make_room(job.store, job.run, needed + 2 * job.checkpoint.nbytes, job.min_free)
-
-
-def _forget_old_reconstructions(store: Store, run: Path, stride: int) -> None:
-    """Keep what the next checkpoints of this run are deltas against; the rest can be decoded again."""
-    records = store.archives(run)
-    references = next_references(records, stride)
-    kept = {record.manifest.reconstruction for record in records if record.path in references}
-    for identity in {record.manifest.reconstruction for record in records} - kept:
-        durable.remove(store.cache_path(identity))

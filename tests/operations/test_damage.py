@@ -144,6 +144,24 @@ def test_a_damaged_one_does_not_make_way_for_what_others_cannot_be_decoded_with(
     assert list(damaged.parent.glob("*.damaged")) == []
 
 
+def test_what_only_a_cached_reconstruction_still_gives_is_not_forgotten(run, tmp_path):
+    """Of a damaged link: what hangs on it goes on from the cache, and nothing else could make that again."""
+    run.compress(0, 1)
+    yielded = [run.store.cache_path(read_manifest(archive).reconstruction) for archive in run.archives]
+    assert [path.exists() for path in yielded] == [False, True]
+    rot(run.archives[0])
+    for checkpoint in run.checkpoints[:2]:  # nothing to archive anew from
+        checkpoint.unlink()
+    run.compress(2, 3)
+    run.store.evict_cache(keep=set(), max_bytes=0)
+    assert yielded[1].exists()
+    assert [path.stem for path in run.store.cache.iterdir()] == [yielded[1].stem]
+    ckzd.restore(run.archives[1], output=tmp_path / "x", weights_only=True)
+    run.archives[1].unlink()
+    run.store.evict_cache(keep=set(), max_bytes=0)
+    assert list(run.store.cache.iterdir()) == [], "nothing is lost with it any more"
+
+
 def test_one_that_nothing_hangs_on_makes_way_whatever_comes_out(run):
     store = Store.open_or_create(run.path.parent / ".ckzd")
     damaged = store_archive(store, run.checkpoints[0], preset="lossless")
