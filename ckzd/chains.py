@@ -27,6 +27,8 @@ ARCHIVE_SUFFIX = POINTER_SUFFIX  # a pointer stands for an archive
 _RUINED = 0.5  # of an archive's numbers: where some layers are NaN the others are worth a delta against them
 _MAX_REMEMBERED = 1 << 16  # archives; some hundred bytes each
 
+_Version = tuple[int, int, Mark]
+
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRecord:
@@ -71,16 +73,37 @@ def archive_files(directory: Path) -> list[Path]:
 
 
 def records_in(directory: Path, tell: Callable[[Path, Exception], None] = lambda *_: None) -> list[ArchiveRecord]:
-    """All readable archives of a directory; `tell` hears of the others."""
-    records = []
+    """All readable archives of a directory; `tell` hears of the others. What has not changed is not opened again."""
+    before, found = _records_before(directory), dict[Path, tuple[_Version, ArchiveRecord]]()
     for path in archive_files(directory):
         try:
-            records.append(ArchiveRecord.read(path))
+            version = _version(path)
+            known = before.get(path)
+            found[path] = known if known is not None and known[0] == version else (version, ArchiveRecord.read(path))
         except FileNotFoundError:
             continue
         except (CorruptArchive, OSError) as error:
             tell(path, error)
-    return records
+    before.clear()
+    before.update(found)
+    return [record for _, record in found.values()]
+
+
+@lru_cache(maxsize=1)  # one directory's: whoever asks holds as many anyway, and asks ten times for each archive
+def _records_before(directory: Path) -> dict[Path, tuple[_Version, ArchiveRecord]]:
+    """As they were when it was looked at last."""
+    del directory
+    return {}
+
+
+def _version(archive: Path) -> _Version:
+    """What changes with an archive's bytes.
+
+    ctime counts: nothing can set that back after a change. What took a name by a rename (`Store.supplant`, moments
+    dropped, an archive put in a damaged one's place) has a new one, and is read once more.
+    """
+    status = archive.stat()
+    return status.st_dev, status.st_ctime_ns, Mark.of(status)
 
 
 # Who needs whom
@@ -193,11 +216,7 @@ def require_whole(archive: Path) -> None:
 
     It is read once in each process as long as nothing of the file changes, and again in each period.
     """
-    status = archive.stat()
-    # ctime counts: nothing can set that back after a change. What took a name by a rename (`Store.supplant`, moments
-    # dropped, an archive put in a damaged one's place) has a new one, and is read once more
-    version = (status.st_dev, status.st_ctime_ns, Mark.of(status))
-    _read_back(archive, version, int(time.monotonic() // READ_AGAIN_SECONDS))
+    _read_back(archive, _version(archive), int(time.monotonic() // READ_AGAIN_SECONDS))
 
 
 def is_whole(archive: Path) -> bool:
@@ -246,7 +265,7 @@ def _has_base_model(record: ArchiveRecord) -> bool:
 
 
 @lru_cache(maxsize=_MAX_REMEMBERED)  # it remembers what returned, not what raised
-def _read_back(archive: Path, version: tuple[int, int, Mark], period: int) -> None:
+def _read_back(archive: Path, version: _Version, period: int) -> None:
     del version, period
     try:
         durable.forget_cached(archive)

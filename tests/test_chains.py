@@ -156,3 +156,20 @@ class TestSound:
         now[0] += chains.READ_AGAIN_SECONDS
         require_sound(archives[2])
         assert read == archives
+
+
+def test_what_has_not_changed_is_not_opened_again(run, store, monkeypatch):
+    """A run's archives are listed ten times for each new one: of a thousand that was most of what it took."""
+    archives = put_chain(store, run, 3)
+    opened: list[Path] = []
+    read = ArchiveRecord.read
+    monkeypatch.setattr(ArchiveRecord, "read", lambda path: opened.append(path) or read(path))
+    assert [record.path for record in store.archives(run)] == archives
+    assert [record.path for record in store.archives(run)] == archives
+    assert sorted(opened) == archives
+    archives[1].write_bytes(archives[1].read_bytes()[:-9])
+    archives[2].unlink()
+    archives.append(put(store, run, 400))
+    opened.clear()
+    assert [record.path for record in store.archives(run)] == [archives[0], archives[3]]
+    assert sorted(opened) == [archives[1], archives[3]]
