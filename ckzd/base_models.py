@@ -23,11 +23,14 @@ from typing import Any, Self
 
 from ckzd import durable
 from ckzd.archive import NamedFile, NamedModel
+from ckzd.checkpoint import sha256_of
 from ckzd.errors import BadCheckpoint, CkzdError, ConfigError, MissingBaseModel
 from ckzd.file_marks import Mark, walk
 from ckzd.formats.foreign import json_file
 from ckzd.formats.listing import is_text
 from ckzd.formats.source import OPEN_FLAGS, as_ckzd_errors, regular_file
+from ckzd.pace import blocks
+from ckzd.page_cache import forget
 from ckzd.state_dir import state_dirs
 
 log = logging.getLogger(__name__)
@@ -288,8 +291,8 @@ def _sha256(path: Path, version: tuple[int, int, Mark], period: int) -> str:
     del period
     with as_ckzd_errors(path), open(os.open(path, OPEN_FLAGS), "rb") as file:  # noqa: PTH123 - it is a descriptor
         before = Mark.of(os.fstat(file.fileno()))
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # do not push training's data out of the cache
+        sha256 = sha256_of(blocks(file))
+        forget(file.fileno())
         if {before, Mark.of(os.fstat(file.fileno()))} != {version[2]}:
             raise BadCheckpoint(path, "changed while it was read")
     return sha256

@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from ckzd import durable
 from ckzd.archive import ArchiveReader, Manifest
 from ckzd.base_models import READ_AGAIN_SECONDS, require
 from ckzd.errors import CkzdError, CorruptArchive, MissingBaseModel, MissingReference
 from ckzd.file_marks import Mark
 from ckzd.formats.names import POINTER_SUFFIX
+from ckzd.page_cache import forget_file
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def _has_base_model(record: ArchiveRecord) -> bool:
 def _read_back(archive: Path, version: _Version, period: int) -> None:
     del version, period
     try:
-        durable.forget_cached(archive)
+        forget_file(archive)
         with ArchiveReader(archive) as reader:
             reader.check()
     except OSError as error:

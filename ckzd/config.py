@@ -31,6 +31,8 @@ DECIDE_REPLACE = (
     " verified; `replace = false` keeps every original"
 )
 
+MIN_PACE = 1e6  # below it an archive of 10 GB would take a day
+
 Json = dict[str, Any]
 
 
@@ -131,6 +133,7 @@ class DaemonSettings(_Frozen):
     workers: int | None = Field(default=None, ge=1)  # processes on the CPU; None: sized by cores and memory
     threads: int | None = Field(default=None, ge=1)  # threads of one worker; None: half of the cores, at most 8
     nice: int = Field(default=MOST_NICE, ge=0, le=MOST_NICE)  # the most nice take only what nobody else wants
+    disk_bytes_per_second: float | None = Field(default=None, ge=MIN_PACE, allow_inf_nan=False)  # of each worker
     drain_seconds: Seconds = 300.0  # after SIGTERM the running jobs may take so long to finish
     check_percent_a_day: float = Field(default=5.0, ge=0, le=100, allow_inf_nan=False)  # of a store's archives; 0: none
     job_seconds: Seconds = 1800.0  # time limit of a job: this, and its bytes at `job_bytes_per_second`

@@ -6,6 +6,7 @@ twice; the temporary file is thrown away and the caller keeps what it had. A ful
 
 import ctypes
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -13,10 +14,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ckzd.errors import NoSpace
 from ckzd.locks import FULL, Process
+from ckzd.pace import took
 
 TEMP_PREFIX, TEMP_SUFFIX = ".ckzd-", ".tmp"
 ABANDONED_SECONDS = 24 * 3600.0  # a temporary file of an unknown process, untouched for so long, has no owner
@@ -74,10 +76,19 @@ def write_atomically(target: Path, *, mode: int | None = None) -> Iterator[Binar
         fsync_dir(target.parent)
 
 
+class Paced(io.BufferedRandom):
+    """A file that is written no faster than `pace` says."""
+
+    def write(self, data: Any, /) -> int:
+        """As any file does."""
+        written = super().write(data)
+        took(written)
+        return written
+
+
 def create(path: Path, mode: int = _PRIVATE) -> BinaryIO:
     """A new file, open for reading and writing; nobody else may open it until it is given another mode."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    return open(descriptor, "w+b")  # noqa: PTH123 - it is a descriptor
+    return Paced(io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "r+"))
 
 
 def is_temp(name: str) -> bool:
@@ -227,15 +238,6 @@ def fsync_tree(path: Path) -> None:
             if not file.is_symlink():
                 fsync_file(file)
         fsync_dir(Path(parent))
-
-
-def forget_cached(path: Path) -> None:
-    """Let the next read of a file come from the disk: what memory still holds of it proves nothing."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def free_bytes(path: Path) -> int:

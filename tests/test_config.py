@@ -108,6 +108,7 @@ def test_replace_must_be_decided_and_the_error_says_what_to_decide(write):
         ("[daemon]\ndrain_seconds = -1", "daemon.drain_seconds", "got -1"),
         ("[daemon]\njob_seconds = -1", "daemon.job_seconds", "got -1"),
         ("[daemon]\njob_bytes_per_second = 0", "daemon.job_bytes_per_second", "got 0"),
+        ("[daemon]\ndisk_bytes_per_second = 1000", "daemon.disk_bytes_per_second", "got 1000"),
         ("[daemon]\ncheck_percent_a_day = 101", "daemon.check_percent_a_day", "got 101"),
         ("watch = 3", "watch", "expected a valid list, got 3"),
         ('[watch]\npath = "/a"', "watch", "expected [[watch]] tables"),

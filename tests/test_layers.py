@@ -20,6 +20,8 @@ LEVELS = (
         "file_marks",
         "fingerprints",
         "gpus",
+        "pace",
+        "page_cache",
         "parts",
         "plain",
         "stages",

@@ -30,6 +30,7 @@ from ckzd.archive.records import (
     parse_end,
 )
 from ckzd.errors import ConfigError, CorruptArchive, UnknownFormat
+from ckzd.pace import took
 from ckzd.streams import StreamRef
 from ckzd.zip_structs import MAX_END_BYTES
 
@@ -326,4 +327,5 @@ class ArchiveReader:
                 raise CorruptArchive(self.path, f"{what!r}: expected {nbytes} bytes, got {got}")
             pieces.append(piece)
             got += len(piece)
+        took(nbytes)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

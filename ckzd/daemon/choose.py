@@ -15,6 +15,7 @@ from ckzd.daemon.jobs import Compress, Job, Prune, Replace
 from ckzd.daemon.journal import Journal
 from ckzd.daemon.metrics import Metrics
 from ckzd.daemon.outcomes import Outcomes
+from ckzd.daemon.pressure import DiskPressure
 from ckzd.daemon.protect import Protection
 from ckzd.daemon.pruning import Ruled
 from ckzd.daemon.scan import Run
@@ -56,6 +57,7 @@ class Chooser:
         self._protection = Protection(rule)
         self._served: dict[Path, float] = {}  # run -> when it last had its turn
         self._backlog = Backlog()
+        self._pressure = DiskPressure(clock)
         self._why: dict[Path, dict[Path, str]] = {}  # run -> checkpoint -> as its last turn found it
 
     @property
@@ -77,6 +79,8 @@ class Chooser:
         cleaning = self._stores.to_clean()
         urgent = [job for job in cleaning if not self._once or self._stores.is_dirty(job.store)]
         yield from self._clean(urgent)
+        if not self._once and self._stands_back():
+            return
         yield from self._prune(runs.values(), late_seconds=PRUNE_SECONDS)
         busy = False
         for run in sorted(runs.values(), key=lambda run: self._served.get(run.path, 0.0)):
@@ -94,6 +98,12 @@ class Chooser:
             yield from self._prune(runs.values())
         if not (self._once or self._outcomes.running or self._outcomes.is_paused()):
             yield from ((job, None) for job in self._checks(runs.values()))
+
+    def _stands_back(self) -> bool:
+        """Whether others need the disk now: what runs goes on, with idle priority."""
+        holds_back = self._pressure.holds_back(we_run=bool(self._outcomes.running))
+        self._metrics.disk_busy.set(holds_back)
+        return holds_back
 
     def _checks(self, runs: Collection[Run]) -> Iterator[Job]:
         """What is read back while there is nothing else to do."""

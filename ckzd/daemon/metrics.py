@@ -131,6 +131,7 @@ class Metrics:
             "ckzd_left_alone_checkpoints", "checkpoints and files of kinds that are not read", kind=LEFT_ALONE
         )
         self.paused = self._gauge("ckzd_queue_paused", "1 while the file system is too full to go on")
+        self.disk_busy = self._gauge("ckzd_disk_busy", "1 while no job begins because others wait for the disk")
         self.damaged_archives = self._gauge(
             "ckzd_damaged_archives", "archives that cannot be restored from: they, or what they need, are damaged"
         )

@@ -47,10 +47,12 @@ class Boot:
     nice: int
     places: tuple[str, ...]  # further directories on its module path
     log_as_json: bool = False
+    disk_bytes_per_second: float | None = None  # see `pace`
 
     def arguments(self, device: str) -> list[str]:
         """Behind the descriptor of its pipe: see `worker.main`."""
-        return [device, self.operation, str(self.nice), "json" if self.log_as_json else "text", *self.places]
+        log_as, pace = "json" if self.log_as_json else "text", str(self.disk_bytes_per_second or "")
+        return [device, self.operation, str(self.nice), log_as, pace, *self.places]
 
 
 @dataclass(frozen=True, slots=True)

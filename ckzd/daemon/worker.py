@@ -2,7 +2,7 @@
 
 It is polite (takes what CPU and disk are left over, first to be killed when memory runs out) and cannot outlive its
 parent: the kernel kills it when the parent dies, and the end of the pipe ends it.
-`python -m ckzd.daemon.worker DESCRIPTOR DEVICE OPERATION NICE json|text PLACE...` is such a process.
+`python -m ckzd.daemon.worker DESCRIPTOR DEVICE OPERATION NICE json|text PACE PLACE...` is such a process.
 """
 
 import os
@@ -20,6 +20,7 @@ from ckzd.cores import idle_cores
 from ckzd.daemon.jobs import Done, Failed, Job, Progress, Tell
 from ckzd.daemon.logs import configure
 from ckzd.errors import CkzdError
+from ckzd.pace import set_pace
 from ckzd.priority import stand_back
 
 READY = "ready"  # first message of a worker: it has loaded everything, from here on a death is the job's
@@ -34,9 +35,10 @@ def main(arguments: Sequence[str]) -> None:
     The operation ("module:function") may lie in one of the places. It is loaded when this process is polite already:
     that takes seconds.
     """
-    descriptor, device, operation, nice, log_as, *places = arguments
+    descriptor, device, operation, nice, log_as, pace, *places = arguments
     configure(as_json=log_as == "json")
     stand_back(int(nice))
+    set_pace(float(pace) if pace else None)
     with suppress(OSError):  # some containers forbid it
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
     os.set_inheritable(int(descriptor), False)

@@ -20,6 +20,7 @@ from ckzd.priority import FairClock
 log = logging.getLogger(__name__)
 
 OPERATION = "ckzd.daemon.perform:perform"
+PASSES = 10.0  # of a checkpoint's bytes over the disk: read some four times, written as scratch and reconstructions
 TERM_GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL of a job over its time
 IDLE_SECONDS = 30.0  # an idle worker ends: its memory (and its CUDA context) is training's
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 300.0
@@ -112,13 +113,16 @@ class LocalExecutor:
         return cancelled
 
     def _limit_seconds(self, job: Job) -> float:
+        pace = self._settings.disk_bytes_per_second
         ours = self._settings.job_seconds + job.nbytes / self._settings.job_bytes_per_second
+        ours += PASSES * job.nbytes / pace if pace is not None else 0.0
         return ours + job.accept_seconds if isinstance(job, Compress) and job.accept_command is not None else ours
 
     def _start(self, slot: _Slot) -> None:
         taken = {worker.placement.environment.get("CUDA_VISIBLE_DEVICES", "") for worker in self._living()}
         placement = devices.place(slot.device, self._settings, self._gpus, frozenset(taken))
-        boot = Boot(self._operation, self._settings.nice, self._places, self._log_as_json)
+        pace = self._settings.disk_bytes_per_second
+        boot = Boot(self._operation, self._settings.nice, self._places, self._log_as_json, pace)
         slot.worker = WorkerProcess.start(placement, boot)
         slot.ready, slot.left_at = False, None
 

@@ -15,6 +15,8 @@ from ckzd.access import plain_mode
 from ckzd.checkpoint import FileStat
 from ckzd.errors import BadCheckpoint, CkzdError, SourceChanged
 from ckzd.file_marks import is_unchanged
+from ckzd.pace import took
+from ckzd.page_cache import forget_file, is_cached
 
 MAX_OPEN_FILES = 8
 WINDOW_BYTES = 4096
@@ -62,8 +64,8 @@ class FileSource:
     """Exact reads of numbered files, in any order and from any thread.
 
     What the files are is fixed when the source is made. Each read raises SourceChanged if the file at the path is
-    another one by now, was written to or cut, or is gone. Few files are kept open; `close()` closes them. No read
-    waits for another one.
+    another one by now, was written to or cut, or is gone. Few files are kept open; `close()` closes them, and lets
+    memory forget what it did not hold before: that is for training's data. No read waits for another one.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -72,6 +74,7 @@ class FileSource:
         self._lock = threading.Lock()
         self._open: dict[int, int] = {}  # owner: whoever holds the lock; file number -> descriptor, oldest use first
         self._readers: Counter[int] = Counter()  # owner: likewise; those at work in a file, which stays open for them
+        self._cached: dict[int, bool] = {}  # owner: likewise; whether memory held a file when it was opened first
 
     def read(self, file: int, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes of file number `file`."""
@@ -80,6 +83,7 @@ class FileSource:
             self._check(file, descriptor)
             data = read_exactly(descriptor, offset, nbytes)
             self._check(file, descriptor)
+        took(len(data))
         if len(data) != nbytes:
             raise SourceChanged(path, f"expected {nbytes} bytes at {offset}, got {len(data)}")
         return data
@@ -92,6 +96,11 @@ class FileSource:
         """Close what is open and not being read; a later read opens it again."""
         with self._lock:
             self._close_all_but(0)
+            fetched = [file for file, was_cached in self._cached.items() if not was_cached]
+            self._cached.clear()
+        for file in fetched:
+            with contextlib.suppress(OSError):
+                forget_file(self.paths[file])
 
     def __del__(self) -> None:
         if hasattr(self, "_lock"):
@@ -104,6 +113,7 @@ class FileSource:
             if descriptor is None:
                 self._close_all_but(MAX_OPEN_FILES - 1)
                 descriptor = os.open(self.paths[file], OPEN_FLAGS)
+                self._cached.setdefault(file, is_cached(descriptor))
             self._open[file] = descriptor
             self._readers[file] += 1
         try:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ckzd import durable
 from ckzd.chains import ArchiveRecord, archive_files, chain, decodable, read_manifest, records_in, require_whole
 from ckzd.errors import (
     CkzdError,
@@ -31,6 +30,7 @@ from ckzd.operations.ledger import Ledger, Made
 from ckzd.operations.places import Place
 from ckzd.operations.pointer import dangling_in
 from ckzd.operations.verify import verify_each
+from ckzd.page_cache import forget_file
 from ckzd.store import Store, archive_name
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class _Check:
             return None
         self._note(archive)
         with suppress(OSError):
-            durable.forget_cached(archive)  # we have no use for it, training may have for the memory
+            forget_file(archive)  # we have no use for it, training may have for the memory
         return Outcome(str(archive), "whole")
 
     def _decoding_problem(self, archive: Path) -> str:

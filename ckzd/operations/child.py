@@ -20,13 +20,16 @@ import ckzd
 from ckzd import errors
 from ckzd.codec.parallel import threads
 from ckzd.errors import CkzdError
+from ckzd.pace import pace
 
 # -P keeps the working directory off the path: a `random.py` beside somebody's checkpoints must not be ours
 _BOOT = """
 import runpy, sys
 sys.path += [] if {place!r} in sys.path else [{place!r}]
 from ckzd.operations.child import die_with_parent
+from ckzd.pace import set_pace
 die_with_parent({parent})
+set_pace({pace})
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 _PLACE = str(Path(ckzd.__file__).resolve().parent.parent)
@@ -122,7 +125,7 @@ def start_module(
 
     The kernel kills it when the thread that started it ends. OSError if the system has no room for another process.
     """
-    boot = _BOOT.format(place=_PLACE, parent=os.getpid(), module=module)
+    boot = _BOOT.format(place=_PLACE, parent=os.getpid(), pace=pace(), module=module)
     inherited = {name: value for name, value in os.environ.items() if name not in _SERVICE_MANAGER}
     return subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-P", "-c", boot, *arguments],

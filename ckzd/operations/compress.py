@@ -53,6 +53,7 @@ from ckzd.operations.room import FREE_CHECKPOINTS, make_room, space_needed
 from ckzd.operations.slim import has_dropped_moments
 from ckzd.operations.trained_from import trained_from, trained_from_again
 from ckzd.operations.writing import Reference, Work, access_of, publish, temporary, write_and_prove
+from ckzd.page_cache import forget_file
 from ckzd.stages import OnStage, Stage
 from ckzd.store import Store, default_store
 
@@ -333,6 +334,7 @@ def _archive(job: _Job, damaged: ArchiveRecord | None) -> tuple[ArchiveRecord, s
         published = ArchiveRecord(_place_of(job, manifest), manifest)
         if publish(temp, published.path, store):
             durable.publish(cache, store.cache_path(manifest.reconstruction))
+            forget_file(store.cache_path(manifest.reconstruction))  # it is read with the next checkpoint
         else:  # another machine was first: its archive stays, ours goes
             published = ArchiveRecord.read(published.path)
             _ask_again(job, published)

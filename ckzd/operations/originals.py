@@ -1,7 +1,6 @@
 """What stands at a checkpoint's place: may it be replaced, is it still what was archived, a copy of what stays."""
 
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -13,10 +12,13 @@ from ckzd import durable
 from ckzd.archive import FileModel, Manifest
 from ckzd.base_models import all_notes, files_of, hashes_of, why_needed
 from ckzd.chains import ARCHIVE_SUFFIX, ArchiveRecord
+from ckzd.checkpoint import sha256_of
 from ckzd.errors import BadCheckpoint, SourceChanged
 from ckzd.file_marks import Mark, walk
 from ckzd.formats.names import POINTER_NAME
 from ckzd.operations.pointer import large_files
+from ckzd.pace import blocks
+from ckzd.page_cache import forget
 from ckzd.store import MAX_NAME_BYTES
 
 OF_A_BASE_MODEL = "a base model may be restored from it"
@@ -199,8 +201,8 @@ def _require_content(path: Path, file: FileModel) -> None:
     _require_size(path, file)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb") as opened:  # noqa: PTH123 - it is a descriptor
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # do not push training's data out of the cache
+        sha256 = sha256_of(blocks(opened))
+        forget(descriptor)
     if sha256 not in (file.original_sha256, file.sha256):
         problem = f"expected the archived content, sha256 {file.original_sha256}, got {sha256}"
         raise SourceChanged(path, problem, hint="archive it again")

@@ -31,9 +31,8 @@ from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.skeleton import skeleton_bytes, split_skeleton
 from ckzd.errors import CkzdError, CorruptArchive
 from ckzd.operations.base_model import write_reconstruction
+from ckzd.pace import blocks
 from ckzd.store import Store
-
-_CHUNK = 1 << 20
 
 
 @contextmanager
@@ -61,7 +60,7 @@ def store_of(archive: Path) -> Store | None:
 def scratch_file(store: Store | None) -> Iterator[BinaryIO]:
     """A nameless file for reading and writing, on the store's disk if there is one that lets us write."""
     place = store.tmp if store is not None and store.is_writable() else Path(tempfile.gettempdir())
-    with durable.as_no_space(place), tempfile.TemporaryFile(dir=place) as file:
+    with durable.as_no_space(place), tempfile.TemporaryFile(dir=place, buffering=0) as raw, durable.Paced(raw) as file:
         yield file
 
 
@@ -84,7 +83,7 @@ def cached(store: Store | None, identity: str) -> Iterator[Reconstruction | None
 
 
 def _hashes_to(file: BinaryIO, identity: str) -> bool:
-    return sha256_of(iter(lambda: file.read(_CHUNK), b"")) == identity
+    return sha256_of(blocks(file)) == identity
 
 
 @contextmanager

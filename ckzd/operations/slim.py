@@ -15,6 +15,7 @@ from ckzd.archive.dropping import without_moments
 from ckzd.archive.manifest import Manifest, is_of_moments
 from ckzd.chains import read_manifest
 from ckzd.errors import CorruptArchive
+from ckzd.page_cache import forget_file
 from ckzd.store import Store
 
 
@@ -42,7 +43,7 @@ def write_without_moments(archive: Path, temp: Path, day: str) -> None:
         without_moments(reader, file, day)
         file.flush()
         os.fsync(file.fileno())
-    durable.forget_cached(temp)
+    forget_file(temp)
     with ArchiveReader(temp) as slim:
         slim.check()
         rest = [entry for entry in reader.manifest.entries if not is_of_moments(entry.name)]

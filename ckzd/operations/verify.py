@@ -38,6 +38,7 @@ from ckzd.operations.reconstruct import (
     scratch_file,
     store_of,
 )
+from ckzd.page_cache import forget_file
 from ckzd.store import Store
 
 OnProgress = Callable[[float], None]
@@ -179,7 +180,7 @@ class _Walk:
     ) -> tuple[Reconstruction, VerifyReport | CkzdError | None]:
         """Its reconstruction, and what is to be said of it; raises if what hangs on it cannot be decoded either."""
         started = time.monotonic()
-        durable.forget_cached(link)
+        forget_file(link)
         with ArchiveReader(link) as reader, durable.as_no_space(link):
             file = stack.enter_context(scratch_file(self.store))
             if link not in self.wanted:

@@ -30,6 +30,7 @@ from ckzd.operations.reconstruct import malformed_as_corrupt, scratch_file
 from ckzd.operations.slim import has_dropped_moments
 from ckzd.operations.trained_from import TrainedFrom
 from ckzd.operations.verify import Task, verifier
+from ckzd.page_cache import forget
 from ckzd.stages import OnStage, Stage
 from ckzd.store import Store
 
@@ -149,6 +150,7 @@ def _write(work: Work, reference: Reference | None, files: _Files, listener: Lis
     for file in (files.archive, files.reconstruction):
         file.flush()
         os.fsync(file.fileno())
+    forget(files.archive.fileno())  # who proves it reads it from the disk
     return manifest
 
 

@@ -22,6 +22,7 @@ OPERATION = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from ckzd.errors import BadCheckpoint
+from ckzd.pace import pace
 
 def perform(job, device, on_stage):
     what = job.checkpoint.name
@@ -42,7 +43,7 @@ def perform(job, device, on_stage):
         time.sleep(600)
     environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NOTIFY_SOCKET")}
     oom = Path("/proc/self/oom_score_adj").read_text().strip()
-    return {"pid": os.getpid(), "device": device, "oom": oom, "torch": "torch" in sys.modules,
+    return {"pid": os.getpid(), "pace": pace(), "device": device, "oom": oom, "torch": "torch" in sys.modules,
             "session": os.getsid(0), "path": sys.path, **environment}
 """
 SETTINGS = DaemonSettings(devices=("cpu",), workers=2, threads=1, nice=0, state_dir=Path("/nowhere"))
@@ -118,6 +119,15 @@ def test_a_worker_has_no_more_threads_than_there_are_idle_cores(make_executor, j
             hog.kill()
             hog.wait()
     assert done.report["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_worker_keeps_to_the_limit_of_the_disk_and_has_the_time_for_it(make_executor, job):
+    executor = make_executor(SETTINGS.model_copy(update={"disk_bytes_per_second": 2e6}))
+    executor.submit(job("ok"))
+    (done,) = wait_for(executor)
+    assert done.report["pace"] == 2e6
+    large = replace(job("ok"), nbytes=2_000_000)
+    assert executor._limit_seconds(large) == make_executor()._limit_seconds(large) + 10.0
 
 
 def test_an_accept_command_has_its_own_time(make_executor, job):
