@@ -24,6 +24,7 @@ from ckzd.errors import (
     MissingReference,
     NoSpace,
     NotAccepted,
+    SourceChanged,
     StoreLocked,
     VerificationFailed,
 )
@@ -42,7 +43,8 @@ RETRY_REPLACE_SECONDS = 600.0
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 60.0, 900.0
 MAX_NOT_STARTED = 3  # in a pass that does not wait
 _UNTRUE = (VerificationFailed, CorruptArchive)  # a new archive is not what it should be: replace nothing more
-_DAMAGED = (CorruptArchive, MissingReference)  # an old one, or what it needs: its original is archived anew
+# Of an old one, or what it needs, or of its original, though that has its size and time: that is archived anew
+_NO_LONGER_TRUE = (CorruptArchive, MissingReference, SourceChanged)
 _VERIFY_REASONS = {
     VerificationFailed: "mismatch",
     CorruptArchive: "corrupt archive",
@@ -314,8 +316,8 @@ class Outcomes:
         self.stores.mark_dirty(job.store)
         self.failed.add(job.number)
         row = self._row(job)
-        is_damaged = isinstance(error, _DAMAGED) and not isinstance(error, MissingBaseModel)  # that only waits
-        if is_damaged and row is not None and row.state in ARCHIVED_AND_THERE:
+        is_untrue = isinstance(error, _NO_LONGER_TRUE) and not isinstance(error, MissingBaseModel)  # that only waits
+        if is_untrue and row is not None and row.state in ARCHIVED_AND_THERE:
             self.journal.give_back(job.number, self.clock.time(), not_before=self.clock.time() + RETRY_REPLACE_SECONDS)
             self.rescan()
             return
