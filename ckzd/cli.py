@@ -36,6 +36,7 @@ from ckzd.reports import (
     facts_table,
     garbage_lines,
     listing_table,
+    merged_line,
     pruned_lines,
     status_lines,
     status_table,
@@ -455,6 +456,40 @@ def prune(
     if not stores and not as_json:
         screen.say("nothing is archived there yet")
     return for_each(stores, prune_one, screen)
+
+
+@app.command()
+def merge(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Archives, what stands for them, or runs and stores: what their rules let go."),
+    ] = None,
+    *,
+    config: Config = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> int:
+    """Take archives out of the middle of chains; what is a delta against them carries their weights from then on."""
+    from ckzd.config import load
+    from ckzd.daemon.pruning import Wish, merge_run, wishes
+
+    screen, settings = Screen(as_json), load(config)
+    wanted, roots = wishes(settings, paths or ()), _roots(settings, paths)
+    done = 0
+
+    def merge_one(wish: Wish) -> None:
+        nonlocal done
+        for report in merge_run(wish, roots=roots, dry_run=dry_run):
+            done += 1
+            if as_json:
+                screen.line(report.to_dict())
+            else:
+                screen.say(merged_line(report))
+
+    code = for_each(wanted, merge_one, screen)
+    if not done and not as_json and code == EXIT_DONE:
+        screen.say("nothing may go that others need")
+    return code
 
 
 @app.command()

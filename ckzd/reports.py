@@ -13,6 +13,7 @@ from ckzd.screen import printable, table_of
 if TYPE_CHECKING:
     from ckzd.operations.catalogue import Row
     from ckzd.operations.garbage import Garbage
+    from ckzd.operations.merge import Merged
     from ckzd.operations.prune import PruneReport
 
 _UNITS = {"lost_progress": "of the progress", "second_moment_ratio": "times", "update_length_ratio": "times"}
@@ -97,6 +98,14 @@ def pruned_lines(report: "PruneReport") -> Iterator[str]:
     over = f"; what stays takes {plain_bytes(report.over_quota_bytes)} more than the quota"
     freed = f"; {plain_bytes(report.freed_bytes)} {would}freed{over if report.over_quota_bytes else ''}"
     yield f"{printable(report.store)}: {text}{freed}"
+
+
+def merged_line(report: "Merged") -> str:
+    """What carries what, and what that frees."""
+    names = ", ".join(Path(archive).name for archive in report.merged)
+    carries, would = ("would carry", "would be ") if report.dry_run else ("carries", "")
+    freed = f"{plain_bytes(abs(report.freed_bytes))} {would}{'freed' if report.freed_bytes >= 0 else 'taken'}"
+    return f"{printable(report.archive)} {carries} {printable(names)}: {freed}"
 
 
 def garbage_lines(store: Path, found: Sequence["Garbage"], *, dry_run: bool) -> Iterator[str]:

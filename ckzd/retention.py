@@ -166,6 +166,14 @@ def judge(shelves: Sequence[Shelf], *, now: float, max_bytes: int | None = None,
     return Plan(tuple(verdicts), max(0, over))
 
 
+def kept_for_itself(shelf: Shelf, now: float) -> dict[Path, str]:
+    """What of a run stays unless a quota takes it, and why; what is not named stays only where others need it."""
+    firm: dict[Path, str] = {}
+    loose: dict[Path, str] = {}
+    _sort_out(shelf, now, firm, loose)
+    return loose | firm
+
+
 def needed_by(everything: Iterable[Held], stays: Collection[Path]) -> dict[Path, str]:
     """What those that stay need, down to their bases: path -> the name of one that needs it.
 

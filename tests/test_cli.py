@@ -442,7 +442,7 @@ def test_nothing_to_do_shows_the_help(capsys):
 def test_every_verb_has_json_and_help():
     verbs = {command.name or command.callback.__name__: command for command in cli.app.registered_commands}
     assert set(verbs) == {
-        "serve", "compress", "restore", "verify", "inspect", "list", "check", "status", "prune", "gc", "demo"
+        "serve", "compress", "restore", "verify", "inspect", "list", "check", "status", "prune", "merge", "gc", "demo"
     }  # fmt: skip
     for command in verbs.values():
         assert command.callback.__doc__

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ckzd.archive import Manifest
+from ckzd.archive import ArchiveReader, Manifest
 from ckzd.chains import ArchiveRecord
 from ckzd.codec.presets import PRESETS, Scheme
 from ckzd.codec.records.index import Method
@@ -20,11 +20,14 @@ def inspect(path: Path | str) -> dict[str, Any]:
     """The manifest's fields and what follows from them: size, ratio, bits a parameter by part, container overhead.
 
     `promise` is what its preset says today, `tightened` whether bits were spent to keep to the budget in `quality`.
+    `carries` names the checkpoints that were merged into it: it holds their weights for itself and what hangs on it.
     """
     record = resolve(Path(path))
     if not record.manifest.is_of_all_files:  # one of several is named
         record = ArchiveRecord.read(record.path)
     manifest, archive_bytes = record.manifest, record.path.stat().st_size
+    with ArchiveReader(record.path) as reader:
+        carries = [link.manifest.name for link in reader.carried()]
     fields = manifest.model_dump(mode="json")
     parts = {**manifest.parts, "container": archive_bytes - sum(manifest.parts.values())}
     return {
@@ -36,6 +39,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "promise": PRESETS[manifest.preset].promise if manifest.preset in PRESETS else None,
         "tightened": is_tightened(manifest),
         "kept_exact": KEPT_EXACT if is_kept_exact(manifest) else "no",
+        "carries": carries,
         "parts": parts,
         "bits_per_parameter": {
             part: 8 * nbytes / manifest.parameters for part, nbytes in parts.items() if manifest.parameters

@@ -109,11 +109,11 @@ def prune(
     in the store meanwhile: StoreLocked if somebody reads or writes. OSError where something cannot be deleted; what was
     to go is gone in part then, and the next call goes on.
     """
-    pointers = _pointers(runs, roots)  # it may take minutes, in which a restore need not wait
+    pointers = pointers_in_sight(runs, roots)  # it may take minutes, in which a restore need not wait
     with store.lock(shared=dry_run):
         if not dry_run:
             store.sweep_temps()  # of those that were killed
-        look = _Look(store, pointers, markers, dry_run, Ledger.read(store))
+        look = Look(store, pointers, markers, dry_run, Ledger.read(store))
         shelves = {run.path: look.shelf(run) for run in runs}
         limit = quota.limit(durable.total_bytes(store.root))
         cache = _Cache.of(store, [(shelf.stride, shelf.held) for shelf in shelves.values()])
@@ -123,7 +123,7 @@ def prune(
         room = None if limit is None else limit - beside - plan.kept_bytes
         going = plan.going()
         evicted = cache.beyond(room, {held.record.manifest.reconstruction for held in going} - plan.reconstructions)
-        evicted_bytes = sum(map(_disk_bytes, evicted))
+        evicted_bytes = sum(map(disk_bytes, evicted))
         whole: set[Path] = set()  # whose moments were to go, and could not
         if not dry_run:
             for entry in evicted:
@@ -141,7 +141,7 @@ def prune(
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class Look:
     """What one call sees of everything that is not the store's own."""
 
     store: Store
@@ -159,7 +159,7 @@ class _Look:
         held = tuple(
             Held(
                 record,
-                _disk_bytes(record.path),
+                disk_bytes(record.path),
                 _since(record),
                 safe.why.get(record.path, ""),
                 bool(standing(run.path, record)),
@@ -221,7 +221,7 @@ class _Safe:
             self.why.setdefault(archive, why)
 
 
-def _pointers(runs: Iterable[Run], roots: Iterable[Path]) -> dict[Path, set[Path]]:
+def pointers_in_sight(runs: Iterable[Run], roots: Iterable[Path]) -> dict[Path, set[Path]]:
     """All pointers in sight, by the archive that they name."""
     named: dict[Path, set[Path]] = defaultdict(set)
     ruled = [run.path for run in runs if run.rules is not None and run.path.is_dir()]
@@ -261,10 +261,11 @@ def _since(record: ArchiveRecord) -> float:
 
 def _moments(record: ArchiveRecord) -> int:
     """Bytes that may be dropped; on a disk that compresses, no more than all of it takes."""
-    return min(moment_bytes(record.manifest), _disk_bytes(record.path)) if may_drop_moments(record.manifest) else 0
+    return min(moment_bytes(record.manifest), disk_bytes(record.path)) if may_drop_moments(record.manifest) else 0
 
 
-def _disk_bytes(path: Path) -> int:
+def disk_bytes(path: Path) -> int:
+    """What it takes; 0 of what is gone."""
     try:
         return durable.disk_bytes(path.stat())
     except FileNotFoundError:
@@ -275,7 +276,7 @@ def _bytes_beside(store: Store, shelved: Sequence[Held]) -> int:
     """What lies beside the archives that are judged: those of other runs, what was set aside."""
     known = {held.path for held in shelved}
     beside = (path for place in store.run_directories() for path in place.iterdir() if path not in known)
-    return sum(map(_disk_bytes, beside))
+    return sum(map(disk_bytes, beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,17 +304,17 @@ class _Cache:
     @property
     def needed_bytes(self) -> int:
         """Of what stays in any case."""
-        return sum(map(_disk_bytes, self.needed))
+        return sum(map(disk_bytes, self.needed))
 
     def beyond(self, room: int | None, gone: Collection[str]) -> list[Path]:
         """What goes: that of archives that are `gone`, and what has no `room`, in bytes, beside what is needed."""
         evicted = [path for path in (*self.needed, *self.others) if path.stem in gone]
         left = [path for path in self.others if path.stem not in gone]
-        over = sum(map(_disk_bytes, left)) + self.needed_bytes - room if room is not None else 0
+        over = sum(map(disk_bytes, left)) + self.needed_bytes - room if room is not None else 0
         for path in left:
             if over <= 0:
                 break
-            over -= _disk_bytes(path)
+            over -= disk_bytes(path)
             evicted.append(path)
         return evicted
 
