@@ -107,6 +107,7 @@ def note(store: Path, model: NamedModel, marks: Sequence[Mark]) -> None:
 
 def _write(path: Path, written: Note) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    durable.sweep(path.parent)
     with durable.write_atomically(path) as file:
         file.write(written.to_json())
 

@@ -217,6 +217,11 @@ def sweep_beside(target: Path, *, but_with: str) -> list[Path]:
     return remove_abandoned(abandoned_beside(target, but_with=but_with))
 
 
+def sweep(directory: Path) -> None:
+    """Remove what those who died while they wrote a file of ours into this directory left there."""
+    remove_abandoned(directory.glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}"))
+
+
 def fsync_file(path: Path) -> None:
     """Make a file's bytes durable."""
     _fsync(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

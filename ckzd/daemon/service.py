@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from ckzd import durable
 from ckzd.config import Settings, WatchSettings, systemd
 from ckzd.daemon import status
 from ckzd.daemon.choose import Chooser
@@ -60,6 +61,7 @@ def serve(
     clock = SystemClock()
     state = settings.daemon.state_dir
     with locked(state / "lock", state / "claims", shared=False, wait_seconds=0.0):
+        durable.sweep(state)
         chosen = executor or LocalExecutor(settings.daemon, clock, log_as_json=log_as_json)
         with (
             Reader(patient=once) as reader,

@@ -4,7 +4,8 @@
 
 Each blow is followed by the same command twice and by a start of the daemon. Every checkpoint must then be the
 original, or be replaced by a pointer from which it restores without a cache, and already right after the blow, or a
-daemon that starts then puts it back. Exit status 1 if something was lost or a half-done thing stays.
+daemon that starts then puts it back; and no name may lie there that DESIGN.md does not know. Exit status 1 if something
+was lost or a half-done thing stays.
 """
 
 import argparse
@@ -79,11 +80,12 @@ def strike(stage: Stage, blow: Blow) -> Outcome:
     stage.reset()
     first = stage.run(stage.scenario.command, blow.aim)
     struck = next((call.text for call in first.calls if call.was_struck), None)
+    strange = stage.unnamed()
     states = [] if stage.scenario.rotten else stage.states()  # what the disk has done is healed by the end
     again = [stage.run(stage.scenario.command) for _ in range(2)]
     daemon = stage.start_a_daemon()
     statuses = tuple(finished.status for finished in (first, *again, daemon))
-    return Outcome(struck, tuple(states), tuple(stage.states()), tuple(stage.leftovers()), statuses)
+    return Outcome(struck, tuple(states), tuple(stage.states()), (*stage.leftovers(), *strange), statuses)
 
 
 def go(scenario: Scenario, trained: Path, arguments: argparse.Namespace) -> bool:

@@ -9,10 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import forks
+
+sys.path.append(str(Path(__file__).parent.parent))
+from on_disk import unnamed
 
 from ckzd.archive import ArchiveReader
 from ckzd.chains import is_whole
@@ -302,6 +306,10 @@ class Stage:
             state if "LOST" not in state or "LOST" in then else f"recovered to {then}"
             for state, then in zip(found, after, strict=True)
         ]
+
+    def unnamed(self) -> list[str]:
+        """What lies there under a name that DESIGN.md does not know."""
+        return unnamed({word: self.place / word.lower() for word in ("STORE", "RUN", "STATE")})
 
     def leftovers(self) -> list[str]:
         """What no finished command leaves anywhere."""

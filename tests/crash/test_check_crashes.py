@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from making import put_chain
+from on_disk import unnamed
 
 from ckzd.chains import is_sound, is_whole
 from ckzd.operations.check import check
@@ -45,7 +46,8 @@ class Scene:
         )
 
     def assert_nothing_is_lost(self) -> None:
-        """What was whole is whole still, and what was damaged is somewhere."""
+        """What was whole is whole still, and what was damaged is somewhere; all has a name that DESIGN.md knows."""
+        assert unnamed({"STORE": self.store.root, "RUN": self.run}) == []
         for archive in (self.archives[0], self.archives[2], *self.copies.glob("*.ckz")):
             assert is_whole(archive)
         if self.harm == "rot":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from making import store_archive, tree_of
+from on_disk import unnamed
 
 from ckzd.archive import ArchiveReader
 from ckzd.operations.replace import pointer_for, resolve
@@ -106,6 +107,7 @@ class Scene:
         return True
 
     def assert_nothing_is_lost(self) -> None:
+        assert unnamed({"STORE": self.store.root, "RUN": self.checkpoint.parent}) == []
         if self.is_of_several:  # some may have gone: each is there, or its archive is, and no model alone
             assert all(tree_of(p) == old if p.exists() else self.is_pointed(p) for p, old in self.others.items())
             assert self.is_pointed(self.checkpoint) or tree_of(self.checkpoint) == self.before
