@@ -249,7 +249,7 @@ def test_commands_write_no_more_than_their_rows_say(place, capsys):
         command.name or command.callback.__name__ for command in cli.app.registered_commands
     }
     before = {word: tree_of(root) if root.exists() else None for word, root in place.roots.items()}
-    silent = ["list", "inspect", "status", "prune --dry-run", "gc --dry-run"]
+    silent = ["list", "inspect", "status", "prune --dry-run", "merge --dry-run", "gc --dry-run"]
     assert [cells[1:] for cells in table("On disk", "command") if cells[0].startswith(("`list", "`prune --"))] == [
         ["-", "-", "-"]
     ] * 2
