@@ -8,6 +8,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from ckzd.checkpoint import Bytes, FileLayout, Hole
 from ckzd.fingerprints import Fingerprint
@@ -110,8 +111,8 @@ class _Writer:
         self._ranges, self._pieces = layout.verbatim_ranges(), pieces
         self._has_crcs = any(hole.crc_offsets for hole in layout.holes)
         self._crc = 0  # of the storage so far
-        self._patches: dict[int, bytes] = {}  # by where they belong
-        self._fingerprints: list[tuple[Fingerprint, int]] = []  # with the CRC-32s that they follow from
+        self._patches: list[tuple[int, bytes]] = []  # a heap by where they belong
+        self._fingerprints: list[tuple[int, int, Fingerprint]] = []  # another, with the CRC-32s that they follow from
 
     def filled(self, hole: Hole, tensor: Bytes) -> Iterator[Bytes]:
         """What lies before the next hole, and what is in it, of the bytes of its tensor."""
@@ -120,9 +121,10 @@ class _Writer:
             raise AssertionError(f"tensor {hole.tensor}: payload of {len(payload)} bytes for a hole of {hole.nbytes}")
         if self._has_crcs:
             self._crc = zlib.crc32(payload, 0 if hole.begins_storage else self._crc)
-        self._patches |= dict.fromkeys(hole.crc_offsets, self._crc.to_bytes(4, "little"))
+        for offset in hole.crc_offsets:
+            heappush(self._patches, (offset, self._crc.to_bytes(4, "little")))
         if hole.fingerprint is not None:
-            self._fingerprints.append((hole.fingerprint, self._crc))
+            heappush(self._fingerprints, (hole.fingerprint.offset, self._crc, hole.fingerprint))
         yield self.verbatim()
         yield payload
 
@@ -130,9 +132,10 @@ class _Writer:
         """The next piece between holes."""
         start, stop = next(self._ranges)
         piece = bytearray(next(self._pieces))
-        for offset in [offset for offset in self._patches if start <= offset and offset + 4 <= stop]:
-            piece[offset - start : offset - start + 4] = self._patches.pop(offset)
-        for fingerprint, crc in [each for each in self._fingerprints if start <= each[0].offset < stop]:
-            fingerprint.write(piece, start, crc)
-            self._fingerprints.remove((fingerprint, crc))
+        while self._patches and self._patches[0][0] < stop:
+            offset, crc = heappop(self._patches)
+            piece[offset - start : offset - start + 4] = crc
+        while self._fingerprints and self._fingerprints[0][0] < stop:
+            _, of_storage, fingerprint = heappop(self._fingerprints)
+            fingerprint.write(piece, start, of_storage)
         return bytes(piece)

@@ -41,7 +41,7 @@ from ckzd.codec.records.layout import Layout
 from ckzd.codec.records.reconstruction import ArrayFile, Reconstruction, ReconstructionWriter
 from ckzd.codec.records.reference_tensors import seal
 from ckzd.codec.records.side import encode_scales
-from ckzd.codec.records.skeleton import skeleton_of
+from ckzd.codec.records.skeleton import skeleton_of, split_skeleton
 from ckzd.codec.scales import REACH
 from ckzd.codec.transform.adaptive_basis import SLACK
 from ckzd.streams import StreamRef
@@ -135,11 +135,12 @@ class Encoder:
         self._code_without_planes(chooser)
         zeros = {number: self._put_zeros(data) for number, data in sorted(chooser.zeros.items())}
         self._progress(0.9)
+        skeleton = skeleton_of(self._inputs.checkpoint)
         return Encoded(
-            reconstruction=self._seal(chooser, fitted, zeros),
+            reconstruction=self._seal(chooser, fitted, zeros, skeleton),
             parameters=sum(self._inputs.tensor(number).elements for number in self._inputs.reference_tensors),
             original_sha256=self._inputs.contents.sha256,
-            restored_sha256=tuple(self._digests(chooser)),
+            restored_sha256=tuple(self._digests(chooser, skeleton)),
             parts=dict(self._parts),
             coders=dict(self._coders),
             quality=_quality(chooser, self._preset),
@@ -188,7 +189,7 @@ class Encoder:
         self._parts["zeros"] += len(data)
         return self._put_stream("zeros", data) if data else None
 
-    def _seal(self, chooser: Chooser, fitted: Fitted, zeros: Mapping[int, StreamRef | None]) -> str:
+    def _seal(self, chooser: Chooser, fitted: Fitted, zeros: Mapping[int, StreamRef | None], skeleton: bytes) -> str:
         checkpoint, surveyed = self._inputs.checkpoint, chooser.survey
         states = {n: s.weight for n, s in surveyed.states.items() if s.weight in surveyed.scales}
         tensors, referenced = checkpoint.tensors, self._inputs.reference_tensors
@@ -196,7 +197,6 @@ class Encoder:
         codes = tuple(self._codes[number] for number in range(len(checkpoint.tensors)))
         steps, predictions = surveyed.steps, surveyed.predictions
         index = Index(layout, codes, steps, chooser.finer, zeros, REACH, SLACK, predictions)
-        skeleton = skeleton_of(checkpoint)
         lstm = fitted.lstm if Coder.LSTM in self._used else b""
         entries = {
             "index": index.to_bytes(self._inputs.reference_blob("layout")),
@@ -211,7 +211,7 @@ class Encoder:
                 self._add_entry(name, data)
         return seal(self._reconstruction, lstm, skeleton, layout.to_json())
 
-    def _digests(self, chooser: Chooser) -> list[str]:
+    def _digests(self, chooser: Chooser, skeleton: bytes) -> list[str]:
         """Sha256 of every file as a restore will write it."""
         triple_of = {n: t for t in chooser.survey.lossy for n in t.moments}
 
@@ -223,11 +223,10 @@ class Encoder:
             values = self._reconstruction.get(self._inputs.tensor(number).path, "weights")
             return self._inputs.payload(number) if values is None else values.tobytes()
 
-        checkpoint = self._inputs.checkpoint
-        digests = [hashlib.sha256() for _ in checkpoint.files]
-        verbatim = [checkpoint.verbatim(number) for number in range(len(digests))]
+        files = self._inputs.checkpoint.files
+        digests = [hashlib.sha256() for _ in files]
         payloads = partial(in_order, restored, elements=lambda number: self._inputs.tensor(number).elements)
-        for file, piece in assembled(checkpoint.files, verbatim, payloads):
+        for file, piece in assembled(files, split_skeleton(skeleton, files), payloads):
             digests[file].update(piece)
         return [digest.hexdigest() for digest in digests]
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import zstandard
 
 SMALL, FAST = 19, 3  # levels for side information: of kilobytes, of megabytes
+# What 64 ranks list of 21,000 parts (3 MB) takes 1.0 s as small and 0.3 s as large, at a base for a fifth more bytes.
+_LARGE, _SMALL_BYTES = 16, 2 << 20
 _MIN_WINDOW_LOG, _MAX_WINDOW_LOG = 20, 27
 
 
@@ -48,9 +50,11 @@ def decompress_exactly(data: bytes, nbytes: int) -> bytes:
 
 def compress_against(data: bytes, reference: bytes) -> bytes:
     """One Zstandard frame with `reference` as its raw dictionary: what did not change costs next to nothing."""
-    window = max(_MIN_WINDOW_LOG, min(_MAX_WINDOW_LOG, (len(data) + len(reference)).bit_length()))
+    together = len(data) + len(reference)
+    window = max(_MIN_WINDOW_LOG, min(_MAX_WINDOW_LOG, together.bit_length()))
+    level = SMALL if together <= _SMALL_BYTES else _LARGE
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        19, window_log=window, enable_ldm=True, write_content_size=1
+        level, window_log=window, enable_ldm=True, write_content_size=1
     )
     return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_dictionary(reference)).compress(data)
 

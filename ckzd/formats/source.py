@@ -18,7 +18,7 @@ from ckzd.file_marks import is_unchanged
 from ckzd.pace import took
 from ckzd.page_cache import forget_file, is_cached
 
-MAX_OPEN_FILES = 8
+MAX_OPEN_FILES = 128  # tensors that ranks have parts of are read from all their files in turns
 WINDOW_BYTES = 4096
 PAGE_BYTES = 16 << 10
 MAX_PAGES = 8
@@ -80,9 +80,10 @@ class FileSource:
         """Exactly `nbytes` bytes of file number `file`."""
         path = self.paths[file]
         with as_ckzd_errors(path), self._opened(file) as descriptor:
-            self._check(file, descriptor)
-            data = read_exactly(descriptor, offset, nbytes)
-            self._check(file, descriptor)
+            try:
+                data = read_exactly(descriptor, offset, nbytes)
+            finally:  # once, afterwards: what happened to the file before shows then, too
+                self._check(file, descriptor)
         took(len(data))
         if len(data) != nbytes:
             raise SourceChanged(path, f"expected {nbytes} bytes at {offset}, got {len(data)}")

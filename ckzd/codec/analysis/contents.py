@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from collections import deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
@@ -58,26 +59,30 @@ def read_contents(
     def content(number: int, payload: Bytes) -> Content:
         return _content(checkpoint, number, payload, before if number in reference_tensors else None)
 
-    def read(place: tuple[int, Hole]) -> tuple[Bytes, Content | None, int]:
-        """What is in a hole, what that says of its tensor, and its CRC-32 if it is a whole storage."""
-        file, hole = place
-        payload = checkpoint.source.read(file, hole.offset, hole.nbytes)
+    def read(piece: tuple[int, int, Hole]) -> tuple[Bytes, Bytes, Content | None, int]:
+        """From `start` of a file to a hole's end; what is in the hole, what that says of its tensor, and its CRC-32."""
+        file, start, hole = piece
+        data = memoryview(checkpoint.source.read(file, start, hole.offset + hole.nbytes - start))
+        payload = data[hole.offset - start :]
         is_storage = hole.crc_offsets and hole.begins_storage
         said = content(hole.tensor, payload) if hole.part is None else None
-        return payload, said, zlib.crc32(payload) if is_storage else 0
+        return data, payload, said, zlib.crc32(payload) if is_storage else 0
 
     for file, layout in enumerate(checkpoint.files):
         digest, crc = hashlib.sha256(), _Crc(checkpoint, file)
-        places = [(file, hole) for hole in layout.holes]
-        read_holes = in_order(read, places, lambda place: place[1].nbytes)
-        verbatim = checkpoint.verbatim(file)
-        for hole, (payload, said, own_crc) in zip(layout.holes, read_holes, strict=True):
+        *starts, last = [start for start, _ in layout.verbatim_ranges()]
+        pieces = [(file, start, hole) for start, hole in zip(starts, layout.holes, strict=True)]
+        read_pieces = in_order(read, pieces, lambda piece: piece[2].nbytes)
+        for (_, start, hole), (data, payload, said, own_crc) in zip(pieces, read_pieces, strict=True):
             if said is not None:
                 tensors[hole.tensor] = said
-            digest.update(next(verbatim))
-            digest.update(payload)
-            crc.check(hole, payload, own_crc)
-        digest.update(next(verbatim))
+            digest.update(data)
+            crc.see(start, data)
+            crc.take(hole, payload, own_crc)
+        data = checkpoint.source.read(file, last, layout.size - last)
+        digest.update(data)
+        crc.see(last, data)
+        crc.check()
         sha256.append(digest.hexdigest())
     parts = sorted(checkpoint.in_parts)
     gathered = in_order(lambda n: content(n, checkpoint.payload(n)), parts, lambda n: checkpoint.tensors[n].elements)
@@ -114,29 +119,40 @@ def _content(
 
 
 class _Crc:
-    """Holds the storages of one file, hole by hole, against the CRC-32s that it gives for them."""
+    """Holds the storages of one file against the CRC-32s that it gives for them."""
 
     def __init__(self, checkpoint: Checkpoint, file: int) -> None:
         self._checkpoint, self._file = checkpoint, file
-        self._given = any(hole.crc_offsets for hole in checkpoint.files[file].holes)
+        self._fields = deque(sorted(offset for hole in checkpoint.files[file].holes for offset in hole.crc_offsets))
+        self._given: dict[int, bytes] = {}  # what stands in each field
+        self._found: list[tuple[int, tuple[int, ...], bytes]] = []  # a storage's first tensor, its fields, its CRC-32
+        self._is_checked = bool(self._fields)
         self._crc = self._first = 0
 
-    def check(self, hole: Hole, payload: Bytes, own: int) -> None:
-        """Take the next one's bytes; BadCheckpoint if it ends a storage that is not what the file says.
+    def see(self, start: int, data: Bytes) -> None:
+        """The bytes from `start` on, up to and with a hole."""
+        while self._fields and self._fields[0] < start + len(data):
+            at = self._fields.popleft() - start
+            self._given[start + at] = bytes(data[at : at + 4])
 
-        `own` is their CRC-32 if they are a whole storage.
-        """
-        if not self._given:
+    def take(self, hole: Hole, payload: Bytes, own: int) -> None:
+        """The bytes of the next hole; `own` is their CRC-32 if they are a whole storage."""
+        if not self._is_checked:
             return
         self._first = hole.tensor if hole.begins_storage else self._first
         is_whole = hole.crc_offsets and hole.begins_storage
         self._crc = own if is_whole else zlib.crc32(payload, 0 if hole.begins_storage else self._crc)
+        if hole.crc_offsets:
+            self._found.append((self._first, hole.crc_offsets, self._crc.to_bytes(4, "little")))
+
+    def check(self) -> None:
+        """BadCheckpoint if a storage is not what the file says of it."""
         checkpoint, name = self._checkpoint, self._checkpoint.files[self._file].name
-        stored = {bytes(checkpoint.source.read(self._file, offset, 4)) for offset in hole.crc_offsets}
-        if stored and stored != {self._crc.to_bytes(4, "little")}:
-            path = "/".join(checkpoint.tensors[self._first].path)
-            raise BadCheckpoint(
-                f"{checkpoint.name}/{name}" if checkpoint.is_directory else name,
-                f"tensor {path}: its bytes do not match the CRC-32 that the file gives for them",
-                hint="the file is damaged; restore it from another copy",
-            )
+        for first, offsets, crc in self._found:
+            if any(self._given[offset] != crc for offset in offsets):
+                raise BadCheckpoint(
+                    f"{checkpoint.name}/{name}" if checkpoint.is_directory else name,
+                    f"tensor {'/'.join(checkpoint.tensors[first].path)}: its bytes do not match the CRC-32 that the "
+                    "file gives for them",
+                    hint="the file is damaged; restore it from another copy",
+                )
