@@ -8,6 +8,7 @@ from typing import TypeGuard
 
 from ckzd.checkpoint import Optimizer, ParamGroup
 from ckzd.errors import BadCheckpoint
+from ckzd.formats.moment_trees import MomentTrees
 from ckzd.formats.tree import MAX_PATH_CHARACTERS, Mapping, Node, StorageRef, TensorRef, Trail, label, walk
 
 STEP_KEYS = ("step", "global_step", "iter_num", "iteration")
@@ -57,10 +58,13 @@ def survey(root: Node, subject: str) -> Survey:
     """Walk the tree once. BadCheckpoint, naming `subject`, if it is nested without end or contradicts itself."""
     uses: dict[str, StorageUse] = {}
     optimizers, counters = _Optimizers(), dict[tuple[str, ...], list[Node]]()
+    moments = MomentTrees(root, subject)
     for place, (trail, node) in enumerate(walk(root, subject)):
         if isinstance(node, (TensorRef, StorageRef)):
             ref = node.storage if isinstance(node, TensorRef) else node
             uses.setdefault(ref.key, StorageUse(ref, (place, trail))).add(node, place, trail, subject)
+        elif isinstance(node, Mapping) and (pairs := moments.by_parameter(node)) is not None:
+            node.pairs = pairs  # what is walked next
         elif isinstance(node, Mapping) and (groups := optimizers.groups(node)):
             optimizers.found.append(Optimizer(trail.path(subject), groups))
             counters[optimizers.found[-1].path] = list(_counters(node))
