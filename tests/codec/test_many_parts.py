@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from codec.chains import encode
-from formats.dcp_directories import state_of, trained, write_dcp
+from dcp_directories import state_of, trained, write_dcp
 
 from ckzd.checkpoint import Checkpoint, FileLayout, FileStat, Hole, TensorSpec
 from ckzd.codec.analysis.contents import read_contents

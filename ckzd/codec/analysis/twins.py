@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from ckzd.checkpoint import RawArray
+from ckzd.codec.analysis.candidates import candidates, orders
 from ckzd.codec.analysis.inputs import Inputs
 from ckzd.codec.analysis.pairing import is_coded, sample
 from ckzd.codec.arrays import Float64
@@ -20,6 +21,7 @@ from ckzd.codec.records.reference_tensors import cast_values, finite_reference
 
 _NEAR = 0.25  # of its energy, the most that an average is off its weight; two weights of one layout are off by 2
 _NEAR_BY_NAME = 1.0  # the same of one that has its weight's name: in a young run it lags far behind
+_MOST_LISTS = 16  # of averages: each is a look at all weights
 _NARROW = frozenset({"bfloat16", "float16"})
 _NAMES = re.compile(r"[^.]+")
 
@@ -54,20 +56,20 @@ def _is_cast(inputs: Inputs, number: int, master: int) -> bool:
     return np.array_equal(rounded, inputs.stored(number))
 
 
-def predictions(inputs: Inputs, weights: Collection[int], candidates: Sequence[int]) -> dict[int, LinearPrediction]:
-    """Linear predictions of tiles of the `candidates` (first tiles, ascending) from tiles of `weights` (likewise).
+def predictions(inputs: Inputs, weights: Collection[int], followers: Sequence[int]) -> dict[int, LinearPrediction]:
+    """Linear predictions of tiles of the `followers` (first tiles, ascending) from tiles of `weights` (likewise).
 
-    A candidate may be a weight too: then it may only follow from one before it that follows from none.
+    A follower may be a weight too: then it may only follow from one before it that follows from none.
     """
     found: dict[int, LinearPrediction] = {}
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number in weights:
         by_shape[inputs.whole_shape(number)].append(number)
-    own = frozenset(weights)
-    for number in candidates:
+    own, in_lists = frozenset(weights), _by_position(inputs, weights, followers)
+    for number in followers:
         others = by_shape[inputs.whole_shape(number)]
         allowed = [n for n in others if n not in found and (number not in own or n < number)]
-        other = _nearest(inputs, number, allowed)
+        other = _nearest(inputs, number, allowed, in_lists.get(number))
         if other is None:
             continue
         fitted = _fitted(inputs, number, other)
@@ -77,10 +79,35 @@ def predictions(inputs: Inputs, weights: Collection[int], candidates: Sequence[i
     return found
 
 
-def _nearest(inputs: Inputs, number: int, others: Sequence[int]) -> int | None:
-    """Of the weights of one shape that whose name is alike or, of those or of all, that which differs least."""
+def _by_position(inputs: Inputs, weights: Collection[int], followers: Sequence[int]) -> dict[int, int]:
+    """Of lists without names, as of shadow parameters: the weight at the same place of an order that fits them all."""
+    lists: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number in followers:
+        *above, last = inputs.tensor(number).path
+        if last.isdecimal():
+            lists[tuple(above)].append(number)
+    found: dict[int, int] = {}
+    for members in list(lists.values())[:_MOST_LISTS]:
+        members.sort(key=lambda number: int(inputs.tensor(number).path[-1]))
+        shapes, own = _shapes(inputs, members), frozenset(members)
+        pools = candidates(inputs, [number for number in weights if number not in own], len(members))
+        fitting = (order for pool in pools for order in orders(inputs, pool) if _shapes(inputs, order) == shapes)
+        found |= zip(members, next(fitting, ()), strict=False)
+    return found
+
+
+def _shapes(inputs: Inputs, numbers: Sequence[int]) -> list[tuple[int, ...]]:
+    return [inputs.whole_shape(number) for number in numbers]
+
+
+def _nearest(inputs: Inputs, number: int, others: Sequence[int], placed: int | None) -> int | None:
+    """Of the weights of one shape that at the same place of a list (`placed`), else whose name is alike, else any.
+
+    Of several that which differs least.
+    """
     name = _NAMES.findall(inputs.tensor(number).path[-1])[-2:]
-    alike = [other for other in others if _NAMES.findall(inputs.tensor(other).path[-1])[-2:] == name]
+    called = [other for other in others if _NAMES.findall(inputs.tensor(other).path[-1])[-2:] == name]
+    alike = [placed] if placed is not None and placed in others else called
     seen = _sampled(inputs, number)
     energy = float((seen**2).sum())
     distances = {other: float(((_sampled(inputs, other) - seen) ** 2).sum()) for other in alike or others}

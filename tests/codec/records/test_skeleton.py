@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from codec.chains import decode, encode
-from formats.dcp_directories import state_of, trained, write_dcp
+from dcp_directories import state_of, trained, write_dcp
 from hypothesis import given
 from hypothesis import strategies as st
 
