@@ -966,17 +966,34 @@ class PlainArchive:
         restored = widened(rounded(self._filled(weight, second), stored), stored)
         return rounded(levels * (np.sqrt(restored) * self.index["moment_step"]), dtype)
 
+    def pieces(self) -> list[bytes]:
+        """What lies before, between and behind holes, of all files in order."""
+        lengths = []
+        for _, size, holes, *_ in self.layout["files"]:
+            ends = [0, *(hole[1] + hole[2] for hole in holes)]
+            starts = [*(hole[1] for hole in holes), size]
+            lengths += [start - end for start, end in zip(starts, ends, strict=True)]
+        numbers = [0] * len(lengths)
+        if len(self.skeleton) < sum(lengths):
+            numbers = struct.unpack(f"<{len(lengths)}I", self.skeleton[-4 * len(lengths) :])
+        found, new, position = [], [], 0
+        for length, number in zip(lengths, numbers, strict=True):
+            if not number:
+                new.append(self.skeleton[position : position + length])
+                position += length
+            found.append(new[number - 1])
+        return found
+
     def files(self) -> dict[str, bytes]:
         """The restored files."""
-        found, position = {}, 0
+        found, pieces = {}, iter(self.pieces())
         for name, size, holes, *further in self.layout["files"]:
             file, start, end = bytearray(size), 0, 0
             crcs: dict[int, bytes] = {}
             continuing, joining = [*further, [], []][:2]
             marks = []
             for number, (tensor, offset, nbytes, *places) in enumerate([*holes, (None, size, 0)]):
-                file[end:offset] = self.skeleton[position : position + offset - end]
-                position += offset - end
+                file[end:offset] = next(pieces)
                 end = offset + nbytes
                 if tensor is not None:
                     start = start if tensor in continuing or number in joining else offset

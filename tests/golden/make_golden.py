@@ -260,6 +260,8 @@ def require_all_kinds(archives: Sequence[PlainArchive], sharded: Sequence[PlainA
         parts = {len(place) for place in places if isinstance(place, list)}
         if parts != {1, 3} or not archive.layout.get("tiled"):
             raise SystemExit("no tensor lies in parts of one run and of several, or none of them is cut")
+        if not len(archive.skeleton) < sum(map(len, archive.pieces())):
+            raise SystemExit("no header repeats another")
 
 
 def main() -> None:
