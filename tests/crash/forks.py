@@ -104,6 +104,26 @@ def run(arguments: list[str], work: Path, *, aim: Aim | None = None, watched: Pa
     return Finished(status, output.read_text(errors="replace"), calls)
 
 
+def start(arguments: list[str], work: Path) -> int:
+    """Start `ckzd ARGUMENTS`, to be ended by `kill`; its pid."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    halted, tell_halted = os.pipe()
+    go, tell_go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _be_the_command(arguments, work / "output", None, tell_halted, go)
+    for descriptor in (halted, tell_halted, go, tell_go):
+        os.close(descriptor)
+    return pid
+
+
+def kill(pid: int) -> None:
+    """SIGKILL; returns when everything that it has started is gone, too."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    _wait_for_the_orphans()
+
+
 def _attach(halted: int, aim: Aim, log: Path) -> "subprocess.Popen[str] | None":
     """Wait for the process that is aimed at, and attach strace to it; None if it never came to be."""
     said = os.read(halted, 64)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -391,6 +392,12 @@ def train(place: Path) -> None:
     forks.in_fork(lambda: _train(*runs, STEPS))
     longer = [place / f"{run.name}, longer" for run in runs]
     forks.in_fork(lambda: _train(*longer, (*STEPS, MORE)))
+
+
+def train_directories(place: Path, steps: tuple[int, ...]) -> None:
+    """Directories alone."""
+    with tempfile.TemporaryDirectory() as others:
+        _train(Path(others) / "files", Path(others) / "several", place, steps)
 
 
 def _train(files: Path, several: Path, directories: Path, steps: tuple[int, ...]) -> None:
