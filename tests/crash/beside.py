@@ -139,8 +139,8 @@ def main() -> int:
         unfinished = bool(raw) or before != {path: path.stat().st_mtime_ns for path in wild.archives()}
     print(
         f"{arguments.kills} kills of a daemon beside {actions} actions of a writer (seed {arguments.seed}):"
-        f" {len(wild.expected)} checkpoints at the end, {len(raw)} of them raw, {len(before)} archives; {len(wrong)} lost"
-        f" or half-done, {'work is left' if unfinished else 'all work is done'};"
+        f" {len(wild.expected)} checkpoints at the end, {len(raw)} of them raw, {len(before)} archives;"
+        f" {len(wrong)} lost or half-done, {'work is left' if unfinished else 'all work is done'};"
         f" {time.monotonic() - began:.0f} s"
     )
     return 1 if wrong or unfinished else 0
