@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import forks
+from clocks import Clock
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -38,23 +39,6 @@ KEPT_BY_TRAINER, MAX_DEPTH = 10, 5
 ROUNDS = 24  # of the daemon after each checkpoint: it settles, is archived, replaced, and what is old goes
 LEVEL = 1.6  # times what it was after a quarter, and so much beside it: more has grown
 SLACK = {"archives": 5, "disk": 1e6, "journal": 4e6, "memory": 1e7, "descriptors": 2, "start_seconds": 0.1}
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = time.time()
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def time(self) -> float:
-        return self._began + self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 class RealWork(FakeExecutor):
