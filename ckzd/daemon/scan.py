@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ckzd import formats
@@ -21,7 +22,7 @@ from ckzd.operations.pointer import pointer_for
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """One training job's directory as the last scan saw it."""
 
@@ -30,9 +31,9 @@ class Run:
     store: Path
     checkpoints: tuple[tuple[Path, Fingerprint], ...]  # in order
 
-    @property
+    @cached_property
     def order(self) -> dict[Path, int]:
-        """Place of each checkpoint in the run."""
+        """Place of each checkpoint in the run; asked for each of them."""
         return {path: place for place, (path, _) in enumerate(self.checkpoints)}
 
 
