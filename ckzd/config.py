@@ -25,6 +25,7 @@ from ckzd.operations.places import Asked
 from ckzd.priority import MOST_NICE
 from ckzd.retention import Quota, Rules
 from ckzd.state_dir import default_state_dir
+from ckzd.store import Store
 
 DECIDE_REPLACE = (
     "decide it once: `replace = true` puts a small pointer where an original stood, after its archive was read back and"
@@ -176,7 +177,7 @@ class Settings(_Frozen):
         found = []
         for path in map(_absolute, paths):
             found += [each for each in watched if each.store is not None and path in each.path.parents]
-            above = [watch.store for watch in self.watch if path.is_relative_to(watch.path)]
+            above = [w.store for w in self.watch if path.is_relative_to(w.path) and w.store and Store.is_at(w.store)]
             found.append(Asked(path, store or next(iter(above), None)))
         return found
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from making import put_chain
+from serving import write_checkpoint
 
 from ckzd import cli
 from ckzd.store import Store
@@ -93,7 +94,12 @@ class TestWhatMayBeNamed:
 
     def test_a_watched_run_without_a_store_yet_holds_nothing_and_is_no_error(self, run, verb, capsys):
         for store in (None, run.parent / "later"):
-            assert cli.run([verb, "--config", str(config_for(run, store))]) == 0
+            config = ["--config", str(config_for(run, store))]
+            assert cli.run([verb, *config]) == 0
+            assert capsys.readouterr().err == ""
+            write_checkpoint(run / "step_1.safetensors")
+            for path in (run, run.parent):
+                assert cli.run([verb, str(path), *config]) == 0
             assert capsys.readouterr().err == ""
 
     def test_a_watched_directory_that_is_not_there_is_said(self, run, verb, capsys):
