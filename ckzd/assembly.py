@@ -5,7 +5,7 @@ tensors at hand. Ranks write theirs in one order, so that there are few of them 
 """
 
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -58,42 +58,65 @@ def assembled(
 
 def _steps(files: Sequence[FileLayout], held_bytes: int) -> list[_Step]:
     """In which order tensors are made, so that a tensor that lies in one place is made for it alone."""
-    sizes: Counter[int] = Counter()
-    left: Counter[int] = Counter()  # holes still to be filled, of each tensor
-    for hole in (hole for file in files for hole in file.holes):
-        sizes[hole.tensor] += hole.nbytes
-        left[hole.tensor] += 1
-    at = [0] * len(files)
-    waiting: dict[int, list[int]] = defaultdict(list)  # for a tensor, files whose next hole it fills
-    for number, file in enumerate(files):
-        if file.holes:
-            waiting[file.holes[0].tensor].append(number)
-    held: dict[int, int] = {}  # sizes of tensors, the oldest first
-    size = 0  # of all of them
+    turns = _Turns(files)
     steps: list[_Step] = []
     for number, file in enumerate(files):
-        while at[number] < len(file.holes):
-            made = file.holes[at[number]].tensor
-            held[made] = sizes[made]
-            size += sizes[made]
-            filled: list[tuple[int, int]] = []
-            for other in waiting.pop(made):
-                holes = files[other].holes
-                while at[other] < len(holes) and holes[at[other]].tensor in held:
-                    filled.append((other, at[other]))
-                    left[holes[at[other]].tensor] -= 1
-                    at[other] += 1
-                if at[other] < len(holes):
-                    waiting[holes[at[other]].tensor].append(other)
-            done = [made, *(files[place].holes[position].tensor for place, position in filled)]
-            let_go = [tensor for tensor in dict.fromkeys(done) if not left[tensor]]
-            size -= sum(held.pop(tensor) for tensor in let_go)
-            while size > held_bytes:
-                oldest = next(iter(held))
-                size -= held.pop(oldest)
-                let_go.append(oldest)
-            steps.append(_Step(made, tuple(filled), tuple(let_go)))
+        while turns.at[number] < len(file.holes):
+            steps.append(turns.step(number, held_bytes))
     return steps
+
+
+class _Turns:
+    """How far each file is, and which tensors are held."""
+
+    def __init__(self, files: Sequence[FileLayout]) -> None:
+        self._files = files
+        self.at = [0] * len(files)  # holes of each that are filled
+        self._sizes: Counter[int] = Counter()
+        self._left: dict[int, deque[tuple[int, int]]] = defaultdict(deque)  # of a tensor, holes: the first is unfilled
+        self._waiting: dict[int, list[int]] = defaultdict(list)  # for a tensor, files whose next hole it fills
+        self._held: dict[int, int] = {}  # sizes of tensors, the oldest first
+        self._size = 0  # of all of them
+        for number, file in enumerate(files):
+            for position, hole in enumerate(file.holes):
+                self._sizes[hole.tensor] += hole.nbytes
+                self._left[hole.tensor].append((number, position))
+            if file.holes:
+                self._waiting[file.holes[0].tensor].append(number)
+
+    def step(self, number: int, held_bytes: int) -> _Step:
+        """What a file waits for is made; while a tensor is held, what the first waits for that needs it.
+
+        Ranks whose rows are in different tiles of one tensor wait for different ones.
+        """
+        oldest = next(iter(self._held), None)
+        behind = number if oldest is None else self._left[oldest][0][0]
+        made = self._files[behind].holes[self.at[behind]].tensor
+        self._held[made] = self._sizes[made]
+        filled = [place for file in self._waiting.pop(made) for place in self._filled(file)]
+        tensors = [made, *(self._files[file].holes[position].tensor for file, position in filled)]
+        let_go = [tensor for tensor in dict.fromkeys(tensors) if not self._is_needed(tensor)]
+        self._size += self._sizes[made] - sum(map(self._held.pop, let_go))
+        while self._size > held_bytes:
+            let_go.append(next(iter(self._held)))
+            self._size -= self._held.pop(let_go[-1])
+        return _Step(made, tuple(filled), tuple(let_go))
+
+    def _filled(self, file: int) -> Iterator[tuple[int, int]]:
+        """The holes of a file, with its number, that what is held fills; then it waits for another tensor."""
+        holes = self._files[file].holes
+        while self.at[file] < len(holes) and holes[self.at[file]].tensor in self._held:
+            yield file, self.at[file]
+            self.at[file] += 1
+        if self.at[file] < len(holes):
+            self._waiting[holes[self.at[file]].tensor].append(file)
+
+    def _is_needed(self, tensor: int) -> bool:
+        """Whether a hole of it is left."""
+        holes = self._left[tensor]
+        while holes and self.at[holes[0][0]] > holes[0][1]:
+            holes.popleft()
+        return bool(holes)
 
 
 def _require_bounded(files: Sequence[FileLayout], steps: Sequence[_Step]) -> None:

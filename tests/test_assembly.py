@@ -19,9 +19,13 @@ def file_of(rank: int, order: list[int]) -> FileLayout:
     return FileLayout(f"{rank}", 2 + SHARE * len(order), STAT, tuple(holes))
 
 
+def randbytes(seed, count):
+    return random.Random(seed).randbytes(count)
+
+
 @pytest.fixture
 def tensors():
-    return [random.Random(number).randbytes(RANKS * SHARE) for number in range(TENSORS)]
+    return [randbytes(number, RANKS * SHARE) for number in range(TENSORS)]
 
 
 def files_of(layouts, tensors, **limits):
@@ -57,6 +61,29 @@ def test_of_other_orders_what_is_not_held_is_made_again(tensors):
         assert found == [expected(rank, order, tensors) for rank, order in enumerate(orders)]
         assert (len(made) == TENSORS) == (held_bytes == 1 << 20)
         assert len(made) <= RANKS * TENSORS
+
+
+@pytest.mark.parametrize("tiles", [2, 5])
+def test_ranks_that_have_rows_of_different_tiles_wait_for_each_other(tiles):
+    """The first tensor is cut into tiles, each in some ranks alone: who has the first went on as far as is held.
+
+    So all that was let go was made again for those who have another.
+    """
+    ranks, per_tile = 2 * tiles, 2
+    others = list(range(tiles, TENSORS))
+    layouts, contents = [], [randbytes(number, ranks * SHARE) for number in range(TENSORS)]
+    for rank in range(ranks):
+        tile, place = divmod(rank, per_tile)
+        holes = [Hole(tile, 1, SHARE, part=Part(place * SHARE, SHARE))]
+        holes += (Hole(n, 1 + at * SHARE, SHARE, part=Part(rank * SHARE, SHARE)) for at, n in enumerate(others, 1))
+        layouts.append(FileLayout(f"{rank}", 2 + SHARE * len(holes), STAT, tuple(holes)))
+    contents[:tiles] = [content[: per_tile * SHARE] for content in contents[:tiles]]
+    found, made = files_of(layouts, contents, held_bytes=2 * ranks * SHARE)
+    assert sorted(made) == list(range(TENSORS))
+    for rank, data in enumerate(found):
+        tile, place = divmod(rank, per_tile)
+        own = contents[tile][place * SHARE :][:SHARE], *(contents[n][rank * SHARE :][:SHARE] for n in others)
+        assert data == b"(" + b"".join(own) + b")"
 
 
 def test_what_would_be_made_again_without_end_is_refused_before_any_of_it_is(tensors):
