@@ -82,7 +82,7 @@ class Ledger:
         if os.access(file, os.R_OK):  # another user's is not for us
             try:
                 ledger._fill(json_object(read_small(file, MAX_JSON_BYTES) or b""))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
                 fields = {"path": str(file), "error": str(error)}
                 log.warning("what checks have found cannot be read: it begins anew", extra=fields)
                 return cls(store)

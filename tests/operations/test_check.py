@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -233,7 +234,8 @@ def test_what_is_remembered_may_be_lost_or_damaged(run, store, chain, caplog):
     checked(run)
     ledger = store.root / LEDGER_NAME
     assert json.loads(ledger.read_bytes())["archives"].keys() == {f"{a.parent.name}/{a.name}" for a in chain}
-    for text in ("", "[]", "{", '{"version": 1}', '{"version": 2, "archives": {}}', ledger.read_text()[:-9]):
+    endless = re.sub(r'"mark": \[\d+', '"mark": [1e999', ledger.read_text())
+    for text in ("", "[]", "{", '{"version": 1}', '{"version": 2, "archives": {}}', ledger.read_text()[:-9], endless):
         ledger.write_text(text)
         caplog.clear()
         assert checked(run) == {"whole": STEPS}
