@@ -78,12 +78,19 @@ _FILE, _DIRECTORY = (
 _FILES = ("PLACE/run/model_10.pt", "PLACE/run/optimizer_20.pt")
 _SERVE = "serve --once --config CONFIG"
 _PRUNE = "prune --config CONFIG"
+_MERGE = "merge --config CONFIG"
+_PROVEN = (("command", 1), ("verifier", 1))
 _GC = "gc --config CONFIG --gone-runs --damaged-days 0"
 
 
 def _apart(paths: tuple[str, str], more: str) -> tuple[str, ...]:
     """The last one first, as a base; then a base and a delta that may go."""
     return tuple(map(_COMPRESS.format, (more, *paths)))
+
+
+def _chained(paths: tuple[str, str], more: str) -> tuple[str, ...]:
+    """A base and two deltas with moments, of which the last carries the others in the end."""
+    return tuple(_COMPRESS.format(path).replace("lossless", "resume") for path in (*paths, more))
 
 
 SCENARIOS = [
@@ -93,7 +100,7 @@ SCENARIOS = [
         "file",
         _COMPRESS.format(_FILE[1]).replace("lossless", "resume"),
         (_COMPRESS.format(_FILE[0]).replace("lossless", "resume"),),
-        targets=(("command", 1), ("verifier", 1)),
+        targets=_PROVEN,
     ),
     Scenario("directory", "directory", _COMPRESS.format(_DIRECTORY[1]), (_COMPRESS.format(_DIRECTORY[0]),)),
     Scenario("file, after a kill", "file", _COMPRESS.format(_FILE[0]), killed_after='/step_10.pt.ckz"'),
@@ -117,7 +124,7 @@ SCENARIOS = [
             _COMPRESS.format(_FILE[1]).replace("lossless", "resume"),
         ),
         rotten="step_10.pt",
-        targets=(("command", 1), ("verifier", 1)),
+        targets=_PROVEN,
     ),
     Scenario(
         "check, trash",
@@ -157,6 +164,8 @@ SCENARIOS = [
         tuple(_COMPRESS.format(path).replace("lossless", "resume") for path in _FILE),
         slimmed=STEPS[:1],
     ),
+    Scenario("merge, file", "file", _MERGE, _chained(_FILE, "PLACE/run/step_30.pt"), pruned=STEPS, targets=_PROVEN),
+    Scenario("merge, directory", "directory", _MERGE, _chained(_DIRECTORY, "PLACE/run/checkpoint-30"), pruned=STEPS),
     Scenario("gc", "file", _GC, (_SERVE,), litter=True),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-EVERY = 30  # twenty-two scenarios, a minute of CPU
+EVERY = 30  # twenty-four scenarios, a minute of CPU
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
