@@ -227,14 +227,17 @@ class _Check:
     def _mend(self, place: Place) -> Iterator[Outcome]:
         """Heal what is damaged or missing of one run, bases first: what hangs on them is made anew against them."""
         assert place.archives is not None, "only such are checked"
-        records = records_in(place.archives)
+        records, yields = records_in(place.archives), dict[Path, str | None]()
         was = {path: problem for path, problem in self.bad.items() if path.parent == place.archives}
-        patients = [*self._damaged(place, records, was), *self._missing(place, records)]
-        for patient in patients:
-            if (words := self._heal(patient)) is not None:
-                yield Outcome(str(patient.path), "healed", was.get(patient.path, "was not there"), words)
-        records = records_in(place.archives) if patients else records
-        yield from _told(place, records, {patient.path: patient.wanted for patient in patients}, self.bad)
+        patients = self._damaged(place, records, was) or self._missing(place, records)
+        while patients:  # what is back may need what is not there
+            for patient in patients:
+                yields[patient.path] = patient.wanted
+                if (words := self._heal(patient)) is not None:
+                    yield Outcome(str(patient.path), "healed", was.get(patient.path, "was not there"), words)
+            records = records_in(place.archives)
+            patients = [patient for patient in self._missing(place, records) if patient.path not in yields]
+        yield from _told(place, records, yields, self.bad)
 
     def _damaged(self, place: Place, records: Sequence[ArchiveRecord], paths: Iterable[Path]) -> list[Patient]:
         if place.store is None:  # a folder is only read

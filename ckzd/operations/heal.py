@@ -4,6 +4,7 @@ A copy may lie anywhere in the stores and folders that are looked through, under
 was made of may stand in its place, lie in the trash, or be there under another name. What takes an archive's place is
 read back from disk or proven first, and yields the same reconstruction, so that all that hangs on it decodes again;
 the damaged one stays beside it as `*.damaged` (`Store.supplant`).
+Of what others were merged into a copy from before will do, if all that this needs is there.
 """
 
 import logging
@@ -55,6 +56,15 @@ class Patient:
         day = self.manifest.moments_dropped if self.manifest is not None else None
         return day is not None and manifest.moments_dropped is None and as_left(manifest, day) == self.manifest
 
+    def is_of_before_merging(self, manifest: Manifest) -> bool:
+        """Whether an archive that says this of itself is this one before others were merged into it."""
+
+        def own(one: Manifest) -> tuple[str, str, str | None]:
+            return one.checkpoint, one.reconstruction, one.moments_dropped
+
+        is_more = self.manifest is not None and len(self.manifest.carried) > len(manifest.carried)
+        return self.manifest is not None and is_more and own(manifest) == own(self.manifest)
+
     def is_copy(self, manifest: Manifest) -> bool:
         """Whether this one can be had from an archive that says this of itself."""
         if self.manifest is not None:
@@ -94,6 +104,17 @@ class Copies:
             return self._found.get(reconstruction, [])
         return [copy for copies in self._found.values() for copy in copies]
 
+    def lead(self, start: Manifest, end: Manifest | None) -> bool:
+        """Whether whole ones lead from what an archive needs to what another one does."""
+        assert end is not None, "what is merged can be read"
+        while start.reference != end.reference:
+            found = self.yielding(start.reference) if start.reference is not None else []
+            before = [other for path, other in found if other.depth < start.depth and is_whole(path)]
+            if not before:
+                return False
+            start = before[0]
+        return True
+
     def _readable(self) -> Iterator[tuple[Path, Manifest]]:
         for directory in self.directories:
             yield from _manifests_in(directory, (ARCHIVE_SUFFIX, DAMAGED_SUFFIX))
@@ -116,14 +137,8 @@ def heal(patient: Patient, copies: Copies) -> str | None:
     """Bring it back; from what, in words, or None where nothing has it. Raises CkzdError, NoSpace say, and OSError."""
     if os.path.lexists(patient.path) and is_whole(patient.path):
         return None  # its bytes are those that were proven: another copy would say the same
-
-    def effort(copy: tuple[Path, Manifest]) -> tuple[bool, bool]:
-        return patient.is_of_before(copy[1]), not _lies_aside(copy[0], patient)
-
-    for path, manifest in sorted(copies.yielding(patient.wanted), key=effort):
-        if path != patient.path and patient.is_copy(manifest) and is_whole(path):
-            _take_over(path, manifest, patient)
-            return f"the copy {path}"
+    if (words := _from_copy(patient, copies)) is not None:
+        return words
     for words, source, run in _originals(patient):
         try:
             remake(source, patient.path, patient.store, run, manifest=patient.manifest, made=_made(patient, run))
@@ -134,6 +149,24 @@ def heal(patient: Patient, copies: Copies) -> str | None:
             log.warning("an archive is not healed from there", extra=fields)
         else:
             return f"{words} {source}"
+    return None
+
+
+def _from_copy(patient: Patient, copies: Copies) -> str | None:
+    """The same from what is an archive already: this one, or what it was before something was left out or merged."""
+
+    def effort(copy: tuple[Path, Manifest]) -> tuple[bool, bool]:
+        return patient.is_of_before(copy[1]), not _lies_aside(copy[0], patient)
+
+    found = [copy for copy in copies.yielding(patient.wanted) if copy[0] != patient.path]
+    for path, manifest in sorted(found, key=effort):
+        if patient.is_copy(manifest) and is_whole(path):
+            _take_over(path, manifest, patient)
+            return f"the copy {path}"
+    for path, manifest in found:
+        if patient.is_of_before_merging(manifest) and is_whole(path) and copies.lead(manifest, patient.manifest):
+            _take_over(path, manifest, patient)
+            return f"the copy {path}, which carries less"
     return None
 
 

@@ -17,7 +17,9 @@ from ckzd.archive import ArchiveReader
 from ckzd.chains import is_sound, read_manifest
 from ckzd.errors import ConfigError, SourceChanged
 from ckzd.operations import merge as module
+from ckzd.operations.check import check
 from ckzd.operations.merge import Merged, merge
+from ckzd.operations.places import Asked, places
 from ckzd.operations.pointer import pointer_for
 from ckzd.operations.prune import Run, prune
 from ckzd.operations.replace import empty_trash, replace
@@ -240,6 +242,42 @@ def test_a_pointer_goes_with_its_archive_if_a_rule_lets_it(store, run, tmp_path)
     assert not pointer_for(checkpoint).exists()
     assert not archives[1].exists()
     assert is_sound(archives[2])
+
+
+# What is damaged later
+
+
+@pytest.mark.parametrize("harm", ["rot", "cut"])
+def test_it_heals_from_a_copy_of_itself_or_of_all_that_it_was(store, run, tmp_path, harm):
+    archives = chain_in(store, run)
+    shutil.copytree(archives[0].parent, tmp_path / "before")
+    ids = [read_manifest(archive).reconstruction for archive in archives]
+    merged(store, run, archives[0], archives[1])
+    shutil.copytree(archives[0].parent, tmp_path / "after")
+    whole = archives[2].read_bytes()
+    for copies, left in (("after", archives[2:]), ("before", archives)):
+        archives[2].write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:] if harm == "rot" else whole[:-9])
+        outcomes = list(check(places([Asked(run), Asked(tmp_path / copies)])))
+        healed = {Path(outcome.archive) for outcome in outcomes if outcome.outcome == "healed"}
+        assert healed == {archives[2], *left}
+        assert [archive for archive in archives if archive.exists()] == left
+        assert all(map(is_sound, left))
+        assert [read_manifest(archive).reconstruction for archive in archives if archive.exists()] == ids[-len(left) :]
+    assert [archive.read_bytes() for archive in archives] == [
+        (tmp_path / "before" / archive.name).read_bytes() for archive in archives
+    ]
+
+
+def test_a_copy_that_needs_what_is_gone_takes_nobodys_place(store, run, tmp_path):
+    archives = chain_in(store, run)
+    (tmp_path / "before").mkdir()
+    shutil.copy(archives[2], tmp_path / "before")
+    merged(store, run, archives[1])
+    whole = archives[2].read_bytes()
+    archives[2].write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])
+    outcomes = {outcome.archive: outcome.outcome for outcome in check(places([Asked(run), Asked(tmp_path / "before")]))}
+    assert outcomes[str(archives[2])] == "damaged"
+    assert read_manifest(archives[2]).carried == ["carried/0"]
 
 
 # The command
