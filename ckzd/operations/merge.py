@@ -84,7 +84,7 @@ def merge(
     meanwhile, StoreLocked where somebody else uses the store for long, NoSpace, VerificationFailed; what was merged
     before stays so.
     """
-    merging = _Merging(store, replace(run, rules=run.rules or Rules()), tuple(roots), markers, now)
+    merging = _Merging(store, replace(run, rules=run.rules or Rules()), tuple(roots), markers, now, dry_run)
     pointers = merging.pointers()
     with store.lock():
         if not dry_run:
@@ -138,6 +138,7 @@ class _Merging:
     roots: tuple[Path, ...]
     markers: AskMarkers
     now: float
+    dry_run: bool
 
     # What may go
 
@@ -156,7 +157,7 @@ class _Merging:
 
     def _chain(self, pointers: Pointers, *, by_hand: bool) -> "_Chain":
         """Of what no rule speaks somebody may name it, unless a pointer stands for it: that is a checkpoint to him."""
-        look = Look(self.store, pointers, self.markers, dry_run=True, ledger=Ledger.read(self.store))
+        look = Look(self.store, pointers, self.markers, dry_run=self.dry_run, ledger=Ledger.read(self.store))
         shelf = look.shelf(self.run)
         kept = kept_for_itself(shelf, self.now)
         for held in shelf.held:

@@ -1,5 +1,6 @@
 """Archives go out of the middle of chains: what is left restores bit for bit, and what is safe stays."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -12,7 +13,7 @@ from plain_decoder import PlainArchive
 from serving import write_checkpoint
 
 import ckzd
-from ckzd import cli
+from ckzd import cli, durable
 from ckzd.archive import ArchiveReader
 from ckzd.chains import is_sound, read_manifest
 from ckzd.errors import ConfigError, SourceChanged
@@ -242,6 +243,31 @@ def test_a_pointer_goes_with_its_archive_if_a_rule_lets_it(store, run, tmp_path)
     assert not pointer_for(checkpoint).exists()
     assert not archives[1].exists()
     assert is_sound(archives[2])
+
+
+def test_which_directory_they_are_of_is_known_before_a_pointer_goes(store, run, monkeypatch):
+    """Where the run was copied back: what was stopped half-way is taken for no other directory's afterwards."""
+    archives = chain_in(store, run)
+    restore(archives[1], output=run / "step_40.pt")
+    replace(run / "step_40.pt", archives[1], store)
+    empty_trash(store, 0.0, time.time() + 1)
+    shutil.copytree(run, run.with_name("copy"))
+    shutil.rmtree(run)
+    run.with_name("copy").rename(run)
+    remove = durable.remove
+
+    def stopped(path: Path) -> None:
+        if path == archives[1]:
+            raise OSError(errno.EIO, "input/output error", str(path))
+        remove(path)
+
+    monkeypatch.setattr(durable, "remove", stopped)
+    with pytest.raises(OSError, match="input/output"):
+        merged(store, run, archives[1], rules=Rules(newest=1))
+    monkeypatch.undo()
+    assert not pointer_for(run / "step_40.pt").exists()
+    merged(store, run, archives[1], rules=Rules(newest=1))
+    assert not archives[1].exists()
 
 
 # What is damaged later
