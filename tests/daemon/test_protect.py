@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ckzd.daemon.identity import fingerprint
 from ckzd.daemon.protect import Protection
 from ckzd.daemon.settle import FormatsRule, NotReadYet
 from ckzd.errors import BadCheckpoint
+from ckzd.formats.frameworks.markers import named_in_markers
 
 asked = Protection(FormatsRule())
 
@@ -290,3 +292,11 @@ def test_until_a_lightning_checkpoint_is_read_everything_is_held_and_it_is_read_
     for _ in range(3):
         assert protection.held(run.parent, run, seen) == {first: "Lightning's best_model_path names it"}
     assert rule.asked == 3
+
+
+def test_a_marker_with_thousands_of_parts_takes_no_time(run):
+    paths = [write_checkpoint(run / f"step_{step}.pt") for step in (1, 2)]
+    (run / "latest").write_text("../" * 1300 + "gpt/step_2.pt")
+    began = time.process_time()
+    assert set(named_in_markers(run, paths)) == {paths[1]}
+    assert time.process_time() - began < 0.5

@@ -32,14 +32,15 @@ def named_in_markers(place: Path, paths: Iterable[Path]) -> Iterator[Path]:
     Whole, without its suffix, or by its step.
     """
     below = {path: path.relative_to(place) for path in paths}
+    lengths = range(1, max((len(at.parts) for at in below.values()), default=0) + 1)  # a marker may have more parts
     for entry in entries_of(place):
         if not _MARKER.search(entry.name.replace("_", "-")):
             continue
         text = marker_text(Path(entry.path)).removeprefix("\ufeff")
         words = {text.strip(), *_BETWEEN_WORDS.split(text)} - {""}
         names = [PurePosixPath(word).parts for word in words]
-        parts = {name[start:end] for name in names for end in range(len(name) + 1) for start in range(end)}
-        tails = {name[start:] for name in names for start in range(len(name))}
+        parts = {name[at : at + length] for name in names for at in range(len(name)) for length in lengths}
+        tails = {name[-length:] for name in names for length in lengths}
         single = {name[0] for name in names if len(name) == 1}
         steps = {int(word) for word in words if word.isdecimal() and len(word) <= MAX_STEP_DIGITS}
         for path, (*folders, name) in ((path, at.parts) for path, at in below.items()):
