@@ -26,8 +26,6 @@ def inspect(path: Path | str) -> dict[str, Any]:
     if not record.manifest.is_of_all_files:  # one of several is named
         record = ArchiveRecord.read(record.path)
     manifest, archive_bytes = record.manifest, record.path.stat().st_size
-    with ArchiveReader(record.path) as reader:
-        carries = [link.manifest.name for link in reader.carried()]
     fields = manifest.model_dump(mode="json")
     parts = {**manifest.parts, "container": archive_bytes - sum(manifest.parts.values())}
     return {
@@ -39,12 +37,19 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "promise": PRESETS[manifest.preset].promise if manifest.preset in PRESETS else None,
         "tightened": is_tightened(manifest),
         "kept_exact": KEPT_EXACT if is_kept_exact(manifest) else "no",
-        "carries": carries,
+        "carries": _carried_by(record),
         "parts": parts,
         "bits_per_parameter": {
             part: 8 * nbytes / manifest.parameters for part, nbytes in parts.items() if manifest.parameters
         },
     }
+
+
+def _carried_by(record: ArchiveRecord) -> list[str]:
+    if not record.manifest.carried:
+        return []
+    with ArchiveReader(record.path) as reader:
+        return [link.manifest.name for link in reader.carried()]
 
 
 def is_tightened(manifest: Manifest) -> bool:
