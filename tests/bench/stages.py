@@ -57,6 +57,7 @@ STAGES = {  # by what a function's place begins with, in trees of any age; the f
         *(f"codec/{name}" for name in ("analysis/contents", "survey.py:check", "reconstruction", "records")),
     ),
 }
+_ASLEEP = ("meanwhile.py:repeated.<locals>.repeat",)  # threads that wait for the next time
 _REST = "choosing, quantizing, moments"
 
 
@@ -71,7 +72,8 @@ class Sampler:
     def _run(self) -> None:
         while not self._stop.wait(_EVERY):
             for ident, frame in sys._current_frames().items():
-                if ident != self._thread.ident and (place := _place(frame)) is not None:
+                place = _place(frame)
+                if ident != self._thread.ident and place is not None and place not in _ASLEEP:
                     self.seen[place] += 1
 
     def __enter__(self) -> Self:
@@ -127,7 +129,9 @@ def main() -> None:
     print(json.dumps({**machine(), **how}), flush=True)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)))
     *references, current = options.checkpoints
-    settings = {"store": options.work / "store", "preset": options.preset, "effort": options.effort, "device": "cpu"}
+    settings = {"store": options.work / "store", "preset": options.preset, "device": "cpu"}
+    if options.effort != "best":  # which early trees do not know
+        settings["effort"] = options.effort
     before = None
     for path in references:
         before = Path(compress(path, **settings).archive)
