@@ -172,8 +172,10 @@ class _Merging:
         with temporary(self.store, ".ckz") as temp:
             with self.store.lock():  # nobody deletes archives meanwhile
                 marks = _marks(step)
+                require_sound(step.dependent.path)
                 if not step.is_written:
                     self._write(step, temp, day)
+                self._prove(step, temp)
             going, pointers = [record.path for record in step.going], self.pointers()
             with self.store.lock(shared=False, wait_seconds=_WAIT_SECONDS):
                 if _marks(step) != marks or self.steps(going, pointers) != [step]:
@@ -187,9 +189,8 @@ class _Merging:
                     log.info("merged", extra=fields)
 
     def _write(self, step: Step, temp: Path, day: str) -> None:
-        """The dependent as it will be, on disk and proven: every tensor and file of it restores as before."""
+        """The dependent as it will be, on disk, as old as it was."""
         archive, going = step.dependent.path, [record.path for record in step.going]
-        require_sound(archive)
         sizes = [path.stat().st_size for path in step.paths]
         durable.require_space(temp, sum(sizes) + max(sizes))
         with temporary(self.store, ".ckz") as scratch, durable.as_no_space(temp), durable.create(temp) as file:
@@ -197,15 +198,19 @@ class _Merging:
             file.flush()
             os.fsync(file.fileno())
         forget_file(temp)
-        reference = reference_of(step.going[0])
-        with scratch_file(self.store) as own, scratch_file(self.store) as other:
-            before = reference.path if reference is not None else None
-            task = Task(temp, before, self.store.root, (own.fileno(), other.fileno()))
-            with verifier(task) as proving:
-                proving.finish()
         status = archive.stat()
         give(temp, access_to(step.paths, place=archive.parent))
-        os.utime(temp, ns=(status.st_mtime_ns, status.st_mtime_ns))  # it is as old as it was
+        os.utime(temp, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+    def _prove(self, step: Step, temp: Path) -> None:
+        """What is to carry the others restores as before, every tensor and file of it; who wrote it does not matter."""
+        archive, first = (step.dependent.path, step.dependent) if step.is_written else (temp, step.going[0])
+        reference = reference_of(first)
+        with scratch_file(self.store) as own, scratch_file(self.store) as other:
+            before = reference.path if reference is not None else None
+            task = Task(archive, before, self.store.root, (own.fileno(), other.fileno()))
+            with verifier(task) as proving:
+                proving.finish()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import ckzd
 from ckzd import cli, durable
 from ckzd.archive import ArchiveReader
 from ckzd.chains import is_sound, read_manifest
-from ckzd.errors import ConfigError, SourceChanged
+from ckzd.errors import ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import merge as module
 from ckzd.operations.check import check
 from ckzd.operations.merge import Merged, merge
@@ -222,6 +222,29 @@ def test_what_a_crash_left_goes_in_the_next_one(store, run, tmp_path):
     assert report.merged == (str(archives[1]),)
     assert not archives[1].exists()
     assert archives[2].read_bytes() == last
+
+
+def test_what_carries_it_already_is_read_back_before_it_goes(store, run, tmp_path):
+    archives = chain_in(store, run)
+    copy = Path(shutil.copy(archives[1], tmp_path / "copy"))
+    merged(store, run, archives[1])
+    shutil.copy(copy, archives[1])
+    whole = archives[2].read_bytes()
+    archives[2].write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])  # of what is carried
+    with pytest.raises(CorruptArchive):
+        merged(store, run, archives[1])
+    assert archives[1].read_bytes() == copy.read_bytes()
+
+
+def test_what_carries_it_already_is_proven_before_it_goes(store, run, tmp_path, monkeypatch):
+    archives = chain_in(store, run)
+    copy = Path(shutil.copy(archives[1], tmp_path / "copy"))
+    merged(store, run, archives[1])
+    shutil.copy(copy, archives[1])
+    asked, real = [], module.verifier
+    monkeypatch.setattr(module, "verifier", lambda task: asked.append(task.archive) or real(task))
+    merged(store, run, archives[1])
+    assert asked == [archives[2]]
 
 
 def test_a_pointer_goes_with_its_archive_if_a_rule_lets_it(store, run, tmp_path):
