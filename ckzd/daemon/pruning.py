@@ -28,10 +28,10 @@ class Ruled:
     runs: list[Run] = field(default_factory=list)
     quota: Quota = NO_QUOTA
 
-    def add(self, run: Path, watch: WatchSettings | None) -> None:
-        """One more run; of several quotas the smallest holds."""
+    def add(self, run: Path, watch: WatchSettings | None, root: Path | None = None) -> None:
+        """One more run; of several quotas the smallest holds. `root`: where to look for what names it, if no watch."""
         keep = watch.keep if watch is not None else None
-        root, stride = (watch.path, watch.stride) if watch is not None else (run, 1)
+        root, stride = (watch.path, watch.stride) if watch is not None else (root or run, 1)
         self.runs.append(Run(run, root, keep.rules if keep else None, stride))
         self.quota = self.quota.and_also(keep.quota) if keep else self.quota
 
@@ -76,10 +76,10 @@ def wishes(settings: Settings, paths: Sequence[Path]) -> list[Wish]:
 
 
 def merge_run(wish: Wish, *, roots: Iterable[Path], dry_run: bool = False) -> Iterator[Merged]:
-    """Fulfil it now; raises as `merge` does."""
+    """Fulfil it now; raises as `merge` does. Pointers are looked for below `roots` and the run's own root."""
     now, store = time.time(), Store.open(wish.root)
-    day = time.strftime("%Y-%m-%d", time.localtime(now))
-    return merge(store, wish.run, wish.named, day=day, now=now, roots=roots, markers=_markers(), dry_run=dry_run)
+    day, seen = time.strftime("%Y-%m-%d", time.localtime(now)), (*roots, wish.run.root)
+    return merge(store, wish.run, wish.named, day=day, now=now, roots=seen, markers=_markers(), dry_run=dry_run)
 
 
 def _markers() -> AskMarkers:
@@ -98,8 +98,15 @@ def ruled(settings: Settings, found_places: Iterable[Place]) -> dict[Path, Ruled
         if place.store is not None:
             of_store = found.setdefault(place.store.root, Ruled())
             if place.run is not None and place.archives in {None, place.store.run_directory(place.run)}:
-                of_store.add(*_watch_of(settings, place.run, place.store))
+                run, watch = _watch_of(settings, place.run, place.store)
+                of_store.add(run, watch, _around(run, place.store))
     return found
+
+
+def _around(run: Path, store: Store) -> Path:
+    """Where somebody may have moved pointers to of a run that is not watched: where its store stands, or beside it."""
+    place = store.root.parent
+    return place if run.is_relative_to(place) else run.parent
 
 
 def _watch_of(settings: Settings, run: Path, store: Store) -> tuple[Path, WatchSettings | None]:

@@ -27,7 +27,7 @@ from ckzd.operations.replace import empty_trash, replace
 from ckzd.operations.restore import restore
 from ckzd.operations.slim import drop_moments
 from ckzd.retention import Rules
-from ckzd.store import Store
+from ckzd.store import Store, default_store
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "format_8"
 DAY = "2026-11-30"
@@ -361,6 +361,27 @@ def test_the_command_takes_what_rules_let_go(store, run, capsys, tmp_path):
     assert cli.run(["merge", "--config", str(config)]) == 0
     assert f"carries {archives[0].name}, {archives[1].name}: " in capsys.readouterr().out
     assert is_sound(archives[2])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_command_sees_who_holds_an_archive_beside_the_run(run, tmp_path, capsys, elsewhere):
+    store = Store.open_or_create(tmp_path / "stores" / "one" if elsewhere else default_store(run))
+    archives, best = chain_in(store, run), run.parent / "best"
+    restore(archives[1], output=run / "step_40.pt")
+    replace(run / "step_40.pt", archives[1], store)
+    empty_trash(store, 0.0, time.time() + 1)
+    best.mkdir()
+    pointer = best / "step_40.pt.ckz"
+    pointer_for(run / "step_40.pt").rename(pointer)
+    assert cli.run(["merge", str(archives[1])]) == ConfigError.exit_code
+    assert f"{pointer} names it" in capsys.readouterr().err
+    pointer.unlink()
+    marker = run.parent / "latest"
+    marker.write_text(f"{run.name}/step_40.pt")
+    assert cli.run(["merge", str(archives[1])]) == ConfigError.exit_code
+    assert "a marker file names it" in capsys.readouterr().err
+    marker.unlink()
+    assert cli.run(["merge", str(archives[1])]) == 0
 
 
 def test_the_command_needs_a_store(tmp_path, capsys):
