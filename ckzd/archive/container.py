@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,10 +96,9 @@ class ArchiveWriter:
         self._numbers[entry] = 0
         self._write_entry(entry, data)
 
-    def copy(self, entry: str, data: bytes) -> None:
-        """Store one entry of another archive, which may hold streams."""
-        assert _ENTRY.fullmatch(entry), f"entry {entry!r}"
-        self._write_entry(entry, data)
+    def copy(self, archive: "ArchiveReader", entry: EntryModel) -> None:
+        """Store one entry of another archive, of any size. Raises CorruptArchive if it turns out to be damaged."""
+        self._write_pieces(entry, archive.crc(entry.name), archive.pieces(entry.name))
 
     def carry(self, archive: "ArchiveReader") -> None:
         """Store an archive whole, in an entry of its own. It is read twice."""
@@ -107,11 +106,8 @@ class ArchiveWriter:
         for chunk in archive.chunks():
             crc = zlib.crc32(chunk, crc)
             digest.update(chunk)
-        member = Member(self._numbered(CARRIED), archive.nbytes, crc, self.nbytes)
-        self._file.write(local_header(member))
-        self._file.writelines(archive.chunks())
-        self._members.append(member)
-        self._entries.append(EntryModel(name=member.name, nbytes=member.nbytes, sha256=digest.hexdigest()))
+        entry = EntryModel(name=self._numbered(CARRIED), nbytes=archive.nbytes, sha256=digest.hexdigest())
+        self._write_pieces(entry, crc, archive.chunks())
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Write what is left, the manifest (its `entries` filled in) and the central directory; return the manifest."""
@@ -135,6 +131,13 @@ class ArchiveWriter:
     def _write_entry(self, entry: str, data: bytes | memoryview) -> None:
         self._write_member(entry, data)
         self._entries.append(EntryModel(name=entry, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+
+    def _write_pieces(self, entry: EntryModel, crc: int, pieces: Iterable[bytes]) -> None:
+        member = Member(entry.name, entry.nbytes, crc, self.nbytes)
+        self._file.write(local_header(member))
+        self._file.writelines(pieces)
+        self._members.append(member)
+        self._entries.append(entry)
 
     def _write_member(self, entry: str, data: bytes | memoryview) -> None:
         member = Member(entry, len(data), zlib.crc32(data), self.nbytes)
@@ -239,6 +242,22 @@ class ArchiveReader:
         self._compare(entry, "sha256", self._sha256[entry], hashlib.sha256(data).hexdigest())
         return data
 
+    def crc(self, entry: str) -> int:
+        """What is recorded of an entry's bytes."""
+        return self._members[entry].crc
+
+    def pieces(self, entry: str) -> Iterator[bytes]:
+        """The same one after the other, none of them large. Raises CorruptArchive after the last if one is wrong."""
+        member, crc, digest = self._members[entry], 0, hashlib.sha256()
+        self._check_header(member)
+        for offset in range(0, member.nbytes, CHUNK_BYTES):
+            piece = self._pread(member.data_offset + offset, min(CHUNK_BYTES, member.nbytes - offset), entry)
+            crc = zlib.crc32(piece, crc)
+            digest.update(piece)
+            yield piece
+        self._compare(entry, "sha256", self._sha256[entry], digest.hexdigest())
+        self._compare(entry, "CRC", f"{member.crc:08x}", f"{crc:08x}")
+
     def stream(self, ref: StreamRef) -> bytes:
         """The bytes of one stream. Its whole entry is checked; small entries are kept for the next call."""
         data = self._packs.get(ref.entry)
@@ -256,15 +275,8 @@ class ArchiveReader:
     def check(self) -> None:
         """Read the whole file; return only if every byte is the one that a writer would have put there."""
         for model in self.manifest.entries:
-            member = self._members[model.name]
-            self._check_header(member)
-            crc, digest = 0, hashlib.sha256()
-            for offset in range(0, member.nbytes, CHUNK_BYTES):
-                chunk = self._pread(member.data_offset + offset, min(CHUNK_BYTES, member.nbytes - offset), model.name)
-                crc = zlib.crc32(chunk, crc)
-                digest.update(chunk)
-            self._compare(model.name, "sha256", model.sha256, digest.hexdigest())
-            self._compare(model.name, "CRC", f"{member.crc:08x}", f"{crc:08x}")
+            for _ in self.pieces(model.name):
+                pass
         self._read_member(self._members[MANIFEST])
 
     def _extent(self) -> tuple[int, int]:

@@ -34,5 +34,5 @@ def without_moments(reader: ArchiveReader, file: BinaryIO, day: str) -> Manifest
     """Write to `file` what is left of an archive; its manifest."""
     left, writer = as_left(reader.manifest, day), ArchiveWriter(file)
     for entry in left.entries:
-        writer.copy(entry.name, reader.read(entry.name))
+        writer.copy(reader, entry)
     return writer.finish(left.model_copy(update={"entries": []}))

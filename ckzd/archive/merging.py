@@ -59,4 +59,4 @@ def _copy(reader: ArchiveReader, entries: Iterable[EntryModel], writer: ArchiveW
     """Those of its own link."""
     for entry in entries:
         if not is_carried(entry.name):
-            writer.copy(entry.name, reader.read(entry.name))
+            writer.copy(reader, entry)

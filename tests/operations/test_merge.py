@@ -14,7 +14,7 @@ from serving import write_checkpoint
 
 import ckzd
 from ckzd import cli, durable
-from ckzd.archive import ArchiveReader
+from ckzd.archive import ArchiveReader, container
 from ckzd.chains import is_sound, read_manifest
 from ckzd.errors import ConfigError, CorruptArchive, SourceChanged
 from ckzd.operations import merge as module
@@ -104,6 +104,25 @@ def test_what_gives_weights_alone_gives_them_still(store, run, tmp_path):
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
     with ArchiveReader(last) as reader:
         assert [link.manifest.moments_dropped for link in reader.links()] == ["2026-01-01", "2026-01-02"]
+
+
+def test_no_archive_that_is_carried_is_held_whole(store, run, monkeypatch):
+    archives = chain_in(store, run)
+    monkeypatch.setattr(container, "CHUNK_BYTES", 1024)
+    sizes, real = [], ArchiveReader._pread
+
+    def seen(self, offset, nbytes, what):
+        if what not in {"central directory", container.MANIFEST}:
+            sizes.append(nbytes)
+        return real(self, offset, nbytes, what)
+
+    monkeypatch.setattr(ArchiveReader, "_pread", seen)
+    merged(store, run, archives[0])
+    merged(store, run, archives[1])
+    drop_moments(store, archives[2], DAY)
+    assert read_manifest(archives[2]).carried == ["carried/0", "carried/1"]
+    assert max(sizes) == container.CHUNK_BYTES
+    assert is_sound(archives[2])
 
 
 def test_a_part_restores_as_before(store, run, tmp_path):
