@@ -13,6 +13,7 @@ from ckzd.operations.compress import compress
 from ckzd.operations.places import places_in
 from ckzd.operations.replace import empty_trash, recover, replace, require_replaceable, rescue
 from ckzd.operations.room import keep_free, watch_room
+from ckzd.pace import unpaced
 from ckzd.store import Store
 
 
@@ -39,9 +40,11 @@ def perform(job: Job, device: str, tell: Tell) -> dict[str, Any]:
         case Replace():
             return {"reclaimed_bytes": _replace(job, tell)}
         case Clean():
-            return _clean(job)
+            with unpaced():
+                return _clean(job)
         case Prune():
-            return _prune(job)
+            with unpaced():
+                return _prune(job)
         case Check():
             return check_share(job, tell)
     raise AssertionError(job.kind)

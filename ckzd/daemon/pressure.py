@@ -73,7 +73,7 @@ class _Stalls:
 
 def _own_group() -> Path | None:
     """Unless it is the root, which all others are in; that of a container looks like it, but has events."""
-    with suppress(OSError, StopIteration):
+    with suppress(OSError, ValueError, StopIteration):  # a name may be any bytes
         own = next(line[3:] for line in _GROUPS.read_text().splitlines() if line.startswith("0::"))
         group = _ROOT / PurePosixPath(own.lstrip("/"))
         return group if (group / "cgroup.events").exists() else None
