@@ -13,7 +13,7 @@ from serving import write_checkpoint
 from ckzd import durable
 from ckzd.formats import read_whole
 from ckzd.operations.child import run_module
-from ckzd.pace import pace, set_pace, took
+from ckzd.pace import pace, set_pace, took, unpaced
 from ckzd.page_cache import forget_file
 
 RATE = 4e6
@@ -99,3 +99,10 @@ def test_memory_holds_of_a_checkpoint_what_it_held_before(on_disk, before):
     assert held(on_disk) > 0.9
     read.source.close()
     assert held(on_disk) == pytest.approx(before, abs=0.1)
+
+
+def test_what_holds_locks_that_others_wait_for_is_not_paced(limited):
+    with unpaced():
+        assert pace() is None
+        assert seconds(lambda: took(1 << 40)) < 0.1
+    assert pace() == RATE
