@@ -48,7 +48,7 @@ def withdraw(store: Store, run: Path, record: ArchiveRecord) -> None:
     checkpoint = run / record.manifest.name
     if places := standing(run, record):
         if any(os.path.lexists(path) for path in large_files(checkpoint, record.manifest)):
-            raise SourceChanged(checkpoint, "is written anew while it is pruned")
+            raise SourceChanged(checkpoint, "is written anew just now: it stays")
         if record.manifest.kind == "directory":
             _remove_small_files(checkpoint, record.manifest)
             _remove_directory(store, checkpoint)
@@ -85,7 +85,7 @@ def _remove_directory(store: Store, checkpoint: Path) -> None:
         durable.rename(temp, checkpoint)  # somebody wrote into it in the very last moment
     except FileExistsError:
         carry_over_what_came_later(temp, {}, checkpoint)
-    raise SourceChanged(checkpoint, "is written anew while it is pruned")
+    raise SourceChanged(checkpoint, "is written anew just now: it stays")
 
 
 def _names(directory: Path) -> set[str]:
