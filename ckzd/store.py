@@ -423,6 +423,12 @@ class Store:
                 freed += status.st_size
         return freed
 
+    def forget_reconstruction(self, identity: str) -> None:
+        """Remove one that is cached, unless no archive that is wanted can be decoded to it any more."""
+        path = self.cache_path(identity)
+        if path.exists() and not any(is_irreplaceable(identity, records_in(place)) for place in self.run_directories()):
+            durable.remove(path)
+
     def forget_reconstructions(self, run: Path, stride: int) -> None:
         """Keep what the next checkpoints of a run are deltas against; the rest, if it can, is decoded again."""
         records = self.archives(run)

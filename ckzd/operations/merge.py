@@ -9,14 +9,17 @@ merge, or prune, goes on from there.
 
 import logging
 import os
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ckzd import durable
 from ckzd.access import access_to, give
 from ckzd.archive import ArchiveReader, Manifest
+from ckzd.archive.manifest import MAX_CARRIED
 from ckzd.archive.merging import as_carried, carried_bytes, carrying
 from ckzd.chains import ArchiveRecord, reference_of, require_sound
 from ckzd.errors import ConfigError, SourceChanged
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 
 Pointers = Mapping[Path, Collection[Path]]  # archive -> pointers to it, anywhere
 
+_DECODED = 3  # reconstructions at a time in a proof: what the chain begins with, the link before, and the next one
 _WAIT_SECONDS = 600.0  # for who archives just then: the work is done, and would be lost
 
 
@@ -45,6 +49,12 @@ class Step:
     going: tuple[ArchiveRecord, ...]
     dependent: ArchiveRecord
     is_written: bool = False  # it carries them already: a merge was stopped before they went
+
+    @property
+    def links(self) -> int:
+        """What the dependent carries then."""
+        records = (self.dependent,) if self.is_written else (*self.going, self.dependent)
+        return sum(len(record.manifest.carried) for record in records) + len(records) - 1
 
     @property
     def paths(self) -> list[Path]:
@@ -153,7 +163,12 @@ class _Merging:
         for path in wanted:
             if why := chain.why_not(path):
                 raise ConfigError(path, f"stays: {why}", hint="nothing was merged")
-        return list(chain.steps(set(wanted)))
+        steps = list(chain.steps(set(wanted)))
+        for step in steps if named else ():
+            if step.links > MAX_CARRIED:
+                problem = f"would carry {step.links} archives, at most {MAX_CARRIED} may be in one"
+                raise ConfigError(step.dependent.path, problem, hint="nothing was merged")
+        return [step for step in steps if step.links <= MAX_CARRIED]
 
     def _chain(self, pointers: Pointers, *, by_hand: bool) -> "_Chain":
         """Of what no rule speaks somebody may name it, unless a pointer stands for it: that is a checkpoint to him."""
@@ -176,23 +191,28 @@ class _Merging:
                 if not step.is_written:
                     self._write(step, temp, day)
                 self._prove(step, temp)
-            going, pointers = [record.path for record in step.going], self.pointers()
+            pointers = self.pointers()
             with self.store.lock(shared=False, wait_seconds=_WAIT_SECONDS):
-                if _marks(step) != marks or self.steps(going, pointers) != [step]:
-                    raise SourceChanged(step.dependent.path, "changed while it was merged")
+                if _marks(step) != marks or not self._may_still(step, pointers):
+                    raise SourceChanged(step.dependent.path, "something of it, or that names it, changed meanwhile")
                 if not step.is_written:
                     durable.overwrite(temp, step.dependent.path)
                 for record in reversed(step.going):
                     withdraw(self.store, self.run.path, record)
-                    durable.remove(self.store.cache_path(record.manifest.reconstruction))
+                    self.store.forget_reconstruction(record.manifest.reconstruction)
                     fields = {"archive": str(record.path), "into": str(step.dependent.path)}
                     log.info("merged", extra=fields)
+
+    def _may_still(self, step: Step, pointers: Pointers) -> bool:
+        try:
+            return self.steps([record.path for record in step.going], pointers) == [step]
+        except ConfigError as error:
+            raise SourceChanged(error.subject, f"is not merged: it {error.problem}") from error
 
     def _write(self, step: Step, temp: Path, day: str) -> None:
         """The dependent as it will be, on disk, as old as it was."""
         archive, going = step.dependent.path, [record.path for record in step.going]
-        sizes = [path.stat().st_size for path in step.paths]
-        durable.require_space(temp, sum(sizes) + max(sizes))
+        durable.require_space(temp, self._space_needed(step))
         with temporary(self.store, ".ckz") as scratch, durable.as_no_space(temp), durable.create(temp) as file:
             write_merged(going, archive, file, scratch, day)
             file.flush()
@@ -201,6 +221,16 @@ class _Merging:
         status = archive.stat()
         give(temp, access_to(step.paths, place=archive.parent))
         os.utime(temp, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+    def _space_needed(self, step: Step) -> int:
+        """What it is written to, one link by itself, and then what the proof decodes: never all at once.
+
+        Of the run nothing may be cached; then how much is decoded shows when it is.
+        """
+        links = [carried_bytes(record.manifest) for record in step.going]
+        cached = (self.store.cache_path(r.manifest.reconstruction) for r in self.store.archives(self.run.path))
+        decoded = _DECODED * max(map(disk_bytes, cached), default=0)
+        return step.dependent.path.stat().st_size + sum(links) + max(decoded, *links)
 
     def _prove(self, step: Step, temp: Path) -> None:
         """What is to carry the others restores as before, every tensor and file of it; who wrote it does not matter."""
@@ -213,26 +243,32 @@ class _Merging:
                 proving.finish()
 
 
-@dataclass(frozen=True, slots=True)
 class _Chain:
     """The archives of a run, by their resolved paths, and why some stay whatever is asked for."""
 
-    held: dict[Path, Held]
-    kept: dict[Path, str]
+    def __init__(self, held: Mapping[Path, Held], kept: Mapping[Path, str]) -> None:
+        self.held = held
+        self._kept = kept
+        self._yielding: Counter[str] = Counter()  # by reconstruction
+        self._dependents: dict[str, list[ArchiveRecord]] = defaultdict(list)  # by what they are deltas against
+        for manifest, record in ((held.record.manifest, held.record) for held in held.values()):
+            self._yielding[manifest.reconstruction] += 1
+            if manifest.reference is not None and manifest.base_model is None:
+                self._dependents[manifest.reference].append(record)
 
     def why_not(self, path: Path) -> str:
         """Why an archive cannot be merged; "" if it can."""
         held = self.held.get(path)
         if held is None:
             return "it is not of this run"
-        if why := self.kept.get(held.path):
+        if why := self._kept.get(held.path):
             return why
-        if any(other.reconstruction == held.record.manifest.reconstruction for other in self._others(held)):
+        if self._yielding[held.record.manifest.reconstruction] > 1:
             return "another archive yields the same"
-        dependents = self._dependents(held.record)
+        dependents = self._dependents_of(held.record)
         if len(dependents) > 1:
             return f"{len(dependents)} archives are deltas against it, and each would carry it"
-        if not dependents and self._carrier(held.record) is None:
+        if not dependents and held.record.manifest.reconstruction not in self._carriers:
             return "nothing is a delta against it: `ckzd prune` deletes what may go"
         return ""
 
@@ -241,34 +277,27 @@ class _Chain:
         groups: dict[Path, list[ArchiveRecord]] = {}
         for path in sorted(going, key=lambda path: self.held[path].record.manifest.depth):
             end = self.held[path].record
-            while end.path.resolve() in going and (dependents := self._dependents(end)):
+            while end.path.resolve() in going and (dependents := self._dependents_of(end)):
                 (end,) = dependents
             groups.setdefault(end.path.resolve(), []).append(self.held[path].record)
         for path, records in groups.items():
-            carrier = self._carrier(records[-1]) if path in going else self.held[path].record
-            assert carrier is not None, "something is a delta against it, or carries it: `why_not`"
+            last = records[-1].manifest.reconstruction  # something is a delta against it, or carries it: `why_not`
+            carrier = self._carriers[last] if path in going else self.held[path].record
             yield Step(tuple(records), carrier, is_written=path in going)
 
-    def _others(self, held: Held) -> Iterator[Manifest]:
-        return (other.record.manifest for other in self.held.values() if other is not held)
+    def _dependents_of(self, record: ArchiveRecord) -> list[ArchiveRecord]:
+        return self._dependents.get(record.manifest.reconstruction, [])
 
-    def _dependents(self, record: ArchiveRecord) -> list[ArchiveRecord]:
-        """What is a delta against it."""
-        records = (held.record for held in self.held.values())
-        return [
-            other
-            for other in records
-            if other.manifest.reference == record.manifest.reconstruction and other.manifest.base_model is None
-        ]
-
-    def _carrier(self, record: ArchiveRecord) -> ArchiveRecord | None:
-        """What carries it already."""
+    @cached_property
+    def _carriers(self) -> dict[str, ArchiveRecord]:
+        """What carries a reconstruction already."""
+        found: dict[str, ArchiveRecord] = {}
         for held in self.held.values():
             if held.record.manifest.carried:
                 with ArchiveReader(held.path) as reader:
-                    if any(link.manifest.reconstruction == record.manifest.reconstruction for link in reader.carried()):
-                        return held.record
-        return None
+                    for link in reader.carried():
+                        found.setdefault(link.manifest.reconstruction, held.record)
+        return found
 
 
 def _marks(step: Step) -> list[Mark]:

@@ -191,6 +191,41 @@ def test_what_prune_holds_safe_stays(store, run, tmp_path):
     assert archives[1].read_bytes() == (tmp_path / "copy").read_bytes()
 
 
+def test_more_than_an_archive_may_carry_are_refused_before_anything_is_written(store, run, monkeypatch):
+    archives = chain_in(store, run)
+    monkeypatch.setattr(module, "MAX_CARRIED", 1)
+    before = {path: path.read_bytes() for path in archives}
+    with pytest.raises(ConfigError, match="would carry 2 archives, at most 1"):
+        merged(store, run, *archives[:2])
+    assert merged(store, run, rules=Rules(newest=1)) == []
+    assert {path: path.read_bytes() for path in archives} == before
+    merged(store, run, archives[0])
+    with pytest.raises(ConfigError, match="would carry 2 archives, at most 1"):
+        merged(store, run, archives[1])
+
+
+def test_no_more_room_is_asked_for_than_is_written(store, run, monkeypatch):
+    archives, asked, real = chain_in(store, run), [], durable.require_space
+    monkeypatch.setattr(durable, "require_space", lambda path, nbytes: asked.append(nbytes) or real(path, nbytes))
+    merged(store, run, *archives[:2])
+    with ArchiveReader(archives[2]) as reader:
+        links, written = [link.nbytes for link in reader.carried()], archives[2].stat().st_size
+    (nbytes,) = asked
+    assert nbytes == pytest.approx(written + max(links), rel=0.2)
+
+
+def test_a_cached_reconstruction_that_nothing_else_yields_stays(store, run):
+    archives = chain_in(store, run)
+    other = run.parent / "other"
+    other.mkdir()
+    shutil.copy(archives[2], store.archive_path(other, "x", "0" * 64).parent)  # its own copy of the middle is gone
+    cached = [store.cache_path(read_manifest(archive).reconstruction) for archive in archives]
+    for entry in cached:
+        entry.write_bytes(b"cached")
+    merged(store, run, *archives[:2])
+    assert [entry.exists() for entry in cached] == [False, True, True]
+
+
 def test_a_marker_holds_it(store, run):
     archives = chain_in(store, run)
     told = {run / "step_40.pt": "latest names it"}
@@ -225,8 +260,9 @@ def test_what_is_written_meanwhile_is_seen(store, run, monkeypatch):
         (run / "step_40.pt").write_bytes(b"it is back")
 
     monkeypatch.setattr(module._Merging, "_write", slow)
-    with pytest.raises((SourceChanged, ConfigError)):
+    with pytest.raises(SourceChanged, match="is not merged: it stays: its original stands") as raised:
         merged(store, run, archives[1])
+    assert "nothing" not in f"{raised.value} {raised.value.hint}"  # others may have been merged before
     assert all(path.exists() for path in archives)
     assert read_manifest(archives[2]).carried == []
 
