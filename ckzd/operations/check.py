@@ -25,6 +25,7 @@ from ckzd.errors import (
     MissingReference,
     UnknownFormat,
 )
+from ckzd.file_marks import Mark
 from ckzd.operations.heal import Copies, Patient, heal, whole_aside_in
 from ckzd.operations.ledger import Ledger, Made
 from ckzd.operations.places import Place
@@ -196,6 +197,7 @@ class _Check:
 
     def _decode(self, archives: Sequence[Path]) -> Iterator[Outcome]:
         failed: dict[Path, CkzdError] = {}
+        marks = {path: mark for path in archives if (mark := _mark(path)) is not None}
         for outcome in verify_each(archives, on_archive=self.on_archive):
             if isinstance(outcome, CkzdError):
                 failed[Path(outcome.subject)] = outcome
@@ -203,6 +205,8 @@ class _Check:
                 self._note(Path(outcome.archive), decoded=True)
                 yield Outcome(outcome.archive, "whole")
         for archive, error in failed.items():
+            if archive in marks and _mark(archive) != marks[archive]:  # it is gone, or another took its name
+                continue
             if isinstance(error, (UnknownFormat, MissingBaseModel)):  # while a model is away nothing is damaged
                 yield Outcome(str(archive), "unreadable", error.problem, cause=error)
             for link, problem in _to_blame(archive, error, failed):
@@ -229,14 +233,15 @@ class _Check:
         assert place.archives is not None, "only such are checked"
         records, yields = records_in(place.archives), dict[Path, str | None]()
         was = {path: problem for path, problem in self.bad.items() if path.parent == place.archives}
-        patients = self._damaged(place, records, was) or self._missing(place, records)
+        patients = self._damaged(place, records, was) or self._lacking(place, records)
         while patients:  # what is back may need what is not there
             for patient in patients:
                 yields[patient.path] = patient.wanted
+                problem = was.get(patient.path) or _lack(patient)
                 if (words := self._heal(patient)) is not None:
-                    yield Outcome(str(patient.path), "healed", was.get(patient.path, "was not there"), words)
+                    yield Outcome(str(patient.path), "healed", problem, words)
             records = records_in(place.archives)
-            patients = [patient for patient in self._missing(place, records) if patient.path not in yields]
+            patients = [patient for patient in self._lacking(place, records) if patient.path not in yields]
         yield from _told(place, records, yields, self.bad)
 
     def _damaged(self, place: Place, records: Sequence[ArchiveRecord], paths: Iterable[Path]) -> list[Patient]:
@@ -250,6 +255,14 @@ class _Check:
             manifest, made = manifests.get(path), self.ledger.made(path) if self.ledger is not None else None
             found.append(Patient(path, place.store, place.run, manifest, made, None if manifest else needed))
         return sorted(found, key=lambda patient: patient.manifest.depth if patient.manifest is not None else 0)
+
+    def _lacking(self, place: Place, records: Sequence[ArchiveRecord]) -> list[Patient]:
+        """What is missing, then what needs that: it may be there, carried by what may take the dependent's place."""
+        if place.store is None:
+            return []
+        dependents = [record for several in _unmet(records).values() for record in several]
+        stranded = [Patient(one.path, place.store, place.run, one.manifest, None) for one in dependents]
+        return self._missing(place, records) + [patient for patient in stranded if patient.path not in self.bad]
 
     def _missing(self, place: Place, records: Sequence[ArchiveRecord]) -> list[Patient]:
         """What others, or pointers, name and is not there, where there is a copy of it; or lies aside whole."""
@@ -302,11 +315,22 @@ def _told(
             yield Outcome(str(path), "damaged", bad[path], lost=_hanging_on(yields.get(path), records, whole, bad))
     for reconstruction, dependents in unmet.items():
         for record in dependents:
-            problem = f"needs the archive with reconstruction {reconstruction}, which is not there"
+            problem = _needs(reconstruction)
             lost = _hanging_on(record.manifest.reconstruction, records, whole, bad)
             yield Outcome(str(record.path), "missing", problem, lost=lost)
     for path, pointer in dangling_in(place.run).items():
         yield Outcome(str(path), "missing", f"the archive that this pointer names is not there: {pointer.archive}")
+
+
+def _needs(reconstruction: str | None) -> str:
+    return f"needs the archive with reconstruction {reconstruction}, which is not there"
+
+
+def _lack(patient: Patient) -> str:
+    """Of what is not damaged."""
+    if patient.manifest is not None and os.path.lexists(patient.path):
+        return _needs(patient.manifest.reference)
+    return "was not there"
 
 
 def _unmet(records: Sequence[ArchiveRecord]) -> dict[str, list[ArchiveRecord]]:
@@ -330,6 +354,12 @@ def _hanging_on(
             missing.add(record.manifest.reconstruction)
             lost += [str(record.path)] if record.path not in bad else []
     return tuple(lost)
+
+
+def _mark(archive: Path) -> Mark | None:
+    with suppress(OSError):
+        return Mark.of(archive.stat())
+    return None
 
 
 def _to_blame(archive: Path, error: CkzdError, failed: Container[Path]) -> Iterator[tuple[Path, str]]:

@@ -4,7 +4,8 @@ A copy may lie anywhere in the stores and folders that are looked through, under
 was made of may stand in its place, lie in the trash, or be there under another name. What takes an archive's place is
 read back from disk or proven first, and yields the same reconstruction, so that all that hangs on it decodes again;
 the damaged one stays beside it as `*.damaged` (`Store.supplant`).
-Of what others were merged into a copy from before will do, if all that this needs is there.
+Of what others were merged into a copy from before will do, if all that this needs is there; and where that is gone for
+good, one that carries it takes the place of one that does not.
 """
 
 import logging
@@ -19,7 +20,9 @@ from ckzd import durable, formats
 from ckzd.access import Access, give
 from ckzd.archive import FileModel, Manifest
 from ckzd.archive.dropping import as_left
-from ckzd.chains import ARCHIVE_SUFFIX, is_whole, read_manifest, require_whole
+from ckzd.archive.manifest import CARRIED, is_carried
+from ckzd.chains import ARCHIVE_SUFFIX, is_whole, read_manifest, records_in, require_whole
+from ckzd.codec.presets import PRESETS, Scheme
 from ckzd.errors import CkzdError, CorruptArchive, NoSpace
 from ckzd.formats.names import step_in_name
 from ckzd.operations.ledger import Made
@@ -54,21 +57,26 @@ class Patient:
     def is_of_before(self, manifest: Manifest) -> bool:
         """Whether an archive that says this of itself is this one as it was before its moments were dropped."""
         day = self.manifest.moments_dropped if self.manifest is not None else None
-        return day is not None and manifest.moments_dropped is None and as_left(manifest, day) == self.manifest
+        return day is not None and manifest.moments_dropped is None and self._says(as_left(manifest, day))
 
     def is_of_before_merging(self, manifest: Manifest) -> bool:
         """Whether an archive that says this of itself is this one before others were merged into it."""
+        return self.manifest is not None and _is_merged_from(self.manifest, manifest)
 
-        def own(one: Manifest) -> tuple[str, str, str | None]:
-            return one.checkpoint, one.reconstruction, one.moments_dropped
+    def is_merged_into(self, manifest: Manifest) -> bool:
+        """Whether an archive that says this of itself is this one after others were merged into it."""
+        return self.manifest is not None and _is_merged_from(manifest, self.manifest)
 
-        is_more = self.manifest is not None and len(self.manifest.carried) > len(manifest.carried)
-        return self.manifest is not None and is_more and own(manifest) == own(self.manifest)
+    def has(self, reference: str | None) -> bool:
+        """Whether nothing is missing for a delta against this: it needs none, or a whole archive beside yields it."""
+        beside = records_in(self.path.parent)
+        yielding = [one.path for one in beside if one.manifest.reconstruction == reference and one.path != self.path]
+        return reference is None or any(map(is_whole, yielding))
 
     def is_copy(self, manifest: Manifest) -> bool:
         """Whether this one can be had from an archive that says this of itself."""
         if self.manifest is not None:
-            return manifest == self.manifest or self.is_of_before(manifest)
+            return self._says(manifest) or self.is_of_before(manifest)
         if manifest.moments_dropped is not None:
             return False  # it yields the same, but who knows whether this one gave no more
         if self.wanted is not None and manifest.reconstruction != self.wanted:
@@ -76,6 +84,25 @@ class Patient:
         again = manifest.reconstruction
         names = {archive_name(manifest.name, manifest.checkpoint, again) for again in ("", again)}
         return self.path.name in names
+
+    def _says(self, manifest: Manifest) -> bool:
+        return self.manifest is not None and _but_for_carried(manifest) == _but_for_carried(self.manifest)
+
+
+def _but_for_carried(manifest: Manifest) -> Manifest:
+    """What is carried says when it was merged: that may have been another day, the links are the same."""
+    if not manifest.carried:
+        return manifest
+    parts = {part: nbytes for part, nbytes in manifest.parts.items() if part != CARRIED}
+    entries = [entry for entry in manifest.entries if not is_carried(entry.name)]
+    return manifest.model_copy(update={"parts": parts, "entries": entries})
+
+
+def _is_merged_from(merged: Manifest, before: Manifest) -> bool:
+    def own(one: Manifest) -> tuple[str, str, str, str | None]:
+        return one.name, one.checkpoint, one.reconstruction, one.moments_dropped
+
+    return len(merged.carried) > len(before.carried) and own(merged) == own(before)
 
 
 @dataclass
@@ -104,16 +131,21 @@ class Copies:
             return self._found.get(reconstruction, [])
         return [copy for copies in self._found.values() for copy in copies]
 
-    def lead(self, start: Manifest, end: Manifest | None) -> bool:
-        """Whether whole ones lead from what an archive needs to what another one does."""
-        assert end is not None, "what is merged can be read"
-        while start.reference != end.reference:
-            found = self.yielding(start.reference) if start.reference is not None else []
-            before = [other for path, other in found if other.depth < start.depth and is_whole(path)]
-            if not before:
-                return False
-            start = before[0]
-        return True
+    def lead(self, start: Manifest, patient: Patient, end: str | None = None) -> bool:
+        """Whether what an archive needs in this one's place can be had: it is there, or whole ones lead to what is.
+
+        `end`: a reconstruction that will do, too.
+        """
+        pending, seen = [start], set[tuple[str | None, int]]()
+        while pending:
+            one = pending.pop()
+            if one.base_model is not None or one.reference == end or patient.has(one.reference):
+                return True
+            if (one.reference, one.depth) not in seen:
+                seen.add((one.reference, one.depth))
+                found = self.yielding(one.reference)
+                pending += [other for path, other in found if other.depth < one.depth and is_whole(path)]
+        return False
 
     def _readable(self) -> Iterator[tuple[Path, Manifest]]:
         for directory in self.directories:
@@ -136,12 +168,15 @@ def _manifests_in(directory: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[
 def heal(patient: Patient, copies: Copies) -> str | None:
     """Bring it back; from what, in words, or None where nothing has it. Raises CkzdError, NoSpace say, and OSError."""
     if os.path.lexists(patient.path) and is_whole(patient.path):
-        return None  # its bytes are those that were proven: another copy would say the same
+        return _from_merged(patient, copies)  # its bytes are those that were proven: a copy would say the same
     if (words := _from_copy(patient, copies)) is not None:
         return words
     for words, source, run in _originals(patient):
+        made = _made(patient, run)
+        if made.carries and PRESETS[made.preset].scheme is not Scheme.EXACT:
+            return None  # others' links are gone with it: against anything else it yields something else
         try:
-            remake(source, patient.path, patient.store, run, manifest=patient.manifest, made=_made(patient, run))
+            remake(source, patient.path, patient.store, run, manifest=patient.manifest, made=made)
         except NoSpace:
             raise
         except CkzdError as error:
@@ -155,18 +190,33 @@ def heal(patient: Patient, copies: Copies) -> str | None:
 def _from_copy(patient: Patient, copies: Copies) -> str | None:
     """The same from what is an archive already: this one, or what it was before something was left out or merged."""
 
-    def effort(copy: tuple[Path, Manifest]) -> tuple[bool, bool]:
-        return patient.is_of_before(copy[1]), not _lies_aside(copy[0], patient)
+    def effort(copy: tuple[Path, Manifest]) -> tuple[bool, bool, bool]:
+        path, manifest = copy
+        return not patient.has(manifest.reference), patient.is_of_before(manifest), not _lies_aside(path, patient)
 
-    found = [copy for copy in copies.yielding(patient.wanted) if copy[0] != patient.path]
+    end = patient.manifest.reference if patient.manifest is not None else None
+    others = [copy for copy in copies.yielding(patient.wanted) if copy[0] != patient.path]
+    found = [(path, manifest) for path, manifest in others if patient.is_copy(manifest)]
     for path, manifest in sorted(found, key=effort):
-        if patient.is_copy(manifest) and is_whole(path):
+        if is_whole(path) and copies.lead(manifest, patient, end):
             _take_over(path, manifest, patient)
             return f"the copy {path}"
-    for path, manifest in found:
-        if patient.is_of_before_merging(manifest) and is_whole(path) and copies.lead(manifest, patient.manifest):
+    for path, manifest in others:
+        if patient.is_of_before_merging(manifest) and is_whole(path) and copies.lead(manifest, patient, end):
             _take_over(path, manifest, patient)
             return f"the copy {path}, which carries less"
+    return None
+
+
+def _from_merged(patient: Patient, copies: Copies) -> str | None:
+    """A whole one whose reference is gone for good, from one that carries it; what lay there is set aside."""
+    found = [copy for copy in copies.yielding(patient.wanted) if patient.is_merged_into(copy[1])]
+    if not found or patient.manifest is None or copies.lead(patient.manifest, patient):
+        return None
+    for path, manifest in found:
+        if is_whole(path) and copies.lead(manifest, patient):
+            _take_over(path, manifest, patient)
+            return f"the copy {path}, which carries more"
     return None
 
 
@@ -195,7 +245,7 @@ def _take_over(source: Path, manifest: Manifest, patient: Patient) -> None:
     dropped = patient.manifest.moments_dropped if patient.manifest is not None else None
     is_of_before = patient.is_of_before(manifest)
     if _lies_aside(source, patient) and not is_of_before:
-        publish(source, patient.path, patient.store)
+        _put(source, patient)
         return
     with temporary(patient.store, ARCHIVE_SUFFIX) as temp:
         status = (patient.path if os.path.lexists(patient.path) else source).stat()
@@ -205,7 +255,14 @@ def _take_over(source: Path, manifest: Manifest, patient: Patient) -> None:
             _write_copy(source, temp)
         require_whole(temp)
         give(temp, Access.of(status))
-        publish(temp, patient.path, patient.store)
+        _put(temp, patient)
+
+
+def _put(archive: Path, patient: Patient) -> None:
+    if os.path.lexists(patient.path) and is_whole(patient.path):
+        patient.store.supplant(archive, patient.path)
+    else:
+        publish(archive, patient.path, patient.store)
 
 
 def _write_copy(source: Path, temp: Path) -> None:

@@ -41,11 +41,13 @@ class Made:
     reference: str | None
     reconstruction: str
     checkpoint: str
+    carries: bool = False  # others: `reference` is what the first of them was made against
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         """As the archive says."""
-        return cls(manifest.preset, manifest.effort, manifest.reference, manifest.reconstruction, manifest.checkpoint)
+        ids = manifest.reference, manifest.reconstruction, manifest.checkpoint
+        return cls(manifest.preset, manifest.effort, *ids, carries=bool(manifest.carried))
 
 
 @dataclass(frozen=True, slots=True)

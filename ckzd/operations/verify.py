@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from ckzd import durable
-from ckzd.archive import ArchiveReader
+from ckzd.archive import ArchiveReader, Manifest
 from ckzd.chains import ArchiveRecord, chain, decodable, records_in, references_in
 from ckzd.codec.ahead import Ahead
 from ckzd.codec.decode import MALFORMED
 from ckzd.codec.records.reconstruction import Reconstruction
-from ckzd.errors import CkzdError, CorruptArchive, NoSpace, VerificationFailed
+from ckzd.errors import CkzdError, CorruptArchive, NoSpace, SourceChanged, VerificationFailed
 from ckzd.operations.child import Waiting, another_number_of_threads, error_line, waiting_module
 from ckzd.operations.pointer import archives_meant, resolve
 from ckzd.operations.reconstruct import (
@@ -96,21 +96,30 @@ def _outcomes(
     archives: Sequence[Path], on_archive: OnArchive, on_progress: OnProgress
 ) -> Iterator[VerifyReport | CkzdError]:
     """Of archives of one directory: those that have no whole chain first, then what decodes, from the bases up."""
-    dependents, unreachable = _forest(archives)
+    planned, dependents, unreachable = _forest(archives)
     for archive in unreachable:
         try:
             chain(ArchiveRecord.read(archive))
         except (CkzdError, OSError) as error:
             yield _as_error(archive, error)
-    walk = _Walk(set(archives), dependents, store_of(archives[0]), on_archive, on_progress)
+    again: list[Path] = []  # something took a name meanwhile: what the plan says of the chain is not so any more
+    walk = _Walk(set(archives), planned, dependents, store_of(archives[0]), on_archive, on_progress)
     for base in dependents.get(None, ()):
-        yield from walk.branch(base, None, ExitStack())
+        for outcome in walk.branch(base, None, ExitStack()):
+            if isinstance(outcome, _OtherwiseThanPlanned):
+                again.append(Path(outcome.subject))
+            else:
+                yield outcome
+    if again:
+        yield from _outcomes(again, on_archive, on_progress)
 
 
-def _forest(archives: Sequence[Path]) -> tuple[dict[Path | None, list[Path]], list[Path]]:
-    """Who is a delta against whom, of these archives and all they need, the largest branch last; None for bases.
+def _forest(
+    archives: Sequence[Path],
+) -> tuple[dict[Path, Manifest], dict[Path | None, list[Path]], list[Path]]:
+    """What archives say of themselves, and who is a delta against whom, of these and all they need; None for bases.
 
-    And whose chain has no base.
+    The largest branch is last. And whose chain has no base.
     """
     records = records_in(archives[0].parent)
     there = decodable(records)
@@ -131,7 +140,12 @@ def _forest(archives: Sequence[Path]) -> tuple[dict[Path | None, list[Path]], li
                 sizes[reference] += sizes[record.path]
     for branches in dependents.values():
         branches.sort(key=sizes.__getitem__)
-    return dependents, [archive for archive in archives if archive not in needed]
+    planned = {record.path: record.manifest for record in records if record.path in needed}
+    return planned, dependents, [archive for archive in archives if archive not in needed]
+
+
+class _OtherwiseThanPlanned(SourceChanged):
+    """An archive is gone, or another took its name, which is a delta against something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +157,7 @@ class _Walk:
     """
 
     wanted: set[Path]
+    planned: Mapping[Path, Manifest]
     dependents: Mapping[Path | None, Sequence[Path]]
     store: Store | None  # that they lie in
     on_archive: OnArchive
@@ -160,7 +175,9 @@ class _Walk:
                     except NoSpace:
                         raise
                     except (CkzdError, OSError) as error:
-                        yield from self._lost(link, _as_error(link, error))
+                        is_gone = not os.path.lexists(link)  # merged into another, pruned
+                        changed = _OtherwiseThanPlanned(link, "is gone")
+                        yield from self._lost(link, changed if is_gone else _as_error(link, error))
                         return
                     decoded = following.pop_all()
                 held = decoded
@@ -182,6 +199,8 @@ class _Walk:
         started = time.monotonic()
         forget_file(link)
         with ArchiveReader(link) as reader, durable.as_no_space(link):
+            if _needs(reader.manifest) != _needs(self.planned[link]):
+                raise _OtherwiseThanPlanned(link, "is a delta against something else by now")
             file = stack.enter_context(scratch_file(self.store))
             if link not in self.wanted:
                 return decode_archive(reader, reference, file), None
@@ -205,6 +224,10 @@ class _Walk:
             elif lost in self.wanted:
                 yield type(error)(lost, f"needs {link.name}: {error.problem}", hint=error.hint)
             pending += self.dependents.get(lost, ())
+
+
+def _needs(manifest: Manifest) -> tuple[str | None, int]:
+    return manifest.reference, len(manifest.carried)
 
 
 def _as_error(archive: Path, error: CkzdError | OSError) -> CkzdError:
