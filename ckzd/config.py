@@ -176,9 +176,9 @@ class Settings(_Frozen):
             return watched
         found = []
         for path in map(_absolute, paths):
-            found += [each for each in watched if each.store is not None and path in each.path.parents]
+            below = [each for each in watched if each.store is not None and path in each.path.parents]
             above = [w.store for w in self.watch if path.is_relative_to(w.path) and w.store and Store.is_at(w.store)]
-            found.append(Asked(path, store or next(iter(above), None)))
+            found += [*below, Asked(path, store or next(iter(above), None), is_watched=bool(below))]
         return found
 
     @property

@@ -109,7 +109,9 @@ class TestWhatMayBeNamed:
         assert cli.run([verb, "--config", str(config)]) == 2
         assert str(run) in capsys.readouterr().err
 
-    def test_a_run_is_found_in_the_store_that_is_configured_for_it(self, run, tmp_path, verb, capsys):
+    def test_a_run_is_found_in_the_store_that_is_configured_for_it(self, tmp_path, verb, capsys):
+        run = tmp_path / "all" / "runs" / "gpt"
+        run.mkdir(parents=True)
         store = Store.open_or_create(tmp_path / "stores" / "one")
         put_chain(store, run, 2)
         elsewhere = tmp_path / "another"

@@ -81,8 +81,8 @@ def connect(path: Path) -> sqlite3.Connection:
         log.error(  # noqa: TRY400  # the place in our code says nothing of the damage
             "journal is damaged: put aside, rebuilt from the stores", extra={"path": str(aside), "error": str(error)}
         )
-        for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-            durable.remove(leftover)
+        for end in ("-wal", "-shm", "-journal"):  # none of them is of the new one
+            durable.remove(path.with_name(path.name + end))
         durable.overwrite(path, aside)
         return _open(path)
 

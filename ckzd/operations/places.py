@@ -22,7 +22,7 @@ class Asked:
 
     path: Path
     store: Path | None = None
-    is_watched: bool = False  # then there may be nothing yet
+    is_watched: bool = False  # it, or what is below: then there may be nothing yet
 
 
 @dataclass(frozen=True, slots=True)

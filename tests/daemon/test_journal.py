@@ -184,12 +184,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_damaged_journal_is_put_aside_and_a_new_one_begun(file):
     file.parent.mkdir()
     file.write_bytes(os.urandom(8192))
+    of_another = file.with_name("journal.sqlite3-journal")
+    of_another.write_bytes(os.urandom(8192))
 
     journal = Journal(file)
     rows = journal.rows()
     journal.close()
     assert rows == []
     assert file.with_name("journal.sqlite3.damaged").exists()
+    assert not of_another.exists()
 
 
 def put_aside(file: Path) -> bool:
