@@ -192,7 +192,7 @@ def require_sound(archive: Path) -> None:
 
 
 def is_sound(archive: Path) -> bool:
-    """The same as an answer."""
+    """Whether `require_sound` has nothing against it."""
     try:
         require_sound(archive)
     except (CkzdError, FileNotFoundError):
@@ -220,7 +220,7 @@ def require_whole(archive: Path) -> None:
 
 
 def is_whole(archive: Path) -> bool:
-    """The same as an answer."""
+    """Whether `require_whole` has nothing against it."""
     try:
         require_whole(archive)
     except (CkzdError, FileNotFoundError):

@@ -222,7 +222,7 @@ class Demo:
         self._tell("kill", f"SIGKILL to the job after step {self.killed_at}", step=self.killed_at)
 
     def start_twin(self) -> None:
-        """The same job from the start, which nobody interrupts: what the resumed one is compared with."""
+        """Begin the job anew, which nobody interrupts this time: what the resumed one is compared with."""
         self._start_training("twin", "--every", str(self.plan.every), "--no-save")
         self._tell("twin", "starts: the same job, uninterrupted, to compare with")
 

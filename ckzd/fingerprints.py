@@ -36,7 +36,7 @@ class Fingerprint:
         return len(self.before) + 1 + len(self.after)
 
     def moved(self, by: int) -> "Fingerprint":
-        """The same in a file that has the other from there on."""
+        """As it is where the file is part of another, which has `by` bytes in front of it."""
         return replace(self, offset=self.offset + by, crc_offsets=tuple(offset + by for offset in self.crc_offsets))
 
     def write(self, piece: bytearray, start: int, crc: int) -> None:

@@ -26,7 +26,7 @@ def forget(descriptor: int) -> None:
 
 
 def forget_file(path: Path) -> None:
-    """The same of a file that is not open."""
+    """Let the next read of a file that nobody holds open here come from the disk."""
     descriptor = os.open(path, _FLAGS)
     try:
         forget(descriptor)

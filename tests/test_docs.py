@@ -133,3 +133,9 @@ def test_ci_runs_the_readmes_test_command():
 @pytest.mark.parametrize("script", [".ci/run", ".ci/frameworks", "deploy/install.sh"])
 def test_shell_scripts_parse(script):
     subprocess.run(["sh", "-n", ROOT / script], check=True)
+
+
+def test_docstrings_stand_alone():
+    """Who reads one in an editor does not see the one above it."""
+    sources = sorted((ROOT / "ckzd").rglob("*.py"))
+    assert [path.name for path in sources if '"""The same' in path.read_text()] == []

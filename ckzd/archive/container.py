@@ -247,7 +247,7 @@ class ArchiveReader:
         return self._members[entry].crc
 
     def pieces(self, entry: str) -> Iterator[bytes]:
-        """The same one after the other, none of them large. Raises CorruptArchive after the last if one is wrong."""
+        """An entry's bytes, some at a time. Raises CorruptArchive behind the last if they are not what was recorded."""
         member, crc, digest = self._members[entry], 0, hashlib.sha256()
         self._check_header(member)
         for offset in range(0, member.nbytes, CHUNK_BYTES):

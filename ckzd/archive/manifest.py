@@ -202,7 +202,7 @@ class Manifest(_Frozen):
         return self.checkpoint == original_digest(self.files)
 
     def of_files(self, names: Collection[str]) -> Self:
-        """The same of several files as if it were of these alone: of one it says what an archive of that would."""
+        """What an archive of these files alone would say, of several that are one checkpoint; of one, as of a file."""
         files = [file for file in self.files if file.name in names]
         nbytes = sum(file.size for file in files)
         changes: dict[str, Any] = {"files": files, "original_bytes": nbytes}
@@ -259,7 +259,7 @@ def original_digest(files: Iterable[FileModel]) -> str:
 
 
 def restored_digest(files: Iterable[FileModel]) -> str:
-    """The same over what a restore writes: `Manifest.restored`."""
+    """What identifies the files that a restore writes: `Manifest.restored`."""
     return files_digest((file.name, file.size, file.sha256) for file in files)
 
 

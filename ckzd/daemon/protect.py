@@ -34,7 +34,7 @@ class Protection:
             return dict.fromkeys(paths, f"who holds it is not known yet: {error}")
 
     def held_where_they_stood(self, root: Path, run: Path, checkpoints: Sequence[Path]) -> dict[Path, str]:
-        """The same of checkpoints, there or replaced: a link or a second name may be that of the pointer, too."""
+        """Checkpoint -> who holds it, there or replaced: a link or a second name may be that of the pointer, too."""
         pointers = {pointer_for(path): path for path in checkpoints if not path.is_dir()}
         seen = [(path, _seen(path)) for path in (*checkpoints, *filter(os.path.lexists, pointers))]
         return {pointers.get(path, path): why for path, why in self.held(root, run, seen).items()}

@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_whole(path: Path) -> Checkpoint:
-    """The same of all files that are one checkpoint with the one at `path`."""
+    """Parse all files that are one checkpoint with the one at `path`. Raises as `read_checkpoint`."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 - as above
     whole = read_with_others(path) if looks_like_checkpoint(path) and not path.is_dir() else None
     return read_checkpoint(path) if whole is None else whole

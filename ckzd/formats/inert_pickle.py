@@ -36,7 +36,7 @@ def load(data: bytes, subject: str) -> Node:
 
 
 def load_next(stream: BinaryIO, subject: str) -> Node:
-    """The same of the pickle that is next in a stream, whose limit bounds it; the stream stands behind it then."""
+    """The tree of the pickle that is next in a stream, whose limit bounds it; the stream stands behind it then."""
     try:
         return _Machine().run(stream)
     except Refused as error:

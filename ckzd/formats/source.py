@@ -219,7 +219,7 @@ class FileView:
         return self.source.read(self.file, self.start + offset, nbytes)
 
     def paged(self) -> "FileView":
-        """The same, for readers of many short pieces."""
+        """A view of these bytes that reads a page at a time, for readers of many short pieces."""
         return replace(self, source=PagedSource(self.source, self.start + self.size))
 
     def part(self, offset: int, nbytes: int) -> "FileView":

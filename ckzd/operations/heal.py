@@ -188,7 +188,7 @@ def heal(patient: Patient, copies: Copies) -> str | None:
 
 
 def _from_copy(patient: Patient, copies: Copies) -> str | None:
-    """The same from what is an archive already: this one, or what it was before something was left out or merged."""
+    """Bring it back from a copy, or from what it was before something was left out or merged; from what, or None."""
 
     def effort(copy: tuple[Path, Manifest]) -> tuple[bool, bool, bool]:
         path, manifest = copy

@@ -104,7 +104,7 @@ def reconstruction_of(
 
 @contextmanager
 def reconstruction_or_none(reference: Path | None) -> Iterator[Reconstruction | None]:
-    """The same of a reference that a process was told by its path; None of none."""
+    """The reconstruction of a reference that a process was told by its path; None of none."""
     if reference is None:
         yield None
         return
@@ -185,7 +185,7 @@ def _needed(
 
 
 def decode_archive(reader: ArchiveReader, reference: Reconstruction | None, file: BinaryIO) -> Reconstruction:
-    """The same as `decode_link` of an archive that may carry others: they are decoded first, and gone afterwards."""
+    """Decode an archive, and first what it carries, the base of these against `reference`; else as `decode_link`."""
     with _in_turn(reader.carried(), repeat(None), reference, ExitStack(), store_of(reader.path)) as before:
         return decode_link(reader, before, file)
 

@@ -80,7 +80,7 @@ def trained_from(checkpoint: Checkpoint, path: Path, place: Path, store: Store) 
 
 @contextmanager
 def trained_from_again(checkpoint: Checkpoint, archive: Path, named: NamedModel, store: Store) -> Iterator[TrainedFrom]:
-    """The same of the model that an archive names, which is made anew; MissingBaseModel where it is away."""
+    """What a checkpoint was trained from of the model that its archive named. MissingBaseModel where that is away."""
     paths = require(archive, named)
     files = {file.name: path for file, path in zip(named.files, paths, strict=True)}
     with _trained_from(checkpoint, Located(Path(named.path), named.kind, files), store) as found:

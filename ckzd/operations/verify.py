@@ -77,7 +77,7 @@ def verify(path: Path | str, *, on_progress: OnProgress = lambda _: None) -> Ver
 def verify_each(
     paths: Iterable[Path], *, on_archive: OnArchive = lambda _: None, on_progress: OnProgress = lambda _: None
 ) -> Iterator[VerifyReport | CkzdError]:
-    """The same of many: archives, what names one, runs, folders of archives, whole stores. Each link is decoded once.
+    """Check many archives, decoding each link once: `paths` name archives, runs, folders of archives, whole stores.
 
     Of every archive its report, or the error; in the order of chains, not of `paths`. `on_archive` is told of each that
     is begun. Raises only what would stop all of them, as a full disk does.

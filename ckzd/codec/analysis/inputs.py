@@ -86,7 +86,7 @@ class Inputs:
 
     @cached_property
     def is_reference(self) -> frozenset[int]:
-        """The same as a set."""
+        """Numbers of the reference tensors, to ask whether a tensor is one."""
         return frozenset(self.reference_tensors)
 
     @cached_property

@@ -240,7 +240,7 @@ class KnownMoments:
 
     @cached_property
     def filled(self) -> Numbers:
-        """The same as kernels take it: what first moments are in units of."""
+        """The rank-1 second moment (R, C) as kernels take it: what first moments are in units of."""
         assert self.second is not None, "there is a second moment"
         return to_numbers(self.fill, self.second.dtype)
 

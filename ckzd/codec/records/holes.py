@@ -96,7 +96,7 @@ def count(value: object) -> int:
 
 
 def counts(values: Iterable[object]) -> Numbers:
-    """The same of several."""
+    """Numbers, each of which is one; else ValueError."""
     return tuple(count(value) for value in values)
 
 

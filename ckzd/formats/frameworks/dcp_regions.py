@@ -29,7 +29,7 @@ class Chunk:
     parsed: ParsedFile
 
     def alone(self) -> "Chunk":
-        """The same without a tensor that is too small for a name of its own."""
+        """As it is by itself: without a tensor that is too small for a name of its own."""
         nbytes = [tensor.nbytes for tensor in self.parsed.tensors]
         is_small = len(nbytes) == 1 and nbytes[0] < SMALL_STORAGE_BYTES
         return replace(self, parsed=replace(self.parsed, tensors=(), holes=())) if is_small else self
