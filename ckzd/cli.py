@@ -5,34 +5,26 @@ Each command loads its operation when it runs, so that `ckzd --help` and `ckzd i
 """
 
 import dataclasses
-import errno
 import io
-import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ckzd import __version__
 from ckzd.defaults import DAMAGED_DAYS, MAX_DEPTH, Effort
-from ckzd.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_SOME_FAILED,
-    EXIT_USAGE,
-    CkzdError,
-    ConfigError,
-    NoSpace,
-    StoreLocked,
-)
+from ckzd.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, CkzdError, ConfigError
+from ckzd.failures import as_ckzd_error, for_each
 from ckzd.operations.command import DEFAULT_SECONDS
 from ckzd.plain import plain_bytes
 from ckzd.reports import (
+    demo_report,
     facts_table,
     garbage_lines,
     listing_table,
@@ -45,13 +37,12 @@ from ckzd.screen import Screen, table_of
 
 if TYPE_CHECKING:
     from ckzd.config import Settings
-    from ckzd.demo import DemoReport, Event
+    from ckzd.daemon.pruning import Ruled
+    from ckzd.demo import Event
     from ckzd.operations.catalogue import Row
     from ckzd.operations.check import Outcome
     from ckzd.operations.compress import CompressReport
     from ckzd.operations.verify import VerifyReport
-
-T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False,
@@ -97,43 +88,11 @@ def run(arguments: Sequence[str]) -> int:
     return (code or EXIT_DONE) if arguments else EXIT_USAGE
 
 
-def as_ckzd_error(error: CkzdError | OSError) -> CkzdError:
-    """What the system said, as one of our errors: the one place where OSError is translated."""
-    if isinstance(error, CkzdError):
-        return error
-    subject = error.filename if error.filename is not None else "the system"
-    problem = (error.strerror or str(error) or type(error).__name__).lower()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(os.fsdecode(subject), problem, hint="free some space and run it again; nothing was lost")
-    return CkzdError(os.fsdecode(subject), problem)
-
-
 def _usage_error(error: typer.TyperException) -> CkzdError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "ckzd"
     message = error.format_message().strip().rstrip(".") or "wrong usage"
     return ConfigError(command, message[0].lower() + message[1:], hint=f"see `{command} --help`")
-
-
-def for_each(things: Iterable[T], action: Callable[[T], None], screen: Screen, *fatal: type[CkzdError]) -> int:
-    """Do `action` for everything, report the failures as they come, and say by the exit code how many there were.
-
-    What would stop the next one too ends the loop: a full disk, a locked store, and what else is `fatal`.
-    """
-    codes = []
-    for thing in things:
-        try:
-            action(thing)
-            codes.append(EXIT_DONE)
-        except (CkzdError, OSError) as failure:
-            error = as_ckzd_error(failure)
-            codes.append(screen.error(error))
-            if isinstance(error, (NoSpace, StoreLocked, *fatal)):
-                break
-    failures = [code for code in codes if code != EXIT_DONE]
-    if not failures:
-        return EXIT_DONE
-    return EXIT_SOME_FAILED if EXIT_DONE in codes else failures[0]
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001  # typer's callbacks are called this way
@@ -437,11 +396,10 @@ def prune(
 ) -> int:
     """Delete the archives that [watch.keep] lets go, with their pointers; say why each one goes or stays."""
     from ckzd.config import load
-    from ckzd.daemon.pruning import prune_store, ruled
-    from ckzd.operations.places import places
+    from ckzd.daemon.pruning import prune_store
 
     screen, settings = Screen(as_json), load(config)
-    stores, roots = ruled(settings, places(settings.asked(paths or ()))), _roots(settings, paths)
+    stores, roots = _stores(settings, paths, screen), _roots(settings, paths)
 
     def prune_one(root: Path) -> None:
         report = prune_store(root, stores[root].runs, roots=roots, quota=stores[root].quota, dry_run=dry_run)
@@ -453,8 +411,6 @@ def prune(
             for text in pruned_lines(report):
                 screen.say(text)
 
-    if not stores and not as_json:
-        screen.say("nothing is archived there yet")
     return for_each(stores, prune_one, screen)
 
 
@@ -508,13 +464,11 @@ def gc(
 ) -> int:
     """Delete what nothing needs: unfinished files of the dead, cache of archives that are gone, old damage."""
     from ckzd.config import load
-    from ckzd.daemon.pruning import ruled
     from ckzd.operations.garbage import Wanted, collect
-    from ckzd.operations.places import places
     from ckzd.store import Store as OpenStore
 
     screen, settings = Screen(as_json), load(config)
-    stores, roots = ruled(settings, places(settings.asked(paths or ()))), _roots(settings, paths)
+    stores, roots = _stores(settings, paths, screen), _roots(settings, paths)
     wanted = Wanted(damaged_days, gone_runs)
 
     def collect_one(root: Path) -> None:
@@ -526,9 +480,18 @@ def gc(
         for text in garbage_lines(root, found, dry_run=dry_run) if not as_json else ():
             screen.say(text)
 
-    if not stores and not as_json:
-        screen.say("nothing is archived there yet")
     return for_each(stores, collect_one, screen)
+
+
+def _stores(settings: "Settings", paths: Sequence[Path] | None, screen: Screen) -> "dict[Path, Ruled]":
+    """The stores that are meant, with their runs; where there is none that is said."""
+    from ckzd.daemon.pruning import ruled
+    from ckzd.operations.places import places
+
+    found = ruled(settings, places(settings.asked(paths or ())))
+    if not found and not screen.as_json:
+        screen.say("nothing is archived there yet")
+    return found
 
 
 def _roots(settings: "Settings", paths: Sequence[Path] | None) -> list[Path]:
@@ -553,28 +516,6 @@ def demo(*, as_json: Json = False) -> int:
     if as_json:
         screen.line({"event": "report", **report.to_dict()})
     else:
-        _show_demo(report, screen)
+        for part in demo_report(report):
+            screen.show(part) if isinstance(part, Table) else screen.say(part)
     return EXIT_DONE if report.passed else EXIT_FAILED
-
-
-def _show_demo(report: "DemoReport", screen: Screen) -> None:
-    sizes = table_of("checkpoint", "original", "archive", "ratio", "kind")
-    for row in report.archived:
-        kind = f"delta, {row.depth} deep" if row.depth else "base"
-        original, archive = plain_bytes(row.original_bytes), plain_bytes(row.archive_bytes)
-        sizes.add_row(row.checkpoint, original, archive, f"{row.ratio:.1f}x", kind)
-    originals = sum(row.original_bytes for row in report.archived)
-    archives = sum(row.archive_bytes for row in report.archived)
-    sizes.add_section()
-    sizes.add_row("all", plain_bytes(originals), plain_bytes(archives), f"{originals / archives:.1f}x", "")
-    screen.show(sizes)
-    losses = table_of("loss, nats a byte", "uninterrupted", f"restored from {report.restored}", "gap")
-    for loss in report.comparisons:
-        losses.add_row(loss.what, f"{loss.uninterrupted:.4f}", f"{loss.resumed:.4f}", f"{100 * loss.gap:+.2f} %")
-    screen.show(losses)
-    if report.twin_agreed:
-        screen.say("up to the kill, the uninterrupted run's losses are the killed job's, bit for bit")
-    verdict = "every loss is" if report.passed else "FAILED: not every loss is"
-    allowed = f"within {100 * report.allowed_gap:.0f} % of the uninterrupted run's"
-    screen.say(f"killed at step {report.killed_at}, resumed to step {report.steps}; {verdict} {allowed}")
-    screen.say(f"{report.seconds:.0f} s in all")

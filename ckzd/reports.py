@@ -11,6 +11,7 @@ from ckzd.plain import plain_age, plain_bytes
 from ckzd.screen import printable, table_of
 
 if TYPE_CHECKING:
+    from ckzd.demo import DemoReport
     from ckzd.operations.catalogue import Row
     from ckzd.operations.garbage import Garbage
     from ckzd.operations.merge import Merged
@@ -170,3 +171,27 @@ def status_table(facts: Mapping[str, Any]) -> Table:
             row["checkpoint"], row["state"], plain_bytes(row["original_bytes"]), archive, ratio, row["why"] or ""
         )
     return table
+
+
+def demo_report(report: "DemoReport") -> Iterator[Table | str]:
+    """Sizes, losses, and what came of it."""
+    sizes = table_of("checkpoint", "original", "archive", "ratio", "kind")
+    for row in report.archived:
+        kind = f"delta, {row.depth} deep" if row.depth else "base"
+        original, archive = plain_bytes(row.original_bytes), plain_bytes(row.archive_bytes)
+        sizes.add_row(row.checkpoint, original, archive, f"{row.ratio:.1f}x", kind)
+    originals = sum(row.original_bytes for row in report.archived)
+    archives = sum(row.archive_bytes for row in report.archived)
+    sizes.add_section()
+    sizes.add_row("all", plain_bytes(originals), plain_bytes(archives), f"{originals / archives:.1f}x", "")
+    yield sizes
+    losses = table_of("loss, nats a byte", "uninterrupted", f"restored from {report.restored}", "gap")
+    for loss in report.comparisons:
+        losses.add_row(loss.what, f"{loss.uninterrupted:.4f}", f"{loss.resumed:.4f}", f"{100 * loss.gap:+.2f} %")
+    yield losses
+    if report.twin_agreed:
+        yield "up to the kill, the uninterrupted run's losses are the killed job's, bit for bit"
+    verdict = "every loss is" if report.passed else "FAILED: not every loss is"
+    allowed = f"within {100 * report.allowed_gap:.0f} % of the uninterrupted run's"
+    yield f"killed at step {report.killed_at}, resumed to step {report.steps}; {verdict} {allowed}"
+    yield f"{report.seconds:.0f} s in all"

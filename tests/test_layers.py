@@ -39,8 +39,8 @@ LEVELS = (
     ("operations",),
     ("config",),
     ("daemon",),
-    ("screen", "reports"),
-    ("cli", "demo", "demo_training", "__main__"),
+    ("screen", "failures"),
+    ("cli", "reports", "demo", "demo_training", "__main__"),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 APART = {"formats", "codec", "archive", "durable"}  # siblings that never import each other
