@@ -114,7 +114,8 @@ class FileSource:
             if descriptor is None:
                 self._close_all_but(MAX_OPEN_FILES - 1)
                 descriptor = os.open(self.paths[file], OPEN_FLAGS)
-                self._cached.setdefault(file, is_cached(descriptor))
+                if file not in self._cached:
+                    self._cached[file] = is_cached(descriptor)
             self._open[file] = descriptor
             self._readers[file] += 1
         try:
